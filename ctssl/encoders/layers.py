@@ -1,0 +1,63 @@
+"""Blocks that both encoders share: the MLP, stochastic depth, and cutting a volume into patch tokens."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear on the last dimension."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class DropPath(nn.Module):
+    """Drop a residual branch per sample, in training only (stochastic depth, Huang 2016)."""
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def draw(self, sample: Tensor) -> Tensor | None:
+        """Factor of each row from the sample it belongs to: 0 or 1 / (1 - rate); None when nothing is dropped."""
+        if self.rate == 0.0 or not self.training:
+            return None
+        kept = torch.rand(int(sample.max()) + 1, device=sample.device) >= self.rate
+        return (kept / (1.0 - self.rate))[sample]
+
+
+class PatchEmbed(nn.Module):
+    """`(B, 1, X, Y, Z)` -> `(B, x, y, z, width)`: one token per patch; the far border is padded with zeros."""
+
+    def __init__(self, width: int, *, patch: int, norm: bool) -> None:
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Conv3d(1, width, kernel_size=patch, stride=patch)
+        self.norm = nn.LayerNorm(width) if norm else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 5 or x.shape[1] != 1:
+            raise ValueError(f"an encoder takes (B, 1, X, Y, Z), got {tuple(x.shape)}; see encoder.preprocess(volume)")
+        pads = [(-size) % self.patch for size in x.shape[2:]]
+        if any(pads):
+            x = F.pad(x, (0, pads[2], 0, pads[1], 0, pads[0]))
+        x = self.proj(x).permute(0, 2, 3, 4, 1)  # (B, C, x, y, z) -> (B, x, y, z, C)
+        return x.contiguous() if self.norm is None else self.norm(x)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Truncated normal (0.02) for linear layers, zero biases, as in the published Swin and ViT."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv3d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

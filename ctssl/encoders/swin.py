@@ -1,0 +1,341 @@
+"""3D Swin Transformer (Liu 2021), numerically equal to MONAI's and to the paper's, faster on the same weights."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ctssl.encoders.attention import attend
+from ctssl.encoders.layers import DropPath, Mlp, PatchEmbed, init_weights
+from ctssl.encoders.pretrained import Pretrained
+from ctssl.encoders.windows import Group, Layout, layout, relative_index, shrink
+
+MERGE_ORDER = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))  # MONAI >= 1.5
+
+
+class WindowAttention(NamedTuple):
+    """`weights` (B, heads, windows, N, N); `origins` (windows, 3): token-grid place of each window's first slot.
+
+    N is the window's volume; slot n lies at `origin + unravel(n, window)`. Origins can be negative and slots can lie
+    outside the grid: those query nothing (zero rows).
+    """
+
+    weights: Tensor
+    origins: Tensor
+    window: tuple[int, ...]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention inside windows, with a learned bias for each relative position."""
+
+    def __init__(self, width: int, *, heads: int, window: int, qkv_bias: bool, sliced_bias: bool) -> None:
+        super().__init__()
+        self.heads, self.window, self.sliced_bias = heads, window, sliced_bias
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = nn.Linear(width, width)
+        self.bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 3, heads))
+        nn.init.trunc_normal_(self.bias_table, std=0.02)
+
+    def window_bias(self, windows: tuple[int, ...]) -> Tensor:
+        """`(heads, N, N)` for a window of this shape."""
+        index = relative_index(windows, self.window, self.sliced_bias, self.bias_table.device)
+        return self.bias_table.t()[:, index.flatten()].reshape(self.heads, *index.shape)
+
+    def group_bias(self, full: Tensor, group: Group) -> Tensor:
+        """`(heads, N, N)` of the tokens in the grid, `(heads, N, N + 1)` when the window reaches into the padding.
+
+        Padding tokens all have the key and value of a zero vector, so they act as one key whose bias is the
+        logarithm of the sum of theirs.
+        """
+        if len(group.slots) == full.shape[1]:
+            return full
+        rows = full[:, group.slots]
+        bias = rows[:, :, group.slots]
+        if len(group.pads):
+            bias = torch.cat([bias, rows[:, :, group.pads].logsumexp(-1, keepdim=True)], -1)
+        return bias
+
+    def forward(self, rows: Tensor, spans: list[tuple[int, Tensor]]) -> Tensor:
+        """`(R, C)` rows in window order; `spans` are (windows, bias) pairs that together cover them."""
+        qkv = self.qkv(rows)
+        parts = qkv.split([windows * bias.shape[1] for windows, bias in spans]) if len(spans) > 1 else [qkv]
+        mixed = [self._attend(part, bias) for part, (_, bias) in zip(parts, spans, strict=True)]
+        return self.proj(torch.cat(mixed) if len(mixed) > 1 else mixed[0])
+
+    def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        tokens = bias.shape[1]
+        width = qkv.shape[-1] // 3
+        qkv = qkv.view(-1, tokens, 3, self.heads, width // self.heads)  # (windows, N, 3, heads, d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (windows, heads, N, d)
+        if bias.shape[2] > tokens:
+            k, v = self._with_padding(k, v)
+        mixed = attend(q, k, v, bias)  # (windows, heads, N, d)
+        return mixed.transpose(1, 2).reshape(-1, width)
+
+    def _with_padding(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        windows, heads, _, depth = k.shape
+        if self.qkv.bias is None:
+            pad_k = pad_v = k.new_zeros(heads, 1, depth)
+        else:
+            _, pad_k, pad_v = self.qkv.bias.to(k.dtype).view(3, heads, 1, depth)
+        k = torch.cat([k, pad_k.expand(windows, heads, 1, depth)], 2)
+        return k, torch.cat([v, pad_v.expand(windows, heads, 1, depth)], 2)
+
+
+class Block(nn.Module):
+    """Norm, window attention, norm, MLP, with residuals; `shift` moves the windows by half in every second block."""
+
+    def __init__(self, width: int, *, heads: int, window: int, shift: int, mlp_ratio: float,
+                 qkv_bias: bool, drop_path: float, sliced_bias: bool) -> None:  # fmt: skip
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads=heads, window=window, qkv_bias=qkv_bias, sliced_bias=sliced_bias)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, rows: Tensor, plan: Layout, windows: tuple[int, ...]) -> Tensor:
+        """`(B*T, C)` rows in the order of `plan` -> the same."""
+        full = self.attn.window_bias(windows)
+        if torch.is_autocast_enabled(rows.device.type):
+            full = full.to(torch.get_autocast_dtype(rows.device.type))
+        biases = [self.attn.group_bias(full, group) for group in plan.groups]
+        keep = self.drop_path.draw(plan.sample)
+        parts = rows.split(plan.chunk_rows) if len(plan.chunks) > 1 else [rows]
+        keeps = keep.split(plan.chunk_rows) if keep is not None else [None] * len(parts)
+        done = []
+        for part, chunk, kept in zip(parts, plan.chunks, keeps, strict=True):
+            spans = [(count, biases[group]) for group, count in chunk]
+            part = part + scaled(self.attn(self.norm1(part), spans), kept)
+            done.append(part + scaled(self.mlp(self.norm2(part)), kept))
+        return torch.cat(done) if len(done) > 1 else done[0]
+
+
+class Merge(nn.Module):
+    """Patch merging: 2x2x2 neighbours side by side, norm, linear to twice the width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8 * width)
+        self.reduction = nn.Linear(8 * width, 2 * width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, x, y, z, C)` -> `(B, ceil(x/2), ceil(y/2), ceil(z/2), 2C)`."""
+        pads = [size % 2 for size in x.shape[1:4]]
+        if any(pads):
+            x = F.pad(x, (0, 0, 0, pads[2], 0, pads[1], 0, pads[0]))
+        return self.reduction(self.norm(torch.cat([x[:, i::2, j::2, k::2] for i, j, k in MERGE_ORDER], -1)))
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution, and the merging that leads to the next."""
+
+    def __init__(self, blocks: list[Block], merge: Merge | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.merge = merge
+
+
+class Swin(nn.Module, Pretrained):
+    """3D Swin. `forward(x)`: `(B, 1, X, Y, Z)` -> feature maps `(B, channels[i], ceil(X/strides[i]), ...)`, finest first.
+
+    Args:
+        width: channels of the first stage; doubled by every merging.
+        depths, heads: blocks and attention heads of each stage.
+        window: tokens along each side of an attention window.
+        patch: voxels along each side of a token.
+        merge_last: merge after the last stage too (the paper and MONAI do).
+        maps: `"before"` gives each stage's output before merging, through its own norm, and the merged end as it is
+            (the paper); `"after"` gives the patch embedding and each merged output through a norm without
+            parameters (MONAI). Weights trained with one are wrong with the other.
+        sliced_bias: MONAI's choice of position bias in windows that a small grid has shrunk.
+        drop_path: stochastic depth of the last block, growing linearly from 0; training only.
+        checkpointing: recompute each block in the backward pass: less memory, about a third more time.
+
+    Attention weights, biases and map order follow arXiv 2103.14030, MONAI `SwinTransformer` and SMIT.
+    """
+
+    def __init__(self, width: int = 48, *, depths: tuple[int, ...] = (2, 2, 8, 2), heads: tuple[int, ...] = (4, 4, 8, 16),
+                 window: int = 4, patch: int = 2, mlp_ratio: float = 4.0, qkv_bias: bool = True, patch_norm: bool = True,
+                 merge_last: bool = True, maps: str = "before", sliced_bias: bool = False, drop_path: float = 0.0,
+                 checkpointing: bool = False) -> None:  # fmt: skip
+        super().__init__()
+        if maps not in ("before", "after"):
+            raise ValueError(f"maps={maps!r}: 'before' (merging, the paper) or 'after' (MONAI)")
+        if len(depths) != len(heads):
+            raise ValueError(f"depths {depths} and heads {heads} need one number per stage each")
+        widths = [width * 2**i for i in range(len(depths))]
+        if any(w % h for w, h in zip(widths, heads, strict=True)):
+            raise ValueError(f"heads {heads} do not divide the widths {widths} of the stages")
+        self.config = dict(width=width, depths=tuple(depths), heads=tuple(heads), window=window, patch=patch,
+                           mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, patch_norm=patch_norm, merge_last=merge_last,
+                           maps=maps, sliced_bias=sliced_bias)  # fmt: skip
+        self.maps, self.checkpointing = maps, checkpointing
+        self.patch_embed = PatchEmbed(width, patch=patch, norm=patch_norm)
+        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        self.stages = nn.ModuleList()
+        for i, (stage_width, depth, count) in enumerate(zip(widths, depths, heads, strict=True)):
+            blocks = [
+                Block(stage_width, heads=count, window=window, shift=window // 2 * (j % 2), mlp_ratio=mlp_ratio,
+                      qkv_bias=qkv_bias, drop_path=next(rates), sliced_bias=sliced_bias)  # fmt: skip
+                for j in range(depth)
+            ]
+            merges = merge_last or i < len(depths) - 1
+            self.stages.append(Stage(blocks, Merge(stage_width) if merges else None))
+        self.norms = nn.ModuleList(nn.LayerNorm(w) for w in widths) if maps == "before" else None
+        self.apply(init_weights)
+        levels = len(depths) + merge_last
+        self.channels = tuple(width * 2**i for i in range(levels))
+        self.strides = tuple(patch * 2**i for i in range(levels))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.encode(self.patch_embed(x))
+
+    def encode(self, tokens: Tensor) -> list[Tensor]:
+        """`(B, x, y, z, C0)` tokens of `patch_embed`, masked or not -> feature maps, finest first."""
+        return self._run(tokens)[0]
+
+    def forward_intermediates(self, x: Tensor, *, indices: list[int] | None = None) -> list[Tensor]:
+        """Outputs `(B, C, x, y, z)` of the blocks `indices` (all when None; negative counts from the end)."""
+        wanted = _block_indices(indices, self.blocks)
+        outputs = self._run(self.patch_embed(x), keep=set(wanted))[1]
+        return [outputs[i] for i in wanted]
+
+    def attention(self, x: Tensor, *, block: int) -> WindowAttention:
+        """Attention weights of one block for an image `(B, 1, X, Y, Z)`; see `WindowAttention`."""
+        (wanted,) = _block_indices([block], self.blocks)
+        found: list[WindowAttention] = []
+
+        def look(module: nn.Module, inputs: tuple[Tensor, Layout, tuple[int, ...]]) -> None:
+            found.append(window_attention(module, *inputs, size=self._sizes[wanted], batch=x.shape[0]))
+
+        handle = self.blocks[wanted].register_forward_pre_hook(look)
+        try:
+            self._run(self.patch_embed(x))
+        finally:
+            handle.remove()
+        return found[0]
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Every block, in the order in which data meets it."""
+        return [block for stage in self.stages for block in stage.blocks]  # type: ignore[attr-defined]
+
+    def _run(self, tokens: Tensor, keep: set[int] | None = None) -> tuple[list[Tensor], dict[int, Tensor]]:
+        maps, kept, number = ([plain_norm(tokens)] if self.maps == "after" else []), {}, 0
+        self._sizes: list[tuple[int, int, int]] = []
+        for i, stage in enumerate(self.stages):
+            batch, *size, width = tokens.shape
+            rows, order = tokens.reshape(-1, width), None  # (B*T, C), order None: as in the grid
+            for block in stage.blocks:
+                plan = layout(tuple(size), block.window, block.shift, batch, rows.device)
+                rows, order = reorder(rows, order, plan), plan
+                self._sizes.append(tuple(size))
+                windows = shrink(tuple(size), block.window, block.shift)[0]
+                if self.checkpointing and torch.is_grad_enabled():
+                    rows = checkpoint(block, rows, plan, windows, use_reentrant=False)
+                else:
+                    rows = block(rows, plan, windows)
+                if keep and number in keep:
+                    kept[number] = channels_first(unorder(rows, plan).view(tokens.shape))
+                number += 1
+            tokens = unorder(rows, order).view(tokens.shape)
+            if self.norms is not None:
+                maps.append(channels_first(self.norms[i](tokens)))
+            if stage.merge is not None:
+                tokens = stage.merge(tokens)
+                if self.maps == "after":
+                    maps.append(plain_norm(tokens))
+        if self.maps == "after":
+            return [channels_first(m) for m in maps], kept
+        return maps + ([channels_first(tokens)] if self.stages[-1].merge is not None else []), kept
+
+
+class _Gather(torch.autograd.Function):
+    """Rows by a permutation; its gradient is the gather by the inverse, not a scatter."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(order, inverse)
+        return rows.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        order, inverse = ctx.saved_tensors
+        return _Gather.apply(grads[0], inverse, order), None, None
+
+
+def reorder(rows: Tensor, old: Layout | None, new: Layout) -> Tensor:
+    """Rows from grid order (`old` None) or from another layout into the order of `new`."""
+    if old is None:
+        return _Gather.apply(rows, new.order, new.inverse)
+    if old is new:
+        return rows
+    return _Gather.apply(rows, old.inverse[new.order], new.inverse[old.order])
+
+
+def unorder(rows: Tensor, plan: Layout) -> Tensor:
+    """Rows back into grid order."""
+    return _Gather.apply(rows, plan.inverse, plan.order)
+
+
+def scaled(branch: Tensor, keep: Tensor | None) -> Tensor:
+    return branch if keep is None else branch * keep[:, None].to(branch.dtype)
+
+
+def plain_norm(tokens: Tensor) -> Tensor:
+    return F.layer_norm(tokens, tokens.shape[-1:])
+
+
+def channels_first(tokens: Tensor) -> Tensor:
+    return tokens.permute(0, 4, 1, 2, 3)  # (B, x, y, z, C) -> (B, C, x, y, z)
+
+
+def window_attention(block: nn.Module, rows: Tensor, plan: Layout, windows: tuple[int, ...], *,
+                     size: tuple[int, int, int], batch: int) -> WindowAttention:  # fmt: skip
+    """The weights a block uses, computed plainly: from each group's tokens into the slots of whole windows."""
+    assert isinstance(block, Block)
+    attn, shifts = block.attn, shrink(size, block.window, block.shift)[1]
+    starts = [range(s - w if s else 0, n, w) for n, w, s in zip(size, windows, shifts, strict=True)]
+    origins = torch.cartesian_prod(*(torch.tensor(list(s)) for s in starts)).reshape(-1, 3)
+    volume = windows[0] * windows[1] * windows[2]
+    weights = rows.new_zeros(batch, attn.heads, len(origins), volume, volume)
+    full = attn.window_bias(windows)
+    qkv, row = attn.qkv(block.norm1(rows)), 0
+    counts = torch.tensor([len(s) for s in starts])
+    for group in plan.groups:
+        count = group.windows * group.tokens
+        tokens = plan.order[row : row + count : group.tokens]  # first token of each window, in the grid
+        part = qkv[row : row + count].view(group.windows, group.tokens, 3, attn.heads, -1)
+        q, k, v = part.permute(2, 0, 3, 1, 4)
+        if len(group.pads):
+            k, _ = attn._with_padding(k, v)
+        logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + attn.group_bias(full, group)
+        probs = logits.softmax(-1)  # (windows, heads, N, N or N + 1)
+        if len(group.pads):  # share the padding key's weight out as the padding tokens' biases do
+            pad_bias = full[:, group.slots][:, :, group.pads]
+            probs = torch.cat([probs[..., :-1], probs[..., -1:] * pad_bias.softmax(-1)], -1)
+        local = torch.tensor(size)
+        flat = tokens % local.prod()
+        place = torch.stack(torch.unravel_index(flat, size), -1)  # (windows, 3)
+        first = torch.stack(torch.unravel_index(group.slots[:1], windows), -1)
+        cell = torch.stack([(place[:, a] - first[:, a] - starts[a][0]) // windows[a] for a in range(3)], -1)
+        number = (cell[:, 0] * counts[1] + cell[:, 1]) * counts[2] + cell[:, 2]
+        columns = torch.cat([group.slots, group.pads])
+        target = weights[tokens // local.prod(), :, number]  # (windows, heads, volume, volume)
+        target[:, :, group.slots[:, None], columns[None]] = probs
+        weights[tokens // local.prod(), :, number] = target
+        row += count
+    return WindowAttention(weights, origins, windows)
+
+
+def _block_indices(indices: list[int] | None, blocks: list) -> list[int]:
+    if indices is None:
+        return list(range(len(blocks)))
+    bad = [i for i in indices if not -len(blocks) <= i < len(blocks)]
+    if bad:
+        raise ValueError(f"block {bad} of {len(blocks)}: choose from {-len(blocks)} to {len(blocks) - 1}")
+    return [i % len(blocks) for i in indices]

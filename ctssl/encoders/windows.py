@@ -1,0 +1,152 @@
+"""Shifted windows as groups of rows: which tokens attend to each other, and in what order to store them.
+
+The published Swin pads the token grid, rolls it by half a window, cuts it into windows and masks every pair of tokens
+that the roll brought together. Those masks only ever split a window along the axes, so the same arithmetic needs
+neither roll nor mask: each axis falls into segments (a short one at the start, whole windows, a short one at the end),
+and the products of segments are blocks of tokens that attend to themselves alone. Blocks of one shape form a `Group`.
+Tokens are kept as rows in group order, so that windows are views and every other layer is a plain matrix product.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+
+import torch
+from torch import Tensor
+
+CHUNK_ROWS = 4096  # rows worked on at a time: keeps the hidden MLP activations inside the processor's cache
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Windows of one shape along one axis: `count` of them from token `start`, each of `real` tokens inside the grid."""
+
+    start: int
+    count: int
+    real: int  # tokens of the window inside the grid
+    slot: int  # place of the first of them in the window
+    padded: int  # further tokens of the same region that lie in the padding
+
+
+@dataclass(frozen=True)
+class Group:
+    """Blocks of tokens of one shape. `slots` (N,) and `pads` (P,) are flat places in the window."""
+
+    windows: int
+    tokens: int
+    slots: Tensor
+    pads: Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The row order of one block's windows for a batch: `order` (B*T,) takes grid order to group order."""
+
+    order: Tensor
+    inverse: Tensor
+    sample: Tensor
+    groups: tuple[Group, ...]
+    chunk_rows: tuple[int, ...]
+    chunks: tuple[tuple[tuple[int, int], ...], ...]  # for each chunk (group, windows) pairs
+
+
+def shrink(size: tuple[int, ...], window: int, shift: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Window and shift per axis: an axis no longer than the window takes it whole and is not shifted."""
+    windows = tuple(min(window, n) for n in size)
+    return windows, tuple(0 if n <= window else shift for n in size)
+
+
+def segments(size: int, window: int, shift: int) -> list[Segment]:
+    """Split an axis of `size` tokens as pad, roll by `-shift`, window and mask would."""
+    padded = -(-size // window) * window
+    if shift == 0:
+        cuts = [(start, window, 0) for start in range(0, padded, window)]
+    else:
+        starts = range(shift, padded - window, window)
+        cuts = [(0, shift, window - shift), *((s, window, 0) for s in starts)]
+        cuts.append((padded - window + shift, window - shift, 0))
+    found: list[Segment] = []
+    for start, length, slot in cuts:
+        real = min(length, size - start)
+        if real <= 0:  # a window of nothing but padding has no reader
+            continue
+        last = found[-1] if found else None
+        if last and (last.real, last.slot, last.padded) == (real, slot, length - real):
+            found[-1] = Segment(last.start, last.count + 1, real, slot, last.padded)
+        else:
+            found.append(Segment(start, 1, real, slot, length - real))
+    return found
+
+
+@lru_cache(maxsize=128)
+def layout(size: tuple[int, int, int], window: int, shift: int, batch: int, device: torch.device) -> Layout:
+    """Rows, groups and chunks for a token grid; kept, since training asks for the same few over and over."""
+    windows, shifts = shrink(size, window, shift)
+    grid = torch.arange(size[0] * size[1] * size[2]).reshape(size)
+    groups, rows = [], []
+    for parts in product(*(segments(n, w, s) for n, w, s in zip(size, windows, shifts, strict=True))):
+        group, tokens = _group(grid, parts, windows, batch, device)
+        groups.append(group)
+        rows.append((tokens + torch.arange(batch)[:, None, None] * grid.numel()).flatten())
+    order = torch.cat(rows)
+    chunks = _chunks(groups)
+    return Layout(
+        order=order.to(device),
+        inverse=torch.argsort(order).to(device),
+        sample=(order // grid.numel()).to(device),
+        groups=tuple(groups),
+        chunk_rows=tuple(sum(groups[g].tokens * n for g, n in chunk) for chunk in chunks),
+        chunks=chunks,
+    )
+
+
+@lru_cache(maxsize=32)
+def relative_index(window: tuple[int, ...], full: int, sliced: bool, device: torch.device) -> Tensor:
+    """(N, N) row of the bias table, made for `full` cubed, of each pair of places in a window.
+
+    `sliced`: in a window that a small grid has shrunk, MONAI takes the first N rows and columns of the full window's
+    index, which is another relation than the true one; its weights need the same.
+    """
+    shape = (full,) * 3 if sliced else window
+    places = torch.stack(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij"), -1).flatten(0, 2)
+    delta = places[:, None] - places[None] + full - 1  # (N, N, 3), 0 .. 2 * full - 2
+    index = delta @ torch.tensor([(2 * full - 1) ** 2, 2 * full - 1, 1])
+    count = window[0] * window[1] * window[2]
+    return index[:count, :count].contiguous().to(device)
+
+
+def _group(grid, parts, windows, batch, device) -> tuple[Group, Tensor]:
+    block = grid
+    for axis, part in enumerate(parts):
+        block = block.narrow(axis, part.start, part.count * part.real)
+    (cx, nx), (cy, ny), (cz, nz) = ((part.count, part.real) for part in parts)
+    block = block.reshape(cx, nx, cy, ny, cz, nz).permute(0, 2, 4, 1, 3, 5)
+    tokens = block.reshape(cx * cy * cz, nx * ny * nz)  # (windows, tokens)
+    inside = torch.zeros(windows, dtype=torch.int8)  # 0 elsewhere, 1 in the region, 2 in the region and in the grid
+    for mark, sizes in ((1, [p.real + p.padded for p in parts]), (2, [p.real for p in parts])):
+        inside[tuple(slice(p.slot, p.slot + n) for p, n in zip(parts, sizes, strict=True))] = mark
+    places = inside.flatten()
+    group = Group(
+        windows=tokens.shape[0] * batch,
+        tokens=tokens.shape[1],
+        slots=(places == 2).nonzero()[:, 0].to(device),
+        pads=(places == 1).nonzero()[:, 0].to(device),
+    )
+    return group, tokens
+
+
+def _chunks(groups: list[Group]) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Cut the rows into pieces of about CHUNK_ROWS, at window borders."""
+    chunks, open_chunk, room = [], [], CHUNK_ROWS
+    for number, group in enumerate(groups):
+        left = group.windows
+        while left:
+            if open_chunk and room < group.tokens:
+                chunks.append(tuple(open_chunk))
+                open_chunk, room = [], CHUNK_ROWS
+            take = min(left, max(1, room // group.tokens))
+            open_chunk.append((number, take))
+            room -= take * group.tokens
+            left -= take
+    chunks.append(tuple(open_chunk))
+    return tuple(chunks)
