@@ -1,0 +1,19 @@
+"""The stated key maps from MONAI's Swin and ViT to ours."""
+
+import re
+
+MONAI_SWIN = dict(width=48, depths=(2, 2, 2, 2), heads=(3, 6, 12, 24), window=7, patch=2, patch_norm=False,
+                  maps="after", sliced_bias=True)  # fmt: skip
+RENAMED = {"relative_position_bias_table": "bias_table", "linear1": "fc1", "linear2": "fc2", "downsample": "merge"}
+
+
+def our_swin_state(state: dict) -> dict:
+    """A `monai SwinTransformer` state dict with our names; the position index is computed, not stored."""
+    return {swin_key(key): value for key, value in state.items() if not key.endswith("relative_position_index")}
+
+
+def swin_key(key: str) -> str:
+    key = re.sub(r"^layers(\d)\.0\.", lambda found: f"stages.{int(found[1]) - 1}.", key)
+    for theirs, ours in RENAMED.items():
+        key = key.replace(theirs, ours)
+    return key
