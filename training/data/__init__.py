@@ -1,0 +1,1 @@
+"""What the trainings read: which scans make a corpus, the sarcoma split, and the cache of prepared scans."""

@@ -1,0 +1,59 @@
+"""Which scans make a corpus. Reads `cases.csv` of the data folder (`CTSSL_DATA`); the test cases are in none of them.
+
+`python -m training.data.corpora` writes the sarcoma split again (it is the same each time).
+"""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+SPLIT = Path(__file__).with_name("sarcoma_split.json")
+
+
+def data_folder() -> Path:
+    folder = os.environ.get("CTSSL_DATA")
+    if not folder or not Path(folder, "cases.csv").is_file():
+        raise FileNotFoundError(f"CTSSL_DATA is {folder!r}: set it to the data folder, the one that holds cases.csv")
+    return Path(folder)
+
+
+def cases(group: str) -> list[dict[str, str]]:
+    """The rows of `cases.csv` of one group."""
+    with open(data_folder() / "cases.csv", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["group"] == group]
+
+
+def split(side: str) -> list[str]:
+    """Case ids of the sarcoma data: `"train"` (26) or `"test"` (12)."""
+    return json.loads(SPLIT.read_text())[side]
+
+
+def corpus(name: str) -> list[Path]:
+    """Scans to pretrain on: `"wild"` (uncurated public CTs) or `"self"` (training side of the sarcoma data)."""
+    if name == "wild":
+        rows = cases("wild")
+    elif name == "self":
+        train = set(split("train"))
+        rows = [row for row in cases("sarcoma") if row["id"] in train]
+    else:
+        raise ValueError(f"no corpus {name!r}: 'wild' or 'self'")
+    return [data_folder() / row["image"] for row in rows]
+
+
+def make_split(seed: int = 0, per_kernel: int = 6) -> dict[str, list[str]]:
+    """Six SOFT and six STANDARD cases drawn for testing; STS_008, whose DICOM series is in the data too, is not."""
+    rng, test = np.random.default_rng(seed), []
+    rows = cases("sarcoma")
+    for kernel in ("SOFT", "STANDARD"):
+        ids = sorted(row["id"] for row in rows if row["kernel"] == kernel and "STS_008" not in row["id"])
+        test += rng.choice(ids, per_kernel, replace=False).tolist()
+    train = sorted(row["id"] for row in rows if row["id"] not in test)
+    return {"train": train, "test": sorted(test)}
+
+
+if __name__ == "__main__":
+    SPLIT.write_text(json.dumps({"seed": 0, **make_split()}, indent=1) + "\n")
+    print(SPLIT.read_text())
