@@ -1,6 +1,11 @@
 """What models exist. Standard library only, so that asking is instant."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -9,3 +14,48 @@ class Preprocess:
 
     spacing_mm: float = 2.0
     window_hu: tuple[float, float] = (-500.0, 500.0)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One set of weights. `sha256` is that of `model.safetensors`; `repo` and `revision` are None until published.
+
+    `kind`: "encoder" or "segmenter". `encoder` and `encoder_args`: a key of `ctssl.encoders.ENCODERS` and what it is
+    called with. `corpus`: "wild", "self" or "" (not pretrained). `licence`: of the weights; `data`: what they saw.
+    """
+
+    name: str
+    kind: str
+    encoder: str
+    encoder_args: dict[str, Any] = field(default_factory=dict)
+    preprocess: Preprocess = Preprocess()
+    corpus: str = ""
+    pretext: str = ""
+    parameters: int = 0
+    repo: str | None = None
+    revision: str | None = None
+    sha256: str = ""
+    licence: str = ""
+    data: str = ""
+
+
+MODELS: dict[str, ModelSpec] = {}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the models that match, e.g. `"*mim*"`, in alphabetical order."""
+    return sorted(name for name in MODELS if fnmatchcase(name, pattern))
+
+
+def info(name: str) -> ModelSpec:
+    """What is known of a model, without loading it. Raises `ValueError`, with the nearest names, for an unknown one."""
+    if name not in MODELS:
+        raise ValueError(unknown(name))
+    return MODELS[name]
+
+
+def unknown(name: str) -> str:
+    """What to say about a name that is not in the table."""
+    near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(list_models())}."
+    return f"no model is called {name!r}; {hint} A folder with config.json, or a Hub repository owner/name, also works"

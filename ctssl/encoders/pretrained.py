@@ -1,5 +1,75 @@
-"""What an encoder can do beside `forward`: prepare a scan, embed it, be loaded, saved and shared."""
+"""What a model can do beside `forward`: take a scan, embed it, be loaded, saved and shared."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+    from typing_extensions import Self
+
+    from ctssl.volume import Volume
+    from ctssl.zoo import ModelSpec
+
+
+class _OnClass:
+    """A class method that refuses to be called on an instance, whose weights it would not touch."""
+
+    def __init__(self, function) -> None:
+        self.function = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance, owner):
+        if instance is not None:
+            name = owner.__name__
+            raise TypeError(f"from_pretrained returns a new {name} and leaves this one as it is; write "
+                            f"model = {name}.from_pretrained(...)")  # fmt: skip
+        return self.function.__get__(owner)
 
 
 class Pretrained:
-    spec = None
+    """Methods of encoders. `spec` says where the weights come from; None for an encoder that nobody trained."""
+
+    spec: ModelSpec | None = None
+
+    def preprocess(self, volume: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray]) -> Tensor:
+        """What `ctssl.read` takes -> `(1, 1, X, Y, Z)` on the model's grid: RAS+, `spec.preprocess.spacing_mm`, 0..1.
+
+        Warns about a doubtful scan and raises `ValueError` for an impossible one; see `ctssl.lint`.
+        """
+        from ctssl.inference import preprocess
+
+        return preprocess(self, volume)
+
+    def embed(self, volume: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray]) -> Tensor:
+        """`(channels[-1],)`: mean of the deepest map over the tissue of a scan of any size."""
+        from ctssl.inference import embed
+
+        return embed(self, volume)
+
+    @_OnClass
+    def from_pretrained(cls, source: str | os.PathLike, *, revision: str | None = None,
+                        offline: bool | None = None, device: str = "cpu") -> Self:  # fmt: skip
+        """`ctssl.load(...)` that insists on this class."""
+        from ctssl.loading import load
+
+        model: Any = load(source, revision=revision, offline=offline, device=device)
+        if not isinstance(model, cls):  # type: ignore[arg-type]
+            raise ValueError(f"{source} is a {type(model).__name__}; use {type(model).__name__}.from_pretrained or ctssl.load")
+        return model
+
+    def save_pretrained(self, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
+        """Write a folder that `ctssl.load` reads (float32). A folder with something in it is kept unless `overwrite`."""
+        from ctssl.loading import encoder_config, write_folder
+
+        name = self.spec.name if self.spec else Path(folder).resolve().name
+        return write_folder(self, folder, encoder_config(self, name=name), overwrite=overwrite)  # type: ignore[arg-type]
+
+    def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
+        """Save to a Hub repository `owner/name`, made if needed; returns the address of the commit."""
+        from ctssl.hub import push
+
+        return push(self, repo, private=private, token=token)

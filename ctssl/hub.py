@@ -1,0 +1,178 @@
+"""From a name, a folder or a Hub repository to a verified local folder.
+
+A model folder holds `config.json` and `model.safetensors`, the same in the wheel, on the Hub and in `save_pretrained`.
+Names of the table are looked for in `CTSSL_MODELS` (a folder of model folders), in the package, in the local Hub
+cache, on the Hub at the revision of the table. `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are respected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from ctssl.zoo import MODELS, unknown
+
+FORMAT = "ctssl-1"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def find(source: str | os.PathLike, *, revision: str | None = None, offline: bool | None = None) -> Path:
+    """The verified folder of a model. `offline=True` never asks the network.
+
+    Raises `FileNotFoundError` for what is not there and `ValueError` for what is damaged, saying what to do.
+    """
+    name = os.fspath(source)
+    if name in MODELS and revision is None:
+        return verified(_named(name, offline), sha256=MODELS[name].sha256)
+    root = os.environ.get("CTSSL_MODELS")
+    if root and re.fullmatch(r"[\w.-]+", name) and Path(root, name, CONFIG).is_file():
+        return verified(Path(root, name))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return verified(folder)
+    if folder.is_file():
+        raise ValueError(f"{name} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")
+    if name in MODELS and MODELS[name].repo:
+        name = str(MODELS[name].repo)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        if revision is not None and name in MODELS:
+            raise ValueError(f"revision={revision!r}: {name} has not been published on the Hub, so it has no revisions")
+        raise FileNotFoundError(unknown(name))
+    return verified(_download(name, revision, offline))
+
+
+def bundled() -> Path:
+    """The models that came with the package: `ctssl/_models` in a wheel, `model_cards` in a checkout."""
+    package = Path(__file__).parent
+    inside, beside = package / "_models", package.parent / "model_cards"
+    return beside if not inside.is_dir() and beside.is_dir() else inside
+
+
+def _named(name: str, offline: bool | None) -> Path:
+    spec, root = MODELS[name], os.environ.get("CTSSL_MODELS")
+    for place in [Path(root)] * bool(root) + [bundled()]:
+        if (place / name / CONFIG).is_file() or (place / name / WEIGHTS).is_file():
+            return place / name
+    if spec.repo is None:
+        looked = f"{root} (CTSSL_MODELS) and {bundled()}" if root else str(bundled())
+        raise FileNotFoundError(
+            f"{name} is not in {looked}, and it has not been published on the Hub yet; "
+            "install the ctssl wheel that carries it, or point CTSSL_MODELS to a folder of model folders"
+        )
+    return _download(spec.repo, spec.revision, offline)
+
+
+def _download(repo: str, revision: str | None, offline: bool | None) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    wanted = dict(revision=revision, allow_patterns=["*.json", WEIGHTS, "README.md"])
+    try:  # a pinned commit that is already here needs no network
+        if revision and re.fullmatch(r"[0-9a-f]{40}", revision) or offline:
+            folder = Path(snapshot_download(repo, local_files_only=True, **wanted))
+            if (folder / WEIGHTS).exists() and (folder / CONFIG).exists():
+                return folder
+        if offline:
+            raise LocalEntryNotFoundError(f"{repo} is not complete in the cache")
+    except LocalEntryNotFoundError as error:
+        if offline or constants.HF_HUB_OFFLINE:
+            raise FileNotFoundError(
+                f"{repo} is not in the local cache ({constants.HF_HUB_CACHE}) and the network is off; "
+                "load it once with a network, or give its folder"
+            ) from error
+    try:
+        return Path(snapshot_download(repo, **wanted))
+    except GatedRepoError as error:
+        raise PermissionError(f"{repo} asks you to accept its terms: do that on its page, then `hf auth login`") from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{repo} has no revision {revision!r}; leave it out, or look at the repository") from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(f"no repository {repo} on {constants.ENDPOINT} (or it is private: `hf auth login`)") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ConnectionError(
+            f"cannot reach {constants.ENDPOINT} for {repo} ({type(error).__name__}); check the network and "
+            "HF_ENDPOINT, or give the model's folder"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a model folder, checked for what every model has."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"no {CONFIG} in {folder}: a model folder holds {CONFIG} and {WEIGHTS}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); {_cure(folder)}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else type(config).__name__
+        raise ValueError(f"{path} is not a ctssl model (format {found!r}, expected {FORMAT!r}); update ctssl if it is newer")
+    missing = {"name", "kind", "encoder", "encoder_args", "preprocess", "parameters", "sha256"} - set(config)
+    if missing:
+        raise ValueError(f"{path} lacks {sorted(missing)}; {_cure(folder)}")
+    return config
+
+
+def verified(folder: Path, *, sha256: str | None = None) -> Path:
+    """The folder, once its weights have the expected sha256.
+
+    That of the table proves that the weights are the published ones; that of `config.json`, used for everything else,
+    shows damage but not malice.
+    """
+    config, weights = read_config(folder), folder / WEIGHTS
+    if not weights.is_file():
+        raise FileNotFoundError(f"no {WEIGHTS} in {folder}; {_cure(folder)}")
+    expected = sha256 or config["sha256"]
+    found = file_sha256(weights)
+    if found != expected:
+        whose = "the published model" if sha256 else CONFIG
+        raise ValueError(
+            f"{weights} is damaged or was changed: its sha256 is {found[:12]}..., {whose} says {str(expected)[:12]}...; "
+            f"{_cure(folder)}"
+        )
+    return folder
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _cure(folder: Path) -> str:
+    if bundled() in folder.parents:
+        return "reinstall it: pip install --force-reinstall --no-deps ctssl (in a checkout: git checkout model_cards)"
+    if "snapshots" in folder.parts:
+        return f"remove {folder} and load the model again to download it afresh"
+    return "copy or export the folder again"
+
+
+def push(model: Any, repo: str, *, private: bool = False, token: str | None = None) -> str:
+    """Upload what `model.save_pretrained` writes; returns the address of the commit."""
+    import tempfile
+
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ValueError(f"{repo!r} is not a Hub repository; write owner/name")
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(Path(folder, "model"))
+        try:
+            api.create_repo(repo, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo, folder_path=Path(folder, "model"), commit_message="Upload with ctssl"))
+        except (HfHubHTTPError, OSError) as error:
+            raise ConnectionError(f"cannot push to {repo} ({error}); check the network and `hf auth login`") from error
