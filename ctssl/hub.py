@@ -11,10 +11,11 @@ import hashlib
 import json
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ctssl.zoo import MODELS, unknown
+from ctssl.zoo import MODELS, ModelSpec, unknown
 
 FORMAT = "ctssl-1"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -27,7 +28,7 @@ def find(source: str | os.PathLike, *, revision: str | None = None, offline: boo
     """
     name = os.fspath(source)
     if name in MODELS and revision is None:
-        return verified(_named(name, offline), sha256=MODELS[name].sha256)
+        return _as_published(_named(name, offline), MODELS[name])
     root = os.environ.get("CTSSL_MODELS")
     if root and re.fullmatch(r"[\w.-]+", name) and Path(root, name, CONFIG).is_file():
         return verified(Path(root, name))
@@ -43,6 +44,15 @@ def find(source: str | os.PathLike, *, revision: str | None = None, offline: boo
             raise ValueError(f"revision={revision!r}: {name} has not been published on the Hub, so it has no revisions")
         raise FileNotFoundError(unknown(name))
     return verified(_download(name, revision, offline))
+
+
+def _as_published(folder: Path, spec: ModelSpec) -> Path:
+    """The folder, once its weights and its settings are those of the table."""
+    config, wanted = read_config(folder), json.loads(json.dumps(asdict(spec)))
+    changed = [key for key in ("name", "kind", "encoder", "encoder_args", "preprocess") if config[key] != wanted[key]]
+    if changed:
+        raise ValueError(f"{folder / CONFIG} is not that of {spec.name}: {', '.join(changed)} differ; {_cure(folder)}")
+    return verified(folder, sha256=spec.sha256)
 
 
 def bundled() -> Path:

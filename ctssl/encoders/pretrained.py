@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ctssl.zoo import ModelSpec
 
 
-class _OnClass:
+class on_class:
     """A class method that refuses to be called on an instance, whose weights it would not touch."""
 
     def __init__(self, function) -> None:
@@ -50,7 +50,7 @@ class Pretrained:
 
         return embed(self, volume)
 
-    @_OnClass
+    @on_class
     def from_pretrained(cls, source: str | os.PathLike, *, revision: str | None = None,
                         offline: bool | None = None, device: str = "cpu") -> Self:  # fmt: skip
         """`ctssl.load(...)` that insists on this class."""

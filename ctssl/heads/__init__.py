@@ -1,0 +1,14 @@
+"""The segmentation heads and what they have in common.
+
+A head is an `nn.Module`: `Head(channels, strides, classes)`, with what an encoder says of its maps;
+`forward(image (B, 1, X, Y, Z), maps) -> logits (B, classes, X, Y, Z)` at full resolution, for sizes of any kind. It
+knows nothing else of the encoder.
+
+To add one: write `ctssl/heads/<name>.py` and add a line to `HEADS`.
+"""
+
+from ctssl.heads.linear import Linear
+from ctssl.heads.smit import Smit
+from ctssl.heads.unetr import Unetr
+
+HEADS = {"linear": Linear, "smit": Smit, "unetr": Unetr}

@@ -1,0 +1,24 @@
+"""The plainest head: what a linear map of the features knows about the classes."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Linear(nn.Module):
+    """Each map through a 1x1x1 convolution, brought to full resolution linearly, and summed."""
+
+    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.project = nn.ModuleList(nn.Conv3d(c, classes, 1) for c in channels)
+        self.strides = strides
+
+    def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
+        size = image.shape[2:]
+        total = None
+        for project, stride, features in zip(self.project, self.strides, maps, strict=True):
+            logits = project(features)
+            logits = F.interpolate(logits, scale_factor=float(stride), mode="trilinear")
+            logits = logits[..., : size[0], : size[1], : size[2]]
+            total = logits if total is None else total + logits
+        assert total is not None
+        return total

@@ -1,0 +1,86 @@
+"""An encoder with a head: scans in, masks out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ctssl.encoders.pretrained import Pretrained, on_class
+from ctssl.heads import HEADS
+from ctssl.volume import Volume
+
+
+class Segmenter(nn.Module):
+    """`forward(x)`: `(B, 1, X, Y, Z)` as `preprocess` gives it -> logits `(B, classes, X, Y, Z)`.
+
+    Args:
+        encoder: an encoder (`ctssl.load`); its `spec` says how scans are prepared.
+        head: a key of `ctssl.heads.HEADS`.
+        classes: with the background.
+        labels: names of the classes, `{1: "tumour"}`.
+        window: voxels along each side of the pieces in which `segment` works, those of the crops of the training.
+        parent: name of the pretrained encoder, for `config.json`.
+    """
+
+    def __init__(self, encoder: Any, *, head: str = "unetr", classes: int = 2, labels: dict[int, str] | None = None,
+                 window: int = 64, parent: str = "") -> None:  # fmt: skip
+        super().__init__()
+        if head not in HEADS:
+            raise ValueError(f"no head is called {head!r}; there are {sorted(HEADS)}")
+        if classes < 2:
+            raise ValueError(f"classes={classes}: at least 2, the background is one")
+        self.encoder = encoder
+        self.head = HEADS[head](encoder.channels, encoder.strides, classes)
+        self.head_name, self.classes, self.window = head, classes, window
+        self.labels = labels or ({1: "tumour"} if classes == 2 else {i: f"class {i}" for i in range(1, classes)})
+        self.parent = parent or (encoder.spec.name if encoder.spec else "")
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(image, self.encoder(image))
+
+    preprocess = Pretrained.preprocess
+
+    @property
+    def spec(self):
+        """That of the encoder."""
+        return self.encoder.spec
+
+    def segment(self, source: Volume | str | os.PathLike | tuple, *, overlap: float = 0.5, progress: bool = False) -> Volume:
+        """Labels (uint8) of a scan of any size, on the scan's own grid. `source`: what `ctssl.read` takes."""
+        from ctssl.inference import segment
+
+        return segment(self, source, overlap=overlap, progress=progress)
+
+    @on_class
+    def from_pretrained(cls, source: str | os.PathLike, *, revision: str | None = None,
+                        offline: bool | None = None, device: str = "cpu") -> Segmenter:  # fmt: skip
+        """`ctssl.load_segmenter(...)`."""
+        from ctssl.loading import load_segmenter
+
+        return load_segmenter(source, revision=revision, offline=offline, device=device)
+
+    def save_pretrained(self, folder: str | os.PathLike, *, overwrite: bool = False, half: bool = False,
+                        extra: dict[str, str] | None = None) -> Path:  # fmt: skip
+        """Write a folder that `ctssl.load_segmenter` reads; `extra` are more text files for it."""
+        from ctssl.loading import encoder_config, write_folder
+
+        config = encoder_config(self.encoder, name=Path(folder).resolve().name)
+        config |= {"name": Path(folder).resolve().name, "kind": "segmenter", "head": self.head_name,
+                   "labels": {str(k): v for k, v in self.labels.items()}, "window": self.window, "parent": self.parent,
+                   "parameters": sum(p.numel() for p in self.parameters())}  # fmt: skip
+        return write_folder(self, folder, config, half=half, overwrite=overwrite, extra=extra)
+
+    push_to_hub = Pretrained.push_to_hub
+
+
+def segmenter_settings(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Arguments of `Segmenter` from a `config.json`."""
+    try:
+        labels = {int(k): str(v) for k, v in config["labels"].items()}
+        return dict(head=config["head"], classes=len(labels) + 1, labels=labels, window=int(config["window"]),
+                    parent=config.get("parent", ""))  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder}/config.json is not that of a segmenter ({error!r}); export it again") from error
