@@ -178,11 +178,11 @@ def push(model: Any, repo: str, *, private: bool = False, token: str | None = No
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise ValueError(f"{repo!r} is not a Hub repository; write owner/name")
-    api = HfApi(token=token)
+    api, name = HfApi(token=token), repo.split("/")[1]
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(Path(folder, "model"))
+        model.save_pretrained(Path(folder, name))
         try:
             api.create_repo(repo, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo, folder_path=Path(folder, "model"), commit_message="Upload with ctssl"))
+            return str(api.upload_folder(repo_id=repo, folder_path=Path(folder, name), commit_message="Upload with ctssl"))
         except (HfHubHTTPError, OSError) as error:
             raise ConnectionError(f"cannot push to {repo} ({error}); check the network and `hf auth login`") from error

@@ -16,5 +16,6 @@ To add one: write `ctssl/encoders/<name>.py` and add a line to `ENCODERS`.
 """
 
 from ctssl.encoders.swin import Swin
+from ctssl.encoders.vit import ViT
 
-ENCODERS = {"swin": Swin}
+ENCODERS = {"swin": Swin, "vit": ViT}

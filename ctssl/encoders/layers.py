@@ -61,3 +61,17 @@ def init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def channels_first(tokens: Tensor) -> Tensor:
+    return tokens.permute(0, 4, 1, 2, 3)  # (B, x, y, z, C) -> (B, C, x, y, z)
+
+
+def block_indices(indices: list[int] | None, count: int) -> list[int]:
+    """Numbers of blocks from 0, for `indices` that may be negative; all of them for None."""
+    if indices is None:
+        return list(range(count))
+    bad = [i for i in indices if not -count <= i < count]
+    if bad:
+        raise ValueError(f"block {bad} of {count}: choose from {-count} to {count - 1}")
+    return [i % count for i in indices]

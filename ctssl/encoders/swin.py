@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ctssl.encoders.attention import attend
-from ctssl.encoders.layers import DropPath, Mlp, PatchEmbed, init_weights
+from ctssl.encoders.layers import DropPath, Mlp, PatchEmbed, block_indices, channels_first, init_weights
 from ctssl.encoders.pretrained import Pretrained
 from ctssl.encoders.windows import Group, Layout, layout, relative_index, shrink
 
@@ -200,13 +200,13 @@ class Swin(nn.Module, Pretrained):
 
     def forward_intermediates(self, x: Tensor, *, indices: list[int] | None = None) -> list[Tensor]:
         """Outputs `(B, C, x, y, z)` of the blocks `indices` (all when None; negative counts from the end)."""
-        wanted = _block_indices(indices, self.blocks)
+        wanted = block_indices(indices, len(self.blocks))
         outputs = self._run(self.patch_embed(x), keep=set(wanted))[1]
         return [outputs[i] for i in wanted]
 
     def attention(self, x: Tensor, *, block: int) -> WindowAttention:
         """Attention weights of one block for an image `(B, 1, X, Y, Z)`; see `WindowAttention`."""
-        (wanted,) = _block_indices([block], self.blocks)
+        (wanted,) = block_indices([block], len(self.blocks))
         found: list[WindowAttention] = []
 
         def look(module: nn.Module, inputs: tuple[Tensor, Layout, tuple[int, ...]]) -> None:
@@ -290,10 +290,6 @@ def plain_norm(tokens: Tensor) -> Tensor:
     return F.layer_norm(tokens, tokens.shape[-1:])
 
 
-def channels_first(tokens: Tensor) -> Tensor:
-    return tokens.permute(0, 4, 1, 2, 3)  # (B, x, y, z, C) -> (B, C, x, y, z)
-
-
 def window_attention(block: nn.Module, rows: Tensor, plan: Layout, windows: tuple[int, ...], *,
                      size: tuple[int, int, int], batch: int) -> WindowAttention:  # fmt: skip
     """The weights a block uses, computed plainly: from each group's tokens into the slots of whole windows."""
@@ -330,12 +326,3 @@ def window_attention(block: nn.Module, rows: Tensor, plan: Layout, windows: tupl
         weights[tokens // local.prod(), :, number] = target
         row += count
     return WindowAttention(weights, origins, windows)
-
-
-def _block_indices(indices: list[int] | None, blocks: list) -> list[int]:
-    if indices is None:
-        return list(range(len(blocks)))
-    bad = [i for i in indices if not -len(blocks) <= i < len(blocks)]
-    if bad:
-        raise ValueError(f"block {bad} of {len(blocks)}: choose from {-len(blocks)} to {len(blocks) - 1}")
-    return [i % len(blocks) for i in indices]

@@ -18,7 +18,7 @@ class MaskedImageModelling(nn.Module):
     def __init__(self, encoder: nn.Module, *, block: int = 16, ratio: float = 0.75) -> None:
         super().__init__()
         self.encoder, self.ratio = encoder, ratio
-        self.patch = encoder.strides[0] if encoder.maps == "before" else encoder.patch_embed.patch  # type: ignore[operator]
+        self.patch: int = encoder.patch_embed.patch  # type: ignore[assignment]
         if block % self.patch:
             raise ValueError(f"block={block} must be a multiple of the encoder's patch, {self.patch} voxels")
         self.block = block // self.patch  # in tokens

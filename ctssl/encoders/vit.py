@@ -1,0 +1,156 @@
+"""3D Vision Transformer (arXiv 2010.11929), numerically equal to MONAI's on the same weights."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ctssl.encoders.layers import DropPath, Mlp, PatchEmbed, block_indices, channels_first, init_weights
+from ctssl.encoders.pretrained import Pretrained
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention among all tokens."""
+
+    def __init__(self, width: int, *, heads: int, qkv_bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = nn.Linear(width, width)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`(B, N, C)` -> queries, keys, values, each `(B, heads, N, d)`."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = F.scaled_dot_product_attention(*self.split(x))  # (B, heads, N, d)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Norm, attention, norm, MLP, with residuals."""
+
+    def __init__(self, width: int, *, heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads=heads, qkv_bias=qkv_bias)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        keep = self.drop_path.draw(torch.arange(len(x), device=x.device))
+        scale = 1.0 if keep is None else keep[:, None, None].to(x.dtype)
+        x = x + scale * self.attn(self.norm1(x))
+        return x + scale * self.mlp(self.norm2(x))
+
+
+class ViT(nn.Module, Pretrained):
+    """3D ViT. `forward(x)`: `(B, 1, X, Y, Z)` -> `maps` feature maps `(B, width, ceil(X/patch), ...)`, shallowest first.
+
+    The maps come from blocks spread evenly over the depth. The last one goes through the final norm, the others through
+    a norm without parameters.
+
+    Args:
+        width, depth, heads: channels, blocks, attention heads.
+        patch: voxels along each side of a token.
+        grid: tokens along each axis for which positions are learned; other sizes interpolate them.
+        maps: number of feature maps.
+        drop_path: stochastic depth of the last block, growing linearly from 0; training only.
+        checkpointing: recompute each block in the backward pass: less memory, about a third more time.
+    """
+
+    def __init__(self, width: int = 768, *, depth: int = 12, heads: int = 12, patch: int = 16, grid: tuple[int, ...] = (6, 6, 6),
+                 mlp_ratio: float = 4.0, qkv_bias: bool = False, maps: int = 4, drop_path: float = 0.0,
+                 checkpointing: bool = False) -> None:  # fmt: skip
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads do not divide the width {width}")
+        if not 1 <= maps <= depth:
+            raise ValueError(f"maps={maps}: from 1 to depth={depth}")
+        self.config = dict(width=width, depth=depth, heads=heads, patch=patch, grid=tuple(grid), mlp_ratio=mlp_ratio,
+                           qkv_bias=qkv_bias, maps=maps)  # fmt: skip
+        self.checkpointing = checkpointing
+        self.patch_embed = PatchEmbed(width, patch=patch, norm=False)
+        self.positions = nn.Parameter(sine_positions(tuple(grid), width))
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(
+            Block(width, heads=heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop_path=rate) for rate in rates
+        )
+        self.norm = nn.LayerNorm(width)
+        self.apply(init_weights)
+        self.taken = [round((i + 1) * depth / maps) - 1 for i in range(maps)]
+        self.channels, self.strides = (width,) * maps, (patch,) * maps
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.encode(self.patch_embed(x))
+
+    def encode(self, tokens: Tensor) -> list[Tensor]:
+        """`(B, x, y, z, C)` tokens of `patch_embed`, masked or not -> feature maps."""
+        kept = self._run(self._placed(tokens), keep=set(self.taken))
+        maps = [F.layer_norm(kept[i], kept[i].shape[-1:]) for i in self.taken[:-1]] + [self.norm(kept[self.taken[-1]])]
+        return [channels_first(m.unflatten(1, tokens.shape[1:4])) for m in maps]
+
+    def encode_tokens(self, tokens: Tensor, positions: Tensor, *, grid: tuple[int, ...] | None = None) -> Tensor:
+        """Any choice of tokens `(B, N, C)` at the grid places `positions` `(B, N, 3)` -> `(B, N, C)`, normed.
+
+        `grid`: the token grid that the places refer to; by default that of the learned positions.
+        """
+        table = self.position_grid(grid or self.positions.shape[:3])
+        i, j, k = positions.long().unbind(-1)
+        return self.norm(self._run(tokens + table[i, j, k].to(tokens.dtype), keep=set())[-1])
+
+    def position_grid(self, grid: tuple[int, ...]) -> Tensor:
+        """`(*grid, C)`: the learned positions, interpolated where the grid differs from theirs."""
+        if tuple(grid) == tuple(self.positions.shape[:3]):
+            return self.positions
+        table = self.positions.float().permute(3, 0, 1, 2)[None]  # (1, C, x, y, z)
+        return F.interpolate(table, tuple(grid), mode="trilinear")[0].permute(1, 2, 3, 0)
+
+    def forward_intermediates(self, x: Tensor, *, indices: list[int] | None = None) -> list[Tensor]:
+        """Outputs `(B, C, x, y, z)` of the blocks `indices` (all when None; negative counts from the end)."""
+        wanted = block_indices(indices, len(self.blocks))
+        tokens = self.patch_embed(x)
+        kept = self._run(self._placed(tokens), keep=set(wanted))
+        return [channels_first(kept[i].unflatten(1, tokens.shape[1:4])) for i in wanted]
+
+    def attention(self, x: Tensor, *, block: int) -> Tensor:
+        """Attention weights `(B, heads, N, N)` of one block; token n lies at `unravel(n, token grid)`."""
+        (wanted,) = block_indices([block], len(self.blocks))
+        tokens = self._placed(self.patch_embed(x))
+        if wanted:
+            tokens = self._run(tokens, keep={wanted - 1})[wanted - 1]
+        module: Block = self.blocks[wanted]  # type: ignore[assignment]
+        q, k, _ = module.attn.split(module.norm1(tokens))
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+
+    def _placed(self, tokens: Tensor) -> Tensor:
+        return (tokens + self.position_grid(tokens.shape[1:4]).to(tokens.dtype)).flatten(1, 3)  # (B, x*y*z, C)
+
+    def _run(self, x: Tensor, keep: set[int]) -> dict[int, Tensor]:
+        """Outputs of the blocks `keep`; key -1 is the last one."""
+        kept = {}
+        for i, block in enumerate(self.blocks):
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)  # type: ignore[assignment]
+            else:
+                x = block(x)
+            if i in keep:
+                kept[i] = x
+        kept[-1] = x
+        return kept
+
+
+def sine_positions(grid: tuple[int, ...], width: int) -> Tensor:
+    """`(*grid, width)`: sines and cosines of each coordinate, a third of the channels each (arXiv 1706.03762)."""
+    pairs = width // 6
+    rates = 1.0 / 10000 ** (torch.arange(pairs) / max(pairs, 1))
+    parts = []
+    for axis, size in enumerate(grid):
+        shape = [1, 1, 1, pairs]
+        shape[axis] = size
+        angle = (torch.arange(size)[:, None] * rates).view(shape).expand(*grid, pairs)
+        parts += [angle.sin(), angle.cos()]
+    parts.append(torch.zeros(*grid, width - 6 * pairs))
+    return torch.cat(parts, -1) * 0.1
