@@ -5,20 +5,44 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-_HOMES = {"Volume": "volume", "read": "volume"}
-__all__ = ["Volume", "__version__", "read"]  # noqa: RUF022
+_HOMES = {
+    "Report": "finetuning",
+    "Segmenter": "heads.segmenter",
+    "Settings": "finetuning",
+    "Swin": "encoders.swin",
+    "ViT": "encoders.vit",
+    "Volume": "volume",
+    "finetune": "finetuning",
+    "info": "zoo",
+    "list_models": "zoo",
+    "load": "loading",
+    "load_segmenter": "loading",
+    "read": "volume",
+    "segmenter": "loading",
+}  # names are imported when they are first used: `import ctssl` is instant
 
 
 def __getattr__(name: str):
     if name not in _HOMES:
-        raise AttributeError(f"module 'ctssl' has no {name!r}; it has {', '.join(sorted(__all__))}")
+        raise AttributeError(f"module 'ctssl' has no attribute {name!r}; it has {', '.join(sorted(_HOMES))}")
     return getattr(import_module(f"ctssl.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*_HOMES, "__version__"])
 
 
 if TYPE_CHECKING:
+    from ctssl.encoders.swin import Swin as Swin
+    from ctssl.encoders.vit import ViT as ViT
+    from ctssl.finetuning import Report as Report
+    from ctssl.finetuning import Settings as Settings
+    from ctssl.finetuning import finetune as finetune
+    from ctssl.heads.segmenter import Segmenter as Segmenter
+    from ctssl.loading import load as load
+    from ctssl.loading import load_segmenter as load_segmenter
+    from ctssl.loading import segmenter as segmenter
     from ctssl.volume import Volume as Volume
     from ctssl.volume import read as read
+    from ctssl.zoo import info as info
+    from ctssl.zoo import list_models as list_models

@@ -1,0 +1,212 @@
+"""The `ctssl` command: a thin layer over the functions of the package.
+
+Exit codes: 0 done; 1 failed while working; 2 wrong arguments or input, with a line that says what to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from dataclasses import asdict
+from typing import Any
+
+import ctssl
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = _parser().parse_args(argv)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        args.run(args)
+    except (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError) as error:
+        print(f"ctssl {args.command}: {error}", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError, MemoryError) as error:
+        print(f"ctssl {args.command}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nctssl {args.command}: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ctssl", description=ctssl.__doc__)
+    parser.add_argument("--version", action="version", version=f"ctssl {ctssl.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", action="store_true", help="print one JSON object for a program to read")
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("list", _list, "the models that exist")
+    sub.add_argument("pattern", nargs="?", default="*", help="such as '*mim*'")
+    sub = command("info", _info, "what is known of a model")
+    sub.add_argument("name")
+    sub = command("embed", _embed, "features of a scan, one vector")
+    sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder")
+    sub.add_argument("out", nargs="?", help="file.npy (without it, the vector is printed)")
+    sub.add_argument("--model", default="swin-wild-mim", help="name, folder or repository (default: %(default)s)")
+    _common(sub)
+    sub = command("segment", _segment, "a mask for a scan, on the scan's own grid")
+    sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder")
+    sub.add_argument("out", help="OUT.nii.gz")
+    sub.add_argument("--model", required=True, help="a segmenter: folder of `ctssl finetune`, name or repository")
+    sub.add_argument("--overlay", metavar="PNG", help="also a picture of the mask on the scan")
+    _common(sub)
+    sub = command("finetune", _finetune, "train a segmenter on labelled scans; hold cases out and report their DSC")
+    sub.add_argument("data", nargs="?", help="folder with images/ and labels/")
+    sub.add_argument("--images", help="folder of scans, with --labels instead of DATA")
+    sub.add_argument("--labels", help="folder of masks with the names of the scans")
+    sub.add_argument("--out", required=True, help="folder for the segmenter")
+    sub.add_argument("--model", default="swin-wild-mim", help="encoder: name, folder or repository (default: %(default)s)")
+    sub.add_argument("--head", default="unetr", help="segmentation head (default: %(default)s)")
+    sub.add_argument("--hold-out", default="0.2", help="share of cases, or case names with commas (default: %(default)s)")
+    sub.add_argument("--steps", type=int, help="training steps (default: 600)")
+    sub.add_argument("--batch", type=int, help="crops per step (default: 4)")
+    sub.add_argument("--crop", type=int, help="voxels along each side of a crop (default: 64)")
+    sub.add_argument("--seed", type=int, help="default: 0")
+    sub.add_argument("--from-scratch", action="store_true", help="forget the pretrained weights, to see what they are worth")
+    sub.add_argument("--overwrite", action="store_true")
+    sub.add_argument("--device", default="auto")
+    sub = command("demo", _demo, "the first five minutes: a phantom (or your scan), its features, a mask")
+    sub.add_argument("scan", nargs="?", help="your own scan instead of the phantom")
+    sub.add_argument("--model", help="a segmenter, for a mask")
+    sub.add_argument("--out", default="ctssl-demo", help="folder (default: %(default)s)")
+    return parser
+
+
+def _common(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--series", help="SeriesInstanceUID, when a DICOM folder holds several")
+    sub.add_argument("--device", default="cpu")
+    sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def _list(args: argparse.Namespace) -> None:
+    names = ctssl.list_models(args.pattern)
+    if args.json:
+        print(json.dumps([asdict(ctssl.info(name)) for name in names]))
+        return
+    if not names:
+        raise ValueError(f"no model matches {args.pattern!r}; `ctssl list` shows all")
+    rows = [(s.name, s.kind, s.encoder, f"{s.parameters / 1e6:.1f} M", s.corpus, s.pretext) for s in map(ctssl.info, names)]
+    rows.insert(0, ("name", "kind", "encoder", "size", "corpus", "pretext"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _info(args: argparse.Namespace) -> None:
+    spec = asdict(ctssl.info(args.name))
+    if args.json:
+        print(json.dumps(spec))
+        return
+    for key, value in spec.items():
+        print(f"{key:13} {value if value not in (None, '') else '-'}")
+    print(f"\nload it: ctssl.load({args.name!r})")
+
+
+def _embed(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    import numpy as np
+
+    if args.out:
+        _free(args.out, args.overwrite, ".npy")
+    encoder = ctssl.load(args.model, device=args.device)
+    vector = encoder.embed(ctssl.read(args.scan, series=args.series)).numpy()
+    if args.out:
+        np.save(Path(args.out), vector)
+    if args.json:
+        print(json.dumps({"model": args.model, "scan": args.scan, "out": args.out, "embedding": vector.tolist()}))
+    elif args.out:
+        print(f"{len(vector)} features of {args.scan} in {args.out}")
+    else:
+        print(" ".join(f"{v:.6g}" for v in vector))
+
+
+def _segment(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    _free(args.out, args.overwrite, ".nii", ".nii.gz")
+    if args.overlay:
+        _free(args.overlay, args.overwrite, ".png")
+    model = ctssl.load_segmenter(args.model, device=args.device)
+    scan = ctssl.read(args.scan, series=args.series)
+    mask = model.segment(scan, progress=not args.json)
+    mask.save(args.out, overwrite=args.overwrite)
+    if args.overlay:
+        from ctssl.pictures import overlay
+
+        overlay(scan, mask, args.overlay, title=f"{scan.name}: {args.model}")
+    ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
+    volumes = {name: round(float((mask.array == k).sum()) * ml, 3) for k, name in model.labels.items()}
+    if args.json:
+        print(json.dumps({"mask": args.out, "overlay": args.overlay, "volume_ml": volumes}))
+        return
+    found = ", ".join(f"{name} {value:.1f} ml" if value else f"no {name} found" for name, value in volumes.items())
+    print(f"{args.out}: {found}" + (f"; picture {args.overlay}" if args.overlay else ""))
+
+
+def _finetune(args: argparse.Namespace) -> None:
+    from ctssl.finetuning import Settings
+
+    try:
+        hold_out: float | list[str] = float(args.hold_out)
+    except ValueError:
+        hold_out = [name.strip() for name in args.hold_out.split(",") if name.strip()]
+    chosen = {key: getattr(args, key) for key in ("steps", "batch", "crop", "seed") if getattr(args, key) is not None}
+    report = ctssl.finetune(
+        args.data, images=args.images, labels=args.labels, out=args.out, model=args.model, head=args.head, hold_out=hold_out,
+        settings=Settings(**chosen), from_scratch=args.from_scratch, device=args.device, overwrite=args.overwrite,
+        progress=not args.json,
+    )  # fmt: skip
+    if args.json:
+        print(json.dumps({"model": str(report.folder), "held_out": report.held_out,
+                          "mean_dsc": report.mean_dsc if report.held_out else None, "train": report.train}))  # fmt: skip
+        return
+    for case, scores in report.held_out.items():
+        print(f"{case:24} " + "  ".join(f"{name} DSC {value:.3f}" for name, value in scores.items()))
+    if report.held_out:
+        print(f"{'mean of ' + str(len(report.held_out)) + ' held-out cases':24} DSC {report.mean_dsc:.3f}")
+    print(f"\n{report.folder} is ready. Next: ctssl segment SCAN OUT.nii.gz --model {report.folder}")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from ctssl.demo import demo
+
+    written = demo(args.scan, out=args.out, model=args.model, progress=not args.json)
+    if args.json:
+        print(json.dumps(written))
+        return
+    if "scan" in written:
+        print(f"scan      {written['scan']}  (a phantom: chest, known HU; its tumour: {written['truth']})")
+    print(f"features  {written['features']}  (three principal components as colours; {written['encoder']})")
+    if "mask" in written:
+        print(f"mask      {written['mask']}  {written['volume_ml']} ml\noverlay   {written['overlay']}")
+    if "scan" in written:
+        print("\nThe phantom shows that everything works, not how accurate it is.")
+    print("\nNext:\n  ctssl embed SCAN.nii.gz features.npy            one vector for your own scan")
+    print("  ctssl finetune DATA --out my-model              a segmenter from your labels (DATA/images, DATA/labels)")
+    print("  ctssl segment SCAN.nii.gz MASK.nii.gz --model my-model")
+
+
+def _free(path: str, overwrite: bool, *endings: str) -> None:
+    """Complain about an output before hours of work, not after."""
+    from pathlib import Path
+
+    if not path.endswith(endings):
+        raise ValueError(f"cannot write {path}: its name must end in {' or '.join(endings)}")
+    if Path(path).exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another name, or add --overwrite")
+    if not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder {Path(path).parent} to write {Path(path).name} in; make it first")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""A user's first five minutes: a scan, its features in colour, and a mask where there is a segmenter."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctssl.inference import feature_map, prepared
+from ctssl.loading import load, load_segmenter
+from ctssl.phantom import phantom
+from ctssl.pictures import features, overlay, principal_colours
+from ctssl.volume import Volume, read
+from ctssl.zoo import list_models, info
+
+
+def demo(scan: str | os.PathLike | None = None, *, out: str | os.PathLike = "ctssl-demo", model: str | None = None,
+         encoder: str | None = None, progress: bool = True) -> dict[str, Any]:  # fmt: skip
+    """Write a phantom (unless there is a scan), its features as a picture, and a mask if `model` names a segmenter.
+
+    Returns what was written, by name. Files of an earlier demo in `out` are replaced, others are not touched.
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; choose another folder (--out)")
+    net = load_segmenter(model) if model else None
+    named = encoder or next((name for name in list_models() if info(name).kind == "encoder"), None)
+    if named is None and net is None:
+        raise FileNotFoundError("this ctssl carries no encoder")
+    backbone = load(named) if named else net.encoder  # type: ignore[union-attr]
+    volume, truth = (read(scan), None) if scan else phantom()
+    folder.mkdir(parents=True, exist_ok=True)
+    written: dict[str, Any] = {"encoder": named or model}
+    if truth is not None:
+        written["scan"] = str(volume.save(folder / "phantom.nii.gz", overwrite=True))
+        written["truth"] = str(truth.save(folder / "phantom-tumour.nii.gz", overwrite=True))
+    written |= picture_features(backbone, volume, folder / "features.png", title=f"{volume.name}: features of {named or model}",
+                                progress=progress)  # fmt: skip
+    if net is not None:
+        mask = net.segment(volume, progress=progress)
+        written["mask"] = str(mask.save(folder / "mask.nii.gz", overwrite=True))
+        written["overlay"] = str(overlay(volume, mask, folder / "overlay.png", outline=truth, title=f"{volume.name}: {model}"))
+        voxel_ml = abs(np.linalg.det(mask.affine[:3, :3])) / 1000
+        written["volume_ml"] = {name: round(float((mask.array == k).sum() * voxel_ml), 2) for k, name in net.labels.items()}
+    return written
+
+
+def picture_features(encoder: Any, volume: Volume, path: Path, *, title: str, progress: bool) -> dict[str, Any]:
+    """The finest map that has context, in colours, and the embedding of the scan."""
+    import torch
+
+    scan = prepared(encoder, volume)
+    image = torch.from_numpy(scan.array)[None, None]
+    level = 1 if len(encoder.strides) > 2 and len(set(encoder.strides)) > 1 else -1
+    found = feature_map(encoder, image, level=level, progress=progress).numpy()
+    stride = encoder.strides[level]
+    tissue = torch.nn.functional.max_pool3d(image, stride, ceil_mode=True)[0, 0].numpy() > 0.3
+    affine = scan.affine.copy()
+    affine[:3, 3] = (scan.affine @ [*[(stride - 1) / 2] * 3, 1])[:3]
+    affine[:3, :3] *= stride
+    tissue = tissue if tissue.sum() > 10 else np.ones_like(tissue)
+    colours = principal_colours(found, tissue)
+    written = features(volume, colours, path, affine=affine, title=title)
+    return {"features": str(written), "embedding": int(encoder.channels[-1])}

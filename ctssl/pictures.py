@@ -1,0 +1,107 @@
+"""Slices, features and masks as PNG files, in the radiological view (patient's right on the left)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ctssl.volume import Volume, resample, working_grid
+
+COLOURS = ((0.90, 0.15, 0.20), (0.10, 0.60, 0.95), (0.20, 0.75, 0.30), (0.95, 0.70, 0.10))
+
+
+def display_grid(volume: Volume, *others: np.ndarray | Volume, spacing_mm: float = 1.5) -> list[np.ndarray]:
+    """The scan and masks on its grid, on one isotropic RAS+ grid for viewing."""
+    shape, affine = working_grid(volume, spacing_mm)
+    arrays = [volume.array] + [o.array if isinstance(o, Volume) else o for o in others]
+    fills = [float(volume.array.min())] + [0.0] * len(others)
+    return [resample(a, volume.affine, shape, affine, fill=f) for a, f in zip(arrays, fills, strict=True)]
+
+
+def overlay(volume: Volume, mask: Volume, path: str | os.PathLike, *, window_hu: tuple[float, float] = (-160.0, 240.0),
+            title: str = "", outline: Volume | None = None) -> Path:  # fmt: skip
+    """Three slices through the largest cut of the mask, with the mask in colour; `outline` is drawn as a white line."""
+    arrays = display_grid(volume, *(Volume((mask.array == k).astype(np.float32), mask.affine) for k in _labels(mask)))
+    ct, masks = arrays[0], [m > 0.5 for m in arrays[1:]]
+    truth = display_grid(volume, Volume((outline.array > 0).astype(np.float32), outline.affine))[1] if outline else None
+    where = [int(w) for w in _centre(np.any(masks, 0) if masks else np.zeros_like(ct, bool), truth)]
+    figure, axes = _figure(3)
+    for axis, name, ax in zip((2, 1, 0), ("axial", "coronal", "sagittal"), axes, strict=True):
+        picture = _grey(_cut(ct, axis, where[axis]), window_hu)
+        for number, one in enumerate(masks):
+            chosen = _cut(one, axis, where[axis])
+            picture[chosen] = 0.55 * picture[chosen] + 0.45 * np.array(COLOURS[number % len(COLOURS)])
+        ax.imshow(picture)
+        if truth is not None and (_cut(truth, axis, where[axis]) > 0.5).any():
+            ax.contour(_cut(truth, axis, where[axis]), levels=[0.5], colors="white", linewidths=0.8)
+        ax.set_title(name, fontsize=9)
+    return _write(figure, path, title)
+
+
+def features(volume: Volume, colours: np.ndarray, path: str | os.PathLike, *, affine: np.ndarray,
+             window_hu: tuple[float, float] = (-500.0, 500.0), title: str = "") -> Path:  # fmt: skip
+    """An axial and a coronal slice, each beside the features at the same place; `colours` `(x, y, z, 3)` on a grid `affine`."""
+    shape, view = working_grid(volume, 1.5)
+    ct = resample(volume.array, volume.affine, shape, view, fill=float(volume.array.min()))
+    paint = np.stack([resample(colours[..., c], affine, shape, view) for c in range(3)], -1)
+    figure, axes = _figure(4)
+    for axis, pair, name in ((2, axes[:2], "axial"), (1, axes[2:], "coronal")):
+        middle = shape[axis] // 2
+        pair[0].imshow(_grey(_cut(ct, axis, middle), window_hu))
+        pair[0].set_title(f"{name} slice", fontsize=9)
+        pair[1].imshow(np.clip(np.stack([_cut(paint[..., c], axis, middle) for c in range(3)], -1), 0, 1))
+        pair[1].set_title("its features", fontsize=9)
+    return _write(figure, path, title)
+
+
+def principal_colours(feature_map: np.ndarray, tissue: np.ndarray) -> np.ndarray:
+    """`(C, x, y, z)` features -> `(x, y, z, 3)` in 0..1: their first three principal components over the tissue, air black."""
+    rows = feature_map[:, tissue].T.astype(np.float64)  # (tissue voxels, C)
+    centred = rows - rows.mean(0)
+    _, _, axes = np.linalg.svd(np.cov(centred.T))
+    scores = centred @ axes[:3].T
+    low, high = np.percentile(scores, [2, 98], axis=0)
+    colours = np.zeros((*tissue.shape, 3), np.float32)
+    colours[tissue] = np.clip((scores - low) / np.maximum(high - low, 1e-9), 0.05, 1)
+    return colours
+
+
+def _labels(mask: Volume) -> list[int]:
+    return [int(v) for v in np.unique(mask.array) if v > 0]
+
+
+def _centre(mask: np.ndarray, truth: np.ndarray | None) -> list[int]:
+    """Index of the slice along each axis that shows most of the mask (of the truth, if that is given)."""
+    shown = truth > 0.5 if truth is not None and (truth > 0.5).any() else mask
+    if not shown.any():
+        return [n // 2 for n in mask.shape]
+    return [int(shown.sum(tuple(a for a in range(3) if a != axis)).argmax()) for axis in range(3)]
+
+
+def _cut(array: np.ndarray, axis: int, index: int) -> np.ndarray:
+    """A slice as an image: rows downwards, patient's right on the left (axial: front up)."""
+    return np.take(array, index, axis).T[::-1, ::-1]
+
+
+def _grey(cut: np.ndarray, window_hu: tuple[float, float]) -> np.ndarray:
+    low, high = window_hu
+    return np.repeat(np.clip((cut - low) / (high - low), 0, 1)[..., None], 3, -1)
+
+
+def _figure(columns: int):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * columns, 3.6), layout="constrained", facecolor="white")
+    axes = figure.subplots(1, columns)
+    for ax in axes:
+        ax.set_axis_off()
+    return figure, axes
+
+
+def _write(figure, path: str | os.PathLike, title: str) -> Path:
+    if title:
+        figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110, format="png")
+    return Path(path)
