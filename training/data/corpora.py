@@ -33,14 +33,21 @@ def split(side: str) -> list[str]:
 
 def corpus(name: str) -> list[Path]:
     """Scans to pretrain on: `"wild"` (uncurated public CTs) or `"self"` (training side of the sarcoma data)."""
+    return [data_folder() / row["image"] for row in _rows(name)]
+
+
+def provenance(name: str) -> list[dict[str, str]]:
+    """Where the scans of a corpus come from, with their licences."""
+    return [{key: row[key] for key in ("id", "collection", "source", "licence", "body_part")} for row in _rows(name)]
+
+
+def _rows(name: str) -> list[dict[str, str]]:
     if name == "wild":
-        rows = cases("wild")
-    elif name == "self":
+        return cases("wild")
+    if name == "self":
         train = set(split("train"))
-        rows = [row for row in cases("sarcoma") if row["id"] in train]
-    else:
-        raise ValueError(f"no corpus {name!r}: 'wild' or 'self'")
-    return [data_folder() / row["image"] for row in rows]
+        return [row for row in cases("sarcoma") if row["id"] in train]
+    raise ValueError(f"no corpus {name!r}: 'wild' or 'self'")
 
 
 def make_split(seed: int = 0, per_kernel: int = 6) -> dict[str, list[str]]:
