@@ -64,14 +64,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--images", help="folder of scans, with --labels instead of DATA")
     sub.add_argument("--labels", help="folder of masks with the names of the scans")
     sub.add_argument("--out", required=True, help="folder for the segmenter")
-    sub.add_argument("--model", default="swin-wild-mim", help="encoder: name, folder or repository (default: %(default)s)")
+    sub.add_argument(
+        "--model", default="swin-wild-mim", help="encoder: name, folder or repository (default: %(default)s)"
+    )
     sub.add_argument("--head", default="unetr", help="segmentation head (default: %(default)s)")
-    sub.add_argument("--hold-out", default="0.2", help="share of cases, or case names with commas (default: %(default)s)")
+    sub.add_argument(
+        "--hold-out", default="0.2", help="share of cases, or case names with commas (default: %(default)s)"
+    )
     sub.add_argument("--steps", type=int, help="training steps (default: 600)")
     sub.add_argument("--batch", type=int, help="crops per step (default: 4)")
     sub.add_argument("--crop", type=int, help="voxels along each side of a crop (default: 64)")
     sub.add_argument("--seed", type=int, help="default: 0")
-    sub.add_argument("--from-scratch", action="store_true", help="forget the pretrained weights, to see what they are worth")
+    sub.add_argument(
+        "--from-scratch", action="store_true", help="forget the pretrained weights, to see what they are worth"
+    )
     sub.add_argument("--overwrite", action="store_true")
     sub.add_argument("--device", default="auto")
     sub = command("demo", _demo, "the first five minutes: a phantom (or your scan), its features, a mask")
@@ -94,7 +100,9 @@ def _list(args: argparse.Namespace) -> None:
         return
     if not names:
         raise ValueError(f"no model matches {args.pattern!r}; `ctssl list` shows all")
-    rows = [(s.name, s.kind, s.encoder, f"{s.parameters / 1e6:.1f} M", s.corpus, s.pretext) for s in map(ctssl.info, names)]
+    rows = [
+        (s.name, s.kind, s.encoder, f"{s.parameters / 1e6:.1f} M", s.corpus, s.pretext) for s in map(ctssl.info, names)
+    ]
     rows.insert(0, ("name", "kind", "encoder", "size", "corpus", "pretext"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:

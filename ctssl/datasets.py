@@ -74,7 +74,9 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
     scan, mask = read(case.image), read(case.label)
     if scan.shape != mask.shape:
         raise ValueError(f"{case.name}: the scan has shape {scan.shape}, its mask {mask.shape}; resample the mask")
-    corners = np.array([[x, y, z, 1] for x in (0, scan.shape[0]) for y in (0, scan.shape[1]) for z in (0, scan.shape[2])])
+    corners = np.array(
+        [[x, y, z, 1] for x in (0, scan.shape[0]) for y in (0, scan.shape[1]) for z in (0, scan.shape[2])]
+    )
     apart = float(np.abs(corners @ (scan.affine - mask.affine).T).max())
     if apart > 0.5 * min(scan.spacing_mm):
         raise ValueError(f"{case.name}: scan and mask lie up to {apart:.1f} mm apart (their affines differ); "

@@ -13,7 +13,7 @@ from ctssl.loading import load, load_segmenter
 from ctssl.phantom import phantom
 from ctssl.pictures import features, overlay, principal_colours
 from ctssl.volume import Volume, read
-from ctssl.zoo import list_models, info
+from ctssl.zoo import info, list_models
 
 
 def demo(scan: str | os.PathLike | None = None, *, out: str | os.PathLike = "ctssl-demo", model: str | None = None,
@@ -41,9 +41,13 @@ def demo(scan: str | os.PathLike | None = None, *, out: str | os.PathLike = "cts
     if net is not None:
         mask = net.segment(volume, progress=progress)
         written["mask"] = str(mask.save(folder / "mask.nii.gz", overwrite=True))
-        written["overlay"] = str(overlay(volume, mask, folder / "overlay.png", outline=truth, title=f"{volume.name}: {model}"))
+        written["overlay"] = str(
+            overlay(volume, mask, folder / "overlay.png", outline=truth, title=f"{volume.name}: {model}")
+        )
         voxel_ml = abs(np.linalg.det(mask.affine[:3, :3])) / 1000
-        written["volume_ml"] = {name: round(float((mask.array == k).sum() * voxel_ml), 2) for k, name in net.labels.items()}
+        written["volume_ml"] = {
+            name: round(float((mask.array == k).sum() * voxel_ml), 2) for k, name in net.labels.items()
+        }
     return written
 
 

@@ -23,7 +23,9 @@ def read_series(path: Path, *, series: str | None = None) -> tuple[np.ndarray, n
         raise ValueError(f"{folder} holds no DICOM images (and is no NIfTI file)")
     if series is None and len(found) > 1:
         lines = [f"  {uid}  {len(files)} images  {_describe(files[0][1])}" for uid, files in sorted(found.items())]
-        raise ValueError(f"{folder} holds {len(found)} series; choose one (series=..., or --series):\n" + "\n".join(lines))
+        raise ValueError(
+            f"{folder} holds {len(found)} series; choose one (series=..., or --series):\n" + "\n".join(lines)
+        )
     if series is not None and series not in found:
         raise ValueError(f"{folder} has no series {series}; it has {', '.join(sorted(found))}")
     return _stack([file for file, _ in found[series or next(iter(found))]], folder)

@@ -22,7 +22,7 @@ from ctssl.lint import check
 from ctssl.loading import load, segmenter
 from ctssl.metrics import dsc
 from ctssl.sampling import augment, crop_at, random_start
-from ctssl.volume import Volume, prepare, resample, working_grid
+from ctssl.volume import Volume, prepare, resample
 from ctssl.zoo import Preprocess
 
 if TYPE_CHECKING:
@@ -61,13 +61,18 @@ class Report:
     @property
     def mean_dsc(self) -> float:
         """Mean over held-out cases of each case's mean over labels; NaN when none was held out."""
-        return float(np.mean([np.mean(list(case.values())) for case in self.held_out.values()])) if self.held_out else math.nan
+        return (
+            float(np.mean([np.mean(list(case.values())) for case in self.held_out.values()]))
+            if self.held_out
+            else math.nan
+        )
 
 
 def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, model: Any = "swin-wild-mim",
              images: str | os.PathLike | None = None, labels: str | os.PathLike | None = None, head: str = "unetr",
              hold_out: float | list[str] = 0.2, names: dict[int, str] | None = None, settings: Settings | None = None,
-             from_scratch: bool = False, device: str = "auto", overwrite: bool = False, progress: bool = True) -> Report:  # fmt: skip
+             from_scratch: bool = False, device: str = "auto", overwrite: bool = False,
+             progress: bool = True) -> Report:  # fmt: skip
     """Train a segmenter on labelled scans, and score it on cases it has not seen, whole and on their own grid.
 
     Args:
@@ -87,7 +92,7 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; choose another --out")
     train, held = divide(find_cases(data, images=images, labels=labels), hold_out, settings.seed)
-    encoder = model if isinstance(model, nn.Module) else load(model)
+    encoder: Any = model if isinstance(model, nn.Module) else load(model)
     parent = encoder.spec.name if encoder.spec else ""
     if from_scratch:
         encoder, spec = fresh(encoder, settings.seed), encoder.spec
@@ -123,7 +128,9 @@ def divide(cases: list[Case], hold_out: float | list[str], seed: int) -> tuple[l
         chosen = set(hold_out)
         unknown = chosen - {c.name for c in cases}
         if unknown:
-            raise ValueError(f"cannot hold out {sorted(unknown)}: no such cases; they are called {cases[0].name!r} and so on")
+            raise ValueError(
+                f"cannot hold out {sorted(unknown)}: no such cases; they are called {cases[0].name!r} and so on"
+            )
     train = [c for c in cases if c.name not in chosen]
     if not train:
         raise ValueError(f"nothing is left to train on: {len(cases)} cases, {len(chosen)} held out")
@@ -136,7 +143,9 @@ def fresh(encoder: Any, seed: int) -> Any:
     return type(encoder)(**encoder.config)
 
 
-def prepare_cases(cases: list[Case], preprocess: Preprocess, *, progress: bool) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
+def prepare_cases(
+    cases: list[Case], preprocess: Preprocess, *, progress: bool
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
     """(image 0..1 float16, labels uint8) of each case on the model's grid, and the number of classes."""
     done, top = [], 0
     for case in tqdm(cases, desc="preparing scans", disable=not progress):
@@ -152,7 +161,9 @@ def prepare_cases(cases: list[Case], preprocess: Preprocess, *, progress: bool) 
 def onto_grid(mask: Volume, grid: Volume) -> np.ndarray:
     """Labels on another grid, each voxel the label that fills most of it."""
     classes = int(mask.array.max()) + 1
-    shares = np.stack([resample(mask.array == k, mask.affine, grid.shape, grid.affine, fill=float(k == 0)) for k in range(classes)])
+    shares = np.stack(
+        [resample(mask.array == k, mask.affine, grid.shape, grid.affine, fill=float(k == 0)) for k in range(classes)]
+    )
     return shares.argmax(0).astype(np.uint8)
 
 
@@ -185,7 +196,10 @@ def fit(net: Segmenter, scans: list[tuple[np.ndarray, np.ndarray]], settings: Se
     device = next(net.parameters()).device
     criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
     encoder_lr = settings.lr if facts["from_scratch"] else settings.encoder_lr
-    groups = [{"params": list(net.encoder.parameters()), "peak": encoder_lr}, {"params": list(net.head.parameters()), "peak": settings.lr}]
+    groups = [
+        {"params": list(net.encoder.parameters()), "peak": encoder_lr},
+        {"params": list(net.head.parameters()), "peak": settings.lr},
+    ]
     opt = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     identity = {**facts, "settings": asdict(settings)}
     first = resume(unfinished, net, opt, identity)
@@ -215,7 +229,11 @@ def fit(net: Segmenter, scans: list[tuple[np.ndarray, np.ndarray]], settings: Se
 def rate(step: int, settings: Settings) -> float:
     """Linear warm-up, then cosine to zero, as a factor."""
     warm = max(1, round(settings.warmup * settings.steps))
-    return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, settings.steps - warm)))
+    return (
+        (step + 1) / warm
+        if step < warm
+        else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, settings.steps - warm)))
+    )
 
 
 def keep(folder: Path, net: nn.Module, opt: torch.optim.Optimizer, identity: dict, step: int) -> None:
@@ -266,5 +284,3 @@ def score(net: Segmenter, cases: list[Case], *, progress: bool) -> dict[str, dic
         found = segment(net, scan)
         scores[case.name] = {name: dsc(found.array == k, mask.array == k) for k, name in net.labels.items()}
     return scores
-
-

@@ -24,7 +24,9 @@ def fingerprint(encoder: Any) -> list[dict[str, Any]]:
         values = features[0].float().flatten()
         places = np.random.default_rng(0).integers(0, values.numel(), 16)
         chosen = [round(float(values[int(i)]), 6) for i in places]
-        rows.append({"mean": round(float(values.mean()), 6), "deviation": round(float(values.std()), 6), "voxels": chosen})
+        rows.append(
+            {"mean": round(float(values.mean()), 6), "deviation": round(float(values.std()), 6), "voxels": chosen}
+        )
     return rows
 
 

@@ -64,7 +64,7 @@ def bundled() -> Path:
 
 def _named(name: str, offline: bool | None) -> Path:
     spec, root = MODELS[name], os.environ.get("CTSSL_MODELS")
-    for place in [Path(root)] * bool(root) + [bundled()]:
+    for place in ([Path(root)] if root else []) + [bundled()]:
         if (place / name / CONFIG).is_file() or (place / name / WEIGHTS).is_file():
             return place / name
     if spec.repo is None:
@@ -86,9 +86,9 @@ def _download(repo: str, revision: str | None, offline: bool | None) -> Path:
         RevisionNotFoundError,
     )
 
-    wanted = dict(revision=revision, allow_patterns=["*.json", WEIGHTS, "README.md"])
+    wanted: dict[str, Any] = dict(revision=revision, allow_patterns=["*.json", WEIGHTS, "README.md"])
     try:  # a pinned commit that is already here needs no network
-        if revision and re.fullmatch(r"[0-9a-f]{40}", revision) or offline:
+        if (revision and re.fullmatch(r"[0-9a-f]{40}", revision)) or offline:
             folder = Path(snapshot_download(repo, local_files_only=True, **wanted))
             if (folder / WEIGHTS).exists() and (folder / CONFIG).exists():
                 return folder
@@ -103,11 +103,17 @@ def _download(repo: str, revision: str | None, offline: bool | None) -> Path:
     try:
         return Path(snapshot_download(repo, **wanted))
     except GatedRepoError as error:
-        raise PermissionError(f"{repo} asks you to accept its terms: do that on its page, then `hf auth login`") from error
+        raise PermissionError(
+            f"{repo} asks you to accept its terms: do that on its page, then `hf auth login`"
+        ) from error
     except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"{repo} has no revision {revision!r}; leave it out, or look at the repository") from error
+        raise FileNotFoundError(
+            f"{repo} has no revision {revision!r}; leave it out, or look at the repository"
+        ) from error
     except RepositoryNotFoundError as error:
-        raise FileNotFoundError(f"no repository {repo} on {constants.ENDPOINT} (or it is private: `hf auth login`)") from error
+        raise FileNotFoundError(
+            f"no repository {repo} on {constants.ENDPOINT} (or it is private: `hf auth login`)"
+        ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ConnectionError(
             f"cannot reach {constants.ENDPOINT} for {repo} ({type(error).__name__}); check the network and "
@@ -126,7 +132,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}); {_cure(folder)}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
-        raise ValueError(f"{path} is not a ctssl model (format {found!r}, expected {FORMAT!r}); update ctssl if it is newer")
+        raise ValueError(
+            f"{path} is not a ctssl model (format {found!r}, expected {FORMAT!r}); update ctssl if it is newer"
+        )
     missing = {"name", "kind", "encoder", "encoder_args", "preprocess", "parameters", "sha256"} - set(config)
     if missing:
         raise ValueError(f"{path} lacks {sorted(missing)}; {_cure(folder)}")
@@ -183,6 +191,8 @@ def push(model: Any, repo: str, *, private: bool = False, token: str | None = No
         model.save_pretrained(Path(folder, name))
         try:
             api.create_repo(repo, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo, folder_path=Path(folder, name), commit_message="Upload with ctssl"))
+            return str(
+                api.upload_folder(repo_id=repo, folder_path=Path(folder, name), commit_message="Upload with ctssl")
+            )
         except (HfHubHTTPError, OSError) as error:
             raise ConnectionError(f"cannot push to {repo} ({error}); check the network and `hf auth login`") from error

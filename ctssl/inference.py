@@ -50,7 +50,7 @@ def feature_map(encoder: Any, image: Tensor, *, level: int = -1, progress: bool 
         part = image[(..., *[slice(s, min(s + TILE, n)) for s, n in zip(corner, size, strict=True)])]
         found = encoder(part.to(device))[level][0].float().cpu()
         into, take = [], []
-        for s, n, count in zip(corner, size, found.shape[1:], strict=True):
+        for s, count in zip(corner, found.shape[1:], strict=True):
             skip = TILE // 6 // fine if s > 0 else 0  # the first sixth belongs to the piece before
             into.append(slice(s // fine + skip, s // fine + count))
             take.append(slice(skip, count))
@@ -76,7 +76,7 @@ def embed(encoder: Any, source: Any, *, progress: bool = False) -> Tensor:
 @torch.inference_mode()
 def segment(model: Segmenter, source: Any, *, overlap: float = 0.5, progress: bool = False) -> Volume:
     """See `Segmenter.segment`."""
-    from monai.inferers import sliding_window_inference
+    from monai.inferers.utils import sliding_window_inference
 
     volume = read(source)
     scan = prepared(model.encoder, volume)
@@ -85,7 +85,15 @@ def segment(model: Segmenter, source: Any, *, overlap: float = 0.5, progress: bo
     training = model.training
     model.eval()
     logits = sliding_window_inference(
-        image, model.window, 1, model, overlap=overlap, mode="gaussian", sw_device=device, device="cpu", progress=progress
+        image,
+        model.window,
+        1,
+        model,
+        overlap=overlap,
+        mode="gaussian",
+        sw_device=device,
+        device="cpu",
+        progress=progress,
     )
     model.train(training)
     assert isinstance(logits, Tensor)

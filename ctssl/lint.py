@@ -67,7 +67,9 @@ def _intensities(volume: Volume) -> list[Finding]:
     if low == high:
         return error("constant", f"every voxel is {low:g}; there is no scan in it")
     if low >= -0.01 and high <= 1.01:
-        return error("windowed", f"values lie in {low:.2g}..{high:.2g}: the scan was already windowed to 0..1; give it in HU")
+        return error(
+            "windowed", f"values lie in {low:.2g}..{high:.2g}: the scan was already windowed to 0..1; give it in HU"
+        )
     if low >= -1.01 and high <= 1.01:
         return error("windowed", f"values lie in {low:.2g}..{high:.2g}: the scan was already normalised; give it in HU")
     if low >= 0 and high <= 255:
@@ -88,7 +90,11 @@ def _intensities(volume: Volume) -> list[Finding]:
     if air > 0.02 and floor < -1500 and ((values > -1250) & (values < -850)).mean() > 0.05 > (values > -850).mean():
         return error("rescaled-twice", "nothing is denser than -850: RescaleIntercept was applied twice; add 1024")
     if floor < -1800 and ((values > -1300) & (values < -800)).mean() > 2 * (np.abs(values) < 300).mean():
-        return error("rescaled-twice", "air lies near -2048 and tissue near -1024: RescaleIntercept was applied twice; add 1024")
+        return error(
+            "rescaled-twice", "air lies near -2048 and tissue near -1024: RescaleIntercept was applied twice; add 1024"
+        )
     if low >= -150:
-        return [Finding("warning", "not-ct", f"the lowest value is {low:.0f}, no fat or air in sight; is this a CT in HU?")]
+        return [
+            Finding("warning", "not-ct", f"the lowest value is {low:.0f}, no fat or air in sight; is this a CT in HU?")
+        ]
     return []

@@ -82,7 +82,9 @@ def build_encoder(config: dict[str, Any], folder: Path) -> Any:
     try:
         return ENCODERS[kind](**{key: tuple(v) if isinstance(v, list) else v for key, v in args.items()})
     except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
-        raise ValueError(f"{folder}/config.json does not describe a {kind} that this ctssl can build: {error}") from error
+        raise ValueError(
+            f"{folder}/config.json does not describe a {kind} that this ctssl can build: {error}"
+        ) from error
 
 
 def fill(model: nn.Module, folder: Path) -> None:
@@ -115,7 +117,9 @@ def spec_of(config: dict[str, Any]) -> ModelSpec:
     try:
         preprocess = Preprocess(float(pre["spacing_mm"]), tuple(float(v) for v in pre["window_hu"]))  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"config.json of {config['name']}: preprocess {pre!r} needs spacing_mm and window_hu") from error
+        raise ValueError(
+            f"config.json of {config['name']}: preprocess {pre!r} needs spacing_mm and window_hu"
+        ) from error
     known = ("name", "kind", "encoder", "encoder_args", "corpus", "pretext", "parameters", "sha256", "licence", "data")
     return ModelSpec(preprocess=preprocess, **{key: config[key] for key in known if key in config})
 

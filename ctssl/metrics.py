@@ -9,7 +9,9 @@ def dsc(predicted: np.ndarray, truth: np.ndarray) -> float:
     Two empty masks agree: 1. One empty mask: 0.
     """
     if predicted.shape != truth.shape:
-        raise ValueError(f"masks of different shapes, {predicted.shape} and {truth.shape}: bring them to one grid first")
+        raise ValueError(
+            f"masks of different shapes, {predicted.shape} and {truth.shape}: bring them to one grid first"
+        )
     predicted, truth = predicted.astype(bool), truth.astype(bool)
     total = int(predicted.sum()) + int(truth.sum())
     return 1.0 if total == 0 else 2.0 * int((predicted & truth).sum()) / total

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -92,7 +92,7 @@ def _read_nifti(path: Path) -> Volume:
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError(f"cannot read {path}: a scan is a .nii or .nii.gz file, or a folder with a DICOM series")
     try:
-        image = nibabel.load(path)
+        image: Any = nibabel.load(path)
         data = np.asanyarray(image.dataobj)  # scaled by slope and intercept
     except (OSError, EOFError, ValueError, ImageFileError, zlib.error) as error:
         raise ValueError(f"{path} is damaged or not NIfTI ({error}); copy or convert it again") from error

@@ -74,15 +74,14 @@ def results(name: str) -> str:
     measured = json.loads(path.read_text()) if path.exists() else {"models": {}}
     if name not in measured["models"]:
         return "Fine-tuning of this model has not been measured yet.\n"
-    rows = "\n".join(
-        f"| {label} | {sum(m['mean_dsc'] for m in runs) / len(runs):.3f} | {', '.join(f'{m['mean_dsc']:.3f}' for m in runs)} |"
-        for label, runs in measured["models"].items()
-        if label in (name, f"{name} from scratch")
-    )
+    rows = ""
+    for label in (name, f"{name} from scratch"):
+        means = [row["mean_dsc"] for row in measured["models"].get(label, [])]
+        if means:
+            rows += f"| {label} | {sum(means) / len(means):.3f} | {', '.join(f'{m:.3f}' for m in means)} |\n"
     return f"""Segmentation of soft-tissue sarcoma: fine-tuned on 26 scans, tested on 12 others (whole scans, their own grid), by
 `{measured["command"]}`; the same recipe from initial weights beside it.
 
 | encoder | mean DSC | each seed |
 |---|---|---|
-{rows}
-"""
+{rows}"""

@@ -9,6 +9,7 @@ import json
 import platform
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,10 +40,11 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
     if state["step"] < run.steps:
         raise SystemExit(f"{path} is at step {state['step']} of {run.steps}: finish the run first")
     task = build(run)
-    before = {key: value.clone() for key, value in task.encoder.state_dict().items()}  # type: ignore[union-attr]
+    encoder: Any = task.encoder
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
     task.load_state_dict(state["task"])
-    encoder = task.encoder.eval()
-    untrained = [key for key, value in encoder.state_dict().items() if torch.equal(value, before[key])]  # type: ignore[union-attr]
+    encoder.eval()
+    untrained = [key for key, value in encoder.state_dict().items() if torch.equal(value, before[key])]
     for p in encoder.parameters():
         p.data = p.data.half().float()  # what fp16 keeps, so that the fingerprint is the one users get
     encoder.spec = ModelSpec(run.name, "encoder", run.encoder, preprocess=run.preprocess, corpus=run.corpus, pretext=run.task,
@@ -67,7 +69,7 @@ def thinned(log: list[dict], points: int = 150) -> list[dict]:
 
 
 @torch.inference_mode()
-def unseen(task: nn.Module, run: Run, out: Path, batches: int = 40) -> dict[str, float]:
+def unseen(task: nn.Module, run: Run, out: Path, batches: int = 40) -> dict[str, Any]:
     """The pretext's numbers on crops of scans that the run did not see: the training side of the other corpus."""
     other = "wild" if run.corpus == "self" else "self"
     scans = prepared(corpus(other), run.preprocess, out.parent / "cache")
@@ -76,7 +78,11 @@ def unseen(task: nn.Module, run: Run, out: Path, batches: int = 40) -> dict[str,
     for i in range(batches):
         torch.manual_seed(i)
         rows.append({key: float(value) for key, value in task(crops(scans, run, step=-1 - i + 10**6, rank=0)).items()})
-    return {"corpus": other, "crops": batches * run.batch, **{k: round(float(np.mean([r[k] for r in rows])), 5) for k in rows[0]}}  # type: ignore[return-value]
+    return {
+        "corpus": other,
+        "crops": batches * run.batch,
+        **{k: round(float(np.mean([r[k] for r in rows])), 5) for k in rows[0]},
+    }
 
 
 def write_card(folder: Path) -> None:

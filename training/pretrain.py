@@ -42,7 +42,7 @@ class Run:
     corpus: str
     encoder_args: dict[str, Any] = field(default_factory=dict)
     task_args: dict[str, Any] = field(default_factory=dict)
-    preprocess: Preprocess = Preprocess()
+    preprocess: Preprocess = field(default_factory=Preprocess)
     crop: int = 64
     batch: int = 4
     steps: int = 6000
@@ -72,14 +72,18 @@ def override(run: Run, changes: list[str]) -> Run:
         key, _, text = change.partition("=")
         key, _, inner = key.partition(".")
         if key not in {f.name for f in fields(Run)} or not text:
-            raise SystemExit(f"cannot set {change!r}; write field=value, the fields are {[f.name for f in fields(Run)]}")
+            raise SystemExit(
+                f"cannot set {change!r}; write field=value, the fields are {[f.name for f in fields(Run)]}"
+            )
         with contextlib.suppress(ValueError, SyntaxError):
             text = ast.literal_eval(text)
         if inner:
             if not isinstance(getattr(run, key), dict):
                 raise SystemExit(f"cannot set {change!r}: {key} has no parts")
             text = {**getattr(run, key), inner: text}
-        if not isinstance(text, type(getattr(run, key))) and not (isinstance(text, int) and isinstance(getattr(run, key), float)):
+        if not isinstance(text, type(getattr(run, key))) and not (
+            isinstance(text, int) and isinstance(getattr(run, key), float)
+        ):
             raise SystemExit(f"cannot set {change!r}: {key} is {type(getattr(run, key)).__name__}")
         run = replace(run, **{key: text})
     return run
@@ -131,7 +135,9 @@ def save(path: Path, state: dict) -> None:
 def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> nn.Module:
     """Train, resuming from `out/checkpoint.pt`; `stop_after` ends early, as an interruption would (for tests)."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device = torch.device("cuda", rank % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", rank % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
+    )
     out.mkdir(parents=True, exist_ok=True)
     scans = prepared(corpus(run.corpus), run.preprocess, out.parent / "cache")
     task = build(run).to(device)
@@ -170,7 +176,9 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> nn.Module
             task.after_step(step, run.steps)  # type: ignore[operator]
         numbers = {name: float(value.detach()) for name, value in result.items()}
         if not math.isfinite(numbers["loss"]):
-            raise SystemExit(f"step {step}: the loss is {numbers['loss']}; lower lr ({run.lr}), the last good state is kept")
+            raise SystemExit(
+                f"step {step}: the loss is {numbers['loss']}; lower lr ({run.lr}), the last good state is kept"
+            )
         log.append({"step": step, **{name: round(value, 6) for name, value in numbers.items()}})
         bar.set_postfix({"loss": f"{np.mean([entry['loss'] for entry in log[-50:]]):.4f}"}, refresh=False)
         if time.monotonic() - saved > 60 * run.save_minutes:

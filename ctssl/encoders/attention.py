@@ -34,7 +34,7 @@ class _BiasedAttention(torch.autograd.Function):
         grad, scale = grads[0], q.shape[-1] ** -0.5
         grad_v = torch.matmul(weights.transpose(-2, -1), grad)
         logits = torch.matmul(grad, v.transpose(-2, -1))  # gradient of the weights, then of the logits, (W, H, N, M)
-        logits = torch._softmax_backward_data(logits, weights, -1, weights.dtype)
+        logits = torch.ops.aten._softmax_backward_data(logits, weights, -1, weights.dtype)
         grad_q = torch.matmul(logits, k).mul_(scale)
         grad_k = torch.matmul(logits.transpose(-2, -1), q).mul_(scale)
         return grad_q, grad_k, grad_v, logits.sum(0)

@@ -52,12 +52,8 @@ class PatchEmbed(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Truncated normal (0.02) for linear layers, zero biases, as in the published Swin and ViT."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv3d):
+    """Truncated normal (0.02) for weights, zero biases, as in the published Swin and ViT."""
+    if isinstance(module, (nn.Linear, nn.Conv3d)):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -58,7 +58,9 @@ class Pretrained:
 
         model: Any = load(source, revision=revision, offline=offline, device=device)
         if not isinstance(model, cls):  # type: ignore[arg-type]
-            raise ValueError(f"{source} is a {type(model).__name__}; use {type(model).__name__}.from_pretrained or ctssl.load")
+            raise ValueError(
+                f"{source} is a {type(model).__name__}; use {type(model).__name__}.from_pretrained or ctssl.load"
+            )
         return model
 
     def save_pretrained(self, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:

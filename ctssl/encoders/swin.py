@@ -1,6 +1,6 @@
 """3D Swin Transformer (Liu 2021), numerically equal to MONAI's and to the paper's, faster on the same weights."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +133,9 @@ class Merge(nn.Module):
 class Stage(nn.Module):
     """Blocks of one resolution, and the merging that leads to the next."""
 
+    blocks: Any
+    merge: Merge | None
+
     def __init__(self, blocks: list[Block], merge: Merge | None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
@@ -176,11 +179,19 @@ class Swin(nn.Module, Pretrained):
         self.maps, self.checkpointing = maps, checkpointing
         self.patch_embed = PatchEmbed(width, patch=patch, norm=patch_norm)
         rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
-        self.stages = nn.ModuleList()
+        self.stages: Any = nn.ModuleList()  # of Stage
         for i, (stage_width, depth, count) in enumerate(zip(widths, depths, heads, strict=True)):
             blocks = [
-                Block(stage_width, heads=count, window=window, shift=window // 2 * (j % 2), mlp_ratio=mlp_ratio,
-                      qkv_bias=qkv_bias, drop_path=next(rates), sliced_bias=sliced_bias)  # fmt: skip
+                Block(
+                    stage_width,
+                    heads=count,
+                    window=window,
+                    shift=window // 2 * (j % 2),
+                    mlp_ratio=mlp_ratio,
+                    qkv_bias=qkv_bias,
+                    drop_path=next(rates),
+                    sliced_bias=sliced_bias,
+                )
                 for j in range(depth)
             ]
             merges = merge_last or i < len(depths) - 1
@@ -208,13 +219,20 @@ class Swin(nn.Module, Pretrained):
         """Attention weights of one block for an image `(B, 1, X, Y, Z)`; see `WindowAttention`."""
         (wanted,) = block_indices([block], len(self.blocks))
         found: list[WindowAttention] = []
+        tokens = self.patch_embed(x)
+        size, first = _grid(tokens), 0
+        for stage in self.stages:
+            first += len(stage.blocks)
+            if wanted < first:
+                break
+            size = tuple(-(-n // 2) for n in size)
 
         def look(module: nn.Module, inputs: tuple[Tensor, Layout, tuple[int, ...]]) -> None:
-            found.append(window_attention(module, *inputs, size=self._sizes[wanted], batch=x.shape[0]))
+            found.append(window_attention(module, *inputs, size=size, batch=len(x)))
 
         handle = self.blocks[wanted].register_forward_pre_hook(look)
         try:
-            self._run(self.patch_embed(x))
+            self._run(tokens)
         finally:
             handle.remove()
         return found[0]
@@ -226,15 +244,13 @@ class Swin(nn.Module, Pretrained):
 
     def _run(self, tokens: Tensor, keep: set[int] | None = None) -> tuple[list[Tensor], dict[int, Tensor]]:
         maps, kept, number = ([plain_norm(tokens)] if self.maps == "after" else []), {}, 0
-        self._sizes: list[tuple[int, int, int]] = []
         for i, stage in enumerate(self.stages):
-            batch, *size, width = tokens.shape
+            (batch, *_, width), size = tokens.shape, _grid(tokens)
             rows, order = tokens.reshape(-1, width), None  # (B*T, C), order None: as in the grid
             for block in stage.blocks:
-                plan = layout(tuple(size), block.window, block.shift, batch, rows.device)
+                plan = layout(size, block.window, block.shift, batch, rows.device)
                 rows, order = reorder(rows, order, plan), plan
-                self._sizes.append(tuple(size))
-                windows = shrink(tuple(size), block.window, block.shift)[0]
+                windows = shrink(size, block.window, block.shift)[0]
                 if self.checkpointing and torch.is_grad_enabled():
                     rows = checkpoint(block, rows, plan, windows, use_reentrant=False)
                 else:
@@ -242,7 +258,7 @@ class Swin(nn.Module, Pretrained):
                 if keep and number in keep:
                     kept[number] = channels_first(unorder(rows, plan).view(tokens.shape))
                 number += 1
-            tokens = unorder(rows, order).view(tokens.shape)
+            tokens = (rows if order is None else unorder(rows, order)).view(tokens.shape)
             if self.norms is not None:
                 maps.append(channels_first(self.norms[i](tokens)))
             if stage.merge is not None:
@@ -284,6 +300,11 @@ def unorder(rows: Tensor, plan: Layout) -> Tensor:
 
 def scaled(branch: Tensor, keep: Tensor | None) -> Tensor:
     return branch if keep is None else branch * keep[:, None].to(branch.dtype)
+
+
+def _grid(tokens: Tensor) -> tuple[int, int, int]:
+    _, x, y, z, _ = tokens.shape
+    return x, y, z
 
 
 def plain_norm(tokens: Tensor) -> Tensor:

@@ -48,7 +48,9 @@ class Segmenter(nn.Module):
         """That of the encoder."""
         return self.encoder.spec
 
-    def segment(self, source: Volume | str | os.PathLike | tuple, *, overlap: float = 0.5, progress: bool = False) -> Volume:
+    def segment(
+        self, source: Volume | str | os.PathLike | tuple, *, overlap: float = 0.5, progress: bool = False
+    ) -> Volume:
         """Labels (uint8) of a scan of any size, on the scan's own grid. `source`: what `ctssl.read` takes."""
         from ctssl.inference import segment
 

@@ -22,7 +22,9 @@ class Unetr(nn.Module):
         super().__init__()
         deepest = strides[-1]
         if deepest & (deepest - 1) or any(s & (s - 1) for s in strides):
-            raise ValueError(f"head 'unetr' needs strides that are powers of two, got {strides}; head 'linear' takes any")
+            raise ValueError(
+                f"head 'unetr' needs strides that are powers of two, got {strides}; head 'linear' takes any"
+            )
         self.levels = deepest.bit_length() - 1  # level k has stride 2**k
         self.widths = [min(width * 2**k, channels[-1]) for k in range(self.levels)]
         self.skip_level: list[int | None] = []  # of each map but the deepest

@@ -10,8 +10,8 @@ import time
 import torch
 from monai.networks.nets.swin_unetr import SwinUNETR
 
-from tests.monai_keys import MONAI_SWIN, our_swin_state
 from ctssl.encoders.swin import Swin
+from tests.monai_keys import MONAI_SWIN, our_swin_state
 
 
 def contestants() -> dict:

@@ -55,7 +55,12 @@ def main() -> None:
             for from_scratch in (False, True):
                 label = f"{model} from scratch" if from_scratch else model
                 out = args.out / f"sarcoma-{label.replace(' ', '-')}-{seed}"
-                keep(label, measure(model, from_scratch=from_scratch, settings=ctssl.Settings(steps=args.steps, seed=seed), out=out))
+                keep(
+                    label,
+                    measure(
+                        model, from_scratch=from_scratch, settings=ctssl.Settings(steps=args.steps, seed=seed), out=out
+                    ),
+                )
     show()
 
 

@@ -1,5 +1,7 @@
 """Masked image modelling: predict the voxels of hidden blocks (SimMIM, arXiv 2111.09886; MIP of SMIT, arXiv 2205.10342)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -15,22 +17,24 @@ class MaskedImageModelling(nn.Module):
         ratio: share of cubes that is hidden.
     """
 
-    def __init__(self, encoder: nn.Module, *, block: int = 16, ratio: float = 0.75) -> None:
+    def __init__(self, encoder: Any, *, block: int = 16, ratio: float = 0.75) -> None:
         super().__init__()
         self.encoder, self.ratio = encoder, ratio
-        self.patch: int = encoder.patch_embed.patch  # type: ignore[assignment]
+        self.patch: int = encoder.patch_embed.patch
         if block % self.patch:
             raise ValueError(f"block={block} must be a multiple of the encoder's patch, {self.patch} voxels")
         self.block = block // self.patch  # in tokens
-        self.stride = encoder.strides[-1]  # type: ignore[index]
-        self.mask_token = nn.Parameter(torch.zeros(encoder.config["width"]))  # type: ignore[index]
-        self.head = nn.Linear(encoder.channels[-1], self.stride**3)  # type: ignore[index]
+        self.stride: int = encoder.strides[-1]
+        self.mask_token = nn.Parameter(torch.zeros(encoder.config["width"]))
+        self.head = nn.Linear(encoder.channels[-1], self.stride**3)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        tokens = self.encoder.patch_embed(image)  # type: ignore[operator]
-        masked = block_mask(len(image), tuple(tokens.shape[1:4]), block=self.block, ratio=self.ratio, device=image.device)
-        deepest = self.encoder.encode(hide(tokens, masked, self.mask_token))[-1]  # type: ignore[operator]
+        tokens = self.encoder.patch_embed(image)
+        masked = block_mask(
+            len(image), tuple(tokens.shape[1:4]), block=self.block, ratio=self.ratio, device=image.device
+        )
+        deepest = self.encoder.encode(hide(tokens, masked, self.mask_token))[-1]
         predicted = self.to_voxels(self.head(deepest.permute(0, 2, 3, 4, 1)), tuple(image.shape[2:]))
         hidden = masked
         for axis, size in enumerate(image.shape[2:], start=1):
