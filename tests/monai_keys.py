@@ -17,3 +17,24 @@ def swin_key(key: str) -> str:
     for theirs, ours in RENAMED.items():
         key = key.replace(theirs, ours)
     return key
+
+
+VIT_KEYS = {
+    "patch_embedding.position_embeddings": "positions",
+    "patch_embedding.patch_embeddings": "patch_embed.proj",
+    ".out_proj.": ".proj.",
+    ".linear1.": ".fc1.",
+    ".linear2.": ".fc2.",
+}
+
+
+def our_vit_state(state: dict, *, grid: tuple[int, ...]) -> dict:
+    """A state dict of `monai.networks.nets.ViT` (proj_type="conv") as ours; its cross attention norms serve nothing."""
+    ours = {}
+    for key, value in state.items():
+        if "cross_attn" in key:
+            continue
+        for old, new in VIT_KEYS.items():
+            key = key.replace(old, new)
+        ours[key] = value.view(*grid, -1) if key == "positions" else value
+    return ours

@@ -225,7 +225,7 @@ class Swin(nn.Module, Pretrained):
             first += len(stage.blocks)
             if wanted < first:
                 break
-            size = tuple(-(-n // 2) for n in size)
+            size = (-(-size[0] // 2), -(-size[1] // 2), -(-size[2] // 2))
 
         def look(module: nn.Module, inputs: tuple[Tensor, Layout, tuple[int, ...]]) -> None:
             found.append(window_attention(module, *inputs, size=size, batch=len(x)))
