@@ -1,0 +1,77 @@
+"""The linter finds what is wrong, and says nothing about scans that are right."""
+
+import csv
+import warnings
+
+import numpy as np
+import pytest
+
+import ctssl
+from ctssl.lint import ScanWarning, check, lint
+from ctssl.phantom import phantom
+from ctssl.volume import Volume
+
+
+@pytest.fixture(scope="module")
+def scan() -> Volume:
+    return phantom(4.0)[0]
+
+
+def codes(volume: Volume) -> list[tuple[str, str]]:
+    return [(finding.level, finding.code) for finding in lint(volume)]
+
+
+def changed(scan: Volume, array: np.ndarray) -> Volume:
+    return Volume(array.astype(np.float32), scan.affine, "changed")
+
+
+def test_the_phantom_is_fine(scan):
+    assert codes(scan) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda hu: np.clip((hu + 500) / 1000, 0, 1), ("error", "windowed")),
+        (lambda hu: np.clip((hu + 160) / 400, 0, 1) * 2 - 1, ("error", "windowed")),
+        (lambda hu: np.clip((hu + 160) / 400, 0, 1) * 255, ("error", "windowed")),
+        (lambda hu: hu + 1024, ("error", "rescale-missing")),
+        (lambda hu: hu - 1024, ("error", "rescaled-twice")),
+        (lambda hu: hu * 0 + 3, ("error", "constant")),
+        (lambda hu: hu * 1000, ("error", "not-ct")),
+        (lambda hu: np.clip(hu, 0, None) * 2, ("warning", "not-ct")),
+    ],
+)
+def test_wrong_intensities_are_named(scan, change, expected):
+    assert codes(changed(scan, change(scan.array))) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("affine", "expected"),
+    [
+        (np.eye(4), ("warning", "identity-affine")),
+        (np.diag([0.001, 0.001, 0.001, 1]), ("error", "spacing")),
+        (np.diag([0.1, 0.1, 0.1, 1]), ("warning", "spacing")),
+        (np.diag([4.0, 4.0, 80.0, 1]), ("error", "spacing")),
+    ],
+)
+def test_wrong_geometry_is_named(scan, affine, expected):
+    assert codes(Volume(scan.array, affine)) == [expected]
+
+
+def test_errors_raise_and_doubts_warn(scan):
+    with pytest.raises(ValueError, match="already windowed"):
+        check(changed(scan, np.clip(scan.array / 1000, 0, 1)))
+    with pytest.warns(ScanWarning, match="identity"):
+        check(Volume(scan.array, np.eye(4)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check(scan) is scan
+
+
+def test_no_false_alarm_on_any_real_scan(data):
+    with open(data / "cases.csv", newline="") as file:
+        paths = [data / row["image"] for row in csv.DictReader(file) if row["image"].endswith(".nii.gz")]
+    assert len(paths) > 100
+    found = {path.name: lint(ctssl.read(path)) for path in sorted(set(paths))}
+    assert {name: findings for name, findings in found.items() if findings} == {}
