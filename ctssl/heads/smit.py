@@ -28,6 +28,11 @@ class Smit(nn.Module):
         self.out = nn.Conv3d(f, classes, 1)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
+        if maps[4].shape[2:].numel() == 1:
+            raise ValueError(
+                f"head 'smit' normalises over the deepest map, which has one voxel for an image of {tuple(image.shape[2:])}; "
+                "give crops of more than 32 voxels along some axis"
+            )
         size, full = image.shape[2:], [n * 32 for n in maps[-1].shape[2:]]
 
         def whole(x: Tensor, stride: int) -> Tensor:  # sizes that are no multiple of 32: zeros at the far border

@@ -1,0 +1,102 @@
+"""The head contract, for every head with every encoder; whole scans through a segmenter."""
+
+import numpy as np
+import pytest
+import torch
+
+import ctssl
+from ctssl import Swin
+from ctssl.heads import HEADS
+from ctssl.heads.segmenter import Segmenter
+from ctssl.volume import Volume
+
+FOR_THE_PAPER = {"smit": dict(width=6, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=4, patch=2)}
+"""Heads that are made for one shape of encoder, and a tiny one of that shape."""
+
+
+@pytest.fixture
+def fitting(encoder):
+    return lambda head: Swin(**FOR_THE_PAPER[head]).eval() if head in FOR_THE_PAPER else encoder
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+@pytest.mark.parametrize("size", [(64, 32, 32), (33, 17, 40)])
+def test_logits_have_the_size_of_the_image_and_every_parameter_learns(fitting, head, size):
+    model = Segmenter(fitting(head), head=head, classes=3).train()
+    logits = model(torch.rand(2, 1, *size))
+    assert logits.shape == (2, 3, *size)
+    logits.square().mean().backward()
+    without = [name for name, p in model.head.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    assert not without
+    assert all(p.grad is not None for p in model.encoder.patch_embed.parameters())
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_a_head_sees_the_image_where_it_is(fitting, head):
+    """A bright corner moves the logits near that corner more than those at the far end."""
+    torch.manual_seed(0)
+    model = Segmenter(fitting(head), head=head).eval()
+    dark = torch.zeros(1, 1, 64, 64, 64)
+    bright = dark.clone()
+    bright[..., :8, :8, :8] = 1.0
+    with torch.no_grad():
+        change = (model(bright) - model(dark)).abs().mean(1)[0]
+    assert change[:12, :12, :12].mean() > 1.5 * change[-12:, -12:, -12:].mean()
+
+
+def test_the_papers_decoder_refuses_other_encoders(encoder):
+    with pytest.raises(ValueError, match="unetr"):
+        Segmenter(encoder, head="smit")
+
+
+def test_the_papers_decoder_refuses_crops_that_are_too_small_for_its_norm(fitting):
+    with pytest.raises(ValueError, match="more than 32"):
+        Segmenter(fitting("smit"), head="smit")(torch.rand(1, 1, 32, 32, 32))
+
+
+def test_unknown_heads_and_too_few_classes_are_refused(encoder):
+    with pytest.raises(ValueError, match="linear"):
+        Segmenter(encoder, head="unte")
+    with pytest.raises(ValueError, match="at least 2"):
+        Segmenter(encoder, classes=1)
+
+
+def test_a_mask_comes_back_on_the_scans_own_grid(encoder, ball):
+    scan, _ = ball
+    turned = Volume(np.ascontiguousarray(scan.array.transpose(2, 0, 1)[::-1]), scan.affine[:, [2, 0, 1, 3]].copy())
+    turned.affine[:3, 3] += turned.affine[:3, 0] * (turned.shape[0] - 1)
+    turned.affine[:3, 0] *= -1
+    model = Segmenter(encoder, head="linear", classes=3).eval()
+    model.window = 24
+    one, two = model.segment(scan), model.segment(turned)
+    assert one.shape == scan.shape and one.array.dtype == np.uint8
+    np.testing.assert_allclose(one.affine, scan.affine)
+    back = two.array[::-1].transpose(1, 2, 0)
+    assert (back == one.array).mean() > 0.995
+
+
+def test_the_embedding_of_a_scan_of_any_size_is_one_vector(encoder):
+    rng = np.random.default_rng(0)
+    for shape in ((9, 20, 31), (130, 40, 25)):
+        scan = Volume(rng.normal(0, 200, shape).astype(np.float32) - 200, np.diag([2.0, 2.0, 2.0, 1.0]))
+        vector = encoder.embed(scan)
+        assert vector.shape == (encoder.channels[-1],) and torch.isfinite(vector).all()
+
+
+def test_a_large_scan_in_pieces_has_nearly_the_features_of_the_whole():
+    from ctssl.inference import feature_map
+
+    torch.manual_seed(0)
+    swin = Swin(12, depths=(2, 2), heads=(2, 4), window=4, patch=2, merge_last=False).eval()
+    image = torch.rand(1, 1, 140, 40, 32)
+    with torch.no_grad():
+        whole = swin(image)[-1][0]
+    pieces = feature_map(swin, image)
+    assert pieces.shape == whole.shape
+    assert (pieces - whole).abs().mean() < 0.15 * whole.std()
+
+
+def test_segmenter_by_name_of_a_folder(encoder, tmp_path):
+    encoder.save_pretrained(tmp_path / "enc")
+    model = ctssl.segmenter(tmp_path / "enc", head="linear", classes=4)
+    assert model.classes == 4 and model.parent == "enc"
