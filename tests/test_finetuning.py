@@ -22,7 +22,7 @@ def tiny():
 
 
 def test_a_segmenter_learns_a_ball_and_is_scored_on_the_case_held_out(labelled, tiny, tmp_path):
-    settings = ctssl.Settings(steps=60, batch=2, crop=32, lr=3e-3, encoder_lr=3e-3)
+    settings = ctssl.Settings(steps=40, batch=2, crop=24, lr=4e-3, encoder_lr=4e-3)
     report = ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", hold_out=["case1"], settings=settings, progress=False)
     assert report.train == ["case0", "case2"] and list(report.held_out) == ["case1"]
     assert report.held_out["case1"]["tumour"] == report.mean_dsc > 0.8
@@ -30,7 +30,7 @@ def test_a_segmenter_learns_a_ball_and_is_scored_on_the_case_held_out(labelled, 
     truth = ctssl.read(labelled / "labels" / "case1.nii.gz").array
     assert ctssl.metrics.dsc(again.array == 1, truth == 1) == pytest.approx(report.mean_dsc)
     kept = json.loads((tmp_path / "m" / "report.json").read_text())
-    assert kept["mean_dsc"] == report.mean_dsc and kept["settings"]["steps"] == 60
+    assert kept["mean_dsc"] == report.mean_dsc and kept["settings"]["steps"] == 40
     assert not (tmp_path / "m" / ".unfinished").exists()
 
 
@@ -65,16 +65,13 @@ def test_an_unfinished_training_with_other_settings_is_not_mixed_up(labelled, ti
     def broken(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetuning, "draw", lambda s, t, step: broken() if step == 2 else finetuning_draw(s, t, step))
-    finetuning_draw = finetuning.__dict__["draw"] if False else _draw
+    draw = finetuning.draw
+    monkeypatch.setattr(finetuning, "draw", lambda s, t, step: broken() if step == 2 else draw(s, t, step))
     with pytest.raises(KeyboardInterrupt):
         ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=QUICK, progress=False)
     with pytest.raises(ValueError, match="unfinished training with other settings"):
         other = dataclasses.replace(QUICK, lr=0.5)
         ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=other, progress=False)
-
-
-_draw = finetuning.draw
 
 
 def test_from_scratch_forgets_the_weights(tiny):
@@ -165,5 +162,5 @@ def test_labels_move_with_the_scan_onto_the_models_grid(ball):
     moved = finetuning.onto_grid(mask, there)
     assert moved.shape == there.shape
     volume_mm3 = mask.array.sum() * 12.0
-    assert moved.sum() * 8.0 == pytest.approx(volume_mm3, rel=0.06)
+    assert moved.sum() * 8.0 == pytest.approx(volume_mm3, rel=0.1)
     assert there.array[moved == 1].mean() > 0.66  # the ball is bright: 200 HU is 0.7

@@ -1,0 +1,21 @@
+"""A mask for a scan, on the scan's own grid: `python examples/segment_a_scan.py SCAN MODEL MASK.nii.gz OVERLAY.png`."""
+
+import sys
+
+import ctssl
+from ctssl.pictures import overlay
+
+
+def main(scan: str, model: str, mask: str, picture: str) -> None:
+    volume = ctssl.read(scan)
+    segmenter = ctssl.load_segmenter(model)
+    found = segmenter.segment(volume, progress=True)
+    found.save(mask)
+    overlay(volume, found, picture, title=volume.name)
+    voxel_ml = volume.spacing_mm[0] * volume.spacing_mm[1] * volume.spacing_mm[2] / 1000
+    millilitres = (found.array == 1).sum() * voxel_ml
+    print(f"{segmenter.labels[1]}: {millilitres:.1f} ml; {mask}, {picture}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,109 @@
+"""The command: what it prints, what it writes, what it refuses, and its exit codes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import ctssl
+from ctssl.cli import main
+from ctssl.heads.segmenter import Segmenter
+from ctssl.phantom import phantom
+
+
+@pytest.fixture
+def scan(tmp_path):
+    return phantom(6.0)[0].save(tmp_path / "scan.nii.gz")
+
+
+@pytest.fixture
+def model(tmp_path):
+    torch.manual_seed(0)
+    encoder = ctssl.Swin(12, depths=(1, 1), heads=(2, 4), window=4, patch=2, merge_last=False)
+    return Segmenter(encoder, head="linear").save_pretrained(tmp_path / "model")
+
+
+def said(capsys, *args) -> str:
+    assert main([str(a) for a in args]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys, *args) -> str:
+    assert main([str(a) for a in args]) == 2
+    words = capsys.readouterr().err
+    assert "Traceback" not in words
+    return words
+
+
+def test_list_and_info(capsys):
+    names = ctssl.list_models()
+    assert all(name in said(capsys, "list") for name in names)
+    assert [m["name"] for m in json.loads(said(capsys, "list", "--json"))] == names
+    assert json.loads(said(capsys, "info", names[0], "--json"))["sha256"] == ctssl.info(names[0]).sha256
+    assert "ctssl.load" in said(capsys, "info", names[0])
+    assert "did you mean" in refused(capsys, "info", names[0] + "x")
+    assert "no model matches" in refused(capsys, "list", "zzz*")
+
+
+def test_embed(capsys, scan, tmp_path):
+    vector = np.array(said(capsys, "embed", scan).split(), float)
+    assert vector.shape == (ctssl.load("swin-wild-mim").channels[-1],)
+    said(capsys, "embed", scan, tmp_path / "v.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), vector, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(json.loads(said(capsys, "embed", scan, "--json"))["embedding"], vector, rtol=1e-3, atol=1e-4)
+    assert "exists" in refused(capsys, "embed", scan, tmp_path / "v.npy")
+    assert "no scan" in refused(capsys, "embed", tmp_path / "none.nii.gz")
+
+
+def test_segment(capsys, scan, model, tmp_path):
+    out = tmp_path / "mask.nii.gz"
+    assert "tumour" in said(capsys, "segment", scan, out, "--model", model, "--overlay", tmp_path / "look.png")
+    mask, volume = ctssl.read(out), ctssl.read(scan)
+    assert mask.shape == volume.shape and np.allclose(mask.affine, volume.affine)
+    assert (tmp_path / "look.png").read_bytes().startswith(b"\x89PNG")
+    before = out.read_bytes()
+    assert "--overwrite" in refused(capsys, "segment", scan, out, "--model", model)
+    assert out.read_bytes() == before
+    found = json.loads(said(capsys, "segment", scan, out, "--model", model, "--overwrite", "--json"))
+    assert found["volume_ml"]["tumour"] == pytest.approx((mask.array == 1).sum() * 0.216, abs=0.01)
+    assert "must end in" in refused(capsys, "segment", scan, tmp_path / "mask.png", "--model", model)
+    assert "untrained" in refused(capsys, "segment", scan, tmp_path / "m.nii.gz", "--model", "swin-wild-mim")
+    assert "make it first" in refused(capsys, "segment", scan, tmp_path / "no" / "m.nii.gz", "--model", model)
+
+
+def test_finetune(capsys, labelled, tmp_path):
+    out = tmp_path / "mine"
+    quick = ("--steps", 1, "--batch", 1, "--crop", 16, "--hold-out", "case2")
+    text = said(capsys, "finetune", labelled, "--out", out, *quick)
+    assert "case2" in text and "held-out" in text and f"--model {out}" in text
+    assert ctssl.load_segmenter(out).parent == "swin-wild-mim"
+    assert "finished model" in refused(capsys, "finetune", labelled, "--out", out, *quick)
+    apart = ("--images", labelled / "images", "--labels", labelled / "labels")
+    found = json.loads(said(capsys, "finetune", *apart, "--out", tmp_path / "two", *quick, "--json", "--from-scratch"))
+    assert list(found["held_out"]) == ["case2"] and found["mean_dsc"] == found["held_out"]["case2"]["tumour"]
+    assert ctssl.load_segmenter(tmp_path / "two").parent == ""
+
+
+def test_demo(capsys, model, tmp_path):
+    text = said(capsys, "demo", "--out", tmp_path / "demo", "--model", model)
+    for name in ("phantom.nii.gz", "phantom-tumour.nii.gz", "features.png", "mask.nii.gz", "overlay.png"):
+        assert (tmp_path / "demo" / name).stat().st_size > 500 and str(tmp_path / "demo" / name) in text
+    assert "not how accurate" in text and "ctssl finetune" in text
+    written = json.loads(said(capsys, "demo", tmp_path / "demo" / "phantom.nii.gz", "--out", tmp_path / "own", "--json"))
+    assert set(written) == {"encoder", "features", "embedding"} and not (tmp_path / "own" / "phantom.nii.gz").exists()
+
+
+def test_a_command_that_does_not_exist_and_a_damaged_scan(capsys, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        main(["segmnt"])
+    assert stopped.value.code == 2
+    (tmp_path / "bad.nii.gz").write_bytes(b"nothing")
+    assert "is damaged" in refused(capsys, "embed", tmp_path / "bad.nii.gz")
+
+
+def test_warnings_are_one_line_not_a_stack(capsys, tmp_path):
+    volume = phantom(6.0)[0]
+    ctssl.Volume(volume.array, np.eye(4)).save(tmp_path / "lost.nii.gz")
+    assert main(["embed", str(tmp_path / "lost.nii.gz")]) == 0
+    assert "warning: lost.nii.gz: the affine is the identity" in capsys.readouterr().err

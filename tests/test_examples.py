@@ -1,0 +1,41 @@
+"""Every example runs, as a user would run it, and does what it says."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import ctssl
+
+FOLDER = Path(__file__).parent.parent / "examples"
+
+
+def run(name: str, *args) -> str:
+    done = subprocess.run([sys.executable, FOLDER / name, *map(str, args)], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(FOLDER.parent)})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_embed():
+    out = run("embed.py")
+    assert "phantom: (192,) features" in out and "stride 16: (1, 192, 6, 6, 6)" in out and "last block" in out
+
+
+def test_finetune_then_segment(labelled, tmp_path):
+    assert "the segmenter is in" in run("finetune_your_tumours.py", labelled, tmp_path / "model", 2)
+    scan = labelled / "images" / "case0.nii.gz"
+    out = run("segment_a_scan.py", scan, tmp_path / "model", tmp_path / "mask.nii.gz", tmp_path / "look.png")
+    assert "ml" in out and (tmp_path / "look.png").read_bytes().startswith(b"\x89PNG")
+    assert ctssl.read(tmp_path / "mask.nii.gz").shape == ctssl.read(scan).shape
+
+
+def test_a_new_pretext_learns():
+    losses = runpy.run_path(str(FOLDER / "new_pretext.py"))["main"]("30")
+    assert sum(losses[-8:]) < sum(losses[:8])
+
+
+def test_every_example_is_run_here():
+    here = Path(__file__).read_text()
+    assert all(f'"{path.name}"' in here for path in FOLDER.glob("*.py"))
