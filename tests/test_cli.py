@@ -51,7 +51,9 @@ def test_embed(capsys, scan, tmp_path):
     assert vector.shape == (ctssl.load("swin-wild-mim").channels[-1],)
     said(capsys, "embed", scan, tmp_path / "v.npy")
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), vector, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(json.loads(said(capsys, "embed", scan, "--json"))["embedding"], vector, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        json.loads(said(capsys, "embed", scan, "--json"))["embedding"], vector, rtol=1e-3, atol=1e-4
+    )
     assert "exists" in refused(capsys, "embed", scan, tmp_path / "v.npy")
     assert "no scan" in refused(capsys, "embed", tmp_path / "none.nii.gz")
 
@@ -90,7 +92,9 @@ def test_demo(capsys, model, tmp_path):
     for name in ("phantom.nii.gz", "phantom-tumour.nii.gz", "features.png", "mask.nii.gz", "overlay.png"):
         assert (tmp_path / "demo" / name).stat().st_size > 500 and str(tmp_path / "demo" / name) in text
     assert "not how accurate" in text and "ctssl finetune" in text
-    written = json.loads(said(capsys, "demo", tmp_path / "demo" / "phantom.nii.gz", "--out", tmp_path / "own", "--json"))
+    written = json.loads(
+        said(capsys, "demo", tmp_path / "demo" / "phantom.nii.gz", "--out", tmp_path / "own", "--json")
+    )
     assert set(written) == {"encoder", "features", "embedding"} and not (tmp_path / "own" / "phantom.nii.gz").exists()
 
 

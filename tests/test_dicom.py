@@ -11,7 +11,9 @@ import ctssl
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'ctssl[dicom]'")
 
 
-def write_series(folder: Path, *, count: int = 6, uid: str = "1.2.3", modality: str = "CT", tilt_mm: float = 0.0) -> None:
+def write_series(
+    folder: Path, *, count: int = 6, uid: str = "1.2.3", modality: str = "CT", tilt_mm: float = 0.0
+) -> None:
     """A little series: rows 5, columns 4, 0.5 x 0.8 mm, slices 2.5 mm apart; value = 100 k + 10 j + i as HU."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
@@ -27,7 +29,10 @@ def write_series(folder: Path, *, count: int = 6, uid: str = "1.2.3", modality: 
         image.SOPClassUID, image.SOPInstanceUID = CTImageStorage, f"{uid}.{k + 1}"
         image.SeriesInstanceUID, image.Modality, image.SeriesDescription = uid, modality, f"series {uid}"
         image.Rows, image.Columns, image.PixelSpacing = 5, 4, [0.8, 0.5]
-        image.ImageOrientationPatient, image.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-10, -20 + tilt_mm * k, 30 + 2.5 * k]
+        image.ImageOrientationPatient, image.ImagePositionPatient = (
+            [1, 0, 0, 0, 1, 0],
+            [-10, -20 + tilt_mm * k, 30 + 2.5 * k],
+        )
         image.RescaleSlope, image.RescaleIntercept = 2, -1000
         image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
         image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 1

@@ -23,7 +23,9 @@ def tiny():
 
 def test_a_segmenter_learns_a_ball_and_is_scored_on_the_case_held_out(labelled, tiny, tmp_path):
     settings = ctssl.Settings(steps=40, batch=2, crop=24, lr=4e-3, encoder_lr=4e-3)
-    report = ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", hold_out=["case1"], settings=settings, progress=False)
+    report = ctssl.finetune(
+        labelled, model=tiny, out=tmp_path / "m", hold_out=["case1"], settings=settings, progress=False
+    )
     assert report.train == ["case0", "case2"] and list(report.held_out) == ["case1"]
     assert report.held_out["case1"]["tumour"] == report.mean_dsc > 0.8
     again = ctssl.load_segmenter(tmp_path / "m").segment(labelled / "images" / "case1.nii.gz")
@@ -53,7 +55,9 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(labelled, tiny, tm
         train(tmp_path / "halves")
     assert not (tmp_path / "halves" / "config.json").exists()
     seen = []
-    monkeypatch.setattr(finetuning, "draw", lambda scans, settings, step: (seen.append(step), draw(scans, settings, step))[1])
+    monkeypatch.setattr(
+        finetuning, "draw", lambda scans, settings, step: (seen.append(step), draw(scans, settings, step))[1]
+    )
     train(tmp_path / "halves")
     assert seen == [2, 3]
     one, two = (ctssl.load_segmenter(tmp_path / name).state_dict() for name in ("whole", "halves"))
@@ -88,7 +92,10 @@ def test_a_finished_model_is_not_replaced(labelled, tiny, tmp_path):
 
 
 def test_crops_depend_on_nothing_but_settings_and_step():
-    scans = [(np.random.default_rng(i).random((20, 18, 25)), np.random.default_rng(i).random((20, 18, 25)) > 0.9) for i in (0, 1)]
+    scans = [
+        (np.random.default_rng(i).random((20, 18, 25)), np.random.default_rng(i).random((20, 18, 25)) > 0.9)
+        for i in (0, 1)
+    ]
     for step in (0, 7):
         for one, two in zip(finetuning.draw(scans, QUICK, step), finetuning.draw(scans, QUICK, step), strict=True):
             assert torch.equal(one, two)
@@ -108,7 +115,11 @@ def test_cases_are_divided_by_share_or_by_name(labelled):
     train, held = finetuning.divide(cases, 0.3, 0)
     assert len(held) == 1 and len(train) == 2 and finetuning.divide(cases, 0.3, 0) == (train, held)
     assert [c.name for c in finetuning.divide(cases, ["case2"], 0)[1]] == ["case2"]
-    for wrong, words in ((["nobody"], "no such cases"), (1.5, "share from 0"), (["case0", "case1", "case2"], "nothing is left")):
+    for wrong, words in (
+        (["nobody"], "no such cases"),
+        (1.5, "share from 0"),
+        (["case0", "case1", "case2"], "nothing is left"),
+    ):
         with pytest.raises(ValueError, match=words):
             finetuning.divide(cases, wrong, 0)
 
@@ -126,7 +137,14 @@ def test_folders_apart_and_the_names_of_nnunet(labelled):
 def test_bad_data_is_refused_before_any_training(labelled, tiny, tmp_path):
     def refused(words, kind=ValueError, **kwargs):
         with pytest.raises(kind, match=words):
-            ctssl.finetune(**({"data": labelled} | kwargs), model=tiny, out=tmp_path / "m", settings=QUICK, hold_out=0, progress=False)
+            ctssl.finetune(
+                **({"data": labelled} | kwargs),
+                model=tiny,
+                out=tmp_path / "m",
+                settings=QUICK,
+                hold_out=0,
+                progress=False,
+            )
         assert not (tmp_path / "m" / "model.safetensors").exists()
 
     refused("not both", images=labelled / "images")

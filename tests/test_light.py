@@ -21,7 +21,9 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_importing_and_listing_load_no_torch():
-    assert not {"torch", "monai", "timm", "numpy", "nibabel"} & loaded_by("import ctssl; ctssl.list_models(); dir(ctssl)")
+    assert not {"torch", "monai", "timm", "numpy", "nibabel"} & loaded_by(
+        "import ctssl; ctssl.list_models(); dir(ctssl)"
+    )
     assert not {"torch", "monai"} & loaded_by("from ctssl.cli import main; main(['list'])")
 
 
@@ -95,9 +97,15 @@ def test_the_library_knows_no_pickle_and_no_recipes(path):
     for node in ast.walk(ast.parse(path.read_text())):
         names = [a.name for a in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
         roots = {n.split(".")[0] for n in [*names, getattr(node, "module", None) or ""]}
-        assert not roots & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}, f"line {node.lineno}"
+        assert not roots & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}, (
+            f"line {node.lineno}"
+        )
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            assert not {r.split(".")[0] for r in [getattr(node, "module", None) or "", *names]} & {"training", "tests", "examples"}
+            assert not {r.split(".")[0] for r in [getattr(node, "module", None) or "", *names]} & {
+                "training",
+                "tests",
+                "examples",
+            }
         if isinstance(node, ast.Attribute):
             unsafe = node.attr == "load" and isinstance(node.value, ast.Name) and node.value.id == "torch"
             assert not unsafe, f"torch.load in line {node.lineno}"

@@ -50,11 +50,19 @@ def test_a_model_of_the_table_loads_and_has_its_features(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_models_folder_says_what_the_table_says(name):
-    config, spec = hub.read_config(hub.bundled() / name), json.loads(json.dumps(ctssl.info(name).__dict__, default=vars))
+    config, spec = (
+        hub.read_config(hub.bundled() / name),
+        json.loads(json.dumps(ctssl.info(name).__dict__, default=vars)),
+    )
     for key in ("name", "kind", "encoder", "encoder_args", "preprocess", "corpus", "pretext", "parameters", "sha256",
                 "licence", "data"):  # fmt: skip
         assert config[key] == spec[key], key
-    assert {p.name for p in (hub.bundled() / name).iterdir()} == {"README.md", "config.json", "model.safetensors", "training.json"}
+    assert {p.name for p in (hub.bundled() / name).iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "training.json",
+    }
     card = (hub.bundled() / name / "README.md").read_text()
     assert card.startswith("---\n") and name in card and "licence" in card
 
@@ -96,7 +104,11 @@ def test_save_and_load_give_the_same_features(folder, encoder):
 def test_the_spec_survives_saving(tmp_path, encoder):
     encoder.spec = ModelSpec("mine", "encoder", "swin", preprocess=Preprocess(3.0, (-100.0, 200.0)), corpus="wild")
     again = ctssl.load(encoder.save_pretrained(tmp_path / "other-name"))
-    assert again.spec.preprocess == Preprocess(3.0, (-100.0, 200.0)) and again.spec.name == "mine" and again.spec.corpus == "wild"
+    assert (
+        again.spec.preprocess == Preprocess(3.0, (-100.0, 200.0))
+        and again.spec.name == "mine"
+        and again.spec.corpus == "wild"
+    )
     assert again.preprocess(phantom(8.0)[0]).shape == (1, 1, 107, 80, 80)
 
 

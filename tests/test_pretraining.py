@@ -21,9 +21,12 @@ from training.pretext.masking import block_mask, hide
 
 ROOT = Path(__file__).parent.parent
 RUNS = sorted(
-    str(p.relative_to(ROOT / "training" / "runs").with_suffix("")) for p in (ROOT / "training" / "runs").rglob("[a-z]*.py")
+    str(p.relative_to(ROOT / "training" / "runs").with_suffix(""))
+    for p in (ROOT / "training" / "runs").rglob("[a-z]*.py")
 )
-TINY = pretrain.Run("tiny", "swin", "mim", "wild", encoder_args=SMALL["swin"], crop=32, batch=2, steps=6, save_minutes=0)
+TINY = pretrain.Run(
+    "tiny", "swin", "mim", "wild", encoder_args=SMALL["swin"], crop=32, batch=2, steps=6, save_minutes=0
+)
 
 
 @pytest.fixture
@@ -32,7 +35,9 @@ def phantoms(tmp_path, monkeypatch):
     paths = [phantom(5.0, seed=i)[0].save(tmp_path / f"phantom{i}.nii.gz") for i in range(2)]
     for module in (pretrain, export):
         monkeypatch.setattr(module, "corpus", lambda name: paths)
-    monkeypatch.setattr(export, "provenance", lambda name: [dict(id="p", collection="phantom", source="", licence="none", body_part="")])
+    monkeypatch.setattr(
+        export, "provenance", lambda name: [dict(id="p", collection="phantom", source="", licence="none", body_part="")]
+    )
     return tmp_path / "runs" / "tiny"
 
 
@@ -145,7 +150,9 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
 @pytest.mark.parametrize("name", RUNS)
 def test_every_run_builds_and_takes_a_shrunken_step(name, phantoms):
     run = pretrain.find_run(name)
-    small = SMALL[run.encoder] | {k: v for k, v in run.encoder_args.items() if k in ("merge_last", "qkv_bias", "patch_norm")}
+    small = SMALL[run.encoder] | {
+        k: v for k, v in run.encoder_args.items() if k in ("merge_last", "qkv_bias", "patch_norm")
+    }
     crop = 64 if run.encoder_args.get("merge_last") else 32
     shrunken = dataclasses.replace(run, encoder_args=small, crop=crop, batch=1, steps=1)
     pretrain.pretrain(shrunken, phantoms)

@@ -12,7 +12,10 @@ from ctssl.inference import onto
 from ctssl.volume import Volume, prepare, resample, working_grid
 from ctssl.zoo import Preprocess
 
-CENTRE, RADII = np.array([12.0, -20.0, 30.0]), np.array([22.0, 14.0, 30.0])  # mm; an ellipsoid without symmetry in space
+CENTRE, RADII = (
+    np.array([12.0, -20.0, 30.0]),
+    np.array([22.0, 14.0, 30.0]),
+)  # mm; an ellipsoid without symmetry in space
 
 
 def ellipsoid(shape, affine) -> np.ndarray:
@@ -65,7 +68,9 @@ def wrong_beyond_a_voxel(found: np.ndarray, truth: np.ndarray, voxels: int = 1) 
     from scipy.ndimage import binary_dilation, binary_erosion
 
     cube = np.ones((3, 3, 3), bool)
-    return int((found & ~binary_dilation(truth, cube, voxels)).sum() + (binary_erosion(truth, cube, voxels) & ~found).sum())
+    return int(
+        (found & ~binary_dilation(truth, cube, voxels)).sum() + (binary_erosion(truth, cube, voxels) & ~found).sum()
+    )
 
 
 def test_a_sheared_scan_is_resampled_not_ignored(data):
