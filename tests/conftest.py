@@ -10,7 +10,6 @@ import torch
 from ctssl.encoders import ENCODERS
 from ctssl.volume import Volume
 
-
 SMALL = {
     "swin": dict(width=12, depths=(2, 2), heads=(2, 4), window=4, patch=2, merge_last=False),
     "vit": dict(width=24, depth=3, heads=2, patch=8, grid=(4, 4, 4), maps=3),

@@ -15,8 +15,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 def loaded_by(code: str) -> set[str]:
     """Top-level modules that a fresh interpreter has after running `code`."""
-    done = subprocess.run([sys.executable, "-c", f"{code}\nimport sys; print('\\n' + ' '.join({{m.split('.')[0] for m in sys.modules}}))"],
-                          capture_output=True, text=True, check=True)  # fmt: skip
+    ask = "import sys; print('\\n' + ' '.join({m.split('.')[0] for m in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{ask}"], capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split())
 
 

@@ -35,11 +35,14 @@ def keep(label: str, row: dict) -> None:
     RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
 
 
-def show() -> None:
+def table() -> str:
+    """The results as Markdown."""
     kept = json.loads(RESULTS.read_text())
+    lines = ["| encoder | mean DSC | each seed |", "|---|---|---|"]
     for label, rows in kept["models"].items():
         means = [row["mean_dsc"] for row in rows]
-        print(f"{label:32} DSC {np.mean(means):.3f}  (seeds: {', '.join(f'{m:.3f}' for m in means)})")
+        lines.append(f"| {label} | {np.mean(means):.3f} | {', '.join(f'{m:.3f}' for m in means)} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -61,7 +64,7 @@ def main() -> None:
                         model, from_scratch=from_scratch, settings=ctssl.Settings(steps=args.steps, seed=seed), out=out
                     ),
                 )
-    show()
+    print(table())
 
 
 if __name__ == "__main__":
