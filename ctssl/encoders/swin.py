@@ -51,10 +51,10 @@ class Attention(nn.Module):
         """
         if len(group.slots) == full.shape[1]:
             return full
-        rows = full[:, group.slots]
-        bias = rows[:, :, group.slots]
+        rows = full.index_select(1, group.slots)
+        bias = rows.index_select(2, group.slots)
         if len(group.pads):
-            bias = torch.cat([bias, rows[:, :, group.pads].logsumexp(-1, keepdim=True)], -1)
+            bias = torch.cat([bias, rows.index_select(2, group.pads).logsumexp(-1, keepdim=True)], -1)
         return bias
 
     def forward(self, rows: Tensor, spans: list[tuple[int, Tensor]]) -> Tensor:
