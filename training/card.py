@@ -5,7 +5,15 @@ from collections import Counter
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "experiments" / "results"
-PRETEXTS = {"mim": "masked image modelling (SimMIM, arXiv 2111.09886; the MIP loss of SMIT, arXiv 2205.10342)"}
+PRETEXTS = {
+    "mim": "masked image modelling (SimMIM, arXiv 2111.09886; the MIP loss of SMIT, arXiv 2205.10342)",
+    "contrastive": "contrastive learning (SimCLR, arXiv 2002.05709)",
+    "itd": "image token self-distillation (ITD of SMIT, arXiv 2205.10342; DINO, arXiv 2104.14294)",
+    "itd_mpd": "image and masked patch token self-distillation (ITD and MPD of SMIT, arXiv 2205.10342)",
+    "smit": "SMIT: masked image prediction with image and patch token self-distillation (arXiv 2205.10342)",
+    "mae": "a masked autoencoder (arXiv 2111.06377)",
+    "rotate_inpaint_contrast": "rotation, inpainting and contrast (arXiv 2111.14791)",
+}
 CORPORA = {
     "wild": "in the wild: public CTs of many collections, scanners and body parts, not curated for any task",
     "self": "self: only the training side of the task's own scans (soft-tissue sarcoma), without their labels",
@@ -43,7 +51,7 @@ features = encoder.embed("scan.nii.gz")  # ({config_channels(config)},)
 spacing and maps {low:g}..{high:g} HU to 0..1.
 
 ## Training
-`{history["command"]}`: {run["steps"]} steps of {run["batch"] * history["processes"]} crops of {run["crop"]} voxels, AdamW,
+`{history["command"]}`: {run["steps"]} steps, {history["samples"]} samples in crops of {run["crop"]} voxels, AdamW,
 learning rate {run["lr"]:g}, {history["hours"]:.2f} hours on {history["device"]} ({history["processes"]} process). The loss
 went from {curve[0]["loss"]:.3f} (first {max(1, run["steps"] // len(curve))} steps) to {curve[-1]["loss"]:.3f} (last); on {unseen["crops"]} crops of scans it
 has not seen (the training side of the corpus "{unseen["corpus"]}") it is {unseen["loss"]:.3f}. The whole curve is in `training.json`.

@@ -1,203 +1,205 @@
 """Pretrain an encoder: `python -m training.pretrain swin_wild_mim [--out runs/swin_wild_mim] [--set steps=100 ...]`.
 
-A run is a file in `training/runs/`; `--set` changes one of its fields. Stopped runs go on where they were: the same
-command again, and the result is the one of an uninterrupted run. On several devices:
-`torchrun --nproc-per-node 8 -m training.pretrain paper/swin_wild_smit`.
+A run is a file in `training/runs/`; `--set` changes one of its fields. With scans of your own:
+`python -m training.pretrain --data MY_SCANS --model swin --task smit [--init swin-wild-mim] --out my-encoder`.
+Stopped runs go on where they were: the same command again, and the result is the one of an uninterrupted run. On several
+devices: `torchrun --nproc-per-node 8 -m training.pretrain paper/swin_wild_smit`. `--out` gets the checkpoints, a log
+(`log.jsonl`, `loss.png`) and, at the end, the encoder, as a folder for `ctssl.load` and `ctssl finetune --model`.
 """
 
 import argparse
-import ast
 import contextlib
-import importlib
 import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from timm.optim import param_groups_weight_decay
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from torch import nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import ctssl
 from ctssl.encoders import ENCODERS
-from ctssl.sampling import augment, crop_at, tissue_start
-from ctssl.zoo import Preprocess
+from ctssl.loading import encoder_config, write_folder
+from ctssl.zoo import ModelSpec
+from training import checkpoints, log
 from training.data.cache import prepared
-from training.data.corpora import corpus
+from training.data.loader import Places, Samples, loader
+from training.data.manifest import find_scans
 from training.pretext import TASKS
+from training.pretext.batch import Batch
+from training.pretext.contrastive import everyone
+from training.run import Run, find_run, override, own_run
 
 
-@dataclass(frozen=True)
-class Run:
-    """One pretraining. `batch` is per device; `crop` in voxels of `preprocess.spacing_mm`; `warmup` a share of `steps`."""
-
-    name: str
-    encoder: str
-    task: str
-    corpus: str
-    encoder_args: dict[str, Any] = field(default_factory=dict)
-    task_args: dict[str, Any] = field(default_factory=dict)
-    preprocess: Preprocess = field(default_factory=Preprocess)
-    crop: int = 64
-    batch: int = 4
-    steps: int = 6000
-    lr: float = 8e-4
-    weight_decay: float = 0.05
-    warmup: float = 0.1
-    clip: float = 1.0
-    intensity: float = 0.0
-    seed: int = 0
-    bf16: bool = False
-    checkpointing: bool = False
-    save_minutes: float = 3.0
-
-
-def find_run(name: str) -> Run:
-    """The `run` of `training/runs/<name>.py`."""
-    path = Path(__file__).parent / "runs" / f"{name.replace('-', '_')}.py"
-    if not path.is_file():
-        known = sorted(p.relative_to(path.parent).with_suffix("") for p in path.parent.rglob("[a-z]*.py"))
-        raise SystemExit(f"no run {name!r}; there are: {', '.join(map(str, known))}")
-    return importlib.import_module(f"training.runs.{name.replace('-', '_').replace('/', '.')}").run
-
-
-def override(run: Run, changes: list[str]) -> Run:
-    """`["steps=100", "task_args.ratio=0.5"]` applied; an unknown key is an error."""
-    for change in changes:
-        key, _, text = change.partition("=")
-        key, _, inner = key.partition(".")
-        if key not in {f.name for f in fields(Run)} or not text:
-            raise SystemExit(
-                f"cannot set {change!r}; write field=value, the fields are {[f.name for f in fields(Run)]}"
-            )
-        with contextlib.suppress(ValueError, SyntaxError):
-            text = ast.literal_eval(text)
-        if inner:
-            if not isinstance(getattr(run, key), dict):
-                raise SystemExit(f"cannot set {change!r}: {key} has no parts")
-            text = {**getattr(run, key), inner: text}
-        if not isinstance(text, type(getattr(run, key))) and not (
-            isinstance(text, int) and isinstance(getattr(run, key), float)
-        ):
-            raise SystemExit(f"cannot set {change!r}: {key} is {type(getattr(run, key)).__name__}")
-        run = replace(run, **{key: text})
-    return run
-
-
-def build(run: Run) -> nn.Module:
-    """The task of a run around its encoder, initialised from its seed."""
+def build(run: Run) -> Any:
+    """The task of a run around its encoder, initialised from its seed, or from `run.init`."""
     torch.manual_seed(run.seed)
     if run.encoder not in ENCODERS or run.task not in TASKS:
         raise SystemExit(f"run {run.name}: encoders are {sorted(ENCODERS)}, tasks are {sorted(TASKS)}")
     encoder = ENCODERS[run.encoder](checkpointing=run.checkpointing, **run.encoder_args)
+    if run.init:
+        start: Any = ctssl.load(run.init)
+        if start.config != encoder.config:
+            raise SystemExit(f"{run.init} is built otherwise than this run's encoder: {start.config} and {encoder.config}")
+        encoder.load_state_dict(start.state_dict())
     return TASKS[run.task](encoder, **run.task_args)
 
 
-def crops(scans: list[np.ndarray], run: Run, *, step: int, rank: int) -> Tensor:
-    """The batch `(B, 1, S, S, S)` of a step: it depends on nothing but the run, the step and the rank."""
-    rng = np.random.default_rng([run.seed, step, rank])
-    batch = []
-    for _ in range(run.batch):
-        scan = scans[rng.integers(len(scans))]
-        crop = crop_at(scan, tissue_start(scan, run.crop, rng), run.crop)
-        batch.append(augment(crop, None, rng, intensity=run.intensity)[0])
-    return torch.from_numpy(np.stack(batch))[:, None]
-
-
-def learning_rate(run: Run, step: int) -> float:
-    """Linear warm-up, then cosine to zero."""
+def optimizer(task: nn.Module, run: Run) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
+    """AdamW without decay for biases, norms, tables and tokens; linear warm-up, then half a cosine to zero, by step."""
+    free = [name for name, _ in task.named_parameters() if "bias_table" in name or "position" in name]
+    groups = param_groups_weight_decay(task, run.weight_decay, no_weight_decay_list=free)
+    opt = torch.optim.AdamW(groups, lr=run.lr, betas=(0.9, 0.95))
     warm = max(1, round(run.warmup * run.steps))
-    if step < warm:
-        return run.lr * (step + 1) / warm
-    return run.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, run.steps - warm)))
+    scheduler = CosineLRScheduler(opt, t_initial=max(1, run.steps - warm), warmup_t=warm, warmup_lr_init=run.lr / warm,
+                                  warmup_prefix=True, t_in_epochs=False)  # fmt: skip
+    return opt, scheduler
 
 
-def optimizer(task: nn.Module, run: Run) -> torch.optim.Optimizer:
-    """AdamW; no decay for biases, norms, tables and tokens."""
-    trained = [(name, p) for name, p in task.named_parameters() if p.requires_grad]
-    free = [p for name, p in trained if p.ndim < 2 or "bias_table" in name or "position" in name]
-    decayed = [p for name, p in trained if not (p.ndim < 2 or "bias_table" in name or "position" in name)]
-    groups = [{"params": decayed, "weight_decay": run.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=run.lr, betas=(0.9, 0.95))
+def backward(model: nn.Module, pieces: list[Batch], *, bf16: bool = False) -> dict[str, float]:
+    """Gradients of one step whose batch comes in pieces (and on several devices); the numbers of this process to log.
+
+    Mean losses are averaged over pieces. A joint loss needs every sample's embedding: those are computed first, without
+    gradient, and each piece then adds the gradient through its own (as in GradCache, arXiv 2101.06983).
+    """
+    task: Any = model.module if isinstance(model, DistributedDataParallel) else model
+    world = dist.get_world_size() if isinstance(model, DistributedDataParallel) else 1
+    precision = torch.autocast(pieces[0].image.device.type, torch.bfloat16, enabled=bf16)
+    others = None
+    if len(pieces) > 1 and hasattr(task, "embed"):
+        with torch.no_grad(), precision:
+            own = torch.cat([task.embed(piece) for piece in pieces], 1)
+        others = everyone(own, torch.cat([piece.patients for piece in pieces]))
+    numbers: dict[str, float] = {}
+    start = 0
+    for i, piece in enumerate(pieces):
+        last = i == len(pieces) - 1
+        quiet = contextlib.nullcontext() if last or world == 1 else model.no_sync()  # type: ignore[operator]
+        with quiet:
+            with precision:
+                result = model(piece) if others is None else model(piece, others._replace(start=others.start + start))
+            loss = result["loss"] / len(pieces)
+            if "joint" in result:  # already over the whole step; the devices' mean would divide it
+                loss = (result["loss"] - result["joint"]) / len(pieces) + result["joint"] * world
+            loss.backward()
+        start += len(piece)
+        for name, value in result.items():
+            numbers[name] = numbers.get(name, 0.0) + float(value.detach()) / len(pieces)
+    return numbers
 
 
-def save(path: Path, state: dict) -> None:
-    part = path.with_suffix(f".part{os.getpid()}")
-    torch.save(state, part)
-    os.replace(part, path)
-
-
-def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> nn.Module:
-    """Train, resuming from `out/checkpoint.pt`; `stop_after` ends early, as an interruption would (for tests)."""
+def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
+    """Train, resuming from `out`; `stop_after` ends early, as an interruption would (for tests). Returns the task."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device = (
-        torch.device("cuda", rank % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
-    )
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     out.mkdir(parents=True, exist_ok=True)
-    scans = prepared(corpus(run.corpus), run.preprocess, out.parent / "cache")
+    corpus = shared_corpus(run, out, rank)
     task = build(run).to(device)
-    opt, first, log, seconds = optimizer(task, run), 0, [], 0.0
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["run"] != json.dumps(asdict(run)):
-            raise SystemExit(f"{checkpoint} belongs to a run with other settings; choose another --out or remove it")
+    opt, scheduler = optimizer(task, run)
+    state = checkpoints.latest(out, run, device)
+    first, seconds = (state["step"], state["seconds"]) if state else (0, 0.0)
+    if state:
         task.load_state_dict(state["task"])
         opt.load_state_dict(state["opt"])
-        first, log, seconds = state["step"], state["log"], state["seconds"]
-    model = DistributedDataParallel(task, find_unused_parameters=True) if world > 1 else task
+    model: nn.Module = task
+    if world > 1:  # buffers are each process's own: a teacher's centre is summed up in after_step
+        model = DistributedDataParallel(task, find_unused_parameters=True, broadcast_buffers=False)
     last, began, saved = min(run.steps, stop_after or run.steps), time.monotonic(), time.monotonic()
+    samples = Samples(corpus, crop=run.crop, views=getattr(task, "views", 1), how=run.views, seed=run.seed)
+    places = Places(batch=run.batch, pieces=run.accumulate, rank=rank, world=world, first=first, last=last)
+    batches = iter(loader(samples, places, workers=run.workers))
+    journal = log.Log(out / "log.jsonl", first, enabled=rank == 0)
 
     def keep(step: int) -> None:
         if rank == 0:
             spent = seconds + time.monotonic() - began
-            save(checkpoint, {"run": json.dumps(asdict(run)), "task": task.state_dict(), "opt": opt.state_dict(),
-                              "step": step, "log": log, "seconds": spent, "world": world, "device": str(device)})  # fmt: skip
+            checkpoints.save(out, run, {"task": task.state_dict(), "opt": opt.state_dict(), "step": step,
+                                        "seconds": spent, "world": world, "device": str(device)})  # fmt: skip
 
     task.train()
     bar = tqdm(range(first, last), initial=first, total=run.steps, desc=run.name, disable=rank > 0, mininterval=5)
     for step in bar:
-        torch.manual_seed(hash((run.seed, step, rank)))
-        for group in opt.param_groups:
-            group["lr"] = learning_rate(run, step)
-        batch = crops(scans, run, step=step, rank=rank).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
-            result = model(batch)
+        scheduler.step_update(step)
+        pieces = [at(next(batches).to(device), step / run.steps) for _ in range(run.accumulate)]
         opt.zero_grad(set_to_none=True)
-        result["loss"].backward()
-        nn.utils.clip_grad_norm_(task.parameters(), run.clip)
+        numbers = backward(model, pieces, bf16=run.bf16)
+        norm = nn.utils.clip_grad_norm_(task.parameters(), run.clip)
+        if not math.isfinite(numbers["loss"]) or not torch.isfinite(norm):
+            raise SystemExit(f"step {step}: the loss is {numbers['loss']}, its gradient {float(norm)}; lower lr ({run.lr}). "
+                             "The last good state is kept")  # fmt: skip
         opt.step()
         if hasattr(task, "after_step"):
-            task.after_step(step, run.steps)  # type: ignore[operator]
-        numbers = {name: float(value.detach()) for name, value in result.items()}
-        if not math.isfinite(numbers["loss"]):
-            raise SystemExit(
-                f"step {step}: the loss is {numbers['loss']}; lower lr ({run.lr}), the last good state is kept"
-            )
-        log.append({"step": step, **{name: round(value, 6) for name, value in numbers.items()}})
-        bar.set_postfix({"loss": f"{np.mean([entry['loss'] for entry in log[-50:]]):.4f}"}, refresh=False)
+            task.after_step((step + 1) / run.steps)
+        journal.add({"step": step, **numbers, "norm": float(norm), "lr": opt.param_groups[0]["lr"]})
+        bar.set_postfix({"loss": f"{journal.recent():.4f}", "samples/s": f"{rate(bar, first, run, world):.1f}"}, refresh=False)
         if time.monotonic() - saved > 60 * run.save_minutes:
             keep(step + 1)
             saved = time.monotonic()
     keep(last)
+    journal.close()
+    if rank == 0 and last == run.steps:
+        finish(task.encoder, run, out, scans=len(corpus))
     return task
+
+
+def at(batch: Batch, progress: float) -> Batch:
+    return Batch(batch.views, batch.seeds, batch.patients, progress)
+
+
+def rate(bar: Any, first: int, run: Run, world: int) -> float:
+    spent = max(bar.format_dict["elapsed"], 1e-9)
+    return (bar.n - first) * run.batch * run.accumulate * world / spent
+
+
+def shared_corpus(run: Run, out: Path, rank: int) -> Any:
+    """The prepared corpus; the first process prepares it, the others find it ready."""
+    if rank and dist.is_initialized():
+        dist.barrier()
+    corpus = prepared(find_scans(run.corpus), run.preprocess, out.parent / "cache")
+    if not rank and dist.is_initialized():
+        dist.barrier()
+    return corpus
+
+
+def finish(encoder: Any, run: Run, out: Path, *, scans: int) -> None:
+    """The encoder as a model folder, beside its checkpoint, and a picture of the loss."""
+    encoder.spec = ModelSpec(run.name, "encoder", run.encoder, preprocess=run.preprocess, corpus=run.corpus,
+                             pretext=run.task, data=f"{scans} scans")  # fmt: skip
+    write_folder(encoder, out, encoder_config(encoder, name=run.name), overwrite=True)
+    log.picture(out / "log.jsonl", out / "loss.png", title=run.name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a file in training/runs, without .py")
-    parser.add_argument("--out", type=Path, help="folder for checkpoints (default runs/<run>)")
+    parser.add_argument("run", nargs="?", help="a file in training/runs, without .py")
+    parser.add_argument("--data", help="instead: your scans, as a folder or a CSV with the column image")
+    parser.add_argument("--model", choices=sorted(ENCODERS), help="the encoder to train on them")
+    parser.add_argument("--task", choices=sorted(TASKS), help="the pretext")
+    parser.add_argument("--init", default="", help="start from this model instead of from random weights")
+    parser.add_argument("--out", type=Path, help="folder for what comes out (default runs/<run>)")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
     args = parser.parse_args()
-    run = override(find_run(args.run), args.set)
+    if bool(args.run) == bool(args.data):
+        parser.error("give either a run of training/runs or --data with your scans")
+    if args.data and not (args.model and args.task and args.out):
+        parser.error("--data needs --model, --task and --out")
+    run = find_run(args.run) if args.run else own_run(args.data, args.model, args.task, args.out.name)
+    run = override(run, args.set + ([f"init={json.dumps(args.init)}"] if args.init else []))
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    pretrain(run, args.out or Path("runs") / args.run)
+    out = args.out or Path("runs") / args.run
+    pretrain(run, out)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"{out}: the encoder, for ctssl.load({str(out)!r}); log.jsonl and loss.png say how it went")
     if dist.is_initialized():
         dist.destroy_process_group()
 

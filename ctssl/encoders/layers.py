@@ -18,17 +18,22 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drop a residual branch per sample, in training only (stochastic depth, Huang 2016)."""
+    """Drop a residual branch per sample, in training only (stochastic depth, Huang 2016).
+
+    `drawn`: `(B,)` uniform numbers to decide by, instead of the global generator.
+    """
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
         self.rate = rate
+        self.drawn: Tensor | None = None
 
     def draw(self, sample: Tensor) -> Tensor | None:
         """Factor of each row from the sample it belongs to: 0 or 1 / (1 - rate); None when nothing is dropped."""
         if self.rate == 0.0 or not self.training:
             return None
-        kept = torch.rand(int(sample.max()) + 1, device=sample.device) >= self.rate
+        drawn = torch.rand(int(sample.max()) + 1, device=sample.device) if self.drawn is None else self.drawn
+        kept = drawn >= self.rate
         return (kept / (1.0 - self.rate))[sample]
 
 

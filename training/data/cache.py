@@ -1,8 +1,17 @@
-"""Scans, prepared once and memory-mapped from then on."""
+"""Scans, checked and prepared once, memory-mapped from then on.
 
+`python -m training.data.cache SOURCE [--workers 8] [--folder runs/cache]` prepares a corpus ahead of a training. What is
+there is not made again; a damaged scan is listed and left out; deleting the folder costs time, nothing else.
+"""
+
+import argparse
 import hashlib
+import json
 import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -10,25 +19,146 @@ from tqdm import tqdm
 import ctssl
 from ctssl.volume import prepare
 from ctssl.zoo import Preprocess
+from training.data.manifest import Scan, find_scans
+
+ROW = np.dtype([("file", "S40"), ("patient", "i4")])
+LIMIT = 0.05  # share of scans that may be unusable
 
 
-def prepared(scans: list[Path], preprocess: Preprocess, folder: Path) -> list[np.ndarray]:
-    """Each scan as `encoder.preprocess` gives it, `(X, Y, Z)` float16 0..1, memory-mapped from `folder`.
+class Corpus:
+    """Prepared scans, by number. What a worker holds is one table that is memory-mapped, whatever the number of scans."""
 
-    An entry is made again when its scan or the preprocessing changes.
+    def __init__(self, table: Path) -> None:
+        self.table = table
+        self._rows: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"table": self.table, "_rows": None}
+
+    @property
+    def rows(self) -> np.ndarray:
+        if self._rows is None:
+            self._rows = np.load(self.table, mmap_mode="r")
+        return self._rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def scan(self, number: int) -> np.ndarray:
+        """`(X, Y, Z)` float16 0..1, as `encoder.preprocess` would give it, memory-mapped."""
+        return np.load(self.table.parent / self.rows[number]["file"].decode(), mmap_mode="r")
+
+    def patient(self, number: int) -> int:
+        return int(self.rows[number]["patient"])
+
+
+def prepared(scans: list[Scan], preprocess: Preprocess, folder: Path, *, workers: int = 1) -> Corpus:
+    """The corpus of `scans`, made where it is missing.
+
+    An entry is named by the content of its scan and by the preprocessing, so a changed one is never taken for the old.
+    `index.jsonl` remembers the content of files by their place, size and date.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{_key(scan, preprocess)}.npy" for scan in scans]
-    missing = [(scan, file) for scan, file in zip(scans, files, strict=True) if not file.exists()]
-    for scan, file in tqdm(missing, desc="preparing scans", disable=not missing):
-        array = prepare(ctssl.read(scan), preprocess).array.astype(np.float16)
-        part = file.with_suffix(f".part{os.getpid()}.npy")
-        np.save(part, array)
-        os.replace(part, file)
-    return [np.load(file, mmap_mode="r") for file in files]
+    spec = hashlib.sha256(repr(preprocess).encode()).hexdigest()[:8]
+    known, there = _index(folder), set(os.listdir(folder))
+    states = [_state(scan.path) for scan in scans]
+    found: list[dict | None] = [known.get((s, spec)) if s else {"error": "no such file"} for s in states]
+    missing = [i for i, entry in enumerate(found) if entry is None or ("file" in entry and entry["file"] not in there)]
+    jobs = [(scans[i].path, preprocess, folder, spec) for i in missing]
+    with open(folder / "index.jsonl", "a") as index:
+        for i, entry in zip(missing, tqdm(_run(jobs, workers), total=len(jobs), desc="preparing scans", disable=not jobs)):
+            found[i] = entry
+            index.write(json.dumps({"state": states[i], "spec": spec, **entry}) + "\n")
+            index.flush()
+    bad = [f"{scan.path}: {entry['error']}" for scan, entry in zip(scans, found, strict=True) if entry and "error" in entry]
+    if bad:
+        print(f"left out {len(bad)} of {len(scans)} scans:\n  " + "\n  ".join(bad[:20]) + ("\n  ..." if bad[20:] else ""))
+    if len(bad) > LIMIT * len(scans):
+        raise SystemExit(f"{len(bad)} of {len(scans)} scans are unusable, more than {LIMIT:.0%}: mend or remove them")
+    return _table(scans, found, folder)
 
 
-def _key(scan: Path, preprocess: Preprocess) -> str:
-    state = scan.stat()
-    text = f"{scan.resolve()} {state.st_size} {state.st_mtime_ns} {preprocess}"
-    return f"{scan.name.split('.')[0]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+def _table(scans: list[Scan], found: list[dict | None], folder: Path) -> Corpus:
+    numbers: dict[str, int] = {}
+    rows = np.array(
+        [(entry["file"], numbers.setdefault(scan.patient, len(numbers)))
+         for scan, entry in zip(scans, found, strict=True) if entry and "file" in entry], ROW)  # fmt: skip
+    path = folder / f"table-{hashlib.sha256(rows.tobytes()).hexdigest()[:16]}.npy"
+    if not path.exists():
+        _save(path, rows)
+    return Corpus(path)
+
+
+def _run(jobs: list[tuple], workers: int) -> Iterator[dict]:
+    if workers < 2 or len(jobs) < 2:
+        yield from map(_prepare, jobs)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(_prepare, jobs, chunksize=1)
+
+
+def _prepare(job: tuple[Path, Preprocess, Path, str]) -> dict:
+    """`{"file": name}` of the prepared scan, or `{"error": why}`."""
+    path, preprocess, folder, spec = job
+    try:
+        file = folder / f"{_content(path)}-{spec}.npy"
+        if not file.exists():
+            _save(file, prepare(ctssl.read(path), preprocess).array.astype(np.float16))
+    except (ValueError, OSError, MemoryError) as error:
+        return {"error": str(error)}
+    return {"file": file.name}
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    part = path.with_name(f".part{os.getpid()}-{path.name}")
+    np.save(part.with_suffix(".npy"), array)
+    os.replace(part.with_suffix(".npy"), path)
+
+
+def _content(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:24]
+
+
+def _state(path: Path) -> str | None:
+    """Place, size and date of a scan's files; None when there is none."""
+    try:
+        if not path.is_dir():
+            state = os.stat(path)
+            return f"{os.path.abspath(path)} {state.st_size} {state.st_mtime_ns}"
+        files = [entry.stat() for entry in os.scandir(path) if entry.is_file()]
+        total, newest = sum(s.st_size for s in files), max((s.st_mtime_ns for s in files), default=0)
+        return f"{os.path.abspath(path)} {len(files)} {total} {newest}"
+    except OSError:
+        return None
+
+
+def _index(folder: Path) -> dict[tuple[str, str], dict]:
+    known = {}
+    path = folder / "index.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a run that was killed
+            continue
+        known[entry.pop("state"), entry.pop("spec")] = entry
+    return known
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="wild, self, a CSV or a folder")
+    parser.add_argument("--folder", type=Path, default=Path("runs/cache"))
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--spacing", type=float, default=Preprocess.spacing_mm, help="mm")
+    args = parser.parse_args()
+    corpus = prepared(find_scans(args.source), Preprocess(args.spacing), args.folder, workers=args.workers)
+    print(f"{len(corpus)} scans are ready in {args.folder}")
+
+
+if __name__ == "__main__":
+    main()

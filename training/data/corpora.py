@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+NAMES = ("wild", "self")
 SPLIT = Path(__file__).with_name("sarcoma_split.json")
 
 

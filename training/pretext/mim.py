@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.pretext.masking import block_mask, hide
+from training.pretext.batch import Batch, seed_drop_path
+from training.pretext.masking import block_in_tokens, block_mask, hide, spread
 
 
 class MaskedImageModelling(nn.Module):
@@ -20,31 +21,39 @@ class MaskedImageModelling(nn.Module):
     def __init__(self, encoder: Any, *, block: int = 16, ratio: float = 0.75) -> None:
         super().__init__()
         self.encoder, self.ratio = encoder, ratio
-        self.patch: int = encoder.patch_embed.patch
-        if block % self.patch:
-            raise ValueError(f"block={block} must be a multiple of the encoder's patch, {self.patch} voxels")
-        self.block = block // self.patch  # in tokens
-        self.stride: int = encoder.strides[-1]
+        self.block = block_in_tokens(block, encoder.patch_embed.patch)
         self.mask_token = nn.Parameter(torch.zeros(encoder.config["width"]))
-        self.head = nn.Linear(encoder.channels[-1], self.stride**3)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.head = VoxelHead(encoder)
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        tokens = self.encoder.patch_embed(image)
-        masked = block_mask(
-            len(image), tuple(tokens.shape[1:4]), block=self.block, ratio=self.ratio, device=image.device
-        )
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        seed_drop_path(self.encoder, batch, salt=1000)
+        tokens = self.encoder.patch_embed(batch.image)
+        masked = block_mask(batch, tuple(tokens.shape[1:4]), block=self.block, ratio=self.ratio)
         deepest = self.encoder.encode(hide(tokens, masked, self.mask_token))[-1]
-        predicted = self.to_voxels(self.head(deepest.permute(0, 2, 3, 4, 1)), tuple(image.shape[2:]))
-        hidden = masked
-        for axis, size in enumerate(image.shape[2:], start=1):
-            hidden = hidden.repeat_interleave(self.patch, axis).narrow(axis, 0, size)
-        error = (predicted.float() - image[:, 0].float()).abs()
-        return {"loss": (error * hidden).sum() / hidden.sum()}
+        return {"loss": self.head.loss(deepest, batch.image, masked)}
 
-    def to_voxels(self, values: Tensor, size: tuple[int, ...]) -> Tensor:
-        """`(B, x, y, z, S^3)` -> `(B, X, Y, Z)`, cut to `size`."""
+
+class VoxelHead(nn.Module):
+    """A linear layer from each token of the deepest map to the voxels under it."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.stride: int = encoder.strides[-1]
+        self.patch: int = encoder.patch_embed.patch
+        self.linear = nn.Linear(encoder.channels[-1], self.stride**3)
+
+    def forward(self, deepest: Tensor, size: tuple[int, ...]) -> Tensor:
+        """`(B, C, x, y, z)` -> `(B, X, Y, Z)`, cut to `size`."""
         s = self.stride
-        values = values.unflatten(-1, (s, s, s)).permute(0, 1, 4, 2, 5, 3, 6)  # (B, x, S, y, S, z, S)
+        values = self.linear(deepest.permute(0, 2, 3, 4, 1))  # (B, x, y, z, s^3)
+        values = values.unflatten(-1, (s, s, s)).permute(0, 1, 4, 2, 5, 3, 6)  # (B, x, s, y, s, z, s)
         voxels = values.flatten(5, 6).flatten(3, 4).flatten(1, 2)
         return voxels[:, : size[0], : size[1], : size[2]]
+
+    def loss(self, deepest: Tensor, image: Tensor, masked: Tensor) -> Tensor:
+        """Mean over samples of the mean |error| over the voxels of `masked` `(B, *tokens)`."""
+        size = tuple(image.shape[2:])
+        hidden = spread(masked, self.patch, size)
+        error = (self(deepest, size).float() - image[:, 0].float()).abs() * hidden
+        return (error.flatten(1).sum(1) / hidden.flatten(1).sum(1)).mean()

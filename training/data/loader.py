@@ -1,0 +1,58 @@
+"""Prepared scans -> batches. Sample number n is the same whoever asks for it, so resuming skips nothing and repeats nothing."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from training.data.cache import Corpus
+from training.data.views import Views, sample
+from training.pretext.batch import Batch
+
+
+class Samples(Dataset):
+    """Sample `n`: its views, seed and patient. Every scan comes once in each pass over the corpus, in a new order."""
+
+    def __init__(self, corpus: Corpus, *, crop: int, views: int, how: Views, seed: int) -> None:
+        self.corpus, self.crop, self.views, self.how, self.seed = corpus, crop, views, how, seed
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def __getitem__(self, number: int) -> tuple[list[np.ndarray], int, int]:
+        turn, place = divmod(number, len(self.corpus))
+        if self._order[0] != turn:
+            self._order = turn, np.random.default_rng([self.seed, turn]).permutation(len(self.corpus))
+        scan = int(self._order[1][place])
+        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(24))
+        views = sample(self.corpus.scan(scan), crop=self.crop, views=self.views, how=self.how, seed=seed)
+        return views, seed, self.corpus.patient(scan)
+
+
+class Places:
+    """The sample numbers of one process, a list for each piece of each step from `first` on."""
+
+    def __init__(self, *, batch: int, pieces: int, rank: int, world: int, first: int, last: int) -> None:
+        self.batch, self.pieces, self.rank, self.world, self.first, self.last = batch, pieces, rank, world, first, last
+
+    def __len__(self) -> int:
+        return (self.last - self.first) * self.pieces
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first, self.last):
+            for piece in range(self.pieces):
+                start = ((step * self.world + self.rank) * self.pieces + piece) * self.batch
+                yield list(range(start, start + self.batch))
+
+
+def collate(samples: list[tuple[list[np.ndarray], int, int]]) -> Batch:
+    views, seeds, patients = zip(*samples, strict=True)
+    stacked = tuple(torch.from_numpy(np.stack(view))[:, None] for view in zip(*views, strict=True))
+    return Batch(stacked, torch.tensor(seeds), torch.tensor(patients))
+
+
+def loader(samples: Samples, places: Places, *, workers: int) -> Any:
+    """Batches in order; `workers` processes prepare them ahead."""
+    ahead = dict(prefetch_factor=4, persistent_workers=False) if workers else {}
+    return DataLoader(samples, batch_sampler=places, collate_fn=collate, num_workers=workers,
+                      pin_memory=torch.cuda.is_available(), **ahead)  # type: ignore[arg-type]  # fmt: skip

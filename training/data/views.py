@@ -1,0 +1,67 @@
+"""From a prepared scan to the views that a task asks for. Everything is decided by the sample's seed. numpy only."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from ctssl.sampling import augment, crop_at, tissue_start
+
+
+@dataclass(frozen=True)
+class Views:
+    """How crops become views. A task with one view gets the crop, mirrored; one with two gets two of these.
+
+    `shift`: how far apart the views' corners lie at most, as a share of the crop. `zoom`: views show a cube up to this
+    much larger or smaller. `intensity`: stretch and move of the values (0..1). `gamma`: largest exponent. `noise`:
+    largest deviation (0..1). `blur`: largest sigma in voxels. `holes`: boxes set to one value.
+    """
+
+    shift: float = 0.25
+    zoom: float = 1.25
+    intensity: float = 0.15
+    gamma: float = 1.4
+    noise: float = 0.04
+    blur: float = 1.0
+    holes: int = 0
+
+
+def sample(scan: np.ndarray, *, crop: int, views: int, how: Views, seed: int) -> list[np.ndarray]:
+    """`views` arrays `(S, S, S)` float32 0..1 from a prepared scan `(X, Y, Z)`."""
+    rng = np.random.default_rng(seed)
+    start = tissue_start(scan, crop, rng)
+    if views == 1:
+        return [augment(crop_at(scan, start, crop), None, rng, intensity=0.0)[0]]
+    return [view(scan, start, crop, how, rng) for _ in range(views)]
+
+
+def view(scan: np.ndarray, start: tuple[int, ...], crop: int, how: Views, rng: np.random.Generator) -> np.ndarray:
+    """One view near `start`."""
+    edge = max(2, round(crop * how.zoom ** rng.uniform(-1, 1)))
+    drift = rng.uniform(-how.shift / 2, how.shift / 2, 3) * crop + (crop - edge) / 2
+    corner = tuple(int(round(s + d)) for s, d in zip(start, drift, strict=True))
+    image = crop_at(scan, corner, edge).astype(np.float32)
+    if edge != crop:
+        image = stretched(image, crop)
+    image, _ = augment(image, None, rng, intensity=how.intensity)
+    image = np.power(image, how.gamma ** rng.uniform(-1, 1), dtype=np.float32)
+    if how.blur and rng.random() < 0.5:
+        image = ndimage.gaussian_filter(image, rng.uniform(0, how.blur), truncate=2.0)
+    if how.noise:
+        image = image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(0, how.noise))
+    for _ in range(how.holes):
+        low = rng.integers(0, crop * 3 // 4, 3)
+        image[tuple(slice(a, a + crop // 4) for a in low)] = rng.random()
+    return np.clip(image, 0.0, 1.0, dtype=np.float32)
+
+
+def stretched(image: np.ndarray, size: int) -> np.ndarray:
+    """A cube on a grid of `size` voxels, linear along each axis in turn."""
+    where = np.linspace(0, image.shape[0] - 1, size)
+    low = np.minimum(where.astype(int), image.shape[0] - 2)
+    weights = np.zeros((size, image.shape[0]), np.float32)
+    weights[np.arange(size), low] = 1 - (where - low)
+    weights[np.arange(size), low + 1] = where - low
+    for axis in range(3):
+        image = np.moveaxis(np.tensordot(weights, image, (1, axis)), 0, axis)
+    return image

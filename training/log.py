@@ -1,0 +1,67 @@
+"""The log of a run: one JSON object a step, and a picture of it."""
+
+import json
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+
+
+class Log:
+    """Appends to `path`; what a resumed run does again from step `first` on is cut off before."""
+
+    def __init__(self, path: Path, first: int, *, enabled: bool = True) -> None:
+        self.losses: deque[float] = deque(maxlen=50)
+        self.file = None
+        if enabled:
+            kept = [entry for entry in read(path) if entry["step"] < first] if path.exists() else []
+            path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+            self.file = open(path, "a", buffering=1)  # noqa: SIM115
+
+    def add(self, entry: dict[str, float]) -> None:
+        self.losses.append(entry["loss"])
+        if self.file:
+            self.file.write(json.dumps({key: round(value, 7) for key, value in entry.items()}) + "\n")
+
+    def recent(self) -> float:
+        return float(np.mean(self.losses))
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()
+
+
+def read(path: Path) -> list[dict[str, float]]:
+    """Every whole line of a log."""
+    entries = []
+    for line in path.read_text().splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:  # cut off by a kill
+            break
+    return entries
+
+
+def thinned(entries: list[dict[str, float]], points: int = 150) -> list[dict[str, float]]:
+    """The curve as means over equal stretches of steps."""
+    parts = np.array_split(np.arange(len(entries)), min(points, len(entries)))
+    return [{key: round(float(np.mean([entries[i][key] for i in part])), 6) for key in entries[0]} for part in parts]
+
+
+def picture(path: Path, out: Path, *, title: str) -> None:
+    """The curves of a log as PNG: the losses above, what else was logged below."""
+    draw(thinned(read(path)), out, title=title)
+
+
+def draw(curve: list[dict[str, float]], out: Path, *, title: str) -> None:
+    from matplotlib.figure import Figure
+
+    names = [name for name in curve[0] if name not in ("step", "lr", "norm", "joint")]
+    figure = Figure(figsize=(3.2 * len(names), 2.6), layout="constrained")
+    steps = [row["step"] for row in curve]
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        axes.plot(steps, [row[name] for row in curve], lw=1.2)
+        axes.set(title=name.replace("_", " "), xlabel="step")
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    figure.savefig(out, dpi=100)

@@ -1,0 +1,84 @@
+"""Contrastive learning: two views of a sample attract, samples of other patients repel (SimCLR, arXiv 2002.05709)."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from training.pretext.batch import Batch, seed_drop_path
+
+
+class Others(NamedTuple):
+    """The whole step's embeddings `(V, N, D)`, without gradient, and patients `(N,)`; `start`: where this piece begins.
+
+    With several devices N counts the samples of all of them.
+    """
+
+    embeddings: Tensor
+    patients: Tensor
+    start: int
+
+
+class Contrastive(nn.Module):
+    """NT-Xent on two views; negatives come from other patients, of every process and every piece of the step.
+
+    Args:
+        hidden, out: widths of the projection head (SimCLR: 2048 and 128).
+        temperature: the paper does not state its own; SimCLR's value for small batches.
+    """
+
+    views = 2
+
+    def __init__(self, encoder: Any, *, hidden: int = 512, out: int = 128, temperature: float = 0.2) -> None:
+        super().__init__()
+        self.encoder, self.temperature = encoder, temperature
+        width = encoder.channels[-1]
+        self.project = nn.Sequential(
+            nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out, bias=False)
+        )
+
+    def embed(self, batch: Batch) -> Tensor:
+        """`(2, B, out)` on the unit sphere, one row a view."""
+        rows = []
+        for i, view in enumerate(batch.views):
+            seed_drop_path(self.encoder, batch, salt=1000 * (i + 1))
+            rows.append(self.project(self.encoder(view)[-1].mean((2, 3, 4))))
+        return F.normalize(torch.stack(rows).float(), dim=-1)
+
+    def forward(self, batch: Batch, others: Others | None = None) -> dict[str, Tensor]:
+        own = self.embed(batch)
+        others = everyone(own.detach(), batch.patients) if others is None else others
+        start, count = others.start, len(batch)
+        whole = torch.cat([others.embeddings[:, :start], own, others.embeddings[:, start + count :]], 1)
+        loss, accuracy = nt_xent(whole, others.patients, temperature=self.temperature)
+        return {"loss": loss, "joint": loss, "accuracy": accuracy, "spread": whole.detach().flatten(0, 1).std(0).norm()}
+
+
+def everyone(own: Tensor, patients: Tensor) -> Others:
+    """Join the embeddings `(V, n, D)` of every process, in the order of their ranks."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return Others(own, patients, 0)
+    parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    names = [torch.empty_like(patients) for _ in parts]
+    dist.all_gather(parts, own.contiguous())
+    dist.all_gather(names, patients.contiguous())
+    return Others(torch.cat(parts, 1), torch.cat(names), dist.get_rank() * own.shape[1])
+
+
+def nt_xent(embeddings: Tensor, patients: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+    """Loss and share of views whose nearest candidate is their twin, for unit vectors `(2, N, D)` of `patients` `(N,)`.
+
+    Candidates are the twin and every view of another patient: two crops of one patient are no negatives.
+    """
+    views, count, _ = embeddings.shape
+    flat = embeddings.flatten(0, 1)  # (2N, D)
+    logits = flat @ flat.t() / temperature
+    owner = patients.repeat(views)
+    twin = torch.arange(views * count, device=flat.device).roll(count)
+    barred = owner[:, None] == owner[None]
+    barred = barred.scatter(1, twin[:, None], False)
+    logits = logits.masked_fill(barred, float("-inf"))
+    hits = (logits.argmax(1) == twin).float().mean()
+    return F.cross_entropy(logits, twin), hits

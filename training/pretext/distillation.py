@@ -1,0 +1,158 @@
+"""What the self-distilling tasks share: a momentum teacher, its heads, centring and temperatures.
+
+DINO (arXiv 2104.14294) for image tokens, iBOT (arXiv 2111.07832) for patch tokens, both as in SMIT (arXiv 2205.10342). Its
+published code starts the momentum schedule again in every epoch; here it runs once, over the whole training.
+"""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from training.pretext.batch import Batch
+
+
+class Prototypes(nn.Module):
+    """Three-layer MLP, unit sphere, and scores against `out` unit prototypes."""
+
+    def __init__(self, width: int, *, hidden: int, bottleneck: int, out: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        self.prototypes = nn.Parameter(torch.empty(out, bottleneck))
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.prototypes, std=0.02)
+
+    def forward(self, x: Tensor, *, frozen: bool = False) -> Tensor:
+        """`(..., width)` -> `(..., out)` cosines. `frozen`: no gradient for the prototypes."""
+        prototypes = self.prototypes.detach() if frozen else self.prototypes
+        return F.linear(F.normalize(self.mlp(x), dim=-1), F.normalize(prototypes, dim=-1))
+
+
+class Distillation(nn.Module):
+    """The teacher's side of a task, and the losses between it and the student's maps.
+
+    Args:
+        patch: with patch tokens (own head), beside image tokens.
+        hidden, bottleneck, out: sizes of the heads (published: 2048, 256, 8192).
+        momentum: of the teacher, at the start; 1 at the end, along a cosine.
+        warm: share of the run in which the teacher's temperature rises; the patch tokens' starts after the image tokens'.
+        freeze: share of the run in which the student's prototypes keep still.
+    """
+
+    def __init__(self, encoder: Any, *, patch: bool, hidden: int = 512, bottleneck: int = 128, out: int = 1024,
+                 momentum: float = 0.996, centre_momentum: float = 0.9, student_temperature: float = 0.1,
+                 teacher_temperature: tuple[float, float] = (0.04, 0.07), warm: float = 0.06, freeze: float = 0.002) -> None:  # fmt: skip
+        super().__init__()
+        self.momentum, self.centre_momentum = momentum, centre_momentum
+        self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
+        self.warm, self.freeze = warm, freeze
+        self.kinds = ("image", "patch") if patch else ("image",)
+        sizes = dict(hidden=hidden, bottleneck=bottleneck, out=out)
+        self.heads = nn.ModuleDict({kind: Prototypes(encoder.channels[-1], **sizes) for kind in self.kinds})
+        self.teacher: Any = copy.deepcopy(encoder).requires_grad_(False).eval()
+        self.teacher_heads = copy.deepcopy(self.heads).requires_grad_(False)
+        for kind in self.kinds:
+            self.register_buffer(f"centre_{kind}", torch.zeros(out))
+        self.seen = {kind: (torch.zeros(out), 0) for kind in self.kinds}  # teacher outputs since the last step
+
+    def train(self, mode: bool = True) -> "Distillation":
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, batch: Batch, maps: list[Tensor], masks: list[Tensor]) -> dict[str, Tensor]:
+        """Losses of the student's deepest `maps` `(B, C, x, y, z)`, one a view, seen through `masks` `(B, x, y, z)`."""
+        with torch.no_grad():
+            taught = [self.teacher(view)[-1] for view in batch.views]
+        result = self.image_loss(batch, maps, taught)
+        if "patch" in self.kinds:
+            result |= self.patch_loss(batch, maps, taught, masks)
+        return result
+
+    def image_loss(self, batch: Batch, maps: list[Tensor], taught: list[Tensor]) -> dict[str, Tensor]:
+        """Each view's pooled map against the teacher's of the other view."""
+        frozen = batch.progress < self.freeze
+        student = [self.heads["image"](m.mean((2, 3, 4)), frozen=frozen).float() for m in maps]
+        targets, outputs = self.targets("image", [t.mean((2, 3, 4)) for t in taught], batch.progress)
+        losses = [cross_entropy(s, t, self.student_temperature) for s, t in zip(student, targets[::-1], strict=True)]
+        return {"image": torch.stack(losses).mean(), **health("image", torch.cat(targets), torch.cat(outputs))}
+
+    def patch_loss(self, batch: Batch, maps: list[Tensor], taught: list[Tensor], masks: list[Tensor]) -> dict[str, Tensor]:  # fmt: skip
+        """Each masked token against the teacher's token at the same place of the same view: mean over tokens, then samples."""
+        frozen = batch.progress < self.freeze
+        targets, outputs = self.targets("patch", [tokens(t) for t in taught], batch.progress)
+        losses = []
+        for student, target, mask in zip(maps, targets, masks, strict=True):
+            scores = self.heads["patch"](tokens(student), frozen=frozen).float()
+            hidden = mask.flatten(1)
+            errors = cross_entropy(scores, target, self.student_temperature, reduce=False) * hidden
+            losses.append((errors.sum(1) / hidden.sum(1)).mean())
+        found = health("patch", torch.cat(targets).flatten(0, 1), torch.cat(outputs).flatten(0, 1))
+        return {"patch": torch.stack(losses).mean(), **found}
+
+    @torch.no_grad()
+    def targets(self, kind: str, inputs: list[Tensor], progress: float) -> tuple[list[Tensor], list[Tensor]]:
+        """Centred and sharpened teacher distributions, and the scores they come from; the scores are noted for the centre."""
+        outputs = [self.teacher_heads[kind](x).float() for x in inputs]
+        rows = torch.cat([out.flatten(0, -2) for out in outputs])
+        if self.training:
+            total, count = self.seen[kind]
+            self.seen[kind] = (total.to(rows.device) + rows.sum(0), count + len(rows))
+        centre = getattr(self, f"centre_{kind}")
+        heat = self.temperature(kind, progress)
+        return [((out - centre) / heat).softmax(-1) for out in outputs], outputs
+
+    def temperature(self, kind: str, progress: float) -> float:
+        """The teacher's: linear from the first to the last during a share `warm` of the run."""
+        low, high = self.teacher_temperature
+        start = self.warm if kind == "patch" else 0.0
+        share = min(1.0, max(0.0, (progress - start) / self.warm)) if self.warm else 1.0
+        return low + (high - low) * share
+
+    def momentum_at(self, progress: float) -> float:
+        """From `momentum` to 1 along half a cosine."""
+        return 1.0 - (1.0 - self.momentum) * (1.0 + math.cos(math.pi * progress)) / 2.0
+
+    @torch.no_grad()
+    def after_step(self, encoder: nn.Module, progress: float) -> None:
+        """Move the teacher towards the student, and each centre towards what the teacher said in this step, everywhere."""
+        weight = 1.0 - self.momentum_at(progress)
+        for teacher, student in ((self.teacher, encoder), (self.teacher_heads, self.heads)):
+            torch._foreach_lerp_(list(teacher.parameters()), [p.detach() for p in student.parameters()], weight)
+        for kind in self.kinds:
+            total, count = self.seen[kind]
+            self.seen[kind] = (torch.zeros_like(total), 0)
+            centre = getattr(self, f"centre_{kind}")
+            packed = torch.cat([total.to(centre.device), torch.tensor([float(count)], device=centre.device)])
+            if dist.is_initialized() and dist.get_world_size() > 1:
+                dist.all_reduce(packed)
+            centre.lerp_(packed[:-1] / packed[-1], 1.0 - self.centre_momentum)
+
+
+def cross_entropy(scores: Tensor, target: Tensor, temperature: float, *, reduce: bool = True) -> Tensor:
+    """`-sum(target * log softmax(scores / temperature))` over the last dimension; its mean if `reduce`."""
+    errors = -(target * (scores / temperature).log_softmax(-1)).sum(-1)
+    return errors.mean() if reduce else errors
+
+
+def health(kind: str, targets: Tensor, outputs: Tensor) -> dict[str, Tensor]:
+    """Signs of collapse: `entropy` of single targets (0: all sure), of their mean (0: all say the same), spread of scores."""
+    mean = targets.mean(0)
+    return {
+        f"{kind}_entropy": -(targets * targets.clamp_min(1e-12).log()).sum(-1).mean(),
+        f"{kind}_mean_entropy": -(mean * mean.clamp_min(1e-12).log()).sum(),
+        f"{kind}_spread": outputs.std(0).mean(),
+    }
+
+
+def tokens(deepest: Tensor) -> Tensor:
+    return deepest.flatten(2).transpose(1, 2)  # (B, C, x, y, z) -> (B, x*y*z, C)

@@ -1,0 +1,90 @@
+"""What a pretraining is: its settings, where they are kept, how one is changed."""
+
+import ast
+import contextlib
+import importlib
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ctssl.zoo import Preprocess
+from training.data.views import Views
+
+SMALL = {
+    "swin": dict(width=48, depths=(2, 2, 6), heads=(3, 6, 12), window=4, patch=4, merge_last=False),
+    "vit": dict(width=192, depth=6, heads=6, patch=8, grid=(8, 8, 8), maps=4),
+}
+"""The encoders that ctssl ships: a few million parameters, trained on two CPU cores."""
+
+STEPS = {"mim": 4500, "contrastive": 2250, "itd": 1800, "itd_mpd": 1700, "smit": 1650, "mae": 4500,
+         "rotate_inpaint_contrast": 2250}  # fmt: skip
+"""About equal compute for every task: a step of `contrastive` costs two of `mim`, one of `smit` about 2.7."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pretraining. `batch` is per device and piece, `accumulate` pieces make a step; `crop` in voxels of
+    `preprocess.spacing_mm`; `warmup` a share of `steps`. `corpus`: see `training.data.manifest`. `init`: a model to start
+    from.
+    """
+
+    name: str
+    encoder: str
+    task: str
+    corpus: str
+    encoder_args: dict[str, Any] = field(default_factory=dict)
+    task_args: dict[str, Any] = field(default_factory=dict)
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    views: Views = field(default_factory=Views)
+    init: str = ""
+    crop: int = 64
+    batch: int = 4
+    accumulate: int = 1
+    steps: int = 4500
+    lr: float = 8e-4
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    clip: float = 1.0
+    seed: int = 0
+    bf16: bool = False
+    checkpointing: bool = False
+    workers: int = 1
+    save_minutes: float = 3.0
+
+
+def find_run(name: str) -> Run:
+    """The `run` of `training/runs/<name>.py`."""
+    path = Path(__file__).parent / "runs" / f"{name.replace('-', '_')}.py"
+    if not path.is_file():
+        known = sorted(p.relative_to(path.parent).with_suffix("") for p in path.parent.rglob("[a-z]*.py"))
+        raise SystemExit(f"no run {name!r}; there are: {', '.join(map(str, known))}")
+    return importlib.import_module(f"training.runs.{name.replace('-', '_').replace('/', '.')}").run
+
+
+def own_run(data: str, encoder: str, task: str, name: str) -> Run:
+    """The published recipe on other scans."""
+    return Run(name, encoder, task, data, encoder_args=SMALL[encoder], steps=STEPS[task])
+
+
+def override(run: Run, changes: list[str]) -> Run:
+    """`["steps=100", "task_args.ratio=0.5", "views.blur=0"]` applied; an unknown key is an error."""
+    for change in changes:
+        key, _, text = change.partition("=")
+        key, _, inner = key.partition(".")
+        names = [f.name for f in fields(Run)]
+        if key not in names or not text:
+            raise SystemExit(f"cannot set {change!r}; write field=value, the fields are {names}")
+        value: Any = text
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(text)
+        old = getattr(run, key)
+        if inner and isinstance(old, dict):
+            value = {**old, inner: value}
+        elif inner and hasattr(old, inner):
+            value = replace(old, **{inner: value})
+        elif inner:
+            raise SystemExit(f"cannot set {change!r}: {key} has no part {inner!r}")
+        if not isinstance(value, type(old)) and not (isinstance(value, int) and isinstance(old, float)):
+            raise SystemExit(f"cannot set {change!r}: {key} is {type(old).__name__}")
+        run = replace(run, **{key: value})
+    return run

@@ -1,0 +1,8 @@
+"""The small Swin, SMIT, self (the training side of the sarcoma scans).
+
+`python -m training.pretrain swin_self_smit`, then `python -m training.export swin_self_smit`.
+"""
+
+from training.run import SMALL, STEPS, Run
+
+run = Run("swin-self-smit", "swin", "smit", "self", encoder_args=SMALL["swin"], steps=STEPS["smit"])

@@ -1,0 +1,8 @@
+"""The small Swin, contrastive, in the wild.
+
+`python -m training.pretrain swin_wild_contrastive`, then `python -m training.export swin_wild_contrastive`.
+"""
+
+from training.run import SMALL, STEPS, Run
+
+run = Run("swin-wild-contrastive", "swin", "contrastive", "wild", encoder_args=SMALL["swin"], steps=STEPS["contrastive"])

@@ -1,0 +1,8 @@
+"""The small Swin, SMIT, in the wild.
+
+`python -m training.pretrain swin_wild_smit`, then `python -m training.export swin_wild_smit`.
+"""
+
+from training.run import SMALL, STEPS, Run
+
+run = Run("swin-wild-smit", "swin", "smit", "wild", encoder_args=SMALL["swin"], steps=STEPS["smit"])

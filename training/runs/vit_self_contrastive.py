@@ -1,0 +1,8 @@
+"""The small ViT, contrastive, self (the training side of the sarcoma scans).
+
+`python -m training.pretrain vit_self_contrastive`, then `python -m training.export vit_self_contrastive`.
+"""
+
+from training.run import SMALL, STEPS, Run
+
+run = Run("vit-self-contrastive", "vit", "contrastive", "self", encoder_args=SMALL["vit"], steps=STEPS["contrastive"])

@@ -1,0 +1,8 @@
+"""The small ViT, contrastive, in the wild.
+
+`python -m training.pretrain vit_wild_contrastive`, then `python -m training.export vit_wild_contrastive`.
+"""
+
+from training.run import SMALL, STEPS, Run
+
+run = Run("vit-wild-contrastive", "vit", "contrastive", "wild", encoder_args=SMALL["vit"], steps=STEPS["contrastive"])

@@ -1,0 +1,8 @@
+"""The small ViT, masked image modelling, in the wild.
+
+`python -m training.pretrain vit_wild_mim`, then `python -m training.export vit_wild_mim`.
+"""
+
+from training.run import SMALL, STEPS, Run
+
+run = Run("vit-wild-mim", "vit", "mim", "wild", encoder_args=SMALL["vit"], steps=STEPS["mim"])

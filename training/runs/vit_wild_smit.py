@@ -1,0 +1,8 @@
+"""The small ViT, SMIT, in the wild.
+
+`python -m training.pretrain vit_wild_smit`, then `python -m training.export vit_wild_smit`.
+"""
+
+from training.run import SMALL, STEPS, Run
+
+run = Run("vit-wild-smit", "vit", "smit", "wild", encoder_args=SMALL["vit"], steps=STEPS["smit"])
