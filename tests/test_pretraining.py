@@ -1,10 +1,12 @@
-"""The pretraining loop, its tasks and runs, the corpora, the export."""
+"""The pretraining loop and its runs, the corpora, the cache, the export. Tasks: `test_pretexts.py`."""
 
 import dataclasses
 import json
 import os
+import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,116 +16,86 @@ import torch
 import ctssl
 from ctssl.phantom import phantom
 from tests.conftest import SMALL
-from training import export, pretrain
-from training.data import cache, corpora
-from training.pretext import TASKS
-from training.pretext.masking import block_mask, hide
+from training import checkpoints, export, log, pretrain
+from training.data import cache, corpora, manifest
+from training.data.loader import Places, Samples, loader
+from training.data.views import Views
+from training.run import Run, find_run, override
 
 ROOT = Path(__file__).parent.parent
 RUNS = sorted(
     str(p.relative_to(ROOT / "training" / "runs").with_suffix(""))
     for p in (ROOT / "training" / "runs").rglob("[a-z]*.py")
 )
-TINY = pretrain.Run(
-    "tiny", "swin", "mim", "wild", encoder_args=SMALL["swin"], crop=32, batch=2, steps=6, save_minutes=0
+TINY = Run(
+    "tiny", "swin", "mim", "wild", encoder_args=SMALL["swin"], crop=32, batch=2, steps=6, save_minutes=0, workers=0
 )
+SMALL_HEADS = dict(hidden=32, bottleneck=16, out=64)
 
 
 @pytest.fixture
 def phantoms(tmp_path, monkeypatch):
     """Two phantoms in place of a corpus; the folder for a run."""
     paths = [phantom(5.0, seed=i)[0].save(tmp_path / f"phantom{i}.nii.gz") for i in range(2)]
+    scans = [manifest.Scan(path, path.name) for path in paths]
     for module in (pretrain, export):
-        monkeypatch.setattr(module, "corpus", lambda name: paths)
+        monkeypatch.setattr(module, "find_scans", lambda name: scans)
+    monkeypatch.setattr(export, "corpus", lambda name: paths)
     monkeypatch.setattr(
         export, "provenance", lambda name: [dict(id="p", collection="phantom", source="", licence="none", body_part="")]
     )
     return tmp_path / "runs" / "tiny"
 
 
-# --- tasks: every one, on every encoder ---
-
-
-@pytest.mark.parametrize("name", sorted(TASKS))
-def test_a_task_reaches_every_parameter_it_claims_and_leaves_the_encoders_keys(encoder, name):
-    keys = list(encoder.state_dict())
-    task = TASKS[name](encoder).train()
-    result = task(torch.rand(2, 1, 32, 32, 32))
-    assert torch.isfinite(result["loss"]) and result["loss"].ndim == 0
-    result["loss"].backward()
-    assert list(task.encoder.state_dict()) == keys
-    last = {"swin": "norms.1", "vit": "norm"}[type(encoder).__name__.lower()]
-    unreached = [n for n, p in task.named_parameters() if p.grad is None]
-    assert all(n.startswith("encoder.norms.") and not n.startswith(f"encoder.{last}") for n in unreached)
-    assert task.encoder.patch_embed.proj.weight.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize("name", sorted(TASKS))
-def test_a_task_learns_one_batch_by_heart(name):
-    torch.manual_seed(0)
-    task = TASKS[name](ctssl.Swin(**SMALL["swin"])).train()
-    x = torch.zeros(2, 1, 32, 32, 32)
-    x[:, :, 8:20, 4:30] = 0.7
-    opt = torch.optim.AdamW(task.parameters(), 3e-3)
-    losses = []
-    for _ in range(40):
-        loss = task(x)["loss"]
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-        losses.append(loss.item())
-    assert np.mean(losses[-5:]) < 0.5 * losses[0]
-
-
-def test_masks_hide_whole_blocks_and_the_asked_share():
-    masked = block_mask(3, (16, 16, 16), block=4, ratio=0.75, device=torch.device("cpu"))
-    assert masked.dtype == torch.bool and masked.shape == (3, 16, 16, 16)
-    assert (masked.flatten(1).float().mean(1) == 0.75).all()
-    blocks = masked.view(3, 4, 4, 4, 4, 4, 4).float().mean((2, 4, 6))
-    assert ((blocks == 0) | (blocks == 1)).all()
-    assert not torch.equal(masked[0], masked[1])
-    assert block_mask(1, (5, 3, 4), block=4, ratio=0.5, device=torch.device("cpu")).shape == (1, 5, 3, 4)
-
-
-def test_the_encoder_never_sees_what_is_hidden():
-    tokens, token = torch.rand(1, 4, 4, 4, 6), torch.rand(6)
-    masked = block_mask(1, (4, 4, 4), block=2, ratio=0.5, device=torch.device("cpu"))
-    hidden = hide(tokens, masked, token)
-    assert (hidden[masked] == token).all() and torch.equal(hidden[~masked], tokens[~masked])
-
-
-def test_mim_puts_each_predicted_voxel_where_it_belongs():
-    task = TASKS["mim"](ctssl.Swin(**SMALL["swin"]))
-    s = task.stride
-    image = torch.arange(8 * 12 * 16.0).view(1, 8, 12, 16)
-    patches = image.unfold(1, s, s).unfold(2, s, s).unfold(3, s, s).flatten(-3)  # (1, 2, 3, 4, s^3)
-    assert torch.equal(task.to_voxels(patches, (8, 12, 16)), image)
-
-
-def test_mim_counts_masked_voxels_only(monkeypatch):
-    task = TASKS["mim"](ctssl.Swin(**SMALL["swin"])).eval()
-    chosen = torch.zeros(1, 16, 16, 16, dtype=torch.bool)
-    chosen[:, :8] = True
-    monkeypatch.setattr("training.pretext.mim.block_mask", lambda *args, **kwargs: chosen)
-    torch.nn.init.zeros_(task.head.weight)
-    torch.nn.init.zeros_(task.head.bias)
-    x = torch.zeros(1, 1, 32, 32, 32)
-    x[:, :, :16] = 0.25
-    x[:, :, 16:] = 0.9
-    assert task(x)["loss"].item() == pytest.approx(0.25)  # prediction 0, masked half is 0.25
-
-
 # --- the loop ---
 
 
-def test_a_run_stopped_in_the_middle_ends_as_one_that_was_not(phantoms):
-    whole = pretrain.pretrain(TINY, phantoms)
+@pytest.mark.parametrize("task", ["mim", "contrastive", "smit"])
+def test_a_run_stopped_in_the_middle_ends_as_one_that_was_not(task, phantoms):
+    run = dataclasses.replace(TINY, task=task, task_args=SMALL_HEADS if task == "smit" else {})
+    whole = pretrain.pretrain(run, phantoms)
     halves = phantoms.with_name("halves")
-    pretrain.pretrain(TINY, halves, stop_after=3)
+    pretrain.pretrain(run, halves, stop_after=3)
     assert torch.load(halves / "checkpoint.pt", weights_only=True)["step"] == 3
-    resumed = pretrain.pretrain(TINY, halves)
+    resumed = pretrain.pretrain(run, halves)
     for (key, one), two in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, two), key
+    assert log.read(phantoms / "log.jsonl") == log.read(halves / "log.jsonl")
+
+
+def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path):
+    """SIGKILL at a moment that nobody chose; checkpoints after every step."""
+    phantom(5.0)[0].save(tmp_path / "phantom.nii.gz")
+    sizes = ["crop=32", "batch=2", "steps=30", "save_minutes=0.0", "workers=0", f"encoder_args={SMALL['swin']}",
+             f"task_args={SMALL_HEADS}"]  # fmt: skip
+    command = [sys.executable, "-m", "training.pretrain", "--data", tmp_path / "phantom.csv",
+               "--model", "swin", "--task", "smit", "--set", *sizes]  # fmt: skip
+    (tmp_path / "phantom.csv").write_text("image\nphantom.nii.gz\n")
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    killed = tmp_path / "killed" / "run"
+    process = subprocess.Popen([*command, "--out", killed], env=env, stderr=subprocess.DEVNULL)
+    while process.poll() is None and (not (killed / "log.jsonl").exists() or len(log.read(killed / "log.jsonl")) < 8):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert (killed / "checkpoint.pt").exists() and not (killed / "config.json").exists()
+    for out in (killed, tmp_path / "whole" / "run"):
+        subprocess.run([*command, "--out", out], env=env, check=True, capture_output=True)
+    one, two = (torch.load(tmp_path / n / "run" / "checkpoint.pt", weights_only=True) for n in ("killed", "whole"))
+    assert one["step"] == two["step"] == 30
+    for key, value in one["task"].items():
+        assert torch.equal(value, two["task"][key]), key
+    assert ctssl.load(killed).channels == (12, 24)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(phantoms, capsys):
+    pretrain.pretrain(TINY, phantoms, stop_after=3)
+    newest = phantoms / "checkpoint.pt"
+    newest.write_bytes(newest.read_bytes()[:-2000])
+    state = checkpoints.latest(phantoms, TINY)
+    assert state is not None and state["step"] == 3 and "damaged" in capsys.readouterr().out
+    (phantoms / "checkpoint.before.pt").unlink()
+    assert checkpoints.latest(phantoms, TINY) is None
 
 
 def test_a_checkpoint_of_other_settings_is_not_continued(phantoms):
@@ -133,71 +105,239 @@ def test_a_checkpoint_of_other_settings_is_not_continued(phantoms):
 
 
 def test_settings_can_be_changed_and_unknown_ones_fail():
-    run = pretrain.override(TINY, ["steps=9", "lr=1e-3", "task_args.ratio=0.5", "bf16=True"])
+    run = override(TINY, ["steps=9", "lr=1e-3", "task_args.ratio=0.5", "bf16=True"])
     assert (run.steps, run.lr, run.task_args, run.bf16) == (9, 1e-3, {"ratio": 0.5}, True)
     for wrong in ("stepz=3", "steps", "steps=many", "steps.x=3"):
         with pytest.raises(SystemExit, match="cannot set"):
-            pretrain.override(TINY, [wrong])
+            override(TINY, [wrong])
 
 
-def test_the_learning_rate_warms_up_and_falls_to_zero():
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
     run = dataclasses.replace(TINY, steps=100, lr=1.0, warmup=0.1)
-    rates = [pretrain.learning_rate(run, step) for step in range(100)]
-    assert rates[0] == 0.1 and max(rates) == rates[9] == 1.0 and rates[-1] < 0.01
-    assert rates[10:] == sorted(rates[10:], reverse=True)
+    opt, scheduler = pretrain.optimizer(torch.nn.Linear(2, 2), run)
+    rates = []
+    for step in range(100):
+        scheduler.step_update(step)
+        rates.append(opt.param_groups[0]["lr"])
+    assert rates[:10] == pytest.approx([0.1 + 0.09 * i for i in range(10)])
+    assert rates[10:] == pytest.approx([0.5 * (1 + np.cos(np.pi * i / 90)) for i in range(90)])
+
+
+def test_norms_biases_and_tables_do_not_decay(encoder):
+    opt, _ = pretrain.optimizer(encoder, TINY)
+    decayed = {id(p) for group in opt.param_groups if group["weight_decay"] for p in group["params"]}
+    for name, p in encoder.named_parameters():
+        assert (id(p) in decayed) == (p.ndim > 1 and "bias_table" not in name and "positions" not in name), name
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_every_run_builds_and_takes_a_shrunken_step(name, phantoms):
-    run = pretrain.find_run(name)
+    run = find_run(name)
     small = SMALL[run.encoder] | {
         k: v for k, v in run.encoder_args.items() if k in ("merge_last", "qkv_bias", "patch_norm")
     }
     crop = 64 if run.encoder_args.get("merge_last") else 32
-    shrunken = dataclasses.replace(run, encoder_args=small, crop=crop, batch=1, steps=1)
+    heads = SMALL_HEADS if run.task == "smit" else {}
+    shrunken = dataclasses.replace(run, encoder_args=small, task_args=heads, crop=crop, batch=2, steps=1, workers=0)
     pretrain.pretrain(shrunken, phantoms)
     with torch.device("meta"):  # the full size, without its memory
         full = pretrain.ENCODERS[run.encoder](**run.encoder_args)
-    assert sum(p.numel() for p in full.parameters()) > 1e6
+    count = sum(p.numel() for p in full.parameters())
+    assert count > 1e6 and ("paper" in name or count <= 3.2e6)
+    twin = name.replace("wild", "self") if "wild" in name else name.replace("self", "wild")
+    if "paper" not in name:  # a pair differs in what it is trained on, and in nothing else
+        assert dataclasses.replace(find_run(twin), name=run.name, corpus=run.corpus) == run
+
+
+GRADIENTS = """
+import pathlib, sys, torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tests.test_pretraining import gradient_case
+from training import pretrain
+dist.init_process_group("gloo")
+for name in ("mim", "contrastive", "smit"):
+    task, pieces = gradient_case(name, world=2, rank=dist.get_rank(), batch=4, pieces=1)
+    model = DistributedDataParallel(task, find_unused_parameters=True, broadcast_buffers=False)
+    pretrain.backward(model, pieces)
+    if hasattr(task, "after_step"):
+        task.after_step(0.5)
+    if dist.get_rank() == 0:
+        torch.save([{k: p.grad for k, p in task.named_parameters() if p.grad is not None}, dict(task.named_buffers())],
+                   pathlib.Path(sys.argv[1]) / f"{name}.pt")
+dist.destroy_process_group()
+"""
+
+
+def gradient_case(name, *, world, rank, batch, pieces):
+    """A task as it starts, and the batches of its first step as one process of `world` gets them."""
+    args = {"mim": {}, "contrastive": {}, "smit": SMALL_HEADS}[name]
+    run = dataclasses.replace(TINY, task=name, encoder_args=SMALL["swin"] | {"drop_path": 0.2}, task_args=args)
+    task = pretrain.build(run).train()
+    scans = [np.random.default_rng(i).random((40, 44, 36), dtype=np.float32) for i in range(3)]
+
+    class Three:
+        def __len__(self):
+            return 3
+
+        def scan(self, number):
+            return scans[number]
+
+        def patient(self, number):
+            return number
+
+    samples = Samples(Three(), crop=32, views=getattr(task, "views", 1), how=Views(), seed=0)  # type: ignore[arg-type]
+    places = Places(batch=batch, pieces=pieces, rank=rank, world=world, first=0, last=1)
+    return task, [pretrain.at(b, 0.3) for b in loader(samples, places, workers=0)]
+
+
+def whole_step(name, pieces):
+    task, batches = gradient_case(name, world=1, rank=0, batch=8 // pieces, pieces=pieces)
+    pretrain.backward(task, batches)
+    if hasattr(task, "after_step"):
+        task.after_step(0.5)
+    return {k: p.grad for k, p in task.named_parameters() if p.grad is not None}, dict(task.named_buffers())
+
+
+def same(found, expected):
+    """Gradients agree within 1e-5 of their norm; so do teacher and centres after the step."""
+    for one, two in zip(found, expected, strict=True):
+        assert one.keys() == two.keys()
+        if two:
+            norm = torch.stack([v.double().norm() for v in two.values()]).norm()
+            away = torch.stack([(one[k].double() - two[k].double()).norm() for k in two]).norm()
+            assert away <= 1e-5 * norm, (away / norm).item()
+
+
+@pytest.mark.parametrize("name", ["mim", "contrastive", "smit"])
+def test_two_pieces_give_the_gradient_of_the_whole_batch(name):
+    same(whole_step(name, 2), whole_step(name, 1))
+
+
+def test_two_processes_give_the_gradient_of_the_whole_batch(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(GRADIENTS)
+    torchrun(script, tmp_path)
+    for name in ("mim", "contrastive", "smit"):
+        same(torch.load(tmp_path / f"{name}.pt", weights_only=True), whole_step(name, 1))
+
+
+def torchrun(*arguments):
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_two_processes_train_one_model_with_torchrun(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(f"""
-import dataclasses, pathlib, sys
-sys.path.insert(0, {str(ROOT)!r})
-import torch.distributed as dist
-from tests.test_pretraining import TINY
-from ctssl.phantom import phantom
-from training import pretrain
-pretrain.corpus = lambda name: [pathlib.Path({str(tmp_path / "phantom.nii.gz")!r})]
-dist.init_process_group("gloo")
-task = pretrain.pretrain(dataclasses.replace(TINY, bf16=True, steps=2), pathlib.Path({str(tmp_path / "out")!r}))
-total = sum(p.double().sum() for p in task.parameters()).detach()
-sums = [total.clone() for _ in range(2)]
-dist.all_gather(sums, total)
-assert sums[0] == sums[1], sums
-dist.destroy_process_group()
-""")
     phantom(5.0)[0].save(tmp_path / "phantom.nii.gz")
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
-    state = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
-    assert state["step"] == 2 and state["world"] == 2
+    (tmp_path / "scans.csv").write_text("image\nphantom.nii.gz\n")
+    sizes = ["crop=32", "batch=2", "steps=3", "bf16=True", "accumulate=2", f"encoder_args={SMALL['swin']}", "workers=0"]
+    torchrun("-m", "training.pretrain", "--data", tmp_path / "scans.csv", "--model", "swin", "--task", "contrastive",
+             "--out", tmp_path / "runs" / "out", "--set", *sizes)  # fmt: skip
+    state = torch.load(tmp_path / "runs" / "out" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 3 and state["world"] == 2
+    assert len(log.read(tmp_path / "runs" / "out" / "log.jsonl")) == 3
+    assert ctssl.load(tmp_path / "runs" / "out").channels == (12, 24)
+
+
+def test_wild_then_self_starts_from_the_wild_weights(phantoms, tmp_path):
+    first = pretrain.pretrain(TINY, phantoms)
+    then = dataclasses.replace(TINY, name="then", task="contrastive", init=str(phantoms))
+    assert torch.equal(pretrain.build(then).encoder.patch_embed.proj.weight, first.encoder.patch_embed.proj.weight)
+    with pytest.raises(SystemExit, match="built otherwise"):
+        pretrain.build(dataclasses.replace(then, encoder_args=SMALL["swin"] | {"width": 24}))
 
 
 # --- data ---
 
 
-def test_the_cache_follows_the_scan(tmp_path):
+def test_the_cache_follows_content_and_preprocessing(tmp_path):
     path = phantom(8.0)[0].save(tmp_path / "p.nii.gz")
-    one = cache.prepared([path], TINY.preprocess, tmp_path / "cache")[0]
+    scans = [manifest.Scan(path, "p")]
+    one = cache.prepared(scans, TINY.preprocess, tmp_path / "cache").scan(0)
     assert one.dtype == np.float16 and isinstance(one, np.memmap) and one.min() >= 0 and one.max() <= 1
+    other = dataclasses.replace(TINY.preprocess, spacing_mm=4.0)
+    assert cache.prepared(scans, other, tmp_path / "cache").scan(0).shape != one.shape
     phantom(8.0, seed=3)[0].save(path, overwrite=True)
-    two = cache.prepared([path], TINY.preprocess, tmp_path / "cache")[0]
+    two = cache.prepared(scans, TINY.preprocess, tmp_path / "cache").scan(0)
     assert not np.array_equal(one, two)
+    for file in (tmp_path / "cache").glob("*-*.npy"):  # deleted: made again
+        file.unlink()
+    assert np.array_equal(cache.prepared(scans, TINY.preprocess, tmp_path / "cache").scan(0), two)
+
+
+def test_a_damaged_scan_is_left_out_and_too_many_are_refused(tmp_path, capsys):
+    good = phantom(8.0)[0].save(tmp_path / "good.nii.gz")
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_bytes(good.read_bytes()[:5000])
+    scans = [manifest.Scan(good, str(i)) for i in range(24)] + [manifest.Scan(bad, "bad")]
+    corpus = cache.prepared(scans, TINY.preprocess, tmp_path / "cache")
+    assert len(corpus) == 24 and "left out 1 of 25" in (out := capsys.readouterr().out) and "bad.nii.gz" in out
+    with pytest.raises(SystemExit, match="2 of 3 scans are unusable"):
+        cache.prepared([scans[0], scans[24], manifest.Scan(tmp_path / "none.nii", "n")], TINY.preprocess, tmp_path / "cache")
+
+
+def test_a_manifest_is_a_csv_or_a_folder(tmp_path):
+    path = phantom(8.0)[0].save(tmp_path / "p.nii.gz")
+    (tmp_path / "deep").mkdir()
+    path.rename(tmp_path / "deep" / "p.nii.gz")
+    assert [s.path.name for s in manifest.find_scans(tmp_path)] == ["p.nii.gz"]
+    table = tmp_path / "scans.csv"
+    table.write_text("image,patient,split\na.nii,A,train\nb.nii,A,train\nc.nii,B,test\n")
+    assert [(s.path, s.patient) for s in manifest.find_scans(table)] == [(tmp_path / "a.nii", "A"), (tmp_path / "b.nii", "A")]
+    table.write_text("image,patient,split\na.nii,A,train\nb.nii,A,test\n")
+    with pytest.raises(SystemExit, match="more than one split: A"):
+        manifest.find_scans(table)
+    table.write_text("file\na.nii\n")
+    with pytest.raises(SystemExit, match="named image"):
+        manifest.find_scans(table)
+    with pytest.raises(SystemExit, match="'wild' or 'self'"):
+        manifest.find_scans(tmp_path / "nowhere")
+
+
+def test_each_scan_comes_once_in_a_pass_and_samples_do_not_depend_on_who_asks(tmp_path):
+    scans = [manifest.Scan(phantom(8.0, seed=i)[0].save(tmp_path / f"{i}.nii.gz"), str(i // 2)) for i in range(4)]
+    corpus = cache.prepared(scans, TINY.preprocess, tmp_path / "cache")
+    assert [corpus.patient(i) for i in range(4)] == [0, 0, 1, 1]
+    samples = Samples(corpus, crop=16, views=2, how=Views(), seed=3)
+    drawn = [samples[n][2] for n in range(8)]
+    assert sorted(drawn[:4]) == sorted(drawn[4:]) == [0, 0, 1, 1]
+    one = list(loader(samples, Places(batch=4, pieces=1, rank=0, world=1, first=1, last=3), workers=0))
+    two = [list(loader(samples, Places(batch=2, pieces=1, rank=r, world=2, first=1, last=3), workers=1)) for r in (0, 1)]
+    for step, batch in enumerate(one):
+        for view in range(2):
+            joined = torch.cat([two[r][step].views[view] for r in (0, 1)])
+            assert torch.equal(batch.views[view], joined) and 0 <= joined.min() and joined.max() <= 1
+        assert batch.seeds.tolist() == two[0][step].seeds.tolist() + two[1][step].seeds.tolist()
+    assert not torch.equal(one[0].views[0], one[0].views[1])
+
+
+def test_a_hundred_thousand_scans_start_in_seconds_and_a_worker_holds_one_table(tmp_path):
+    """Links to one file; a start on a ready cache, against the time it takes to list and stat as many files plainly."""
+    path = phantom(20.0)[0].save(tmp_path / "p.nii.gz")
+    folder, many = tmp_path / "many", 100_000
+    folder.mkdir()
+    for i in range(many):
+        os.link(path, folder / f"{i}.nii.gz") if i % 50_000 else (folder / f"{i}.nii.gz").write_bytes(path.read_bytes())
+    began = time.perf_counter()
+    sum(os.stat(folder / name).st_size for name in sorted(os.listdir(folder)))
+    plain = time.perf_counter() - began
+    scans = manifest.find_scans(folder)
+    assert len(scans) == many
+    first = cache.prepared(scans[:1], TINY.preprocess, tmp_path / "cache")
+    spec = first.rows[0]["file"].decode().rsplit("-", 1)[1].removesuffix(".npy")
+    with open(tmp_path / "cache" / "index.jsonl", "w") as index:
+        for scan in scans:
+            entry = {"state": cache._state(scan.path), "spec": spec, "file": first.rows[0]["file"].decode()}
+            index.write(json.dumps(entry) + "\n")
+    began = time.perf_counter()
+    corpus = cache.prepared(manifest.find_scans(folder), TINY.preprocess, tmp_path / "cache")
+    samples = Samples(corpus, crop=8, views=1, how=Views(), seed=0)
+    samples[30 * many + 5]
+    assert time.perf_counter() - began < 40 * plain + 2
+    assert len(corpus) == many and len(pickle.dumps(corpus)) < 1000
+    assert isinstance(corpus.rows, np.memmap)
 
 
 def test_the_split_is_what_its_seed_gives_and_balanced(data):

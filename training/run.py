@@ -12,7 +12,7 @@ from training.data.views import Views
 
 SMALL = {
     "swin": dict(width=48, depths=(2, 2, 6), heads=(3, 6, 12), window=4, patch=4, merge_last=False),
-    "vit": dict(width=192, depth=6, heads=6, patch=8, grid=(8, 8, 8), maps=4),
+    "vit": dict(width=144, depth=6, heads=4, patch=8, grid=(8, 8, 8), maps=4),
 }
 """The encoders that ctssl ships: a few million parameters, trained on two CPU cores."""
 

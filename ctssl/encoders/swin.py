@@ -178,7 +178,7 @@ class Swin(nn.Module, Pretrained):
                            maps=maps, sliced_bias=sliced_bias)  # fmt: skip
         self.maps, self.checkpointing = maps, checkpointing
         self.patch_embed = PatchEmbed(width, patch=patch, norm=patch_norm)
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
         self.stages: Any = nn.ModuleList()  # of Stage
         for i, (stage_width, depth, count) in enumerate(zip(widths, depths, heads, strict=True)):
             blocks = [

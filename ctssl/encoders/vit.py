@@ -74,7 +74,7 @@ class ViT(nn.Module, Pretrained):
         self.checkpointing = checkpointing
         self.patch_embed = PatchEmbed(width, patch=patch, norm=False)
         self.positions = nn.Parameter(sine_positions(tuple(grid), width))
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             Block(width, heads=heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop_path=rate) for rate in rates
         )
