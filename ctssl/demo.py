@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.inference import feature_map, prepared
+from ctssl.inference import feature_maps, prepared
 from ctssl.loading import load, load_segmenter
 from ctssl.phantom import phantom
 from ctssl.pictures import features, overlay, principal_colours
@@ -58,7 +58,7 @@ def picture_features(encoder: Any, volume: Volume, path: Path, *, title: str, pr
     scan = prepared(encoder, volume)
     image = torch.from_numpy(scan.array)[None, None]
     level = 1 if len(encoder.strides) > 2 and len(set(encoder.strides)) > 1 else -1
-    found = feature_map(encoder, image, level=level, progress=progress).numpy()
+    found = feature_maps(encoder, image, progress=progress)[level].numpy()
     stride = encoder.strides[level]
     tissue = torch.nn.functional.max_pool3d(image, stride, ceil_mode=True)[0, 0].numpy() > 0.3
     affine = scan.affine.copy()

@@ -30,8 +30,8 @@ def preprocess(encoder: Any, source: Any) -> Tensor:
 
 
 @torch.inference_mode()
-def feature_map(encoder: Any, image: Tensor, *, level: int = -1, progress: bool = False) -> Tensor:
-    """One map `(channels[level], x, y, z)` of an image `(1, 1, X, Y, Z)` of any size, piece by piece if it is large.
+def feature_maps(encoder: Any, image: Tensor, *, progress: bool = False) -> list[Tensor]:
+    """Every map `(channels[i], x, y, z)` of an image `(1, 1, X, Y, Z)` of any size, piece by piece if it is large.
 
     Pieces of 96 voxels overlap by a third; each place takes the piece in whose middle it lies.
     """
@@ -41,22 +41,21 @@ def feature_map(encoder: Any, image: Tensor, *, level: int = -1, progress: bool 
     device = next(encoder.parameters()).device
     size = image.shape[2:]
     starts = [_starts(n, TILE, TILE * 2 // 3 // stride * stride) for n in size]
-    fine = encoder.strides[level]
-    out = torch.zeros(encoder.channels[level], *[-(-n // fine) for n in size])
+    maps = [torch.zeros(c, *[-(-n // s) for n in size]) for c, s in zip(encoder.channels, encoder.strides, strict=True)]
     training = encoder.training
     encoder.eval()
     pieces = list(itertools.product(*starts))
     for corner in tqdm(pieces, desc="encoding", disable=not progress or len(pieces) < 2):
         part = image[(..., *[slice(s, min(s + TILE, n)) for s, n in zip(corner, size, strict=True)])]
-        found = encoder(part.to(device))[level][0].float().cpu()
-        into, take = [], []
-        for s, count in zip(corner, found.shape[1:], strict=True):
-            skip = TILE // 6 // fine if s > 0 else 0  # the first sixth belongs to the piece before
-            into.append(slice(s // fine + skip, s // fine + count))
-            take.append(slice(skip, count))
-        out[(slice(None), *into)] = found[(slice(None), *take)]
+        for out, found, fine in zip(maps, encoder(part.to(device)), encoder.strides, strict=True):
+            into, take = [], []
+            for s, count in zip(corner, found.shape[2:], strict=True):
+                skip = TILE // 6 // fine if s > 0 else 0  # the first sixth belongs to the piece before
+                into.append(slice(s // fine + skip, s // fine + count))
+                take.append(slice(skip, count))
+            out[(slice(None), *into)] = found[(0, slice(None), *take)].float().cpu()
     encoder.train(training)
-    return out
+    return maps
 
 
 def _starts(size: int, tile: int, step: int) -> list[int]:
@@ -66,7 +65,7 @@ def _starts(size: int, tile: int, step: int) -> list[int]:
 def embed(encoder: Any, source: Any, *, progress: bool = False) -> Tensor:
     """See `encoder.embed`."""
     image = preprocess(encoder, source)
-    features = feature_map(encoder, image, progress=progress)
+    features = feature_maps(encoder, image, progress=progress)[-1]
     stride = encoder.strides[-1]
     tissue = torch.nn.functional.max_pool3d(image, stride, ceil_mode=True)[0, 0] > 0
     chosen = features[:, tissue] if tissue.any() else features.flatten(1)

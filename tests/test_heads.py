@@ -84,14 +84,14 @@ def test_the_embedding_of_a_scan_of_any_size_is_one_vector(encoder):
 
 
 def test_a_large_scan_in_pieces_has_nearly_the_features_of_the_whole():
-    from ctssl.inference import feature_map
+    from ctssl.inference import feature_maps
 
     torch.manual_seed(0)
     swin = Swin(12, depths=(2, 2), heads=(2, 4), window=4, patch=2, merge_last=False).eval()
     image = torch.rand(1, 1, 140, 40, 32)
     with torch.no_grad():
         whole = swin(image)[-1][0]
-    pieces = feature_map(swin, image)
+    pieces = feature_maps(swin, image)[-1]
     assert pieces.shape == whole.shape
     assert (pieces - whole).abs().mean() < 0.15 * whole.std()
 

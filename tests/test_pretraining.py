@@ -319,7 +319,7 @@ def test_a_hundred_thousand_scans_start_in_seconds_and_a_worker_holds_one_table(
     folder, many = tmp_path / "many", 100_000
     folder.mkdir()
     for i in range(many):
-        os.link(path, folder / f"{i}.nii.gz") if i % 50_000 else (folder / f"{i}.nii.gz").write_bytes(path.read_bytes())
+        os.symlink(path, folder / f"{i}.nii.gz")
     began = time.perf_counter()
     sum(os.stat(folder / name).st_size for name in sorted(os.listdir(folder)))
     plain = time.perf_counter() - began

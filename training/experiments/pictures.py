@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 import ctssl
 from ctssl.datasets import find_cases, read_case
-from ctssl.inference import feature_map, prepared
+from ctssl.inference import feature_maps, prepared
 from ctssl.pictures import COLOURS, principal_colours
 from ctssl.volume import resample, working_grid
 from training.data.corpora import data_folder
@@ -41,7 +41,7 @@ def row(axes, model, encoder, case, dsc: float, title: str) -> None:
     image = torch.from_numpy(ready.array)[None, None]
     level, stride = 1, encoder.strides[1]
     tissue = torch.nn.functional.max_pool3d(image, stride, ceil_mode=True)[0, 0].numpy() > 0.3
-    colours = principal_colours(feature_map(encoder, image, level=level).numpy(), tissue)
+    colours = principal_colours(feature_maps(encoder, image)[level].numpy(), tissue)
     affine = ready.affine.copy()
     affine[:3, 3] = (ready.affine @ [*[(stride - 1) / 2] * 3, 1])[:3]
     affine[:3, :3] *= stride

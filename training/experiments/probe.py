@@ -1,0 +1,255 @@
+"""Do the frozen features know a tumour from other tissue? A linear probe and nearest neighbours on single voxels.
+
+`python -m training.experiments.probe [MODEL ...] [--seeds 3]` (a few minutes a model). From each patient up to 200 voxels
+of the tumour and 200 of other tissue; the feature of a voxel is every map of the encoder, interpolated at its place. Sarcoma:
+fitted on the 26 training cases, judged on the 12 test cases, at the encoder's own spacing. Nodules: a third of the
+patients are held out, anew for each seed; scans at `--nodule-spacing`, since a nodule of 10 mm is one token at 2 mm.
+Beside every model: the same encoder with random weights, and the intensity alone (the voxel and three neighbourhoods).
+Results go to `results/probe.json`; `--show` only prints.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import ctssl
+from ctssl.encoders import ENCODERS
+from ctssl.inference import feature_maps
+from ctssl.volume import prepare, resample
+from ctssl.zoo import Preprocess
+from training.data.corpora import cases, data_folder, split
+
+RESULTS = Path(__file__).parent / "results" / "probe.json"
+COMMAND = "python -m training.experiments.probe"
+PER_CLASS, NEIGHBOURS = 200, 20
+
+
+class Scan(NamedTuple):
+    """A prepared scan 0..1 and its tumour, on one grid."""
+
+    patient: str
+    image: np.ndarray
+    tumour: np.ndarray
+
+
+class Rows(NamedTuple):
+    """Voxels: features `(N, D)`, whether tumour `(N,)`, the patient's number `(N,)`."""
+
+    features: Tensor
+    tumour: Tensor
+    patient: Tensor
+
+
+def scans(group: str, preprocess: Preprocess) -> list[Scan]:
+    found = []
+    for row in tqdm(cases(group), desc=f"reading {group}"):
+        image = prepare(ctssl.read(data_folder() / row["image"]), preprocess)
+        label = ctssl.read(data_folder() / row["label"])
+        tumour = resample(label.array > 0, label.affine, image.shape, image.affine) > 0.5
+        if tumour.any():
+            found.append(Scan(row["id"], image.array, tumour))
+    return found
+
+
+def places(scan: Scan, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels `(n, 3)` and whether each is tumour: up to 200 of the tumour, as many of other tissue."""
+    inside, outside = np.argwhere(scan.tumour), np.argwhere(~scan.tumour & (scan.image > 0))
+    chosen = [part[rng.permutation(len(part))[:PER_CLASS]] for part in (inside, outside)]
+    return np.concatenate(chosen), np.repeat([True, False], [len(c) for c in chosen])
+
+
+def encoded(encoder: Any) -> Callable[[np.ndarray, np.ndarray], Tensor]:
+    """Features of voxels: all maps, trilinear."""
+
+    def features(image: np.ndarray, voxels: np.ndarray) -> Tensor:
+        maps = feature_maps(encoder, torch.from_numpy(image)[None, None])
+        columns = []
+        for m, stride in zip(maps, encoder.strides, strict=True):
+            where = (torch.from_numpy(voxels).float() + 0.5) / stride  # in cells of the map, corners at whole numbers
+            where = 2 * where / torch.tensor(m.shape[1:]) - 1
+            grid = where.flip(-1)[None, :, None, None]  # grid_sample counts the axes backwards
+            columns.append(F.grid_sample(m[None], grid, align_corners=False, padding_mode="border")[0, :, :, 0, 0].t())
+        return torch.cat(columns, 1)
+
+    return features
+
+
+def intensity(image: np.ndarray, voxels: np.ndarray) -> Tensor:
+    """The value of each voxel, and of its neighbourhood at three scales."""
+    blurred = [image, *(ndimage.gaussian_filter(image, s) for s in (1, 2, 4))]
+    return torch.from_numpy(np.stack([b[tuple(voxels.T)] for b in blurred], 1)).float()
+
+
+def rows(group: list[Scan], features: Callable[[np.ndarray, np.ndarray], Tensor], seed: int) -> Rows:
+    rng = np.random.default_rng(seed)
+    parts, truth, owner = [], [], []
+    for number, scan in enumerate(group):
+        voxels, tumour = places(scan, rng)
+        parts.append(features(scan.image, voxels))
+        truth.append(torch.from_numpy(tumour))
+        owner.append(torch.full((len(tumour),), number))
+    return Rows(torch.cat(parts), torch.cat(truth), torch.cat(owner))
+
+
+def linear_scores(train: Rows, test: Rows, *, decay: float = 1e-2) -> Tensor:
+    """Logistic regression on standardised features, ridge `decay`, by L-BFGS."""
+    mean, deviation = train.features.mean(0), train.features.std(0) + 1e-6
+    x, y = (train.features - mean) / deviation, train.tumour.float()
+    weight = torch.zeros(x.shape[1] + 1, requires_grad=True)
+    opt = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        opt.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(x @ weight[:-1] + weight[-1], y)
+        loss = loss + decay * weight[:-1].square().sum() / 2
+        loss.backward()
+        return loss
+
+    opt.step(closure)  # type: ignore[arg-type]
+    weight = weight.detach()
+    return (test.features - mean) / deviation @ weight[:-1] + weight[-1]
+
+
+def neighbour_scores(train: Rows, test: Rows) -> Tensor:
+    """Share of tumour among the 20 nearest training voxels by cosine."""
+    mean, deviation = train.features.mean(0), train.features.std(0) + 1e-6
+    known, asked = (F.normalize((r.features - mean) / deviation, dim=1) for r in (train, test))
+    return torch.cat([train.tumour[(part @ known.t()).topk(NEIGHBOURS).indices].float().mean(1) for part in asked.split(2000)])
+
+
+def auroc(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Chance that a tumour voxel scores above another one; ties count half."""
+    order = np.argsort(scores)
+    ranks = np.empty(len(scores))
+    values, first, counts = np.unique(scores[order], return_index=True, return_counts=True)
+    ranks[order] = np.repeat(first + (counts + 1) / 2, counts)
+    positive = truth.sum()
+    return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * (len(truth) - positive)))
+
+
+def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Mean precision at each step of recall; equal scores step together."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    hits = np.cumsum(truth[order])[last]
+    return float((np.diff(hits, prepend=0) * hits / (last + 1)).sum() / truth.sum())
+
+
+def judged(scores: Tensor, test: Rows) -> list[tuple[float, float]]:
+    """AUROC and AP of each patient of the test side."""
+    found = []
+    for patient in test.patient.unique():
+        mine = test.patient == patient
+        values, truth = scores[mine].numpy(), test.tumour[mine].numpy()
+        found.append((auroc(values, truth), average_precision(values, truth)))
+    return found
+
+
+def measure(group: list[Scan], features: Callable, *, seed: int, train: set[str] | None) -> dict[str, dict[str, list[float]]]:
+    """Per probe, patients' AUROC and AP. `train`: patients to fit on; else two thirds, drawn by `seed`."""
+    if train is None:
+        names = [scan.patient for scan in group]
+        train = set(np.random.default_rng(seed).permutation(names)[: 2 * len(names) // 3].tolist())
+    known = rows([s for s in group if s.patient in train], features, seed)
+    asked = rows([s for s in group if s.patient not in train], features, seed)
+    result = {}
+    for name, probe in (("linear", linear_scores), ("knn", neighbour_scores)):
+        values = judged(probe(known, asked), asked)
+        result[name] = {"auroc": [round(a, 5) for a, _ in values], "ap": [round(p, 5) for _, p in values]}
+    return result
+
+
+def interval(values: np.ndarray, *, draws: int = 2000) -> tuple[float, float]:
+    """95% bootstrap interval of the mean over patients."""
+    rng = np.random.default_rng(0)
+    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def patients(runs: list[dict], probe: str, metric: str) -> np.ndarray:
+    """`(patients,)`: seeds averaged where they judge the same patients, else put side by side."""
+    columns = [run[probe][metric] for run in runs]
+    return np.mean(columns, 0) if runs[0]["fixed"] else np.concatenate(columns)
+
+
+def beats_its_twin(results: dict, model: str) -> bool:
+    """Whether the linear probe's patient-level AUROC is above the random twin's, with the whole interval, in some task."""
+    for task in results["tasks"].values():
+        pair = [patients(task[f"{model}{tail}"], "linear", "auroc") for tail in ("", " (random weights)")]
+        if interval(pair[0] - pair[1])[0] > 0:
+            return True
+    return False
+
+
+def table(results: dict | None = None) -> str:
+    """The results as Markdown: AUROC over patients, with intervals."""
+    results = results or json.loads(RESULTS.read_text())
+    text = ""
+    for task, models in results["tasks"].items():
+        text += f"**{task}** ({results['spacing_mm'][task]:g} mm)\n\n"
+        text += "| features | linear AUROC | AP | k-NN AUROC | AP |\n|---|---|---|---|---|\n"
+        for model, runs in models.items():
+            cells = []
+            for probe in ("linear", "knn"):
+                for metric in ("auroc", "ap"):
+                    values = patients(runs, probe, metric)
+                    low, high = interval(values)
+                    cells.append(f"{values.mean():.3f} ({low:.3f}-{high:.3f})")
+            text += f"| {model} | {' | '.join(cells)} |\n"
+        text += "\n"
+    return text
+
+
+def random_twin(name: str, seed: int) -> Any:
+    """The model's encoder as it would be without training."""
+    spec = ctssl.info(name)
+    torch.manual_seed(1000 + seed)
+    twin = ENCODERS[spec.encoder](**spec.encoder_args).eval()
+    twin.spec = replace(spec, name=f"{name} (random weights)")
+    return twin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=ctssl.list_models())
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--nodule-spacing", type=float, default=1.0)
+    parser.add_argument("--show", action="store_true", help="print what was measured, measure nothing")
+    args = parser.parse_args()
+    if args.show:
+        print(table())
+        return
+    spacing = {"sarcoma": Preprocess().spacing_mm, "lung_nodules": args.nodule_spacing}
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if kept.get("spacing_mm") != spacing:
+        kept = {"command": COMMAND, "spacing_mm": spacing, "tasks": {task: {} for task in spacing}}
+    for task, mm in spacing.items():
+        group = scans(task, Preprocess(mm))
+        train = set(split("train")) if task == "sarcoma" else None
+        wanted: list[tuple[str, Callable[[int], Callable]]] = [("intensity alone", lambda seed: intensity)]
+        for name in args.models:
+            wanted.append((name, lambda seed, name=name: encoded(ctssl.load(name))))
+            wanted.append((f"{name} (random weights)", lambda seed, name=name: encoded(random_twin(name, seed))))
+        for label, make in tqdm(wanted, desc=task):
+            runs = [measure(group, make(seed), seed=seed, train=train) | {"fixed": train is not None}
+                    for seed in range(args.seeds)]  # fmt: skip
+            kept["tasks"][task][label] = runs
+            RESULTS.parent.mkdir(exist_ok=True)
+            RESULTS.write_text(json.dumps(kept) + "\n")
+    print(table(kept))
+    for name in args.models:
+        print(f"{name}: {'beats' if beats_its_twin(kept, name) else 'does not beat'} its random twin")
+
+
+if __name__ == "__main__":
+    main()
