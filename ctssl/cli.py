@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--model", default="swin-wild-mim", help="encoder: name, folder or repository (default: %(default)s)"
     )
-    sub.add_argument("--head", default="unetr", help="segmentation head (default: %(default)s)")
+    sub.add_argument("--head", default="light", help="segmentation head (default: %(default)s)")
     sub.add_argument(
         "--hold-out", default="0.2", help="share of cases, or case names with commas (default: %(default)s)"
     )

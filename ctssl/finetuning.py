@@ -69,7 +69,7 @@ class Report:
 
 
 def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, model: Any = "swin-wild-mim",
-             images: str | os.PathLike | None = None, labels: str | os.PathLike | None = None, head: str = "unetr",
+             images: str | os.PathLike | None = None, labels: str | os.PathLike | None = None, head: str = "light",
              hold_out: float | list[str] = 0.2, names: dict[int, str] | None = None, settings: Settings | None = None,
              from_scratch: bool = False, device: str = "auto", overwrite: bool = False,
              progress: bool = True) -> Report:  # fmt: skip

@@ -61,7 +61,7 @@ def load_segmenter(source: str | os.PathLike, *, revision: str | None = None, of
     return model.to(device).eval()
 
 
-def segmenter(encoder: nn.Module | str | os.PathLike, *, head: str = "unetr", classes: int = 2,
+def segmenter(encoder: nn.Module | str | os.PathLike, *, head: str = "light", classes: int = 2,
               labels: dict[int, str] | None = None) -> Segmenter:  # fmt: skip
     """An encoder with an untrained head of `ctssl.heads.HEADS`. `classes` counts the background.
 
@@ -144,6 +144,7 @@ def write_folder(model: nn.Module, folder: str | os.PathLike, config: dict[str, 
         (part / hub.CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         for name, text in (extra or {}).items():
             (part / name).write_text(text, encoding="utf-8")
+        (part / hub.WEIGHTS).chmod((part / hub.CONFIG).stat().st_mode)  # safetensors writes files that nobody else can read
         folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(part.iterdir(), key=lambda f: f.name == hub.CONFIG):  # the config comes last
             os.replace(file, folder / file.name)

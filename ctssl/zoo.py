@@ -39,7 +39,28 @@ class ModelSpec:
     data: str = ""
 
 
-MODELS: dict[str, ModelSpec] = {}
+_ARGS: dict[str, dict[str, Any]] = {
+    "swin": {"width": 48, "depths": (2, 2, 6), "heads": (3, 6, 12), "window": 4, "patch": 4, "mlp_ratio": 4.0,
+             "qkv_bias": True, "patch_norm": True, "merge_last": False, "maps": "before", "sliced_bias": False},
+    "vit": {"width": 144, "depth": 6, "heads": 4, "patch": 8, "grid": (8, 8, 8), "mlp_ratio": 4.0, "qkv_bias": False,
+            "maps": 4},
+}  # fmt: skip
+_PARAMETERS = {"swin": 3_170_790, "vit": 1_649_520}
+
+
+def _pretrained(encoder: str, corpus: str, pretext: str, sha256: str) -> ModelSpec:
+    """One of the small encoders that the package carries."""
+    scans = {"wild": "26 public CT scans, uncurated", "self": "26 sarcoma CT scans of the task itself"}[corpus]
+    return ModelSpec(f"{encoder}-{corpus}-{pretext}", "encoder", encoder, _ARGS[encoder], corpus=corpus, pretext=pretext,
+                     parameters=_PARAMETERS[encoder], sha256=sha256, licence="Apache-2.0", data=scans)  # fmt: skip
+
+
+MODELS: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in [
+        _pretrained("swin", "wild", "mim", "c82a1785895848ed7e31884e9182b3afceb293b0efa4c5a1937eabc929eda5c3"),
+    ]
+}
 
 
 def list_models(pattern: str = "*") -> list[str]:

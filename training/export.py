@@ -18,12 +18,12 @@ from torch import nn
 
 from ctssl.fingerprint import fingerprint
 from ctssl.hub import CONFIG, read_config
-from ctssl.loading import encoder_config, load, write_folder
+from ctssl.loading import encoder_config, write_folder
 from ctssl.zoo import ModelSpec
 from training import checkpoints, log
 from training.card import card
 from training.data.cache import prepared
-from training.data.corpora import corpus, provenance
+from training.data.corpora import provenance
 from training.data.loader import Places, Samples, loader
 from training.data.manifest import find_scans
 from training.pretrain import build
@@ -31,6 +31,7 @@ from training.run import Run, find_run
 
 CARDS = Path(__file__).parent.parent / "model_cards"
 LICENCE = "Apache-2.0"
+DATA = {"wild": "26 public CT scans, uncurated", "self": "26 sarcoma CT scans of the task itself"}
 
 
 def finished(run: Run, out: Path) -> tuple[Any, dict[str, Any]]:
@@ -54,7 +55,7 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
     for p in encoder.parameters():
         p.data = p.data.half().float()  # what fp16 keeps, so that the fingerprint is the one users get
     encoder.spec = ModelSpec(run.name, "encoder", run.encoder, preprocess=run.preprocess, corpus=run.corpus, pretext=run.task,
-                             licence=LICENCE, data=f"{len(corpus(run.corpus))} public CT scans")  # fmt: skip
+                             licence=LICENCE, data=DATA[run.corpus])  # fmt: skip
     config = encoder_config(encoder, name=run.name)
     config |= {"untrained": untrained, "fingerprint": fingerprint(encoder)}
     samples = run.steps * run.batch * run.accumulate * state["world"]
@@ -90,11 +91,8 @@ def write_card(folder: Path) -> None:
 
 def entry(folder: Path) -> str:
     """The line for `ctssl/zoo.py`."""
-    config, spec = read_config(folder), load(folder).spec
-    assert spec is not None
-    return (f"    ModelSpec({spec.name!r}, 'encoder', {spec.encoder!r}, {config['encoder_args']!r}, {spec.preprocess!r}, "
-            f"{spec.corpus!r}, {spec.pretext!r}, {spec.parameters}, None, None, {config['sha256']!r}, {spec.licence!r}, "
-            f"{spec.data!r}),")  # fmt: skip
+    config = read_config(folder)
+    return f'        _pretrained("{config["encoder"]}", "{config["corpus"]}", "{config["pretext"]}", "{config["sha256"]}"),'
 
 
 def main() -> None:

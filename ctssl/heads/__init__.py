@@ -7,8 +7,9 @@ knows nothing else of the encoder.
 To add one: write `ctssl/heads/<name>.py` and add a line to `HEADS`.
 """
 
+from ctssl.heads.light import Light
 from ctssl.heads.linear import Linear
 from ctssl.heads.smit import Smit
 from ctssl.heads.unetr import Unetr
 
-HEADS = {"linear": Linear, "smit": Smit, "unetr": Unetr}
+HEADS = {"light": Light, "linear": Linear, "smit": Smit, "unetr": Unetr}

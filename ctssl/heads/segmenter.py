@@ -25,7 +25,7 @@ class Segmenter(nn.Module):
         parent: name of the pretrained encoder, for `config.json`.
     """
 
-    def __init__(self, encoder: Any, *, head: str = "unetr", classes: int = 2, labels: dict[int, str] | None = None,
+    def __init__(self, encoder: Any, *, head: str = "light", classes: int = 2, labels: dict[int, str] | None = None,
                  window: int = 64, parent: str = "") -> None:  # fmt: skip
         super().__init__()
         if head not in HEADS:

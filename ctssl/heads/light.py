@@ -1,0 +1,75 @@
+"""The default head: a decoder that a laptop can train. At most 2 M parameters, few channels where there are many voxels."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Light(nn.Module):
+    """From the deepest map upwards in factors of two; maps are added where their stride comes by, the image by a strided stem.
+
+    Args:
+        width: channels at stride 2; they double with each level, up to `top`.
+        fine: channels at full resolution.
+    """
+
+    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, *, width: int = 16,
+                 top: int = 96, fine: int = 8) -> None:  # fmt: skip
+        super().__init__()
+        if any(s & (s - 1) or s < 2 for s in strides):
+            raise ValueError(
+                f"head 'light' needs strides that are powers of two, got {strides}; head 'linear' takes any"
+            )
+        self.levels = [2**k for k in range(strides[-1].bit_length() - 1, 0, -1)]  # deepest stride .. 2
+        widths = {s: min(width * s // 2, top) for s in self.levels}
+        self.at = [self.levels.index(s) for s in strides]
+        self.project = nn.ModuleList(nn.Conv3d(c, widths[s], 1) for c, s in zip(channels, strides, strict=True))
+        self.stem = nn.Sequential(nn.Conv3d(1, width, 3, stride=2, padding=1), *_norm(width), _conv(width, width))
+        self.fuse = nn.ModuleList(_Fuse(widths[s]) for s in self.levels)
+        coarser = list(zip(self.levels[:-1], self.levels[1:], strict=True))
+        self.narrow = nn.ModuleList(nn.Conv3d(widths[a], widths[b], 1) for a, b in coarser)
+        self.last = nn.Sequential(nn.Conv3d(width, fine, 1), nn.Upsample(scale_factor=2, mode="trilinear"))
+        self.image = nn.Conv3d(1, fine, 3, padding=1)
+        self.finish = nn.Sequential(*_norm(fine), _conv(fine, fine), *_norm(fine), nn.Conv3d(fine, classes, 1))
+
+    def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
+        sums: list[Tensor | None] = [None] * len(self.levels)
+        for level, project, features in zip(self.at, self.project, maps, strict=True):
+            sums[level] = _add(sums[level], project(features))
+        sums[-1] = _add(sums[-1], self.stem(image))
+        x = self.fuse[0](sums[0])
+        for narrow, fuse, found in zip(self.narrow, self.fuse[1:], sums[1:], strict=True):
+            x = F.interpolate(narrow(x), scale_factor=2.0, mode="trilinear")
+            x = fuse(x if found is None else _add(x, found))
+        x = _add(self.last(x), self.image(image))
+        return self.finish(x)
+
+
+class _Fuse(nn.Module):
+    """Norm, convolution, twice, with a residual."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*_norm(width), _conv(width, width), *_norm(width), _conv(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def _norm(width: int) -> list[nn.Module]:
+    return [nn.GroupNorm(min(8, width), width), nn.GELU()]
+
+
+def _conv(inside: int, outside: int) -> nn.Module:
+    return nn.Conv3d(inside, outside, 3, padding=1, bias=False)
+
+
+def _add(x: Tensor | None, y: Tensor) -> Tensor:
+    """The sum on the smaller grid of the two: a coarser map reaches further into the padding."""
+    if x is None:
+        return y
+    size = [min(a, b) for a, b in zip(x.shape[2:], y.shape[2:], strict=True)]
+    return _cut(x, size) + _cut(y, size)
+
+
+def _cut(x: Tensor, size: list[int]) -> Tensor:
+    return x if list(x.shape[2:]) == size else x[..., : size[0], : size[1], : size[2]]
