@@ -217,3 +217,11 @@ def test_attention_with_a_learned_bias_has_the_right_gradients():
     q, k, v = (torch.rand(2, 3, 5, 4, dtype=torch.double, requires_grad=True) for _ in range(3))
     bias = torch.rand(3, 5, 5, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(attend, (q, k, v, bias))
+
+
+def test_an_encoder_trains_after_it_has_been_used_in_inference_mode(encoder):
+    x = torch.rand(1, 1, 40, 24, 32)  # a size that no other test uses: the window layouts are kept
+    with torch.inference_mode():
+        encoder(x)
+    encoder(x)[-1].square().mean().backward()
+    assert encoder.patch_embed.proj.weight.grad is not None

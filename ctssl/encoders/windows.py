@@ -79,6 +79,7 @@ def segments(size: int, window: int, shift: int) -> list[Segment]:
 
 
 @lru_cache(maxsize=128)
+@torch.inference_mode(False)  # what is kept must serve training too
 def layout(size: tuple[int, int, int], window: int, shift: int, batch: int, device: torch.device) -> Layout:
     """Rows, groups and chunks for a token grid; kept, since training asks for the same few over and over."""
     windows, shifts = shrink(size, window, shift)
@@ -101,6 +102,7 @@ def layout(size: tuple[int, int, int], window: int, shift: int, batch: int, devi
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)
 def relative_index(window: tuple[int, ...], full: int, sliced: bool, device: torch.device) -> Tensor:
     """(N, N) row of the bias table, made for `full` cubed, of each pair of places in a window.
 
