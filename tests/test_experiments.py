@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from huggingface_hub import ModelCard
 
 from ctssl.zoo import MODELS
-from training.card import card
+from training.card import card, strictest
 from training.data.corpora import split
-from training.experiments import sarcoma
+from training.experiments import probe, sarcoma
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,7 +34,95 @@ def test_the_results_cover_every_test_case_and_add_up():
 def test_a_card_is_what_its_files_say(name):
     folder = ROOT / "model_cards" / name
     config, history = (json.loads((folder / file).read_text()) for file in ("config.json", "training.json"))
-    assert (folder / "README.md").read_text() == card(config, history)
+    text = (folder / "README.md").read_text()
+    assert text == card(config, history)
+    assert all((folder / file).is_file() for file in ("loss.png", "features.png"))
+    read = ModelCard(text)  # what the Hub would read
+    assert read.data.license == MODELS[name].licence.lower() == strictest(history["scans"])
+    assert read.data.library_name == "ctssl" and {"ct", config["encoder"], config["pretext"]} <= set(read.data.tags or [])
+    assert ModelCard(f"---\n{read.data.to_yaml()}\n---\n").data.to_dict() == read.data.to_dict()
+    if rows := sarcoma_rows(name):
+        assert read.data.eval_results
+        assert read.data.eval_results[0].metric_value == pytest.approx(np.mean(rows), abs=1e-4)
+
+
+def sarcoma_rows(name):
+    return [row["mean_dsc"] for row in json.loads(sarcoma.RESULTS.read_text())["models"].get(name, [])]
+
+
+def test_weights_take_over_the_strictest_licence():
+    def of(*licences):
+        return strictest([{"id": "x", "licence": text} for text in licences])
+
+    assert of("Apache-2.0 (repo)", "public domain (NLM)") == "apache-2.0"
+    assert of("CC BY 3.0", "Apache-2.0 (repo)") == "cc-by-3.0" and of("CC BY 3.0", "CC BY 3.0 / 4.0") == "cc-by-4.0"
+    for closed in ("CC BY-NC 3.0", "unknown"):
+        with pytest.raises(ValueError, match="does not let us publish"):
+            of("CC BY 3.0", closed)
+
+
+# --- the probe ---
+
+
+def test_auroc_and_average_precision_are_their_definitions():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        truth = np.array([True, False, *(rng.random(28) < 0.4)])
+        scores = np.round(rng.normal(size=30) + truth, 1)  # with ties
+        wins = [(a > b) + 0.5 * (a == b) for a in scores[truth] for b in scores[~truth]]
+        assert probe.auroc(scores, truth) == pytest.approx(np.mean(wins))
+        area, before = 0.0, 0.0
+        for threshold in sorted(set(scores), reverse=True):
+            chosen = scores >= threshold
+            recall = (truth & chosen).sum() / truth.sum()
+            area += (recall - before) * (truth & chosen).sum() / chosen.sum()
+            before = recall
+        assert probe.average_precision(scores, truth) == pytest.approx(area)
+
+
+def test_both_probes_find_what_is_there_and_nothing_where_nothing_is():
+    generator = torch.Generator().manual_seed(0)
+
+    def rows(strength):
+        truth = torch.arange(400) % 2 == 0
+        x = torch.randn(400, 6, generator=generator) + strength * truth[:, None]
+        return probe.Rows(x, truth, torch.arange(400) // 100)
+
+    for name in ("linear_scores", "neighbour_scores"):
+        found = [np.mean(probe.judged(getattr(probe, name)(rows(s), rows(s)), rows(s)), 0)[0] for s in (1.0, 0.0)]
+        assert found[0] > 0.9 and abs(found[1] - 0.5) < 0.12
+
+
+def test_a_voxel_gets_the_feature_of_its_own_place():
+    class Places(torch.nn.Module):
+        """One map at stride 2 that holds the coordinates of its cells, in voxels."""
+
+        channels, strides = (3,), (2,)
+
+        def __init__(self):
+            super().__init__()
+            self.p = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            axes = [torch.arange(n // 2) * 2 + 0.5 for n in x.shape[2:]]
+            return [torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]]
+
+    voxels = np.array([[3, 8, 10], [5, 1, 17], [9, 9, 9]])
+    found = probe.encoded(Places())(np.zeros((12, 16, 20), np.float32), voxels)
+    torch.testing.assert_close(found, torch.from_numpy(voxels).float())
+
+
+def test_the_interval_covers_and_pairs_are_judged_by_patient():
+    low, high = probe.interval(np.random.default_rng(0).normal(1.0, 1.0, 400))
+    assert low < 1.0 < high and high - low == pytest.approx(4 / 20, rel=0.15)
+
+    def runs(values):
+        return [{"fixed": True, "linear": {"auroc": values, "ap": values}}] * 2
+
+    for gain, better in ((0.05, True), (0.0, False)):
+        own = [0.6 + 0.02 * i + gain for i in range(8)]
+        kept = {"tasks": {"t": {"m": runs(own), "m (random weights)": runs([v - gain for v in own])}}}
+        assert probe.beats_its_twin(kept, "m") == better
 
 
 def test_the_readme_names_every_model():

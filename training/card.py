@@ -1,6 +1,7 @@
 """The card of a model, written from its files. Every number comes from one of them."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +21,22 @@ CORPORA = {
 }
 
 
+LICENCES = {"public domain": "cc0-1.0", "Apache-2.0": "apache-2.0", "CC BY 3.0": "cc-by-3.0", "CC BY 4.0": "cc-by-4.0"}
+"""From the freest to the strictest, with the Hub's name for each."""
+
+
+def strictest(scans: list[dict]) -> str:
+    """The Hub's name of the strictest licence of the data, which the weights take over."""
+    order = list(LICENCES)
+    found = set()
+    for row in scans:
+        known = [name for name in order if row["licence"].startswith(name)]
+        if "NC" in row["licence"] or not known:
+            raise ValueError(f"{row['id']}: the licence {row['licence']!r} does not let us publish weights")
+        found.add("CC BY 4.0" if "4.0" in row["licence"] else known[-1])
+    return LICENCES[max(found, key=order.index)]
+
+
 def card(config: dict, history: dict) -> str:
     """`README.md` of a model folder, from its `config.json` and `training.json`."""
     name, run, curve = config["name"], history["run"], history["curve"]
@@ -29,15 +46,17 @@ def card(config: dict, history: dict) -> str:
     counts = Counter((row["collection"] or row["source"], row["licence"]) for row in history["scans"])
     scans = "\n".join(f"| {c} | {n} | {licence} |" for (c, licence), n in sorted(counts.items()))
     untrained = ", ".join(f"`{key}`" for key in config["untrained"]) or "none"
+    architecture = {"swin": "Swin", "vit": "ViT"}[config["encoder"]]
     return f"""---
-library_name: ctssl
-license: apache-2.0
-pipeline_tag: image-feature-extraction
-tags: [ct, medical-imaging, 3d, self-supervised, {config["encoder"]}]
+{front_matter(config, history)}
 ---
 # {name}
 
-A 3D {config["encoder"].capitalize()} encoder for CT with {config["parameters"] / 1e6:.2f} M parameters, pretrained with
+**Limits first.** A small model for research: trained on {len(history["scans"])} scans with two CPU cores. It has seen no labels and knows no
+disease. It is not a medical device and must not be used for diagnosis. Scans must be CT in HU; `ctssl` warns about those
+that are not.
+
+A 3D {architecture} encoder for CT with {config["parameters"] / 1e6:.2f} M parameters, pretrained with
 {PRETEXTS[run["task"]]}, {CORPORA[run["corpus"]]}.
 
 ```python
@@ -50,23 +69,49 @@ features = encoder.embed("scan.nii.gz")  # ({config_channels(config)},)
 **Input.** CT in Hounsfield units, one 3D scan. `encoder.preprocess` brings it to RAS+ axes and {spacing:g} mm isotropic
 spacing and maps {low:g}..{high:g} HU to 0..1.
 
+![Features of the phantom that the package makes](features.png)
+
 ## Training
-`{history["command"]}`: {run["steps"]} steps, {history["samples"]} samples in crops of {run["crop"]} voxels, AdamW,
-learning rate {run["lr"]:g}, {history["hours"]:.2f} hours on {history["device"]} ({history["processes"]} process). The loss
-went from {curve[0]["loss"]:.3f} (first {max(1, run["steps"] // len(curve))} steps) to {curve[-1]["loss"]:.3f} (last); on {unseen["crops"]} crops of scans it
-has not seen (the training side of the corpus "{unseen["corpus"]}") it is {unseen["loss"]:.3f}. The whole curve is in `training.json`.
+`{history["command"]}`: {run["steps"]} steps, {history["samples"]} samples in crops of {run["crop"]} voxels, AdamW, learning rate {run["lr"]:g},
+{history["hours"] * 60:.0f} minutes on {history["device"]} ({history["processes"]} process{"es" if history["processes"] > 1 else ""}). The loss went from {curve[0]["loss"]:.3f} (first {max(1, run["steps"] // len(curve))} steps) to
+{curve[-1]["loss"]:.3f} (last); on {unseen["crops"]} crops of scans that it has not seen (the training side of the corpus "{unseen["corpus"]}") it is {unseen["loss"]:.3f}.
 Parameters that this pretext does not reach and that are as initialised: {untrained}.
+
+![Loss](loss.png)
 
 | scans from | number | licence |
 |---|---|---|
 {scans}
 
+The weights take over the strictest of these licences, {strictest(history["scans"])}. Name the collections when you pass them on.
+
 ## What it is worth
-{results(name)}
-## Limits
-Small on purpose: it was trained on two CPU cores from {len(history["scans"])} scans. It has seen no labels and knows no disease. It is not a
-medical device and must not be used for diagnosis. Scans must be CT in HU; `ctssl` warns about those that are not.
-"""
+{results(name)}"""
+
+
+def front_matter(config: dict, history: dict) -> str:
+    """What the Hub reads: licence, tags, datasets, measured results."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    rows = measured(config["name"])
+    found = None
+    if rows:
+        found = [EvalResult("image-segmentation", "soft-tissue-sarcoma", "Soft-tissue-Sarcoma (TCIA), 12 held-out cases",
+                            "dice", round(sum(rows) / len(rows), 4), metric_name="mean DSC after fine-tuning")]  # fmt: skip
+    names = {re.sub(r"[^a-z0-9]+", "-", (row["collection"] or row["source"]).lower()).strip("-") for row in history["scans"]}
+    data = ModelCardData(
+        license=strictest(history["scans"]), library_name="ctssl", pipeline_tag="image-feature-extraction",
+        tags=["ct", "medical-imaging", "3d", "self-supervised", config["encoder"], config["pretext"]],
+        datasets=sorted(names), eval_results=found, model_name=config["name"] if found else None,
+    )  # fmt: skip
+    return data.to_yaml().strip()
+
+
+def measured(label: str) -> list[float]:
+    """Mean DSC of each seed in the sarcoma experiment."""
+    path = RESULTS / "sarcoma.json"
+    kept = json.loads(path.read_text()) if path.exists() else {"models": {}}
+    return [row["mean_dsc"] for row in kept["models"].get(label, [])]
 
 
 def config_channels(config: dict) -> int:
@@ -78,18 +123,35 @@ def config_channels(config: dict) -> int:
 
 def results(name: str) -> str:
     """What the experiments measured with this model."""
-    path = RESULTS / "sarcoma.json"
-    measured = json.loads(path.read_text()) if path.exists() else {"models": {}}
-    if name not in measured["models"]:
+    return segmentation(name) + probing(name)
+
+
+def segmentation(name: str) -> str:
+    if not measured(name):
         return "Fine-tuning of this model has not been measured yet.\n"
     rows = ""
     for label in (name, f"{name} from scratch"):
-        means = [row["mean_dsc"] for row in measured["models"].get(label, [])]
-        if means:
+        if means := measured(label):
             rows += f"| {label} | {sum(means) / len(means):.3f} | {', '.join(f'{m:.3f}' for m in means)} |\n"
     return f"""Segmentation of soft-tissue sarcoma: fine-tuned on 26 scans, tested on 12 others (whole scans, their own grid), by
-`{measured["command"]}`; the same recipe from initial weights beside it.
+`python -m training.experiments.sarcoma`; the same recipe from initial weights beside it.
 
 | encoder | mean DSC | each seed |
 |---|---|---|
 {rows}"""
+
+
+def probing(name: str) -> str:
+    path = RESULTS / "probe.json"
+    kept = json.loads(path.read_text()) if path.exists() else {"tasks": {}}
+    labels = [name, f"{name} (random weights)", "intensity alone"]
+    tasks = {t: {k: models[k] for k in labels if k in models} for t, models in kept["tasks"].items()}
+    if not any(name in models for models in tasks.values()):
+        return "\nFrozen features of this model have not been probed yet.\n"
+    from training.experiments.probe import table
+
+    return f"""
+Frozen features of single voxels, tumour or other tissue, by `{kept["command"]}`: mean over patients that were not fitted on,
+with 95% intervals.
+
+{table(kept | {"tasks": tasks})}"""

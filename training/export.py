@@ -16,12 +16,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ctssl.demo import picture_features
 from ctssl.fingerprint import fingerprint
 from ctssl.hub import CONFIG, read_config
-from ctssl.loading import encoder_config, write_folder
+from ctssl.loading import encoder_config, load, write_folder
+from ctssl.phantom import phantom
 from ctssl.zoo import ModelSpec
 from training import checkpoints, log
-from training.card import card
+from training.card import card, strictest
 from training.data.cache import prepared
 from training.data.corpora import provenance
 from training.data.loader import Places, Samples, loader
@@ -30,7 +32,6 @@ from training.pretrain import build
 from training.run import Run, find_run
 
 CARDS = Path(__file__).parent.parent / "model_cards"
-LICENCE = "Apache-2.0"
 DATA = {"wild": "26 public CT scans, uncurated", "self": "26 sarcoma CT scans of the task itself"}
 
 
@@ -55,7 +56,7 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
     for p in encoder.parameters():
         p.data = p.data.half().float()  # what fp16 keeps, so that the fingerprint is the one users get
     encoder.spec = ModelSpec(run.name, "encoder", run.encoder, preprocess=run.preprocess, corpus=run.corpus, pretext=run.task,
-                             licence=LICENCE, data=DATA[run.corpus])  # fmt: skip
+                             licence=strictest(provenance(run.corpus)).upper(), data=DATA[run.corpus])  # fmt: skip
     config = encoder_config(encoder, name=run.name)
     config |= {"untrained": untrained, "fingerprint": fingerprint(encoder)}
     samples = run.steps * run.batch * run.accumulate * state["world"]
@@ -85,8 +86,12 @@ def unseen(task: nn.Module, run: Run, out: Path, batches: int = 40) -> dict[str,
 
 
 def write_card(folder: Path) -> None:
+    """The card and its two pictures, from the other files."""
     config, history = read_config(folder), json.loads((folder / "training.json").read_text())
     (folder / "README.md").write_text(card(config, history))
+    log.draw(history["curve"], folder / "loss.png", title=f"{config['name']}: training")
+    picture_features(load(folder), phantom()[0], folder / "features.png", title=f"{config['name']}: features of the phantom",
+                     progress=False)  # fmt: skip
 
 
 def entry(folder: Path) -> str:

@@ -26,7 +26,7 @@ class Segmenter(nn.Module):
     """
 
     def __init__(self, encoder: Any, *, head: str = "light", classes: int = 2, labels: dict[int, str] | None = None,
-                 window: int = 64, parent: str = "") -> None:  # fmt: skip
+                 window: int = 64, parent: str | None = None) -> None:  # fmt: skip
         super().__init__()
         if head not in HEADS:
             raise ValueError(f"no head is called {head!r}; there are {sorted(HEADS)}")
@@ -36,7 +36,7 @@ class Segmenter(nn.Module):
         self.head = HEADS[head](encoder.channels, encoder.strides, classes)
         self.head_name, self.classes, self.window = head, classes, window
         self.labels = labels or ({1: "tumour"} if classes == 2 else {i: f"class {i}" for i in range(1, classes)})
-        self.parent = parent or (encoder.spec.name if encoder.spec else "")
+        self.parent = (encoder.spec.name if encoder.spec else "") if parent is None else parent
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(image, self.encoder(image))
