@@ -51,7 +51,7 @@ ARROWS = {  # module: what it may import of ctssl at import time; a package stan
     "metrics": set(),
     "phantom": {"volume"},
     "lint": {"volume"},
-    "dicom": set(),
+    "dicom": {"volume"},
     "datasets": {"volume"},
     "pictures": {"volume"},
     "hub": {"zoo"},
