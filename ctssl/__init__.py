@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Evaluation": "evaluation",
     "Report": "finetuning",
     "Segmenter": "heads.segmenter",
     "Settings": "finetuning",
     "Swin": "encoders.swin",
     "ViT": "encoders.vit",
     "Volume": "volume",
+    "evaluate": "evaluation",
     "finetune": "finetuning",
     "info": "zoo",
     "list_models": "zoo",
@@ -35,6 +37,8 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from ctssl.encoders.swin import Swin as Swin
     from ctssl.encoders.vit import ViT as ViT
+    from ctssl.evaluation import Evaluation as Evaluation
+    from ctssl.evaluation import evaluate as evaluate
     from ctssl.finetuning import Report as Report
     from ctssl.finetuning import Settings as Settings
     from ctssl.finetuning import finetune as finetune

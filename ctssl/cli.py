@@ -80,6 +80,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--overwrite", action="store_true")
     sub.add_argument("--device", default="auto")
+    sub = command("evaluate", _evaluate, "masks against the truth: per case, per stratum, and against other masks")
+    sub.add_argument("predictions", help="folder of masks")
+    sub.add_argument("labels", help="folder of true masks with the same names")
+    sub.add_argument("--table", help="CSV with a row per case (id, and what --by names)")
+    sub.add_argument("--by", default="", help="columns of the table, with commas: a stratum for each value")
+    sub.add_argument("--against", help="folder of other masks for the same cases: paired tests")
+    sub.add_argument("--tolerance", type=float, default=2.0, help="mm, for the surface Dice (default: %(default)s)")
+    sub.add_argument("--out", help="folder for cases.csv, report.json, report.md and pictures")
     sub = command("demo", _demo, "the first five minutes: a phantom (or your scan), its features, a mask")
     sub.add_argument("scan", nargs="?", help="your own scan instead of the phantom")
     sub.add_argument("--model", help="a segmenter, for a mask")
@@ -100,10 +108,9 @@ def _list(args: argparse.Namespace) -> None:
         return
     if not names:
         raise ValueError(f"no model matches {args.pattern!r}; `ctssl list` shows all")
-    rows = [
-        (s.name, s.kind, s.encoder, f"{s.parameters / 1e6:.1f} M", s.corpus, s.pretext) for s in map(ctssl.info, names)
-    ]
-    rows.insert(0, ("name", "kind", "encoder", "size", "corpus", "pretext"))
+    rows = [(s.name, s.kind, s.encoder, s.corpus, s.pretext, f"{s.parameters / 1e6:.1f} M", f"{2 * s.parameters / 1e6:.1f} MB",
+             s.licence) for s in map(ctssl.info, names)]  # fmt: skip
+    rows.insert(0, ("name", "kind", "encoder", "corpus", "pretext", "parameters", "size", "licence"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -183,6 +190,22 @@ def _finetune(args: argparse.Namespace) -> None:
     if report.held_out:
         print(f"{'mean of ' + str(len(report.held_out)) + ' held-out cases':24} DSC {report.mean_dsc:.3f}")
     print(f"\n{report.folder} is ready. Next: ctssl segment SCAN OUT.nii.gz --model {report.folder}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    if args.out and Path(args.out).exists() and (not Path(args.out).is_dir() or any(Path(args.out).iterdir())):
+        raise FileExistsError(f"{args.out} exists and is not empty; choose another folder")
+    by = tuple(column.strip() for column in args.by.split(",") if column.strip())
+    found = ctssl.evaluate(args.predictions, args.labels, table=args.table, by=by, against=args.against,
+                           tolerance_mm=args.tolerance, progress=not args.json)  # fmt: skip
+    if args.out:
+        found.save(args.out)
+    if args.json:
+        print(json.dumps(found.plain()))
+        return
+    print(found.markdown() + (f"\n{args.out}: cases.csv, report.json, report.md" if args.out else ""))
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -44,7 +44,7 @@ def find_cases(data: str | os.PathLike | None = None, *, images: str | os.PathLi
         image_folder, label_folder = Path(images), Path(labels)
     else:
         raise ValueError("give a folder with images/ and labels/, or both --images and --labels")
-    scans, masks = _niftis(image_folder, image=True), _niftis(label_folder, image=False)
+    scans, masks = niftis(image_folder, image=True), niftis(label_folder)
     lonely = sorted(set(scans) - set(masks))
     if lonely:
         raise FileNotFoundError(f"{len(lonely)} scans in {image_folder} have no mask of their name in {label_folder}: "
@@ -52,7 +52,8 @@ def find_cases(data: str | os.PathLike | None = None, *, images: str | os.PathLi
     return [Case(name, path, masks[name]) for name, path in sorted(scans.items())]
 
 
-def _niftis(folder: Path, *, image: bool) -> dict[str, Path]:
+def niftis(folder: Path, *, image: bool = False) -> dict[str, Path]:
+    """The NIfTI files of a folder by case name; of an `image`, nnU-Net's `_0000` is no part of it."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     found: dict[str, Path] = {}

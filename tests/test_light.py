@@ -61,6 +61,7 @@ ARROWS = {  # module: what it may import of ctssl at import time; a package stan
     "inference": {"zoo", "volume", "lint"},
     "fingerprint": {"phantom", "sampling"},
     "finetuning": {"datasets", "inference", "lint", "loading", "metrics", "sampling", "volume", "zoo"},
+    "evaluation": {"datasets", "metrics", "volume"},
     "demo": {"inference", "loading", "phantom", "pictures", "volume", "zoo"},
     "cli": {""},
 }

@@ -1,9 +1,14 @@
-"""The Dice coefficient against numbers worked by hand."""
+"""Metrics against numbers worked by hand, and against plain references on random shapes."""
+
+import math
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from ctssl.metrics import dsc
+from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml
+
+SPACING = (1.0, 2.0, 3.0)
 
 
 def test_dsc_by_hand():
@@ -17,3 +22,65 @@ def test_dsc_by_hand():
     assert dsc(a, b) == pytest.approx(2 * 16 / 80)
     with pytest.raises(ValueError, match="one grid"):
         dsc(a, b[:2])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_plates_that_lie_apart_have_their_distance_in_mm(axis):
+    a, b = np.zeros((12, 12, 12), bool), np.zeros((12, 12, 12), bool)
+    index = [slice(None)] * 3
+    index[axis] = slice(2, 3)
+    a[tuple(index)] = True
+    index[axis] = slice(6, 7)
+    b[tuple(index)] = True
+    distance = 4 * SPACING[axis]
+    assert hd95(a, b, spacing_mm=SPACING) == pytest.approx(distance)
+    assert nsd(a, b, spacing_mm=SPACING, tolerance_mm=distance + 1.6 * SPACING[axis]) == pytest.approx(1.0)
+    assert nsd(a, b, spacing_mm=SPACING, tolerance_mm=distance - 1.6 * SPACING[axis]) < 0.2  # but for the shared rims
+
+
+def naive_hd95(a, b, spacing):
+    """Surface voxels by erosion, every distance, the larger of both 95th percentiles."""
+    points = [np.argwhere(m & ~ndimage.binary_erosion(m)) * np.array(spacing) for m in (a, b)]
+    distances = np.linalg.norm(points[0][:, None] - points[1][None], axis=-1)
+    return max(np.percentile(distances.min(1), 95), np.percentile(distances.min(0), 95))
+
+
+def test_hd95_is_its_definition_on_random_shapes():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        a, b = (ndimage.gaussian_filter(rng.normal(size=(20, 18, 16)), 2) > 0.02 for _ in range(2))
+        a[[0, -1]] = b[[0, -1]] = a[:, [0, -1]] = b[:, [0, -1]] = a[:, :, [0, -1]] = b[:, :, [0, -1]] = False
+        assert hd95(a, b, spacing_mm=SPACING) == pytest.approx(naive_hd95(a, b, SPACING), rel=1e-5)
+
+
+def test_a_ball_against_a_larger_one():
+    x, y, z = np.meshgrid(*[np.arange(40) - 20] * 3, indexing="ij")
+    small, large = (x**2 + y**2 + z**2 < r**2 for r in (10, 13))
+    assert hd95(small, large, spacing_mm=(1, 1, 1)) == pytest.approx(3, abs=0.6)
+    assert hd95(small, large, spacing_mm=(2, 2, 2)) == pytest.approx(2 * hd95(small, large, spacing_mm=(1, 1, 1)))
+    assert nsd(small, large, spacing_mm=(1, 1, 1), tolerance_mm=4) == pytest.approx(1.0)
+    assert nsd(small, large, spacing_mm=(1, 1, 1), tolerance_mm=2) < 0.1
+    assert nsd(small, small, spacing_mm=(1, 1, 1), tolerance_mm=0.5) == 1.0
+
+
+def test_empty_masks_follow_the_stated_rule():
+    a, b = np.zeros((5, 5, 5), bool), np.zeros((5, 5, 5), bool)
+    size = {"spacing_mm": SPACING}
+    assert (dsc(a, b), nsd(a, b, **size), hd95(a, b, **size), lesions(a, b)) == (1.0, 1.0, 0.0, (0, 0, 0))
+    b[2, 2, 2] = True
+    for one, two in ((a, b), (b, a)):
+        assert dsc(one, two) == nsd(one, two, **size) == 0.0 and math.isnan(hd95(one, two, **size))
+    assert lesions(a, b) == (0, 1, 0) and lesions(b, a) == (0, 0, 1)
+
+
+def test_lesions_are_counted_by_touch():
+    truth, found = np.zeros((20, 20, 20), bool), np.zeros((20, 20, 20), bool)
+    truth[1:4, 1:4, 1:4] = truth[10:13, 10:13, 10:13] = True
+    truth[13, 13, 13] = True  # joined by a corner: the same lesion
+    truth[18, 18, 18] = True
+    found[3:5, 3:5, 3:5] = found[12, 12, 12] = found[17, 2, 2] = True
+    assert lesions(found, truth) == (2, 3, 1)
+
+
+def test_volume_in_millilitres():
+    assert volume_ml(np.ones((10, 10, 10)), spacing_mm=SPACING) == pytest.approx(6.0)

@@ -1,0 +1,232 @@
+"""Masks against the truth: a row per case, a table per stratum, and one set of masks against another."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctssl.datasets import niftis
+from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml
+from ctssl.volume import read
+
+METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml")
+FEWEST = 6  # cases below which a paired test is not made
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`cases`: one row per case and label. `strata`: one row per stratum. `paired`: against the other masks, if given."""
+
+    cases: list[dict[str, Any]]
+    strata: list[dict[str, Any]]
+    paired: list[dict[str, Any]]
+    tolerance_mm: float
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """`cases.csv`, `report.json`, `report.md` and, with paired results, `paired.png`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "cases.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, list(self.cases[0]))
+            writer.writeheader()
+            writer.writerows(self.cases)
+        (folder / "report.json").write_text(json.dumps(self.plain(), indent=1) + "\n")
+        (folder / "report.md").write_text(self.markdown())
+        if self.paired:
+            self._picture(folder / "paired.png")
+        return folder
+
+    def plain(self) -> dict[str, Any]:
+        """Everything, for JSON: what is not defined (NaN) is null."""
+        return _plain(asdict(self))
+
+    def markdown(self) -> str:
+        """The strata, and the paired comparison, as tables."""
+        text = f"DSC, HD95 in mm, NSD at {self.tolerance_mm:g} mm; means with 95% bootstrap intervals over patients.\n\n"
+        text += _markdown(self.strata)
+        if self.paired:
+            text += "\nPaired, first minus second; Wilcoxon signed-rank, two-sided, corrected by Holm over the rows.\n\n"
+            text += _markdown(self.paired)
+        return text
+
+    def _picture(self, path: Path) -> None:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(4, 4), layout="constrained")
+        axes = figure.subplots()
+        for row in self.cases:
+            axes.plot([0, 1], [row["other_dsc"], row["dsc"]], color="0.7", lw=0.8, zorder=1)
+        for x, key in ((0, "other_dsc"), (1, "dsc")):
+            axes.scatter([x] * len(self.cases), [row[key] for row in self.cases], s=18, zorder=2)
+        axes.set(xticks=[0, 1], xticklabels=["the other", "this"], ylabel="DSC", ylim=(-0.02, 1.02), xlim=(-0.3, 1.3))
+        figure.savefig(path, dpi=110)
+
+
+def evaluate(predictions: str | os.PathLike, labels: str | os.PathLike, *, table: str | os.PathLike | None = None,
+             by: tuple[str, ...] = (), against: str | os.PathLike | None = None, tolerance_mm: float = 2.0,
+             progress: bool = False) -> Evaluation:  # fmt: skip
+    """Compare masks of the same names in two folders.
+
+    Args:
+        table: CSV with a row per case: `id` (or `case`) as the files are named, `patient` if several cases share one,
+            and the columns that `by` names.
+        by: columns of the table; every value becomes a stratum of its own.
+        against: a second folder of predictions for the same cases.
+        tolerance_mm: of the surface Dice.
+
+    Raises `ValueError` or `FileNotFoundError` for masks that are missing or do not fit.
+    """
+    from tqdm import tqdm
+
+    truth, found = niftis(Path(labels)), niftis(Path(predictions))
+    other = niftis(Path(against)) if against is not None else {}
+    _complete(found, truth, predictions)
+    if against is not None:
+        _complete(found, other, against)
+    facts = _facts(Path(table), by, sorted(found)) if table is not None else {}
+    if by and table is None:
+        raise ValueError(f"by={by} needs a table with these columns (--table cases.csv)")
+    rows: list[dict[str, Any]] = []
+    for name in tqdm(sorted(found), desc="cases", disable=not progress):
+        for row in compare(found[name], truth[name], name=name, tolerance_mm=tolerance_mm):
+            if against is not None:
+                (twin,) = [r for r in compare(other[name], truth[name], name=name, tolerance_mm=tolerance_mm)
+                           if r["label"] == row["label"]] or [{}]  # fmt: skip
+                row |= {f"other_{key}": twin.get(key, math.nan) for key in METRICS}
+            rows.append(row | {"patient": name} | facts.get(name, {}))
+    strata = [summary(rows, "all", "")]
+    for column in by:
+        for value in sorted({str(row[column]) for row in rows}):
+            strata.append(summary([row for row in rows if str(row[column]) == value], column, value))
+    return Evaluation(rows, strata, paired(rows) if against is not None else [], tolerance_mm)
+
+
+def compare(predicted: Path, truth: Path, *, name: str, tolerance_mm: float) -> list[dict[str, Any]]:
+    """A row per label that occurs in either mask (label 1 if none does)."""
+    one, two = read(predicted), read(truth)
+    if one.shape != two.shape or not np.allclose(one.affine, two.affine, atol=0.1 * min(two.spacing_mm)):
+        raise ValueError(f"{name}: prediction and truth are on different grids ({one.shape}, {two.shape}); "
+                         "write the prediction on the scan's own grid")  # fmt: skip
+    values = sorted({int(v) for mask in (one, two) for v in np.unique(mask.array) if v > 0}) or [1]
+    rows = []
+    for value in values:
+        p, t = one.array == value, two.array == value
+        size = {"spacing_mm": two.spacing_mm}
+        hit, all_, false = lesions(p, t)
+        rows.append({"case": name, "label": value, "dsc": dsc(p, t), "hd95_mm": hd95(p, t, **size),
+                     "nsd": nsd(p, t, **size, tolerance_mm=tolerance_mm), "lesions_found": hit, "lesions": all_,
+                     "false_positives": false, "volume_ml": volume_ml(t, **size),
+                     "volume_error_ml": volume_ml(p, **size) - volume_ml(t, **size)})  # fmt: skip
+    return rows
+
+
+def summary(rows: list[dict[str, Any]], column: str, value: str) -> dict[str, Any]:
+    """One row of the strata table."""
+    result: dict[str, Any] = {"stratum": f"{column} {value}".strip(), "cases": len(rows)}
+    for key in ("dsc", "nsd"):
+        low, high = interval(rows, key)
+        values = [row[key] for row in rows]
+        result |= {key: float(np.mean(values)), f"{key}_median": float(np.median(values)), f"{key}_low": low, f"{key}_high": high}
+    distances = [row["hd95_mm"] for row in rows if not math.isnan(row["hd95_mm"])]
+    result["hd95_mm_median"] = float(np.median(distances)) if distances else math.nan
+    result["without_hd95"] = len(rows) - len(distances)
+    count = sum(row["lesions"] for row in rows)
+    result["lesion_sensitivity"] = sum(row["lesions_found"] for row in rows) / count if count else math.nan
+    result["false_positives_per_scan"] = sum(row["false_positives"] for row in rows) / len({row["case"] for row in rows})
+    if len(rows) >= FEWEST:
+        from scipy.stats import spearmanr
+
+        sizes, scores = [row["volume_ml"] for row in rows], [row["dsc"] for row in rows]
+        varied = len(set(sizes)) > 1 and len(set(scores)) > 1
+        result["dsc_volume_rank_correlation"] = float(spearmanr(sizes, scores)[0]) if varied else math.nan  # type: ignore[arg-type]
+    return result
+
+
+def interval(rows: list[dict[str, Any]], key: str, *, draws: int = 2000) -> tuple[float, float]:
+    """95% bootstrap interval of the mean; whole patients are drawn, not cases."""
+    patients: dict[str, list[float]] = {}
+    for row in rows:
+        patients.setdefault(str(row["patient"]), []).append(row[key])
+    sums = np.array([[sum(v), len(v)] for v in patients.values()])
+    chosen = sums[np.random.default_rng(0).integers(len(sums), size=(draws, len(sums)))].sum(1)
+    means = chosen[:, 0] / chosen[:, 1]
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each metric of these masks against the others': mean difference, rank-biserial effect, Holm-corrected p."""
+    from scipy.stats import rankdata, wilcoxon
+
+    results = []
+    for key in ("dsc", "nsd", "hd95_mm"):
+        pairs = np.array([[row[key], row[f"other_{key}"]] for row in rows], float)
+        away = (pairs[:, 0] - pairs[:, 1])[np.isfinite(pairs).all(1)]
+        moved = away[away != 0]
+        ranks = rankdata(np.abs(moved))
+        effect = float((ranks * np.sign(moved)).sum() / ranks.sum()) if len(moved) else 0.0
+        p = float(wilcoxon(away).pvalue) if len(away) >= FEWEST and len(moved) else math.nan  # type: ignore[union-attr]
+        results.append({"metric": key, "cases": len(away), "difference": float(away.mean()) if len(away) else math.nan,
+                        "rank_biserial": effect, "p": p})  # fmt: skip
+    for row, corrected in zip(results, holm([row["p"] for row in results]), strict=True):
+        row["p_holm"] = corrected
+    return results
+
+
+def holm(values: list[float]) -> list[float]:
+    """p-values corrected by Holm's step-down; NaN (no test was made) stays and does not count."""
+    order = [i for i in np.argsort(values) if not math.isnan(values[i])]
+    corrected, highest = [math.nan] * len(values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, values[i] * (len(order) - rank)))
+        corrected[i] = highest
+    return corrected
+
+
+def _complete(found: dict[str, Path], wanted: dict[str, Path], folder: Any) -> None:
+    lonely = sorted(set(found) - set(wanted))
+    if lonely:
+        raise FileNotFoundError(f"{len(lonely)} masks have no partner of their name ({', '.join(lonely[:5])}); the masks of "
+                                f"{folder} and of the labels must be called the same")  # fmt: skip
+
+
+def _facts(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dict[str, str]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no table {path}")
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        key = next((c for c in ("id", "case") if c in columns), None)
+        missing = [c for c in by if c not in columns]
+        if key is None or missing:
+            raise ValueError(f"{path} has the columns {columns}; needed: id or case" + (f", and {missing}" if missing else ""))
+        rows = {row[key]: row for row in reader}
+    absent = [name for name in names if name not in rows]
+    if absent:
+        raise ValueError(f"{path} has no row for {', '.join(absent[:5])} ({len(absent)} cases)")
+    kept = [*by, *(["patient"] if "patient" in columns else [])]
+    return {name: {column: rows[name][column] for column in kept} for name in names}
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    def cell(value: Any) -> str:
+        return "-" if isinstance(value, float) and math.isnan(value) else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    columns = list(rows[0])
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(cell(row.get(c, "")) for c in columns) + " |" for row in rows]) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """NaN as null: JSON has no word for it."""
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

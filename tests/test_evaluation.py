@@ -1,0 +1,94 @@
+"""`ctssl.evaluate`: tables from folders of masks, paired tests, and what is wrong with a folder."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import ctssl
+from ctssl import evaluation
+from ctssl.cli import main
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Eight cases: plates of 10 voxels; this prediction is off by one, the other by two; case 7 finds nothing."""
+    for kind, off in (("truth", 0), ("this", 1), ("other", 2)):
+        (tmp_path / kind).mkdir()
+        for i in range(8):
+            mask = np.zeros((24, 16, 8), np.uint8)
+            if not (kind == "this" and i == 7):
+                mask[4 + off : 14 + off, 2 : 4 + i] = 1
+            ctssl.Volume(mask, np.diag([2.0, 1.0, 3.0, 1.0])).save(tmp_path / kind / f"c{i}.nii.gz")
+    rows = "".join(f"c{i},p{i // 2},{'SOFT' if i < 4 else 'STANDARD'}\n" for i in range(8))
+    (tmp_path / "cases.csv").write_text("id,patient,kernel\n" + rows)
+    return tmp_path
+
+
+def test_rows_strata_and_pairs(folders, tmp_path):
+    found = ctssl.evaluate(folders / "this", folders / "truth", table=folders / "cases.csv", by=("kernel",),
+                           against=folders / "other")  # fmt: skip
+    assert len(found.cases) == 8
+    first, last = found.cases[0], found.cases[7]
+    assert (first["dsc"], first["other_dsc"]) == (pytest.approx(0.9), pytest.approx(0.8))
+    assert first["volume_ml"] == pytest.approx(10 * 2 * 8 * 6 / 1000) and first["volume_error_ml"] == pytest.approx(0)
+    assert first["hd95_mm"] == pytest.approx(2.0) and first["lesions_found"] == 1
+    assert last["dsc"] == 0.0 and math.isnan(last["hd95_mm"])
+    strata = {row["stratum"]: row for row in found.strata}
+    assert {name: row["cases"] for name, row in strata.items()} == {"all": 8, "kernel SOFT": 4, "kernel STANDARD": 4}
+    assert strata["all"]["dsc"] == pytest.approx(7 * 0.9 / 8) and strata["all"]["without_hd95"] == 1
+    assert strata["kernel SOFT"]["dsc_low"] == pytest.approx(0.9) == strata["kernel SOFT"]["dsc_high"]
+    assert strata["all"]["lesion_sensitivity"] == pytest.approx(7 / 8) and strata["all"]["false_positives_per_scan"] == 0
+    paired = {row["metric"]: row for row in found.paired}
+    assert paired["dsc"]["difference"] == pytest.approx((7 * 0.1 - 0.8) / 8) and paired["dsc"]["cases"] == 8
+    assert paired["hd95_mm"]["cases"] == 7 and paired["hd95_mm"]["rank_biserial"] == -1.0
+    out = found.save(tmp_path / "report")
+    assert {p.name for p in out.iterdir()} == {"cases.csv", "report.json", "report.md", "paired.png"}
+    assert json.loads((out / "report.json").read_text())["cases"][7]["hd95_mm"] is None
+    assert "| kernel SOFT | 4 |" in (out / "report.md").read_text()
+
+
+def test_no_p_value_below_six_cases(folders):
+    for i in range(5, 8):
+        for kind in ("truth", "this", "other"):
+            (folders / kind / f"c{i}.nii.gz").unlink()
+    found = ctssl.evaluate(folders / "this", folders / "truth", against=folders / "other")
+    assert len(found.cases) == 5 and all(math.isnan(row["p"]) for row in found.paired)
+
+
+def test_holm_by_hand():
+    assert evaluation.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    corrected = evaluation.holm([0.5, math.nan, 0.9])
+    assert corrected[0] == corrected[2] == 1.0 or corrected == pytest.approx([1.0, math.nan, 1.0], nan_ok=True)
+
+
+def test_intervals_draw_whole_patients():
+    """Cases of one patient move together: four copies of each tell no more than one of each."""
+    single = [{"patient": str(i), "dsc": v} for i, v in enumerate(np.linspace(0.2, 0.9, 10))]
+    copies = [row for row in single for _ in range(4)]
+    assert evaluation.interval(single, "dsc") == pytest.approx(evaluation.interval(copies, "dsc"))
+
+
+def test_what_does_not_fit_is_said(folders, capsys):
+    (folders / "this" / "extra.nii.gz").write_bytes((folders / "this" / "c0.nii.gz").read_bytes())
+    assert main(["evaluate", str(folders / "this"), str(folders / "truth")]) == 2
+    assert "extra" in capsys.readouterr().err
+    (folders / "this" / "extra.nii.gz").unlink()
+    with pytest.raises(ValueError, match="needs a table"):
+        ctssl.evaluate(folders / "this", folders / "truth", by=("kernel",))
+    with pytest.raises(ValueError, match=r"needed: id or case, and \['age'\]"):
+        ctssl.evaluate(folders / "this", folders / "truth", by=("age",), table=folders / "cases.csv")
+    ctssl.Volume(np.zeros((9, 9, 9), np.uint8), np.eye(4)).save(folders / "this" / "c0.nii.gz", overwrite=True)
+    with pytest.raises(ValueError, match="c0: prediction and truth are on different grids"):
+        ctssl.evaluate(folders / "this", folders / "truth")
+
+
+def test_the_command_prints_tables_and_json(folders, capsys, tmp_path):
+    both = [str(folders / "this"), str(folders / "truth")]
+    assert main(["evaluate", *both, "--against", str(folders / "other"), "--out", str(tmp_path / "r")]) == 0
+    assert "| all | 8 |" in capsys.readouterr().out
+    assert main(["evaluate", *both, "--out", str(tmp_path / "r")]) == 2
+    capsys.readouterr()
+    assert main(["evaluate", *both, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["cases"]) == 8
