@@ -88,6 +88,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--against", help="folder of other masks for the same cases: paired tests")
     sub.add_argument("--tolerance", type=float, default=2.0, help="mm, for the surface Dice (default: %(default)s)")
     sub.add_argument("--out", help="folder for cases.csv, report.json, report.md and pictures")
+    sub = command("compare", _compare, "which blocks of two models see alike (CKA): a heat map")
+    sub.add_argument("first", help="encoder or segmenter: name, folder or repository")
+    sub.add_argument("second")
+    sub.add_argument("--data", required=True, nargs="+", help="scans: files, or a folder of .nii and .nii.gz")
+    sub.add_argument("--out", required=True, help="OUT.png; the numbers go beside it, as .json")
+    sub.add_argument("--crops", type=int, default=256, help="(default: %(default)s)")
+    sub.add_argument("--overwrite", action="store_true")
     sub = command("demo", _demo, "the first five minutes: a phantom (or your scan), its features, a mask")
     sub.add_argument("scan", nargs="?", help="your own scan instead of the phantom")
     sub.add_argument("--model", help="a segmenter, for a mask")
@@ -206,6 +213,33 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(json.dumps(found.plain()))
         return
     print(found.markdown() + (f"\n{args.out}: cases.csv, report.json, report.md" if args.out else ""))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from ctssl.hub import find, read_config
+    from ctssl.similarity import compare
+
+    numbers = str(Path(args.out).with_suffix(".json"))
+    _free(args.out, args.overwrite, ".png")
+    _free(numbers, args.overwrite, ".json")
+    scans: list[Path] = []
+    for source in map(Path, args.data):
+        inside = sorted(p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz"))) if source.is_dir() else []
+        scans += inside or [source]
+    models = [ctssl.load(name) if read_config(find(name))["kind"] == "encoder" else ctssl.load_segmenter(name)
+              for name in (args.first, args.second)]  # fmt: skip
+    found = compare(*models, scans, crops=args.crops, progress=not args.json)
+    found.picture(args.out)
+    result = {"blocks": found.matrix.round(5).tolist(), "crops": found.crops, "models": [args.first, args.second]}
+    Path(numbers).write_text(json.dumps(result) + "\n")
+    if args.json:
+        print(json.dumps(result))
+        return
+    count = min(found.matrix.shape)
+    print("block by block: " + "  ".join(f"{found.matrix[i, i]:.2f}" for i in range(count)))
+    print(f"{args.out}, {numbers}")
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -62,6 +62,7 @@ ARROWS = {  # module: what it may import of ctssl at import time; a package stan
     "fingerprint": {"phantom", "sampling"},
     "finetuning": {"datasets", "inference", "lint", "loading", "metrics", "sampling", "volume", "zoo"},
     "evaluation": {"datasets", "metrics", "volume"},
+    "similarity": {"inference", "sampling"},
     "demo": {"inference", "loading", "phantom", "pictures", "volume", "zoo"},
     "cli": {""},
 }

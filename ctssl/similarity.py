@@ -1,0 +1,143 @@
+"""How alike two networks see the same crops: centred kernel alignment (CKA) between their blocks.
+
+Linear CKA (arXiv 1905.00414) from minibatches (arXiv 2010.15327) with the unbiased estimate of HSIC (Song 2012):
+`1/(n(n-3)) [tr(KL) + 1'K1 1'L1 / ((n-1)(n-2)) - 2/(n-2) 1'KL1]`, K and L with zero diagonals. The paper that ctssl follows
+prints the last factor as 2/(n-1); the sources have 2/(n-2). An example is a crop; its feature is the block's map, averaged
+over a grid of 4x4x4 cells and flattened, so that memory is bounded by the batch, whatever the number of crops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ctssl.inference import prepared
+from ctssl.sampling import crop_at, tissue_start
+
+CELLS = 4  # along each side of the grid that a map is averaged over
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """`matrix[i, j]`: CKA of block i of the first and block j of the second, over `crops` crops."""
+
+    matrix: np.ndarray
+    crops: int
+    names: tuple[str, str]
+
+    def picture(self, path: Any) -> None:
+        """A heat map as PNG."""
+        from matplotlib.figure import Figure
+
+        rows, columns = self.matrix.shape
+        figure = Figure(figsize=(1.8 + 0.32 * columns, 1.4 + 0.32 * rows), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(self.matrix, vmin=0, vmax=1, origin="lower", cmap="magma")
+        axes.set(xlabel=f"block of {self.names[1]}", ylabel=f"block of {self.names[0]}", title=f"CKA, {self.crops} crops")
+        axes.set_xticks(range(columns), range(1, columns + 1))
+        axes.set_yticks(range(rows), range(1, rows + 1))
+        figure.colorbar(image)
+        figure.savefig(path, dpi=110)
+
+
+def hsic(k: Tensor, other: Tensor) -> Tensor:
+    """Unbiased HSIC of two Gram matrices `(n, n)`, n at least 4."""
+    n = len(k)
+    if n < 4 or k.shape != other.shape or k.shape[0] != k.shape[1]:
+        raise ValueError(f"HSIC needs two square Gram matrices of the same 4 or more examples, got {tuple(k.shape)} and "
+                         f"{tuple(other.shape)}")  # fmt: skip
+    k, other = k.double(), other.double()
+    k, other = k - k.diag().diag(), other - other.diag().diag()
+    trace = (k * other.t()).sum()
+    both = k.sum() * other.sum() / ((n - 1) * (n - 2))
+    crossed = 2.0 / (n - 2) * (k.sum(0) @ other.sum(1))
+    return (trace + both - crossed) / (n * (n - 3))
+
+
+def cka(x: Tensor, y: Tensor) -> float:
+    """Linear CKA of features `(n, p)` and `(n, q)` of the same n examples; 1 for equal up to rotation and scale, about 0 for
+    independent ones (the unbiased estimate can fall slightly below)."""
+    total = Minibatches(1, 1)
+    total.add([x], [y])
+    return float(total.matrix()[0, 0])
+
+
+class Minibatches:
+    """CKA between every layer of one network and every layer of another, summed up over batches."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self.cross = torch.zeros(rows, columns, dtype=torch.float64)
+        self.own = torch.zeros(rows, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64)
+
+    def add(self, first: list[Tensor], second: list[Tensor]) -> None:
+        """Features `(n, ...)` of each layer for one batch of the same examples."""
+        k, other = ([gram(x) for x in side] for side in (first, second))
+        for i, one in enumerate(k):
+            self.own[0][i] += hsic(one, one)
+            for j, two in enumerate(other):
+                self.cross[i, j] += hsic(one, two)
+        for j, two in enumerate(other):
+            self.own[1][j] += hsic(two, two)
+
+    def matrix(self) -> np.ndarray:
+        """`(rows, columns)`; NaN where a layer gave the same features for every example."""
+        scale = (self.own[0].clamp_min(0)[:, None] * self.own[1].clamp_min(0)[None]).sqrt()
+        return torch.where(scale > 0, self.cross / scale, torch.nan).numpy()
+
+
+def gram(x: Tensor) -> Tensor:
+    """`(n, n)` inner products of the flattened features, float64."""
+    flat = x.flatten(1).double()
+    return flat @ flat.t()
+
+
+def block_features(encoder: Any, images: Tensor) -> list[Tensor]:
+    """Of every block `(n, C, 4, 4, 4)`: its map averaged over a grid of cells."""
+    return [F.adaptive_avg_pool3d(m.float(), CELLS) for m in encoder.forward_intermediates(images)]
+
+
+@torch.inference_mode()
+def compare(first: Any, second: Any, scans: list[Any], *, other_scans: list[Any] | None = None, crops: int = 256,
+            batch: int = 32, size: int = 64, seed: int = 0, progress: bool = False) -> Similarity:  # fmt: skip
+    """CKA between all blocks of two encoders (or of the encoders of two segmenters) on crops of scans.
+
+    Args:
+        scans: what `ctssl.read` takes.
+        other_scans: what the second sees instead, scan by scan the same anatomy on the same grid (shifted copies, say).
+        crops: at least 256 are needed for a steady picture.
+        size: voxels along each side of a crop.
+
+    Raises `ValueError` where the two would not see the same crops.
+    """
+    encoders = [getattr(model, "encoder", model).eval() for model in (first, second)]
+    if other_scans is not None and len(other_scans) != len(scans):
+        raise ValueError(f"{len(scans)} scans and {len(other_scans)} others: give one for one")
+    if crops < batch or batch < 4:
+        raise ValueError(f"crops={crops} in batches of {batch}: a batch needs 4, and there must be one")
+    left = [prepared(encoders[0], scan).array for scan in scans]
+    right = [prepared(encoders[1], scan).array for scan in (other_scans or scans)]
+    for one, two in zip(left, right, strict=True):
+        if one.shape != two.shape:
+            raise ValueError(f"the two see a scan on different grids ({one.shape} and {two.shape} voxels): compare models of "
+                             "one spacing, on copies of one grid")  # fmt: skip
+    rng, total = np.random.default_rng(seed), None
+    for _ in tqdm(range(crops // batch), desc="comparing", disable=not progress):
+        pair: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        for _ in range(batch):
+            number = int(rng.integers(len(left)))
+            start = tissue_start(left[number], size, rng)
+            for side, arrays in zip(pair, (left, right), strict=True):
+                side.append(crop_at(arrays[number], start, size))
+        found = [block_features(encoder, torch.from_numpy(np.stack(side))[:, None])
+                 for encoder, side in zip(encoders, pair, strict=True)]  # fmt: skip
+        total = total or Minibatches(len(found[0]), len(found[1]))
+        total.add(*found)
+    assert total is not None
+    names = tuple(e.spec.name if e.spec else type(e).__name__ for e in encoders)
+    return Similarity(total.matrix(), crops // batch * batch, names)  # type: ignore[arg-type]

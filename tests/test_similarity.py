@@ -1,0 +1,90 @@
+"""CKA: its invariances, its estimate against the definition, and the comparison of encoders."""
+
+import numpy as np
+import pytest
+import torch
+
+import ctssl
+from ctssl import similarity
+from ctssl.phantom import phantom
+from tests.conftest import SMALL
+
+
+def features(n, p, seed=0):
+    return torch.randn(n, p, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_same_features_rotated_and_scaled_are_the_same():
+    x = features(40, 12)
+    rotation = torch.linalg.qr(features(12, 12, 1))[0]
+    for y in (x, 3.0 * x, x @ rotation, x @ rotation + 5.0):
+        assert similarity.cka(x, y) == pytest.approx(1.0, abs=1e-9)
+    assert similarity.cka(x, x @ torch.diag(torch.linspace(0.1, 10, 12).double())) < 0.95
+
+
+def test_independent_features_are_near_zero_whatever_their_width():
+    """The biased estimate would give p / (p + n): the unbiased one does not grow with the width."""
+    values = [similarity.cka(features(64, 500, 2 * i), features(64, 500, 2 * i + 1)) for i in range(20)]
+    assert abs(np.mean(values)) < 0.02 and max(map(abs, values)) < 0.1
+
+
+def test_hsic_is_the_mean_over_all_quadruples():
+    """Song's U-statistic from its definition: every ordered choice of four different examples."""
+    k, other = (similarity.gram(features(6, 3, seed)) for seed in (0, 1))
+    terms = []
+    for i in range(6):
+        for j in range(6):
+            for q in range(6):
+                for r in range(6):
+                    if len({i, j, q, r}) == 4:
+                        terms.append(k[i, j] * (other[i, j] + other[q, r] - 2 * other[i, q]))
+    assert similarity.hsic(k, other).item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-9)
+
+
+def test_minibatch_hsic_is_the_full_batchs_in_expectation_and_cka_is_close():
+    x = features(96, 10)
+    y = x[:, :5] @ features(5, 8, 3) + 0.5 * features(96, 8, 4)
+    full = similarity.hsic(similarity.gram(x), similarity.gram(y)).item()
+    found, rng = [], np.random.default_rng(0)
+    total = similarity.Minibatches(1, 1)
+    for _ in range(150):
+        for part in np.split(rng.permutation(96), 4):
+            found.append(similarity.hsic(similarity.gram(x[part]), similarity.gram(y[part])).item())
+            total.add([x[part]], [y[part]])
+    assert np.mean(found) == pytest.approx(full, abs=4 * np.std(found) / np.sqrt(len(found)))
+    assert total.matrix()[0, 0] == pytest.approx(similarity.cka(x, y), abs=0.02)
+
+
+def test_too_few_examples_are_refused():
+    with pytest.raises(ValueError, match="4 or more"):
+        similarity.cka(features(3, 4), features(3, 4))
+
+
+def test_an_encoder_equals_itself_and_differs_from_another(encoder, tmp_path):
+    scans = [phantom(6.0, seed=i)[0] for i in range(2)]
+    torch.manual_seed(5)
+    other = ctssl.Swin(**SMALL["swin"])
+    sizes = dict(crops=16, batch=8, size=16)
+    own = similarity.compare(encoder, encoder, scans, **sizes)
+    blocks = len(encoder.blocks)
+    assert own.matrix.shape == (blocks, blocks) and own.crops == 16
+    assert np.allclose(np.diag(own.matrix), 1.0) and np.allclose(own.matrix, own.matrix.T)
+    found = similarity.compare(encoder, other, scans, **sizes)
+    assert found.matrix.shape == (blocks, 4) and np.isfinite(found.matrix).all()
+    again = similarity.compare(encoder, other, scans, **sizes)
+    assert np.array_equal(found.matrix, again.matrix)
+    found.picture(tmp_path / "map.png")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_scans_must_be_the_same_anatomy_on_the_same_grid():
+    swin = ctssl.Swin(**SMALL["swin"])
+    scan = phantom(6.0)[0]
+    louder = ctssl.Volume(scan.array + 30.0, scan.affine)
+    sizes = dict(crops=8, batch=8, size=16)
+    matrix = similarity.compare(swin, swin, [scan], other_scans=[louder], **sizes).matrix
+    assert 0.3 < matrix[0, 0] < 1.0
+    with pytest.raises(ValueError, match="different grids"):
+        similarity.compare(swin, swin, [scan], other_scans=[ctssl.Volume(scan.array[:10], scan.affine)], **sizes)
+    with pytest.raises(ValueError, match="one for one"):
+        similarity.compare(swin, swin, [scan], other_scans=[], **sizes)
