@@ -130,7 +130,9 @@ def read_rtstruct(path: Path, scan: Volume, *, roi: str | None = None) -> Volume
         voxels = points @ to_voxel[:3, :3].T + to_voxel[:3, 3]
         number = round(float(voxels[:, 2].mean()))
         if np.abs(voxels[:, 2] - number).max() > 0.3:
-            raise ValueError(f"{path}: a contour does not lie in a slice of {scan.name}; does it belong to another series?")
+            raise ValueError(
+                f"{path}: a contour does not lie in a slice of {scan.name}; does it belong to another series?"
+            )
         if 0 <= number < scan.shape[2]:
             _toggle(mask[:, :, number], voxels[:, :2])
     return Volume(mask.astype(np.uint8), scan.affine, path.name)

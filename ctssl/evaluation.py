@@ -49,10 +49,14 @@ class Evaluation:
 
     def markdown(self) -> str:
         """The strata, and the paired comparison, as tables."""
-        text = f"DSC, HD95 in mm, NSD at {self.tolerance_mm:g} mm; means with 95% bootstrap intervals over patients.\n\n"
+        text = (
+            f"DSC, HD95 in mm, NSD at {self.tolerance_mm:g} mm; means with 95% bootstrap intervals over patients.\n\n"
+        )
         text += _markdown(self.strata)
         if self.paired:
-            text += "\nPaired, first minus second; Wilcoxon signed-rank, two-sided, corrected by Holm over the rows.\n\n"
+            text += (
+                "\nPaired, first minus second; Wilcoxon signed-rank, two-sided, corrected by Holm over the rows.\n\n"
+            )
             text += _markdown(self.paired)
         return text
 
@@ -133,13 +137,20 @@ def summary(rows: list[dict[str, Any]], column: str, value: str) -> dict[str, An
     for key in ("dsc", "nsd"):
         low, high = interval(rows, key)
         values = [row[key] for row in rows]
-        result |= {key: float(np.mean(values)), f"{key}_median": float(np.median(values)), f"{key}_low": low, f"{key}_high": high}
+        result |= {
+            key: float(np.mean(values)),
+            f"{key}_median": float(np.median(values)),
+            f"{key}_low": low,
+            f"{key}_high": high,
+        }
     distances = [row["hd95_mm"] for row in rows if not math.isnan(row["hd95_mm"])]
     result["hd95_mm_median"] = float(np.median(distances)) if distances else math.nan
     result["without_hd95"] = len(rows) - len(distances)
     count = sum(row["lesions"] for row in rows)
     result["lesion_sensitivity"] = sum(row["lesions_found"] for row in rows) / count if count else math.nan
-    result["false_positives_per_scan"] = sum(row["false_positives"] for row in rows) / len({row["case"] for row in rows})
+    result["false_positives_per_scan"] = sum(row["false_positives"] for row in rows) / len(
+        {row["case"] for row in rows}
+    )
     if len(rows) >= FEWEST:
         from scipy.stats import spearmanr
 
@@ -205,7 +216,9 @@ def _facts(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dict[
         key = next((c for c in ("id", "case") if c in columns), None)
         missing = [c for c in by if c not in columns]
         if key is None or missing:
-            raise ValueError(f"{path} has the columns {columns}; needed: id or case" + (f", and {missing}" if missing else ""))
+            raise ValueError(
+                f"{path} has the columns {columns}; needed: id or case" + (f", and {missing}" if missing else "")
+            )
         rows = {row[key]: row for row in reader}
     absent = [name for name in names if name not in rows]
     if absent:
@@ -216,7 +229,13 @@ def _facts(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dict[
 
 def _markdown(rows: list[dict[str, Any]]) -> str:
     def cell(value: Any) -> str:
-        return "-" if isinstance(value, float) and math.isnan(value) else f"{value:.3g}" if isinstance(value, float) else str(value)
+        return (
+            "-"
+            if isinstance(value, float) and math.isnan(value)
+            else f"{value:.3g}"
+            if isinstance(value, float)
+            else str(value)
+        )
 
     columns = list(rows[0])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]

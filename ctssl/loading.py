@@ -144,7 +144,9 @@ def write_folder(model: nn.Module, folder: str | os.PathLike, config: dict[str, 
         (part / hub.CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         for name, text in (extra or {}).items():
             (part / name).write_text(text, encoding="utf-8")
-        (part / hub.WEIGHTS).chmod((part / hub.CONFIG).stat().st_mode)  # safetensors writes files that nobody else can read
+        (part / hub.WEIGHTS).chmod(
+            (part / hub.CONFIG).stat().st_mode
+        )  # safetensors writes files that nobody else can read
         folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(part.iterdir(), key=lambda f: f.name == hub.CONFIG):  # the config comes last
             os.replace(file, folder / file.name)

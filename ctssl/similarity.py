@@ -39,7 +39,9 @@ class Similarity:
         figure = Figure(figsize=(1.8 + 0.32 * columns, 1.4 + 0.32 * rows), layout="constrained")
         axes = figure.subplots()
         image = axes.imshow(self.matrix, vmin=0, vmax=1, origin="lower", cmap="magma")
-        axes.set(xlabel=f"block of {self.names[1]}", ylabel=f"block of {self.names[0]}", title=f"CKA, {self.crops} crops")
+        axes.set(
+            xlabel=f"block of {self.names[1]}", ylabel=f"block of {self.names[0]}", title=f"CKA, {self.crops} crops"
+        )
         axes.set_xticks(range(columns), range(1, columns + 1))
         axes.set_yticks(range(rows), range(1, rows + 1))
         figure.colorbar(image)

@@ -106,7 +106,9 @@ def test_what_is_not_a_ct_series_is_refused(tmp_path):
         ctssl.read(tmp_path / "cut")
 
 
-def write_rtstruct(path: Path, rois: dict[str, list[list[tuple[float, float, float]]]], *, series: str = "1.2.3", patient: str = "P") -> None:
+def write_rtstruct(
+    path: Path, rois: dict[str, list[list[tuple[float, float, float]]]], *, series: str = "1.2.3", patient: str = "P"
+) -> None:
     """An RTSTRUCT with closed contours in LPS mm."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.sequence import Sequence
@@ -217,12 +219,27 @@ def test_the_papers_data_become_a_manifest(tmp_path):
             image.PatientID, image.Manufacturer, image.ConvolutionKernel = f"LUNG1-00{i}", "SIEMENS", "B30f"
             image.ContrastBolusAgent, image.SliceThickness = "Ultravist", 3
             image.save_as(file, enforce_file_format=True)
-    corner = [(-10 + 0.4, -20 + 0.7, 35.0), (-10 + 1.1, -20 + 0.7, 35.0), (-10 + 1.1, -20 + 2.5, 35.0), (-10 + 0.4, -20 + 2.5, 35.0)]
-    write_rtstruct(root / "LUNG1-001" / "study" / "rt" / "1.dcm", {"GTV-1": [corner], "Lung": [corner]}, series="1.2.1", patient="LUNG1-001")
+    corner = [
+        (-10 + 0.4, -20 + 0.7, 35.0),
+        (-10 + 1.1, -20 + 0.7, 35.0),
+        (-10 + 1.1, -20 + 2.5, 35.0),
+        (-10 + 0.4, -20 + 2.5, 35.0),
+    ]
+    write_rtstruct(
+        root / "LUNG1-001" / "study" / "rt" / "1.dcm",
+        {"GTV-1": [corner], "Lung": [corner]},
+        series="1.2.1",
+        patient="LUNG1-001",
+    )
     nsclc.main([str(root), "--out", str(tmp_path / "out")])
     with open(tmp_path / "out" / "manifest.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    assert (row["patient"], row["kernel_bin"], row["contrast"], row["thickness_mm"]) == ("LUNG1-001", "smooth", "yes", "3.0")
+    assert (row["patient"], row["kernel_bin"], row["contrast"], row["thickness_mm"]) == (
+        "LUNG1-001",
+        "smooth",
+        "yes",
+        "3.0",
+    )
     mask = ctssl.read(tmp_path / "out" / row["label"]).array
     assert mask.sum() == 2 * 3 and mask[1:3, 1:4, 2].all()
     assert manifest.find_scans(tmp_path / "out" / "manifest.csv")[0].patient == "LUNG1-001"

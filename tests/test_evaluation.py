@@ -39,7 +39,9 @@ def test_rows_strata_and_pairs(folders, tmp_path):
     assert {name: row["cases"] for name, row in strata.items()} == {"all": 8, "kernel SOFT": 4, "kernel STANDARD": 4}
     assert strata["all"]["dsc"] == pytest.approx(7 * 0.9 / 8) and strata["all"]["without_hd95"] == 1
     assert strata["kernel SOFT"]["dsc_low"] == pytest.approx(0.9) == strata["kernel SOFT"]["dsc_high"]
-    assert strata["all"]["lesion_sensitivity"] == pytest.approx(7 / 8) and strata["all"]["false_positives_per_scan"] == 0
+    assert (
+        strata["all"]["lesion_sensitivity"] == pytest.approx(7 / 8) and strata["all"]["false_positives_per_scan"] == 0
+    )
     paired = {row["metric"]: row for row in found.paired}
     assert paired["dsc"]["difference"] == pytest.approx((7 * 0.1 - 0.8) / 8) and paired["dsc"]["cases"] == 8
     assert paired["hd95_mm"]["cases"] == 7 and paired["hd95_mm"]["rank_biserial"] == -1.0

@@ -39,7 +39,9 @@ def test_a_card_is_what_its_files_say(name):
     assert all((folder / file).is_file() for file in ("loss.png", "features.png"))
     read = ModelCard(text)  # what the Hub would read
     assert read.data.license == MODELS[name].licence.lower() == strictest(history["scans"])
-    assert read.data.library_name == "ctssl" and {"ct", config["encoder"], config["pretext"]} <= set(read.data.tags or [])
+    assert read.data.library_name == "ctssl" and {"ct", config["encoder"], config["pretext"]} <= set(
+        read.data.tags or []
+    )
     assert ModelCard(f"---\n{read.data.to_yaml()}\n---\n").data.to_dict() == read.data.to_dict()
     if rows := sarcoma_rows(name):
         assert read.data.eval_results

@@ -296,7 +296,9 @@ def test_rotation_turns_about_z_and_no_more_than_the_share_is_overwritten():
     changed = (task.overwrite(batch, batch.image, salt=3) != batch.image).float().flatten(1).mean(1)
     assert (changed > 0.05).all() and (changed <= 0.3).all()
     result = task(batch)
-    assert result["loss"].item() == pytest.approx(sum(result[k].item() for k in ("rotation", "voxels", "joint")), rel=1e-5)
+    assert result["loss"].item() == pytest.approx(
+        sum(result[k].item() for k in ("rotation", "voxels", "joint")), rel=1e-5
+    )
 
 
 # --- views ---
@@ -312,5 +314,7 @@ def test_one_view_is_a_mirrored_crop_and_two_views_overlap():
     shared = set(left.flatten().tolist()) & set(right.flatten().tolist())
     assert 0.4 * 24**3 < len(shared) <= 24**3
     again = sample(scan, crop=24, views=2, how=Views(), seed=5)
-    assert all(np.array_equal(a, b) for a, b in zip(again, sample(scan, crop=24, views=2, how=Views(), seed=5), strict=True))
+    assert all(
+        np.array_equal(a, b) for a, b in zip(again, sample(scan, crop=24, views=2, how=Views(), seed=5), strict=True)
+    )
     assert all(a.shape == (24, 24, 24) and a.min() >= 0 and a.max() <= 1 and a.dtype == np.float32 for a in again)

@@ -98,7 +98,9 @@ def front_matter(config: dict, history: dict) -> str:
     if rows:
         found = [EvalResult("image-segmentation", "soft-tissue-sarcoma", "Soft-tissue-Sarcoma (TCIA), 12 held-out cases",
                             "dice", round(sum(rows) / len(rows), 4), metric_name="mean DSC after fine-tuning")]  # fmt: skip
-    names = {re.sub(r"[^a-z0-9]+", "-", (row["collection"] or row["source"]).lower()).strip("-") for row in history["scans"]}
+    names = {
+        re.sub(r"[^a-z0-9]+", "-", (row["collection"] or row["source"]).lower()).strip("-") for row in history["scans"]
+    }
     data = ModelCardData(
         license=strictest(history["scans"]), library_name="ctssl", pipeline_tag="image-feature-extraction",
         tags=["ct", "medical-imaging", "3d", "self-supervised", config["encoder"], config["pretext"]],

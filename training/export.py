@@ -80,7 +80,10 @@ def unseen(task: nn.Module, run: Run, out: Path, batches: int = 40) -> dict[str,
     samples = Samples(scans, crop=run.crop, views=getattr(task, "views", 1), how=run.views, seed=run.seed + 1)
     places = Places(batch=run.batch, pieces=1, rank=0, world=1, first=0, last=batches)
     task.eval()
-    rows = [{k: float(v) for k, v in task(replace(batch, progress=1.0)).items()} for batch in loader(samples, places, workers=0)]
+    rows = [
+        {k: float(v) for k, v in task(replace(batch, progress=1.0)).items()}
+        for batch in loader(samples, places, workers=0)
+    ]
     means = {key: round(sum(row[key] for row in rows) / len(rows), 5) for key in rows[0]}
     return {"corpus": other, "crops": batches * run.batch, **means}
 

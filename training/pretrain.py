@@ -13,15 +13,14 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.scheduler.cosine_lr import CosineLRScheduler
-from torch import nn
 from torch import distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -48,7 +47,9 @@ def build(run: Run) -> Any:
     if run.init:
         start: Any = ctssl.load(run.init)
         if start.config != encoder.config:
-            raise SystemExit(f"{run.init} is built otherwise than this run's encoder: {start.config} and {encoder.config}")
+            raise SystemExit(
+                f"{run.init} is built otherwise than this run's encoder: {start.config} and {encoder.config}"
+            )
         encoder.load_state_dict(start.state_dict())
     return TASKS[run.task](encoder, **run.task_args)
 
@@ -140,7 +141,9 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
         if hasattr(task, "after_step"):
             task.after_step((step + 1) / run.steps)
         journal.add({"step": step, **numbers, "norm": float(norm), "lr": opt.param_groups[0]["lr"]})
-        bar.set_postfix({"loss": f"{journal.recent():.4f}", "samples/s": f"{rate(bar, first, run, world):.1f}"}, refresh=False)
+        bar.set_postfix(
+            {"loss": f"{journal.recent():.4f}", "samples/s": f"{rate(bar, first, run, world):.1f}"}, refresh=False
+        )
         if time.monotonic() - saved > 60 * run.save_minutes:
             keep(step + 1)
             saved = time.monotonic()

@@ -104,7 +104,9 @@ def main(repeats: int = 10) -> None:
     sizes = [sum(p.numel() for p in task.parameters()) for task in tasks.values()]
     print(f"parameters of the tasks: monai {sizes[0]}, ctssl {sizes[1]} (with the norms of the skips)")
     found = rates(tasks, batch, repeats)
-    print(f"mim: monai {found['monai']:.1f} samples/s, ctssl {found['ctssl']:.1f}, ratio {found['ctssl'] / found['monai']:.2f}")
+    print(
+        f"mim: monai {found['monai']:.1f} samples/s, ctssl {found['ctssl']:.1f}, ratio {found['ctssl'] / found['monai']:.2f}"
+    )
     feed = loading(1)
     print(f"one worker loads {feed:.0f} samples/s of one view, {feed / found['ctssl']:.1f} times what mim consumes")
     pair = TASKS["contrastive"](Swin(**SMALL["swin"]))

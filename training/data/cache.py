@@ -66,13 +66,19 @@ def prepared(scans: list[Scan], preprocess: Preprocess, folder: Path, *, workers
     missing = [i for i, entry in enumerate(found) if entry is None or ("file" in entry and entry["file"] not in there)]
     jobs = [(scans[i].path, preprocess, folder, spec) for i in missing]
     with open(folder / "index.jsonl", "a") as index:
-        for i, entry in zip(missing, tqdm(_run(jobs, workers), total=len(jobs), desc="preparing scans", disable=not jobs)):
+        for i, entry in zip(
+            missing, tqdm(_run(jobs, workers), total=len(jobs), desc="preparing scans", disable=not jobs)
+        ):
             found[i] = entry
             index.write(json.dumps({"state": states[i], "spec": spec, **entry}) + "\n")
             index.flush()
-    bad = [f"{scan.path}: {entry['error']}" for scan, entry in zip(scans, found, strict=True) if entry and "error" in entry]
+    bad = [
+        f"{scan.path}: {entry['error']}" for scan, entry in zip(scans, found, strict=True) if entry and "error" in entry
+    ]
     if bad:
-        print(f"left out {len(bad)} of {len(scans)} scans:\n  " + "\n  ".join(bad[:20]) + ("\n  ..." if bad[20:] else ""))
+        print(
+            f"left out {len(bad)} of {len(scans)} scans:\n  " + "\n  ".join(bad[:20]) + ("\n  ..." if bad[20:] else "")
+        )
     if len(bad) > LIMIT * len(scans):
         raise SystemExit(f"{len(bad)} of {len(scans)} scans are unusable, more than {LIMIT:.0%}: mend or remove them")
     return _table(scans, found, folder)

@@ -27,7 +27,9 @@ def find_scans(source: str | Path) -> list[Scan]:
     if path.is_file() and path.suffix.lower() == ".csv":
         return _from_csv(path)
     if not path.is_dir():
-        raise SystemExit(f"no data at {source}: give {' or '.join(map(repr, corpora.NAMES))}, a CSV or a folder of scans")
+        raise SystemExit(
+            f"no data at {source}: give {' or '.join(map(repr, corpora.NAMES))}, a CSV or a folder of scans"
+        )
     scans = _from_folder(path)
     if not scans:
         raise SystemExit(f"{path} holds no .nii, .nii.gz or DICOM series")
@@ -38,14 +40,18 @@ def _from_csv(path: Path) -> list[Scan]:
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if "image" not in (reader.fieldnames or []):
-            raise SystemExit(f"{path} has the columns {reader.fieldnames}: one named image is needed (patient, split: optional)")
+            raise SystemExit(
+                f"{path} has the columns {reader.fieldnames}: one named image is needed (patient, split: optional)"
+            )
         rows = [row for row in reader if row["image"]]
     splits: dict[str, set[str]] = {}
     for row in rows:
         splits.setdefault(row.get("patient") or row["image"], set()).add(row.get("split") or "train")
     torn = [patient for patient, found in splits.items() if len(found) > 1]
     if torn:
-        raise SystemExit(f"{path}: patients in more than one split: {', '.join(torn[:5])} ({len(torn)} in all); give each one")
+        raise SystemExit(
+            f"{path}: patients in more than one split: {', '.join(torn[:5])} ({len(torn)} in all); give each one"
+        )
     root = path.parent
     chosen = [row for row in rows if (row.get("split") or "train") == "train"]
     if not chosen:

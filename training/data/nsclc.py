@@ -18,7 +18,17 @@ from tqdm import tqdm
 import ctssl
 from ctssl.dicom import read_rtstruct, read_seg
 
-COLUMNS = ("image", "label", "patient", "collection", "manufacturer", "kernel", "kernel_bin", "contrast", "thickness_mm")
+COLUMNS = (
+    "image",
+    "label",
+    "patient",
+    "collection",
+    "manufacturer",
+    "kernel",
+    "kernel_bin",
+    "contrast",
+    "thickness_mm",
+)
 GE_BINS = {"STANDARD": "smooth", "BONE": "smooth", "BONEPLUS": "medium", "LUNG": "sharp"}
 
 

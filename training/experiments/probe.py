@@ -124,7 +124,9 @@ def neighbour_scores(train: Rows, test: Rows) -> Tensor:
     """Share of tumour among the 20 nearest training voxels by cosine."""
     mean, deviation = train.features.mean(0), train.features.std(0) + 1e-6
     known, asked = (F.normalize((r.features - mean) / deviation, dim=1) for r in (train, test))
-    return torch.cat([train.tumour[(part @ known.t()).topk(NEIGHBOURS).indices].float().mean(1) for part in asked.split(2000)])
+    return torch.cat(
+        [train.tumour[(part @ known.t()).topk(NEIGHBOURS).indices].float().mean(1) for part in asked.split(2000)]
+    )
 
 
 def auroc(scores: np.ndarray, truth: np.ndarray) -> float:
@@ -155,7 +157,9 @@ def judged(scores: Tensor, test: Rows) -> list[tuple[float, float]]:
     return found
 
 
-def measure(group: list[Scan], features: Callable, *, seed: int, train: set[str] | None) -> dict[str, dict[str, list[float]]]:
+def measure(
+    group: list[Scan], features: Callable, *, seed: int, train: set[str] | None
+) -> dict[str, dict[str, list[float]]]:
     """Per probe, patients' AUROC and AP. `train`: patients to fit on; else two thirds, drawn by `seed`."""
     if train is None:
         names = [scan.patient for scan in group]

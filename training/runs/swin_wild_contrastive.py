@@ -5,4 +5,6 @@
 
 from training.run import SMALL, STEPS, Run
 
-run = Run("swin-wild-contrastive", "swin", "contrastive", "wild", encoder_args=SMALL["swin"], steps=STEPS["contrastive"])
+run = Run(
+    "swin-wild-contrastive", "swin", "contrastive", "wild", encoder_args=SMALL["swin"], steps=STEPS["contrastive"]
+)
