@@ -230,7 +230,7 @@ def _compare(args: argparse.Namespace) -> None:
         scans += inside or [source]
     models = [ctssl.load(name) if read_config(find(name))["kind"] == "encoder" else ctssl.load_segmenter(name)
               for name in (args.first, args.second)]  # fmt: skip
-    found = compare(*models, scans, crops=args.crops, progress=not args.json)
+    found = compare(models[0], models[1], list(scans), crops=args.crops, progress=not args.json)
     found.picture(args.out)
     result = {"blocks": found.matrix.round(5).tolist(), "crops": found.crops, "models": [args.first, args.second]}
     Path(numbers).write_text(json.dumps(result) + "\n")

@@ -59,9 +59,10 @@ def lesions(predicted: np.ndarray, truth: np.ndarray) -> tuple[int, int, int]:
     from scipy import ndimage
 
     predicted, truth = _masks(predicted, truth)
-    cube = np.ones((3, 3, 3))
-    true, count = ndimage.label(truth, cube)
-    own, claimed = ndimage.label(predicted, cube)
+    cube: Any = np.ones((3, 3, 3))
+    label: Any = ndimage.label
+    true, count = label(truth, cube)
+    own, claimed = label(predicted, cube)
     found = len(np.unique(true[predicted & truth]))
     right = len(np.unique(own[predicted & truth]))
     return found, count, claimed - right

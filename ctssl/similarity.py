@@ -42,8 +42,8 @@ class Similarity:
         axes.set(
             xlabel=f"block of {self.names[1]}", ylabel=f"block of {self.names[0]}", title=f"CKA, {self.crops} crops"
         )
-        axes.set_xticks(range(columns), range(1, columns + 1))
-        axes.set_yticks(range(rows), range(1, rows + 1))
+        axes.set_xticks(range(columns), [str(i + 1) for i in range(columns)])
+        axes.set_yticks(range(rows), [str(i + 1) for i in range(rows)])
         figure.colorbar(image)
         figure.savefig(path, dpi=110)
 

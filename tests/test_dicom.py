@@ -250,7 +250,8 @@ def test_kernels_fall_into_the_papers_bins():
 
     cases = {("GE MEDICAL SYSTEMS", "STANDARD"): "smooth", ("GE MEDICAL SYSTEMS", "BONEPLUS"): "medium",
              ("GE MEDICAL SYSTEMS", "LUNG"): "sharp", ("SIEMENS", "B30f"): "smooth", ("SIEMENS", "B40f"): "medium",
-             ("SIEMENS", "B45f"): "medium", ("SIEMENS", "B60s"): "sharp", ("SIEMENS", "I70f"): "sharp", ("Philips", "C"): ""}  # fmt: skip
+             ("SIEMENS", "B45f"): "medium", ("SIEMENS", "B60s"): "sharp", ("SIEMENS", "I70f"): "sharp",
+             ("Philips", "C"): ""}  # fmt: skip
     assert {case: kernel_bin(*case) for case in cases} == cases
 
 
@@ -281,7 +282,8 @@ def test_a_segmentation_lands_on_the_grid_of_its_scan(tmp_path):
                  NumberOfFrames=2, BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0, SamplesPerPixel=1,
                  PhotometricInterpretation="MONOCHROME2", PixelData=np.stack([frame, frame]).tobytes(),
                  SegmentSequence=Sequence([item(SegmentNumber=1, SegmentLabel="tumour")]),
-                 SharedFunctionalGroupsSequence=Sequence([shared]), PerFrameFunctionalGroupsSequence=Sequence(groups))  # fmt: skip
+                 SharedFunctionalGroupsSequence=Sequence([shared]),
+                 PerFrameFunctionalGroupsSequence=Sequence(groups))  # fmt: skip
     image.file_meta = meta
     image.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
     mask = read_seg(tmp_path / "seg.dcm", grid_in_lps()).array

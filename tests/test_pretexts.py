@@ -131,8 +131,8 @@ def naive_nt_xent(embeddings, patients, temperature):
     views, count, _ = embeddings.shape
     rows = [(embeddings[v, i].double(), int(patients[i]), i) for v in range(views) for i in range(count)]
     losses = []
-    for a, (x, patient, sample) in enumerate(rows):
-        positive = [y for b, (y, _, s) in enumerate(rows) if b != a and s == sample]
+    for a, (x, patient, number) in enumerate(rows):
+        positive = [y for b, (y, _, s) in enumerate(rows) if b != a and s == number]
         negatives = [y for y, p, _ in rows if p != patient]
         scores = torch.stack([x @ y for y in positive + negatives]) / temperature
         losses.append(scores.logsumexp(0) - scores[0])

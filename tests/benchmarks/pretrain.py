@@ -1,7 +1,8 @@
-"""Samples per second of a `mim` step, ours against MONAI's Swin of equal configuration: `python -m tests.benchmarks.pretrain [repeats]`.
+"""Samples per second of a `mim` step, ours against MONAI's Swin: `python -m tests.benchmarks.pretrain [repeats]`.
 
-Both train the same task (same masks, head and loss) on the published Swin's sizes with batches of 8 crops of 64 voxels; each
-repeat runs one step of each, in turn. Then how fast one worker loads, and where our step spends its time.
+Both are configured alike and train the same task (same masks, head and loss) on the published Swin's sizes with batches of
+8 crops of 64 voxels; each repeat runs one step of each, in turn. Then how fast one worker loads, and where our step spends
+its time.
 """
 
 import statistics

@@ -30,7 +30,7 @@ class Corpus:
 
     def __init__(self, table: Path) -> None:
         self.table = table
-        self._rows: np.ndarray | None = None
+        self._rows: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"table": self.table, "_rows": None}
@@ -66,9 +66,8 @@ def prepared(scans: list[Scan], preprocess: Preprocess, folder: Path, *, workers
     missing = [i for i, entry in enumerate(found) if entry is None or ("file" in entry and entry["file"] not in there)]
     jobs = [(scans[i].path, preprocess, folder, spec) for i in missing]
     with open(folder / "index.jsonl", "a") as index:
-        for i, entry in zip(
-            missing, tqdm(_run(jobs, workers), total=len(jobs), desc="preparing scans", disable=not jobs)
-        ):
+        done = tqdm(_run(jobs, workers), total=len(jobs), desc="preparing scans", disable=not jobs)
+        for i, entry in zip(missing, done, strict=True):
             found[i] = entry
             index.write(json.dumps({"state": states[i], "spec": spec, **entry}) + "\n")
             index.flush()

@@ -45,6 +45,7 @@ def kernel_bin(manufacturer: str, kernel: str) -> str:
 def found(folder: Path) -> dict[str, dict[str, list[tuple[Path, Any]]]]:
     """For every patient and modality the (folder or file, header) of its series."""
     import pydicom
+    from pydicom.errors import InvalidDicomError
 
     patients: dict[str, dict[str, list[tuple[Path, Any]]]] = defaultdict(lambda: defaultdict(list))
     folders = sorted({path.parent for path in folder.rglob("*") if path.is_file()})
@@ -52,7 +53,7 @@ def found(folder: Path) -> dict[str, dict[str, list[tuple[Path, Any]]]]:
         for file in sorted(p for p in series.iterdir() if p.is_file()):
             try:
                 header = pydicom.dcmread(file, stop_before_pixels=True)
-            except (pydicom.errors.InvalidDicomError, OSError, EOFError):
+            except (InvalidDicomError, OSError, EOFError):
                 continue
             modality = str(header.get("Modality", ""))
             if modality in ("CT", "RTSTRUCT", "SEG"):

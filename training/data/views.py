@@ -39,7 +39,7 @@ def view(scan: np.ndarray, start: tuple[int, ...], crop: int, how: Views, rng: n
     """One view near `start`."""
     edge = max(2, round(crop * how.zoom ** rng.uniform(-1, 1)))
     drift = rng.uniform(-how.shift / 2, how.shift / 2, 3) * crop + (crop - edge) / 2
-    corner = tuple(int(round(s + d)) for s, d in zip(start, drift, strict=True))
+    corner = tuple(round(float(s + d)) for s, d in zip(start, drift, strict=True))
     image = crop_at(scan, corner, edge).astype(np.float32)
     if edge != crop:
         image = stretched(image, crop)

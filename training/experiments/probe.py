@@ -133,7 +133,7 @@ def auroc(scores: np.ndarray, truth: np.ndarray) -> float:
     """Chance that a tumour voxel scores above another one; ties count half."""
     order = np.argsort(scores)
     ranks = np.empty(len(scores))
-    values, first, counts = np.unique(scores[order], return_index=True, return_counts=True)
+    _, first, counts = np.unique(scores[order], return_index=True, return_counts=True)
     ranks[order] = np.repeat(first + (counts + 1) / 2, counts)
     positive = truth.sum()
     return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * (len(truth) - positive)))
@@ -197,10 +197,10 @@ def beats_its_twin(results: dict, model: str) -> bool:
 
 def table(results: dict | None = None) -> str:
     """The results as Markdown: AUROC over patients, with intervals."""
-    results = results or json.loads(RESULTS.read_text())
+    kept: dict = results or json.loads(RESULTS.read_text())
     text = ""
-    for task, models in results["tasks"].items():
-        text += f"**{task}** ({results['spacing_mm'][task]:g} mm)\n\n"
+    for task, models in kept["tasks"].items():
+        text += f"**{task}** ({kept['spacing_mm'][task]:g} mm)\n\n"
         text += "| features | linear AUROC | AP | k-NN AUROC | AP |\n|---|---|---|---|---|\n"
         for model, runs in models.items():
             cells = []

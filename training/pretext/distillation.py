@@ -50,7 +50,8 @@ class Distillation(nn.Module):
 
     def __init__(self, encoder: Any, *, patch: bool, hidden: int = 512, bottleneck: int = 128, out: int = 1024,
                  momentum: float = 0.996, centre_momentum: float = 0.9, student_temperature: float = 0.1,
-                 teacher_temperature: tuple[float, float] = (0.04, 0.07), warm: float = 0.06, freeze: float = 0.002) -> None:  # fmt: skip
+                 teacher_temperature: tuple[float, float] = (0.04, 0.07), warm: float = 0.06,
+                 freeze: float = 0.002) -> None:  # fmt: skip
         super().__init__()
         self.momentum, self.centre_momentum = momentum, centre_momentum
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
@@ -86,7 +87,8 @@ class Distillation(nn.Module):
         losses = [cross_entropy(s, t, self.student_temperature) for s, t in zip(student, targets[::-1], strict=True)]
         return {"image": torch.stack(losses).mean(), **health("image", torch.cat(targets), torch.cat(outputs))}
 
-    def patch_loss(self, batch: Batch, maps: list[Tensor], taught: list[Tensor], masks: list[Tensor]) -> dict[str, Tensor]:  # fmt: skip
+    def patch_loss(self, batch: Batch, maps: list[Tensor], taught: list[Tensor],
+                   masks: list[Tensor]) -> dict[str, Tensor]:  # fmt: skip
         """Each masked token against the teacher's token at the same place of the same view: mean over tokens, then samples."""
         frozen = batch.progress < self.freeze
         targets, outputs = self.targets("patch", [tokens(t) for t in taught], batch.progress)
@@ -127,7 +129,8 @@ class Distillation(nn.Module):
         """Move the teacher towards the student, and each centre towards what the teacher said in this step, everywhere."""
         weight = 1.0 - self.momentum_at(progress)
         for teacher, student in ((self.teacher, encoder), (self.teacher_heads, self.heads)):
-            torch._foreach_lerp_(list(teacher.parameters()), [p.detach() for p in student.parameters()], weight)
+            for kept, new in zip(teacher.parameters(), student.parameters(), strict=True):
+                kept.lerp_(new, weight)
         for kind in self.kinds:
             total, count = self.seen[kind]
             self.seen[kind] = (torch.zeros_like(total), 0)

@@ -58,17 +58,21 @@ class RotateInpaintContrast(nn.Module):
         draws = batch.random(boxes, 10, salt=salt)
         result, size = image.clone(), torch.tensor(image.shape[2:])
         for sample, numbers in enumerate(draws):
-            done = torch.zeros(tuple(size), dtype=torch.bool, device=image.device)
+            done = torch.zeros(image.shape[2:], dtype=torch.bool, device=image.device)
             for row in numbers.cpu():
                 edge = (size * (0.125 + 0.25 * row[:3])).long().clamp_min(1)
                 to, source = ((size - edge) * row[3:6]).long(), ((size - edge) * row[6:9]).long()
-                here, there = (tuple(slice(int(a), int(a + n)) for a, n in zip(at, edge, strict=True)) for at in (to, source))  # fmt: skip
+                here, there = box(to, edge), box(source, edge)
                 done[here] = True
                 if done.float().mean() > self.share:
                     break
                 if row[9] < 0.5:
-                    noise = torch.rand(tuple(edge), generator=torch.Generator().manual_seed(int(row[9] * 2**30)))
+                    noise = torch.rand(edge.tolist(), generator=torch.Generator().manual_seed(int(row[9] * 2**30)))
                     result[(sample, 0, *here)] = noise.to(image)
                 else:
                     result[(sample, 0, *here)] = image[(sample, 0, *there)]
         return result
+
+
+def box(start: Tensor, edge: Tensor) -> tuple[slice, ...]:
+    return tuple(slice(int(a), int(a + n)) for a, n in zip(start, edge, strict=True))
