@@ -106,6 +106,7 @@ def test_a_command_that_does_not_exist_and_a_damaged_scan(capsys, tmp_path):
     assert "is damaged" in refused(capsys, "embed", tmp_path / "bad.nii.gz")
 
 
+@pytest.mark.filterwarnings("always")
 def test_warnings_are_one_line_not_a_stack(capsys, tmp_path):
     volume = phantom(6.0)[0]
     ctssl.Volume(volume.array, np.eye(4)).save(tmp_path / "lost.nii.gz")
