@@ -60,6 +60,8 @@ def test_a_models_folder_says_what_the_table_says(name):
     assert {p.name for p in (hub.bundled() / name).iterdir()} == {
         "README.md",
         "config.json",
+        "features.png",
+        "loss.png",
         "model.safetensors",
         "training.json",
     }
