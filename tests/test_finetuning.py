@@ -22,17 +22,17 @@ def tiny():
 
 
 def test_a_segmenter_learns_a_ball_and_is_scored_on_the_case_held_out(labelled, tiny, tmp_path):
-    settings = ctssl.Settings(steps=40, batch=2, crop=24, lr=4e-3, encoder_lr=4e-3)
+    settings = ctssl.Settings(steps=80, batch=2, crop=24, lr=4e-3, encoder_lr=4e-3)
     report = ctssl.finetune(
         labelled, model=tiny, out=tmp_path / "m", hold_out=["case1"], settings=settings, progress=False
     )
     assert report.train == ["case0", "case2"] and list(report.held_out) == ["case1"]
-    assert report.held_out["case1"]["tumour"] == report.mean_dsc > 0.8
+    assert report.held_out["case1"]["tumour"] == report.mean_dsc > 0.75
     again = ctssl.load_segmenter(tmp_path / "m").segment(labelled / "images" / "case1.nii.gz")
     truth = ctssl.read(labelled / "labels" / "case1.nii.gz").array
     assert ctssl.metrics.dsc(again.array == 1, truth == 1) == pytest.approx(report.mean_dsc)
     kept = json.loads((tmp_path / "m" / "report.json").read_text())
-    assert kept["mean_dsc"] == report.mean_dsc and kept["settings"]["steps"] == 40
+    assert kept["mean_dsc"] == report.mean_dsc and kept["settings"]["steps"] == 80
     assert not (tmp_path / "m" / ".unfinished").exists()
 
 
