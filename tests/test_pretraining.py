@@ -41,7 +41,9 @@ def phantoms(tmp_path, monkeypatch):
     for module in (pretrain, export):
         monkeypatch.setattr(module, "find_scans", lambda name: scans)
     monkeypatch.setattr(
-        export, "provenance", lambda name: [dict(id="p", collection="phantom", source="", licence="public domain", body_part="")]
+        export,
+        "provenance",
+        lambda name: [dict(id="p", collection="phantom", source="", licence="public domain", body_part="")],
     )
     return tmp_path / "runs" / "tiny"
 
