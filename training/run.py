@@ -16,9 +16,9 @@ SMALL = {
 }
 """The encoders that ctssl ships: a few million parameters, trained on two CPU cores."""
 
-STEPS = {"mim": 4500, "contrastive": 2250, "itd": 1800, "itd_mpd": 1700, "smit": 1650, "mae": 4500,
+STEPS = {"mim": 4500, "contrastive": 2300, "itd": 1800, "itd_mpd": 1700, "smit": 1800, "mae": 4500,
          "rotate_inpaint_contrast": 2250}  # fmt: skip
-"""About equal compute for every task: a step of `contrastive` costs two of `mim`, one of `smit` about 2.7."""
+"""About equal compute for every task: a step of `contrastive` costs two of `mim`, one of `smit` about 2.5."""
 
 
 @dataclass(frozen=True)
