@@ -48,12 +48,15 @@ _ARGS: dict[str, dict[str, Any]] = {
 _PARAMETERS = {"swin": 3_170_790, "vit": 1_649_520}
 
 
+SCANS = {"wild": "26 public CT scans, uncurated", "self": "26 sarcoma CT scans of the task itself"}
+"""What each corpus is, in words."""
+
+
 def _pretrained(encoder: str, corpus: str, pretext: str, sha256: str) -> ModelSpec:
     """One of the small encoders that the package carries."""
     licence = {"wild": "CC-BY-4.0", "self": "CC-BY-3.0"}[corpus]  # the strictest of the scans' own
-    scans = {"wild": "26 public CT scans, uncurated", "self": "26 sarcoma CT scans of the task itself"}[corpus]
     return ModelSpec(f"{encoder}-{corpus}-{pretext}", "encoder", encoder, _ARGS[encoder], corpus=corpus, pretext=pretext,
-                     parameters=_PARAMETERS[encoder], sha256=sha256, licence=licence, data=scans)  # fmt: skip
+                     parameters=_PARAMETERS[encoder], sha256=sha256, licence=licence, data=SCANS[corpus])  # fmt: skip
 
 
 MODELS: dict[str, ModelSpec] = {

@@ -113,7 +113,7 @@ def test_mim_counts_masked_voxels_only(monkeypatch):
     task = TASKS["mim"](ctssl.Swin(**SMALL["swin"])).eval()
     chosen = torch.zeros(1, 16, 16, 16, dtype=torch.bool)
     chosen[:, :8] = True
-    monkeypatch.setattr("training.pretext.mim.block_mask", lambda *args, **kwargs: chosen)
+    monkeypatch.setattr("training.pretext.masking.block_mask", lambda *args, **kwargs: chosen)
     torch.nn.init.zeros_(task.head.linear.weight)
     torch.nn.init.zeros_(task.head.linear.bias)
     image = torch.zeros(1, 1, 32, 32, 32)

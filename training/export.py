@@ -21,7 +21,7 @@ from ctssl.fingerprint import fingerprint
 from ctssl.hub import CONFIG, read_config
 from ctssl.loading import encoder_config, load, write_folder
 from ctssl.phantom import phantom
-from ctssl.zoo import ModelSpec
+from ctssl.zoo import SCANS, ModelSpec
 from training import checkpoints, log
 from training.card import card, strictest
 from training.data.cache import prepared
@@ -32,7 +32,6 @@ from training.pretrain import build
 from training.run import Run, find_run
 
 CARDS = Path(__file__).parent.parent / "model_cards"
-DATA = {"wild": "26 public CT scans, uncurated", "self": "26 sarcoma CT scans of the task itself"}
 
 
 def finished(run: Run, out: Path) -> tuple[Any, dict[str, Any]]:
@@ -56,7 +55,7 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
     for p in encoder.parameters():
         p.data = p.data.half().float()  # what fp16 keeps, so that the fingerprint is the one users get
     encoder.spec = ModelSpec(run.name, "encoder", run.encoder, preprocess=run.preprocess, corpus=run.corpus, pretext=run.task,
-                             licence=strictest(provenance(run.corpus)).upper(), data=DATA[run.corpus])  # fmt: skip
+                             licence=strictest(provenance(run.corpus)).upper(), data=SCANS[run.corpus])  # fmt: skip
     config = encoder_config(encoder, name=run.name)
     config |= {"untrained": untrained, "fingerprint": fingerprint(encoder)}
     samples = run.steps * run.batch * run.accumulate * state["world"]

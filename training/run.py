@@ -52,6 +52,14 @@ class Run:
     save_minutes: float = 3.0
 
 
+PAPER: dict[str, Any] = dict(
+    encoder="swin",
+    encoder_args=dict(width=48, depths=(2, 2, 8, 2), heads=(4, 4, 8, 16), window=4, patch=2, drop_path=0.1),
+    corpus="wild", crop=128, batch=8, steps=162_700, bf16=True, checkpointing=True, workers=8,
+)  # fmt: skip
+"""The paper's Swin and settings, on 4 GPUs: batch 32, 500 epochs of 10,412 scans."""
+
+
 def find_run(name: str) -> Run:
     """The `run` of `training/runs/<name>.py`."""
     path = Path(__file__).parent / "runs" / f"{name.replace('-', '_')}.py"

@@ -23,6 +23,7 @@ class _BiasedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """As `attend`."""
         weights = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))  # (W, H, N, M)
         weights = weights.add_(bias).softmax(-1)
         ctx.save_for_backward(q, k, v, weights)
@@ -30,6 +31,7 @@ class _BiasedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
+        """Gradients of the queries, keys, values and the bias, from that of the result `(W, H, N, d)`."""
         q, k, v, weights = ctx.saved_tensors
         grad, scale = grads[0], q.shape[-1] ** -0.5
         grad_v = torch.matmul(weights.transpose(-2, -1), grad)

@@ -32,6 +32,7 @@ class Light(nn.Module):
         self.finish = nn.Sequential(*_norm(fine), _conv(fine, fine), *_norm(fine), nn.Conv3d(fine, classes, 1))
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
+        """Logits `(B, classes, X, Y, Z)` from the image `(B, 1, X, Y, Z)` and the encoder's maps of it."""
         sums: list[Tensor | None] = [None] * len(self.levels)
         for level, project, features in zip(self.at, self.project, maps, strict=True):
             sums[level] = _add(sums[level], project(features))

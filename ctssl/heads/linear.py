@@ -13,6 +13,7 @@ class Linear(nn.Module):
         self.strides = strides
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
+        """Logits `(B, classes, X, Y, Z)` from the image `(B, 1, X, Y, Z)` and the encoder's maps of it."""
         size = image.shape[2:]
         total = None
         for project, stride, features in zip(self.project, self.strides, maps, strict=True):

@@ -39,6 +39,7 @@ class Segmenter(nn.Module):
         self.parent = (encoder.spec.name if encoder.spec else "") if parent is None else parent
 
     def forward(self, image: Tensor) -> Tensor:
+        """Logits `(B, classes, X, Y, Z)` of a preprocessed image `(B, 1, X, Y, Z)`."""
         return self.head(image, self.encoder(image))
 
     preprocess = Pretrained.preprocess

@@ -28,6 +28,7 @@ class Smit(nn.Module):
         self.out = nn.Conv3d(f, classes, 1)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
+        """Logits `(B, classes, X, Y, Z)` from the image `(B, 1, X, Y, Z)` and the encoder's maps of it."""
         if maps[4].shape[2:].numel() == 1:
             raise ValueError(
                 f"head 'smit' normalises over the deepest map, which has one voxel for an image of {tuple(image.shape[2:])}; "

@@ -58,6 +58,7 @@ class Unetr(nn.Module):
         self.out = nn.Conv3d(below, classes, 1)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
+        """Logits `(B, classes, X, Y, Z)` from the image `(B, 1, X, Y, Z)` and the encoder's maps of it."""
         size, full = image.shape[2:], [n * 2**self.levels for n in maps[-1].shape[2:]]
         pads = [p for n, f in zip(reversed(size), reversed(full), strict=True) for p in (0, f - n)]
         sources: dict[int, list[Tensor]] = {k: [] for k in range(self.levels)}

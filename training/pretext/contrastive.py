@@ -20,6 +20,11 @@ class Others(NamedTuple):
     patients: Tensor
     start: int
 
+    def around(self, own: Tensor) -> Tensor:
+        """The whole step's embeddings with this piece's `(V, n, D)` in its place, gradient and all."""
+        end = self.start + own.shape[1]
+        return torch.cat([self.embeddings[:, : self.start], own, self.embeddings[:, end:]], 1)
+
 
 class Contrastive(nn.Module):
     """NT-Xent on two views; negatives come from other patients, of every process and every piece of the step.
@@ -50,8 +55,7 @@ class Contrastive(nn.Module):
     def forward(self, batch: Batch, others: Others | None = None) -> dict[str, Tensor]:
         own = self.embed(batch)
         others = everyone(own.detach(), batch.patients) if others is None else others
-        start, count = others.start, len(batch)
-        whole = torch.cat([others.embeddings[:, :start], own, others.embeddings[:, start + count :]], 1)
+        whole = others.around(own)
         loss, accuracy = nt_xent(whole, others.patients, temperature=self.temperature)
         return {"loss": loss, "joint": loss, "accuracy": accuracy, "spread": whole.detach().flatten(0, 1).std(0).norm()}
 

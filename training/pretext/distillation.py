@@ -14,6 +14,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from training.pretext.batch import Batch
+from training.pretext.masking import MaskedTask
 
 
 class Prototypes(nn.Module):
@@ -139,6 +140,36 @@ class Distillation(nn.Module):
             if dist.is_initialized() and dist.get_world_size() > 1:
                 dist.all_reduce(packed)
             centre.lerp_(packed[:-1] / packed[-1], 1.0 - self.centre_momentum)
+
+
+class DistillingTask(MaskedTask):
+    """A task whose student sees both views through masks and whose teacher sees them whole.
+
+    `block`, `ratio`: see `MaskedTask`. `distillation`: arguments of `Distillation`. `patch`: whether its tasks distil
+    patch tokens too.
+    """
+
+    views = 2
+    patch = True
+
+    def __init__(self, encoder: Any, *, block: int = 16, ratio: float = 0.75, **distillation: Any) -> None:
+        super().__init__(encoder, block=block, ratio=ratio)
+        self.distillation = Distillation(encoder, patch=self.patch, **distillation)
+
+    def distil(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+        """The student's deepest maps and their masks on the token grid, one a view, and the losses against the teacher."""
+        step = self.encoder.strides[-1] // self.encoder.patch_embed.patch  # tokens along a cell of the deepest map
+        if self.block % step:
+            raise ValueError(
+                f"the block must be a multiple of the deepest map's stride, {self.encoder.strides[-1]} voxels"
+            )
+        maps, masks = zip(*(self.encode_masked(batch, i) for i in range(len(batch.views))), strict=True)
+        coarse = [masked[:, ::step, ::step, ::step] for masked in masks]
+        return list(maps), list(masks), self.distillation(batch, list(maps), coarse)
+
+    def after_step(self, progress: float) -> None:
+        """Move the teacher and the centres; called once per optimiser step."""
+        self.distillation.after_step(self.encoder, progress)
 
 
 def cross_entropy(scores: Tensor, target: Tensor, temperature: float, *, reduce: bool = True) -> Tensor:

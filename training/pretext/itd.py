@@ -1,35 +1,16 @@
 """Image token self-distillation: say of a masked view what a momentum teacher says of the other view (ITD of SMIT; DINO)."""
 
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.pretext.batch import Batch
-from training.pretext.distillation import Distillation
-from training.pretext.masking import block_in_tokens, masked_maps
+from training.pretext.distillation import DistillingTask
 
 
-class ImageTokens(nn.Module):
-    """The image token is the mean of the deepest map (Swin has no class token).
+class ImageTokens(DistillingTask):
+    """The image token is the mean of the deepest map (Swin has no class token). Arguments: see `DistillingTask`."""
 
-    `block` voxels and `ratio`: what the student does not see. `distillation`: arguments of `Distillation`.
-    """
-
-    views = 2
-
-    def __init__(self, encoder: Any, *, block: int = 16, ratio: float = 0.75, **distillation: Any) -> None:
-        super().__init__()
-        self.encoder, self.ratio = encoder, ratio
-        self.block = block_in_tokens(block, encoder.patch_embed.patch)
-        self.mask_token = nn.Parameter(torch.zeros(encoder.config["width"]))
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.distillation = Distillation(encoder, patch=False, **distillation)
+    patch = False
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        maps, _, coarse = masked_maps(self, batch)
-        result = self.distillation(batch, maps, coarse)
+        _, _, result = self.distil(batch)
         return {"loss": result["image"], **result}
-
-    def after_step(self, progress: float) -> None:
-        self.distillation.after_step(self.encoder, progress)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.pretext.batch import Batch, seed_drop_path
 
@@ -30,27 +30,28 @@ def hide(tokens: Tensor, masked: Tensor, mask_token: Tensor) -> Tensor:
     return torch.where(masked[..., None], mask_token.to(tokens.dtype), tokens)
 
 
-def block_in_tokens(block: int, patch: int) -> int:
-    """`block` voxels in tokens of `patch` voxels."""
-    if block % patch:
-        raise ValueError(f"block={block} must be a multiple of the encoder's patch, {patch} voxels")
-    return block // patch
+class MaskedTask(nn.Module):
+    """What the tasks share that hide cubes of tokens behind a learnt mask token.
 
-
-def masked_maps(task: Any, batch: Batch) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Each view through `task.encoder` with blocks hidden: deepest maps, masks on the token grid, masks on the maps' grid.
-
-    `task` has `encoder`, `mask_token`, `block` (in tokens) and `ratio`.
+    Args:
+        encoder: see `ctssl.encoders`.
+        block: voxels along each side of a hidden cube; a multiple of the encoder's patch.
+        ratio: share of cubes that is hidden.
     """
-    maps, masks, coarse = [], [], []
-    step = task.encoder.strides[-1] // task.encoder.patch_embed.patch  # tokens along a cell of the deepest map
-    if task.block % step:
-        raise ValueError(f"the block must be a multiple of the deepest map's stride, {task.encoder.strides[-1]} voxels")
-    for i, view in enumerate(batch.views):
-        seed_drop_path(task.encoder, batch, salt=1000 * (i + 1))
-        tokens = task.encoder.patch_embed(view)
-        masked = block_mask(batch, tuple(tokens.shape[1:4]), block=task.block, ratio=task.ratio, salt=i)
-        maps.append(task.encoder.encode(hide(tokens, masked, task.mask_token))[-1])
-        masks.append(masked)
-        coarse.append(masked[:, ::step, ::step, ::step])
-    return maps, masks, coarse
+
+    def __init__(self, encoder: Any, *, block: int = 16, ratio: float = 0.75) -> None:
+        super().__init__()
+        patch = encoder.patch_embed.patch
+        if block % patch:
+            raise ValueError(f"block={block} must be a multiple of the encoder's patch, {patch} voxels")
+        self.encoder, self.ratio = encoder, ratio
+        self.block = block // patch  # in tokens
+        self.mask_token = nn.Parameter(torch.zeros(encoder.config["width"]))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def encode_masked(self, batch: Batch, number: int = 0) -> tuple[Tensor, Tensor]:
+        """View `number` with cubes hidden: the deepest map `(B, C, x, y, z)`, and what is hidden, on the token grid."""
+        seed_drop_path(self.encoder, batch, salt=1000 * (number + 1))
+        tokens = self.encoder.patch_embed(batch.views[number])
+        masked = block_mask(batch, tuple(tokens.shape[1:4]), block=self.block, ratio=self.ratio, salt=number)
+        return self.encoder.encode(hide(tokens, masked, self.mask_token))[-1], masked

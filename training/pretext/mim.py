@@ -2,35 +2,21 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from training.pretext.batch import Batch, seed_drop_path
-from training.pretext.masking import block_in_tokens, block_mask, hide, spread
+from training.pretext.batch import Batch
+from training.pretext.masking import MaskedTask, spread
 
 
-class MaskedImageModelling(nn.Module):
-    """L1 on masked voxels only, from a linear head on the encoder's deepest map.
+class MaskedImageModelling(MaskedTask):
+    """L1 on masked voxels only, from a linear head on the encoder's deepest map. Arguments: see `MaskedTask`."""
 
-    Args:
-        encoder: see `ctssl.encoders`.
-        block: voxels along each side of a hidden cube.
-        ratio: share of cubes that is hidden.
-    """
-
-    def __init__(self, encoder: Any, *, block: int = 16, ratio: float = 0.75) -> None:
-        super().__init__()
-        self.encoder, self.ratio = encoder, ratio
-        self.block = block_in_tokens(block, encoder.patch_embed.patch)
-        self.mask_token = nn.Parameter(torch.zeros(encoder.config["width"]))
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+    def __init__(self, encoder: Any, **masking: Any) -> None:
+        super().__init__(encoder, **masking)
         self.head = VoxelHead(encoder)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        seed_drop_path(self.encoder, batch, salt=1000)
-        tokens = self.encoder.patch_embed(batch.image)
-        masked = block_mask(batch, tuple(tokens.shape[1:4]), block=self.block, ratio=self.ratio)
-        deepest = self.encoder.encode(hide(tokens, masked, self.mask_token))[-1]
+        deepest, masked = self.encode_masked(batch)
         return {"loss": self.head.loss(deepest, batch.image, masked)}
 
 

@@ -36,9 +36,7 @@ class RotateInpaintContrast(nn.Module):
         rotation = torch.stack([r for _, r, _ in copies]).mean()
         voxels = torch.stack([v for _, _, v in copies]).mean()
         others = everyone(own.detach(), batch.patients) if others is None else others
-        end = others.start + len(batch)
-        whole = torch.cat([others.embeddings[:, : others.start], own, others.embeddings[:, end:]], 1)
-        contrast, accuracy = nt_xent(whole, others.patients, temperature=self.temperature)
+        contrast, accuracy = nt_xent(others.around(own), others.patients, temperature=self.temperature)
         return {"loss": rotation + voxels + contrast, "joint": contrast, "rotation": rotation, "voxels": voxels,
                 "accuracy": accuracy}  # fmt: skip
 

@@ -5,19 +5,6 @@ builds and takes steps (a test), but nobody has run it to its end: it is meant f
 scans are private.
 """
 
-from training.run import Run
+from training.run import PAPER, Run
 
-run = Run(
-    name="swin-wild-smit-paper",
-    encoder="swin",
-    encoder_args=dict(width=48, depths=(2, 2, 8, 2), heads=(4, 4, 8, 16), window=4, patch=2, drop_path=0.1),
-    task="smit",
-    task_args=dict(hidden=2048, bottleneck=256, out=8192),
-    corpus="wild",
-    crop=128,
-    batch=8,
-    steps=162_700,
-    bf16=True,
-    checkpointing=True,
-    workers=8,
-)
+run = Run("swin-wild-smit-paper", task="smit", task_args=dict(hidden=2048, bottleneck=256, out=8192), **PAPER)
