@@ -123,7 +123,7 @@ def test_the_interval_covers_and_pairs_are_judged_by_patient():
 
     for gain, better in ((0.05, True), (0.0, False)):
         own = [0.6 + 0.02 * i + gain for i in range(8)]
-        kept = {"tasks": {"t": {"m": runs(own), "m (random weights)": runs([v - gain for v in own])}}}
+        kept = {"tasks": {"t": {"m": runs(own), probe.twin("m"): runs([v - gain for v in own])}}}
         assert probe.beats_its_twin(kept, "m") == better
 
 

@@ -4,8 +4,8 @@
 of the tumour and 200 of other tissue; the feature of a voxel is every map of the encoder, interpolated at its place. Sarcoma:
 fitted on the 26 training cases, judged on the 12 test cases, at the encoder's own spacing. Nodules: a third of the
 patients are held out, anew for each seed; scans at `--nodule-spacing`, since a nodule of 10 mm is one token at 2 mm.
-Beside every model: the same encoder with random weights, and the intensity alone (the voxel and three neighbourhoods).
-Results go to `results/probe.json`; `--show` only prints.
+Beside the models: the same encoders with random weights, and the intensity alone (the voxel and three neighbourhoods);
+these are measured once. Results go to `results/probe.json`; `--show` only prints.
 """
 
 import argparse
@@ -90,15 +90,21 @@ def intensity(image: np.ndarray, voxels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.stack([b[tuple(voxels.T)] for b in blurred], 1)).float()
 
 
-def rows(group: list[Scan], features: Callable[[np.ndarray, np.ndarray], Tensor], seed: int) -> Rows:
-    rng = np.random.default_rng(seed)
-    parts, truth, owner = [], [], []
+def rows(group: list[Scan], features: Callable[[np.ndarray, np.ndarray], Tensor], seeds: int) -> list[Rows]:
+    """One `Rows` a seed; each scan is encoded once for all of them."""
+    parts: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in range(seeds)]
     for number, scan in enumerate(group):
-        voxels, tumour = places(scan, rng)
-        parts.append(features(scan.image, voxels))
-        truth.append(torch.from_numpy(tumour))
-        owner.append(torch.full((len(tumour),), number))
-    return Rows(torch.cat(parts), torch.cat(truth), torch.cat(owner))
+        drawn = [places(scan, np.random.default_rng([seed, number])) for seed in range(seeds)]
+        found = features(scan.image, np.concatenate([voxels for voxels, _ in drawn]))
+        for part, mine, (_, tumour) in zip(parts, found.split([len(t) for _, t in drawn]), drawn, strict=True):
+            part.append((mine, torch.from_numpy(tumour), torch.full((len(tumour),), number)))
+    return [Rows(*(torch.cat(column) for column in zip(*part, strict=True))) for part in parts]
+
+
+def of_patients(rows: Rows, numbers: set[int]) -> Rows:
+    """The rows of these patients."""
+    mine = torch.isin(rows.patient, torch.tensor(sorted(numbers)))
+    return Rows(*(column[mine] for column in rows))
 
 
 def linear_scores(train: Rows, test: Rows, *, decay: float = 1e-2) -> Tensor:
@@ -157,20 +163,20 @@ def judged(scores: Tensor, test: Rows) -> list[tuple[float, float]]:
     return found
 
 
-def measure(
-    group: list[Scan], features: Callable, *, seed: int, train: set[str] | None
-) -> dict[str, dict[str, list[float]]]:
-    """Per probe, patients' AUROC and AP. `train`: patients to fit on; else two thirds, drawn by `seed`."""
-    if train is None:
+def measure(group: list[Scan], features: Callable, *, seeds: int, train: set[str] | None) -> list[dict[str, Any]]:
+    """Per seed and probe, patients' AUROC and AP. `train`: patients to fit on; else two thirds, drawn by the seed."""
+    runs = []
+    for seed, drawn in enumerate(rows(group, features, seeds)):
         names = [scan.patient for scan in group]
-        train = set(np.random.default_rng(seed).permutation(names)[: 2 * len(names) // 3].tolist())
-    known = rows([s for s in group if s.patient in train], features, seed)
-    asked = rows([s for s in group if s.patient not in train], features, seed)
-    result = {}
-    for name, probe in (("linear", linear_scores), ("knn", neighbour_scores)):
-        values = judged(probe(known, asked), asked)
-        result[name] = {"auroc": [round(a, 5) for a, _ in values], "ap": [round(p, 5) for _, p in values]}
-    return result
+        fitted = train or set(np.random.default_rng(seed).permutation(names)[: 2 * len(names) // 3].tolist())
+        known = {number for number, name in enumerate(names) if name in fitted}
+        sides = of_patients(drawn, known), of_patients(drawn, set(range(len(names))) - known)
+        run: dict[str, Any] = {"fixed": train is not None}
+        for name, probe in (("linear", linear_scores), ("knn", neighbour_scores)):
+            values = judged(probe(*sides), sides[1])
+            run[name] = {"auroc": [round(a, 5) for a, _ in values], "ap": [round(p, 5) for _, p in values]}
+        runs.append(run)
+    return runs
 
 
 def interval(values: np.ndarray, *, draws: int = 2000) -> tuple[float, float]:
@@ -189,7 +195,7 @@ def patients(runs: list[dict], probe: str, metric: str) -> np.ndarray:
 def beats_its_twin(results: dict, model: str) -> bool:
     """Whether the linear probe's patient-level AUROC is above the random twin's, with the whole interval, in some task."""
     for task in results["tasks"].values():
-        pair = [patients(task[f"{model}{tail}"], "linear", "auroc") for tail in ("", " (random weights)")]
+        pair = [patients(task[label], "linear", "auroc") for label in (model, twin(model))]
         if interval(pair[0] - pair[1])[0] > 0:
             return True
     return False
@@ -214,13 +220,19 @@ def table(results: dict | None = None) -> str:
     return text
 
 
-def random_twin(name: str, seed: int) -> Any:
-    """The model's encoder as it would be without training."""
-    spec = ctssl.info(name)
-    torch.manual_seed(1000 + seed)
-    twin = ENCODERS[spec.encoder](**spec.encoder_args).eval()
-    twin.spec = replace(spec, name=f"{name} (random weights)")
-    return twin
+def twin(model: str) -> str:
+    """What the encoder of this model is called without its training: one for all models that share it."""
+    return f"{model.split('-')[0]} (random weights)"
+
+
+def random_twins(model: str, seeds: int) -> list[Any]:
+    """The model's encoder as it would be without training, once a seed."""
+    spec, twins = ctssl.info(model), []
+    for seed in range(seeds):
+        torch.manual_seed(1000 + seed)
+        twins.append(ENCODERS[spec.encoder](**spec.encoder_args).eval())
+        twins[-1].spec = replace(spec, name=twin(model))
+    return twins
 
 
 def main() -> None:
@@ -235,19 +247,21 @@ def main() -> None:
         return
     spacing = {"sarcoma": Preprocess().spacing_mm, "lung_nodules": args.nodule_spacing}
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if kept.get("spacing_mm") != spacing:
-        kept = {"command": COMMAND, "spacing_mm": spacing, "tasks": {task: {} for task in spacing}}
+    if (kept.get("spacing_mm"), kept.get("seeds")) != (spacing, args.seeds):
+        kept = {"command": COMMAND, "seeds": args.seeds, "spacing_mm": spacing, "tasks": {task: {} for task in spacing}}
     for task, mm in spacing.items():
         group = scans(task, Preprocess(mm))
         train = set(split("train")) if task == "sarcoma" else None
-        wanted: list[tuple[str, Callable[[int], Callable]]] = [("intensity alone", lambda seed: intensity)]
-        for name in args.models:
-            wanted.append((name, lambda seed, name=name: encoded(ctssl.load(name))))
-            wanted.append((f"{name} (random weights)", lambda seed, name=name: encoded(random_twin(name, seed))))
-        for label, make in tqdm(wanted, desc=task):
-            runs = [measure(group, make(seed), seed=seed, train=train) | {"fixed": train is not None}
-                    for seed in range(args.seeds)]  # fmt: skip
-            kept["tasks"][task][label] = runs
+        twins = {twin(name): name for name in args.models}
+        references = [label for label in ("intensity alone", *twins) if label not in kept["tasks"][task]]
+        for label in tqdm([*references, *args.models], desc=task):
+            if label in twins:  # other random weights for each seed
+                per_seed = [measure(group, encoded(one), seeds=args.seeds, train=train)[seed]
+                            for seed, one in enumerate(random_twins(twins[label], args.seeds))]  # fmt: skip
+            else:
+                features = intensity if label == "intensity alone" else encoded(ctssl.load(label))
+                per_seed = measure(group, features, seeds=args.seeds, train=train)
+            kept["tasks"][task][label] = per_seed
             RESULTS.parent.mkdir(exist_ok=True)
             RESULTS.write_text(json.dumps(kept) + "\n")
     print(table(kept))
