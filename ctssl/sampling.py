@@ -32,11 +32,11 @@ def tissue_start(array: np.ndarray, size: int, rng: np.random.Generator, *, trie
 def augment(image: np.ndarray, label: np.ndarray | None, rng: np.random.Generator, *, mirror: bool = True,
             intensity: float = 0.1) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
     """Mirror along random axes; stretch and move the intensities (0..1) by up to `intensity`."""
-    if mirror:
-        axes = tuple(int(a) for a in np.flatnonzero(rng.random(3) < 0.5))
-        image = np.flip(image, axes)
-        label = None if label is None else np.flip(label, axes)
+    axes = tuple(int(a) for a in np.flatnonzero(rng.random(3) < 0.5)) if mirror else ()
+    image = np.array(np.flip(image, axes), np.float32)  # a copy, changed in place
     if intensity:
-        stretch, move = rng.uniform(-intensity, intensity, 2)
-        image = np.clip(image * (1.0 + stretch) + move, 0.0, 1.0)
-    return np.ascontiguousarray(image, dtype=np.float32), None if label is None else np.ascontiguousarray(label)
+        stretch, move = rng.uniform(-intensity, intensity, 2).astype(np.float32)
+        image *= 1 + stretch
+        image += move
+        np.clip(image, 0.0, 1.0, out=image)
+    return image, None if label is None else np.ascontiguousarray(np.flip(label, axes))

@@ -107,11 +107,22 @@ def test_a_voxel_gets_the_feature_of_its_own_place():
 
         def forward(self, x):
             axes = [torch.arange(n // 2) * 2 + 0.5 for n in x.shape[2:]]
-            return [torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]]
+            return [torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(x), -1, -1, -1, -1)]
 
     voxels = np.array([[3, 8, 10], [5, 1, 17], [9, 9, 9]])
-    found = probe.encoded(Places())(np.zeros((12, 16, 20), np.float32), voxels)
-    torch.testing.assert_close(found, torch.from_numpy(voxels).float())
+    cube = probe.Cube(np.zeros((12, 16, 20), np.float32), voxels, np.array([True, False, False]))
+    torch.testing.assert_close(probe.encoded(Places())([cube, cube]), torch.from_numpy(voxels).float().repeat(2, 1))
+
+
+def test_the_place_of_a_voxel_tells_nothing_even_in_scans_with_the_tumour_in_their_middle():
+    image = np.ones((64, 64, 64), np.float32)
+    tumour = np.zeros(image.shape, bool)
+    tumour[28:36, 28:36, 28:36] = True
+    group = [probe.Scan(str(n), image, tumour) for n in range(30)]
+    for run in probe.measure(group, probe.position, seeds=2, train=None):
+        assert np.mean(run["linear"]["auroc"]) < 0.6
+    for cube in probe.cubes(group[0], np.random.default_rng(0)):
+        assert cube.tumour.sum() == (~cube.tumour).sum() == probe.PER_CUBE
 
 
 def test_the_interval_covers_and_pairs_are_judged_by_patient():

@@ -146,7 +146,7 @@ def segmentation(name: str) -> str:
 def probing(name: str) -> str:
     path = RESULTS / "probe.json"
     kept = json.loads(path.read_text()) if path.exists() else {"tasks": {}}
-    labels = [name, f"{name.split('-')[0]} (random weights)", "intensity alone"]
+    labels = [name, f"{name.split('-')[0]} (random weights)", "intensity alone", "position alone"]
     tasks = {t: {k: models[k] for k in labels if k in models} for t, models in kept["tasks"].items()}
     if not any(name in models for models in tasks.values()):
         return "\nFrozen features of this model have not been probed yet.\n"

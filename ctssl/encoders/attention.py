@@ -24,19 +24,27 @@ class _BiasedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """As `attend`."""
-        weights = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))  # (W, H, N, M)
-        weights = weights.add_(bias).softmax(-1)
+        windows, heads, tokens, depth = q.shape
+        q, k, v = (x.reshape(windows * heads, -1, depth) for x in (q, k, v))  # copies, which the gradient uses again
+        weights = product(q, k.transpose(1, 2), depth**-0.5)
+        weights.view(windows, heads, tokens, -1).add_(bias)
+        weights = weights.softmax(-1)  # (W*H, N, M)
         ctx.save_for_backward(q, k, v, weights)
-        return torch.matmul(weights, v).transpose(1, 2).contiguous().transpose(1, 2)
+        return torch.bmm(weights, v).view(windows, heads, tokens, depth).transpose(1, 2).contiguous().transpose(1, 2)
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
         """Gradients of the queries, keys, values and the bias, from that of the result `(W, H, N, d)`."""
         q, k, v, weights = ctx.saved_tensors
-        grad, scale = grads[0], q.shape[-1] ** -0.5
-        grad_v = torch.matmul(weights.transpose(-2, -1), grad)
-        logits = torch.matmul(grad, v.transpose(-2, -1))  # gradient of the weights, then of the logits, (W, H, N, M)
+        windows, heads, tokens, depth = grads[0].shape
+        grad, scale = grads[0].reshape(windows * heads, tokens, depth), depth**-0.5
+        grad_v = torch.bmm(weights.transpose(1, 2), grad)
+        logits = torch.bmm(grad, v.transpose(1, 2))  # gradient of the weights, then of the logits, (W*H, N, M)
         logits = torch.ops.aten._softmax_backward_data(logits, weights, -1, weights.dtype)
-        grad_q = torch.matmul(logits, k).mul_(scale)
-        grad_k = torch.matmul(logits.transpose(-2, -1), q).mul_(scale)
-        return grad_q, grad_k, grad_v, logits.sum(0)
+        found = product(logits, k, scale), product(logits.transpose(1, 2), q, scale), grad_v
+        return *(x.view(windows, heads, -1, depth) for x in found), logits.view(windows, heads, tokens, -1).sum(0)
+
+
+def product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """`scale * a @ b` of two stacks of matrices, without a copy of either."""
+    return torch.baddbmm(a.new_empty(1), a, b, beta=0, alpha=scale)

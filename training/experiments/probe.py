@@ -1,11 +1,15 @@
 """Do the frozen features know a tumour from other tissue? A linear probe and nearest neighbours on single voxels.
 
 `python -m training.experiments.probe [MODEL ...] [--seeds 3]` (a few minutes a model). From each patient up to 200 voxels
-of the tumour and 200 of other tissue; the feature of a voxel is every map of the encoder, interpolated at its place. Sarcoma:
-fitted on the 26 training cases, judged on the 12 test cases, at the encoder's own spacing. Nodules: a third of the
-patients are held out, anew for each seed; scans at `--nodule-spacing`, since a nodule of 10 mm is one token at 2 mm.
-Beside the models: the same encoders with random weights, and the intensity alone (the voxel and three neighbourhoods);
-these are measured once. Results go to `results/probe.json`; `--show` only prints.
+of the tumour and 200 of other tissue, 25 and 25 from each of 8 cubes of 32 voxels; the feature of a voxel is every map of the
+encoder on that cube, interpolated at its place. Sarcoma: fitted on the 26 training cases, judged on the 12 test cases, at the
+encoder's own spacing. Nodules: a third of the patients are held out, anew for each seed; at `--nodule-spacing`, since a
+nodule of 10 mm is one token at 2 mm.
+
+The scans are cut out around their tumours, so where a voxel lies in the scan tells all (AUROC 0.92 and 0.99), and an encoder with
+learned positions passes that on. Hence the cubes: they lie so that the tumour may be anywhere in them. What is left of
+it is measured beside the models ("position alone"), with the intensity alone (the voxel and three neighbourhoods) and the
+same encoders with random weights. Results go to `results/probe.json`; `--show` only prints.
 """
 
 import argparse
@@ -24,14 +28,15 @@ from tqdm import tqdm
 
 import ctssl
 from ctssl.encoders import ENCODERS
-from ctssl.inference import feature_maps
+from ctssl.sampling import crop_at
 from ctssl.volume import prepare, resample
 from ctssl.zoo import Preprocess
 from training.data.corpora import cases, data_folder, split
 
 RESULTS = Path(__file__).parent / "results" / "probe.json"
 COMMAND = "python -m training.experiments.probe"
-PER_CLASS, NEIGHBOURS = 200, 20
+CUBE, CUBES, PER_CUBE = 32, 8, 25  # voxels a side; cubes a patient; voxels of each class in a cube
+NEIGHBOURS = 20
 
 
 class Scan(NamedTuple):
@@ -61,44 +66,80 @@ def scans(group: str, preprocess: Preprocess) -> list[Scan]:
     return found
 
 
-def places(scan: Scan, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels `(n, 3)` and whether each is tumour: up to 200 of the tumour, as many of other tissue."""
-    inside, outside = np.argwhere(scan.tumour), np.argwhere(~scan.tumour & (scan.image > 0))
-    chosen = [part[rng.permutation(len(part))[:PER_CLASS]] for part in (inside, outside)]
-    return np.concatenate(chosen), np.repeat([True, False], [len(c) for c in chosen])
+class Cube(NamedTuple):
+    """A piece of a scan `(S, S, S)`, the voxels `(n, 3)` taken from it, and whether each is tumour."""
+
+    image: np.ndarray
+    voxels: np.ndarray
+    tumour: np.ndarray
 
 
-def encoded(encoder: Any) -> Callable[[np.ndarray, np.ndarray], Tensor]:
+Features = Callable[[list[Cube]], Tensor]  # -> (all voxels of all cubes, D)
+
+
+def cubes(scan: Scan, rng: np.random.Generator) -> list[Cube]:
+    """Pieces in which some tumour voxel lies at a random place; as many voxels of the tumour as of other tissue in each."""
+    found, inside = [], np.argwhere(scan.tumour)
+    room = np.maximum(np.array(scan.image.shape) - CUBE, 0)
+    for _ in range(CUBES):
+        corner = tuple(np.clip(inside[rng.integers(len(inside))] - rng.integers(CUBE, size=3), 0, room).tolist())
+        image, tumour = (crop_at(array, corner, CUBE) for array in (scan.image, scan.tumour))
+        sides = [np.argwhere(side) for side in (tumour, ~tumour & (image > 0))]
+        count = min(PER_CUBE, *map(len, sides))
+        voxels = np.concatenate([side[rng.permutation(len(side))[:count]] for side in sides])
+        found.append(Cube(image, voxels, np.repeat([True, False], count)))
+    return found
+
+
+def encoded(encoder: Any) -> Features:
     """Features of voxels: all maps, trilinear."""
 
-    def features(image: np.ndarray, voxels: np.ndarray) -> Tensor:
-        maps = feature_maps(encoder, torch.from_numpy(image)[None, None])
-        columns = []
-        for m, stride in zip(maps, encoder.strides, strict=True):
-            where = (torch.from_numpy(voxels).float() + 0.5) / stride  # in cells of the map, corners at whole numbers
-            where = 2 * where / torch.tensor(m.shape[1:]) - 1
-            grid = where.flip(-1)[None, :, None, None]  # grid_sample counts the axes backwards
-            columns.append(F.grid_sample(m[None], grid, align_corners=False, padding_mode="border")[0, :, :, 0, 0].t())
-        return torch.cat(columns, 1)
+    @torch.inference_mode()
+    def features(pieces: list[Cube]) -> Tensor:
+        maps = encoder(torch.from_numpy(np.stack([cube.image for cube in pieces]))[:, None])
+        rows = []
+        for number, cube in enumerate(pieces):
+            columns = []
+            for m, stride in zip(maps, encoder.strides, strict=True):
+                where = (torch.from_numpy(cube.voxels).float() + 0.5) / stride  # in cells, corners at whole numbers
+                where = 2 * where / torch.tensor(m.shape[2:]) - 1
+                grid = where.flip(-1)[None, :, None, None]  # grid_sample counts the axes backwards
+                sampled = F.grid_sample(m[number, None], grid, align_corners=False, padding_mode="border")
+                columns.append(sampled[0, :, :, 0, 0].t())
+            rows.append(torch.cat(columns, 1))
+        return torch.cat(rows)
 
     return features
 
 
-def intensity(image: np.ndarray, voxels: np.ndarray) -> Tensor:
+def intensity(pieces: list[Cube]) -> Tensor:
     """The value of each voxel, and of its neighbourhood at three scales."""
-    blurred = [image, *(ndimage.gaussian_filter(image, s) for s in (1, 2, 4))]
-    return torch.from_numpy(np.stack([b[tuple(voxels.T)] for b in blurred], 1)).float()
+    rows = []
+    for cube in pieces:
+        blurred = [cube.image, *(ndimage.gaussian_filter(cube.image, s) for s in (1, 2, 4))]
+        rows.append(np.stack([b[tuple(cube.voxels.T)] for b in blurred], 1))
+    return torch.from_numpy(np.concatenate(rows)).float()
 
 
-def rows(group: list[Scan], features: Callable[[np.ndarray, np.ndarray], Tensor], seeds: int) -> list[Rows]:
-    """One `Rows` a seed; each scan is encoded once for all of them."""
-    parts: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in range(seeds)]
-    for number, scan in enumerate(group):
-        drawn = [places(scan, np.random.default_rng([seed, number])) for seed in range(seeds)]
-        found = features(scan.image, np.concatenate([voxels for voxels, _ in drawn]))
-        for part, mine, (_, tumour) in zip(parts, found.split([len(t) for _, t in drawn]), drawn, strict=True):
-            part.append((mine, torch.from_numpy(tumour), torch.full((len(tumour),), number)))
-    return [Rows(*(torch.cat(column) for column in zip(*part, strict=True))) for part in parts]
+def position(pieces: list[Cube]) -> Tensor:
+    """Where in its cube each voxel lies: coordinates, their squares and products, the distance from the middle."""
+    x = torch.from_numpy(np.concatenate([cube.voxels for cube in pieces]) + 0.5).float() * 2 / CUBE - 1
+    first, second = torch.triu_indices(3, 3)
+    products = x[:, first] * x[:, second]
+    return torch.cat([x, products, x.norm(dim=1, keepdim=True)], 1)
+
+
+def rows(group: list[Scan], features: Features, seeds: int) -> list[Rows]:
+    """One `Rows` a seed."""
+    found = []
+    for seed in range(seeds):
+        parts = []
+        for number, scan in enumerate(group):
+            pieces = cubes(scan, np.random.default_rng([seed, number]))
+            tumour = torch.from_numpy(np.concatenate([cube.tumour for cube in pieces]))
+            parts.append((features(pieces), tumour, torch.full((len(tumour),), number)))
+        found.append(Rows(*(torch.cat(column) for column in zip(*parts, strict=True))))
+    return found
 
 
 def of_patients(rows: Rows, numbers: set[int]) -> Rows:
@@ -163,7 +204,7 @@ def judged(scores: Tensor, test: Rows) -> list[tuple[float, float]]:
     return found
 
 
-def measure(group: list[Scan], features: Callable, *, seeds: int, train: set[str] | None) -> list[dict[str, Any]]:
+def measure(group: list[Scan], features: Features, *, seeds: int, train: set[str] | None) -> list[dict[str, Any]]:
     """Per seed and probe, patients' AUROC and AP. `train`: patients to fit on; else two thirds, drawn by the seed."""
     runs = []
     for seed, drawn in enumerate(rows(group, features, seeds)):
@@ -239,7 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=ctssl.list_models())
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--nodule-spacing", type=float, default=1.0)
+    parser.add_argument("--nodule-spacing", type=float, default=0.75)
     parser.add_argument("--show", action="store_true", help="print what was measured, measure nothing")
     args = parser.parse_args()
     if args.show:
@@ -253,13 +294,14 @@ def main() -> None:
         group = scans(task, Preprocess(mm))
         train = set(split("train")) if task == "sarcoma" else None
         twins = {twin(name): name for name in args.models}
-        references = [label for label in ("intensity alone", *twins) if label not in kept["tasks"][task]]
+        plain = {"position alone": position, "intensity alone": intensity}
+        references = [label for label in (*plain, *twins) if label not in kept["tasks"][task]]
         for label in tqdm([*references, *args.models], desc=task):
             if label in twins:  # other random weights for each seed
                 per_seed = [measure(group, encoded(one), seeds=args.seeds, train=train)[seed]
                             for seed, one in enumerate(random_twins(twins[label], args.seeds))]  # fmt: skip
             else:
-                features = intensity if label == "intensity alone" else encoded(ctssl.load(label))
+                features = plain.get(label) or encoded(ctssl.load(label))
                 per_seed = measure(group, features, seeds=args.seeds, train=train)
             kept["tasks"][task][label] = per_seed
             RESULTS.parent.mkdir(exist_ok=True)

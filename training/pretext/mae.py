@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ctssl.encoders.vit import Block, sine_positions
 from training.pretext.batch import Batch, seed_drop_path
+from training.pretext.masking import patches
 
 
 class MaskedAutoencoder(nn.Module):
@@ -53,11 +54,7 @@ class MaskedAutoencoder(nn.Module):
 
     def voxels(self, image: Tensor) -> Tensor:
         """`(B, 1, X, Y, Z)` -> `(B, N, patch^3)`, each token's voxels with mean 0 and deviation 1."""
-        p = self.patch
-        pads = [(-size) % p for size in image.shape[2:]]
-        image = nn.functional.pad(image, (0, pads[2], 0, pads[1], 0, pads[0]))
-        cells = image[:, 0].unfold(1, p, p).unfold(2, p, p).unfold(3, p, p)  # (B, x, y, z, p, p, p)
-        cells = cells.flatten(4).flatten(1, 3)
+        cells = patches(image[:, 0], self.patch).flatten(4).flatten(1, 3)
         deviation, mean = torch.std_mean(cells, -1, keepdim=True)
         return (cells - mean) / (deviation + 1e-3)
 

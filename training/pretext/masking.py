@@ -30,6 +30,14 @@ def hide(tokens: Tensor, masked: Tensor, mask_token: Tensor) -> Tensor:
     return torch.where(masked[..., None], mask_token.to(tokens.dtype), tokens)
 
 
+def patches(volume: Tensor, size: int) -> Tensor:
+    """`(B, X, Y, Z)` -> `(B, x, y, z, size, size, size)`, the voxels of each cube; zeros (False) beyond the far border."""
+    pads = [(-n) % size for n in volume.shape[1:]]
+    if any(pads):
+        volume = nn.functional.pad(volume, (0, pads[2], 0, pads[1], 0, pads[0]))
+    return volume.unfold(1, size, size).unfold(2, size, size).unfold(3, size, size)
+
+
 class MaskedTask(nn.Module):
     """What the tasks share that hide cubes of tokens behind a learnt mask token.
 

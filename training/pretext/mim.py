@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from training.pretext.batch import Batch
-from training.pretext.masking import MaskedTask, spread
+from training.pretext.masking import MaskedTask, patches, spread
 
 
 class MaskedImageModelling(MaskedTask):
@@ -38,8 +38,13 @@ class VoxelHead(nn.Module):
         return voxels[:, : size[0], : size[1], : size[2]]
 
     def loss(self, deepest: Tensor, image: Tensor, masked: Tensor) -> Tensor:
-        """Mean over samples of the mean |error| over the voxels of `masked` `(B, *tokens)`."""
-        size = tuple(image.shape[2:])
-        hidden = spread(masked, self.patch, size)
-        error = (self(deepest, size).float() - image[:, 0].float()).abs() * hidden
-        return (error.flatten(1).sum(1) / hidden.flatten(1).sum(1)).mean()
+        """Mean over samples of the mean |error| over the voxels of `masked` `(B, *tokens)`. Other cubes are not predicted."""
+        voxels = spread(masked, self.patch, tuple(image.shape[2:]))
+        hidden = patches(voxels, self.stride).flatten(4)  # (B, x, y, z, s^3)
+        some = hidden.any(-1)
+        wanted = patches(image[:, 0], self.stride)[some].flatten(1)
+        error = self.linear(deepest.permute(0, 2, 3, 4, 1)[some]).float() - wanted.float()
+        sums = error.abs().mul(hidden[some]).sum(1)
+        sample = some.nonzero()[:, 0]
+        totals = sums.new_zeros(len(image)).index_add(0, sample, sums)
+        return (totals / hidden.flatten(1).sum(1)).mean()
