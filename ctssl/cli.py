@@ -59,10 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", required=True, help="a segmenter: folder of `ctssl finetune`, name or repository")
     sub.add_argument("--overlay", metavar="PNG", help="also a picture of the mask on the scan")
     _common(sub)
+    sub = command(
+        "check", _check, "what is wrong with labelled scans, case by case, before anything is trained on them"
+    )
+    _data(sub)
+    sub.add_argument("--model", help="also say which scans this model was pretrained on (exact copies)")
     sub = command("finetune", _finetune, "train a segmenter on labelled scans; hold cases out and report their DSC")
-    sub.add_argument("data", nargs="?", help="folder with images/ and labels/")
-    sub.add_argument("--images", help="folder of scans, with --labels instead of DATA")
-    sub.add_argument("--labels", help="folder of masks with the names of the scans")
+    _data(sub)
     sub.add_argument("--out", required=True, help="folder for the segmenter")
     sub.add_argument(
         "--model", default="swin-wild-mim", help="encoder: name, folder or repository (default: %(default)s)"
@@ -100,6 +103,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", help="a segmenter, for a mask")
     sub.add_argument("--out", default="ctssl-demo", help="folder (default: %(default)s)")
     return parser
+
+
+def _data(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "data", nargs="?", help="folder with images/ and labels/, of nnU-Net or Decathlon, of DICOM patients, or a CSV"
+    )
+    sub.add_argument("--images", help="folder of scans, with --labels instead of DATA")
+    sub.add_argument("--labels", help="folder of masks with the names of the scans")
+    sub.add_argument("--roi", help="the structure to take, when an RTSTRUCT or SEG holds several")
 
 
 def _common(sub: argparse.ArgumentParser) -> None:
@@ -175,6 +187,22 @@ def _segment(args: argparse.Namespace) -> None:
     print(f"{args.out}: {found}" + (f"; picture {args.overlay}" if args.overlay else ""))
 
 
+def _check(args: argparse.Namespace) -> None:
+    from ctssl.datasets import find_cases, problems
+
+    dataset = find_cases(args.data, images=args.images, labels=args.labels, roi=args.roi)
+    found = problems(dataset, model=args.model, progress=not args.json)
+    errors = sum(problem.level == "error" for problem in found)
+    if args.json:
+        print(json.dumps({"cases": [case.name for case in dataset.cases], "problems": [asdict(p) for p in found]}))
+    else:
+        for problem in found:
+            print(f"{problem.level:8} {problem.case}: {problem.message}")
+        print(f"{len(dataset.cases)} cases, {errors} errors, {len(found) - errors} warnings")
+    if errors:
+        raise ValueError(f"{errors} errors; ctssl finetune would refuse this data")
+
+
 def _finetune(args: argparse.Namespace) -> None:
     from ctssl.finetuning import Settings
 
@@ -184,8 +212,8 @@ def _finetune(args: argparse.Namespace) -> None:
         hold_out = [name.strip() for name in args.hold_out.split(",") if name.strip()]
     chosen = {key: getattr(args, key) for key in ("steps", "batch", "crop", "seed") if getattr(args, key) is not None}
     report = ctssl.finetune(
-        args.data, images=args.images, labels=args.labels, out=args.out, model=args.model, head=args.head, hold_out=hold_out,
-        settings=Settings(**chosen), from_scratch=args.from_scratch, device=args.device, overwrite=args.overwrite,
+        args.data, images=args.images, labels=args.labels, roi=args.roi, out=args.out, model=args.model, head=args.head,
+        hold_out=hold_out, settings=Settings(**chosen), from_scratch=args.from_scratch, device=args.device, overwrite=args.overwrite,
         progress=not args.json,
     )  # fmt: skip
     if args.json:

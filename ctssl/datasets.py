@@ -1,55 +1,94 @@
-"""Labelled scans as people keep them on disk -> a checked list of cases."""
+"""Labelled scans as people keep them on disk -> a list of cases, and what is wrong with them."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import json
 import os
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ctssl.lint import Finding, lint
 from ctssl.volume import Volume, read
 
-LAYOUTS = (("images", "labels"), ("imagesTr", "labelsTr"))  # plain folders; nnU-Net and the Decathlon
+FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
+SEEN = "seen.json"  # in a model's folder: hashes of the scans that it was pretrained on
+LAYOUTS = """
+  images/ and labels/ with the same file names (--images A --labels B for folders apart)
+  nnU-Net: imagesTr/ (CASE_0000.nii.gz), labelsTr/, dataset.json
+  Medical Segmentation Decathlon: dataset.json with "training"
+  a CSV with the columns image and label (and id, patient, split, anything else)
+  DICOM: a folder for each patient, with a CT series and an RTSTRUCT or SEG"""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One scan and its mask."""
+    """One scan and its mask. `label` is a NIfTI file, or the RTSTRUCT or SEG of a DICOM `series`; `roi` names its structure.
+
+    `patient` is the same for all scans of a person. `facts`: further columns of a table, for strata.
+    """
 
     name: str
     image: Path
     label: Path
+    patient: str = ""
+    split: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+    series: str | None = None
+    roi: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`names`: of the labels, where the data says them."""
+
+    cases: list[Case]
+    names: dict[int, str] = field(default_factory=dict)
 
 
 def find_cases(data: str | os.PathLike | None = None, *, images: str | os.PathLike | None = None,
-               labels: str | os.PathLike | None = None) -> list[Case]:  # fmt: skip
-    """The cases of a folder with `images/` and `labels/` (or `imagesTr/`, `labelsTr/`), or of two folders.
+               labels: str | os.PathLike | None = None, roi: str | None = None) -> Dataset:  # fmt: skip
+    """The cases of a folder or CSV in any known layout (see `LAYOUTS`), or of two folders. Nothing is read but names.
 
-    A mask has the name of its scan (nnU-Net's `_0000` is left out). Raises `FileNotFoundError` or `ValueError` saying
-    which file is missing.
+    `roi` is the structure to take from RTSTRUCT or SEG files that hold several. Raises `FileNotFoundError` or
+    `ValueError` saying what is missing.
     """
     if data is not None and (images is not None or labels is not None):
         raise ValueError("give one folder with images/ and labels/, or the two folders apart, not both")
-    if data is not None:
-        root = Path(data)
-        if not root.is_dir():
-            raise FileNotFoundError(f"no folder {root}")
-        found = [(root / i, root / k) for i, k in LAYOUTS if (root / i).is_dir() and (root / k).is_dir()]
-        if not found:
-            raise FileNotFoundError(f"{root} holds neither images/ and labels/ nor imagesTr/ and labelsTr/; "
-                                    "name the two folders apart (--images A --labels B)")  # fmt: skip
-        image_folder, label_folder = found[0]
-    elif images is not None and labels is not None:
-        image_folder, label_folder = Path(images), Path(labels)
-    else:
-        raise ValueError("give a folder with images/ and labels/, or both --images and --labels")
+    if data is None:
+        if images is None or labels is None:
+            raise ValueError("give a folder with images/ and labels/, or both --images and --labels")
+        return Dataset(_pairs(Path(images), Path(labels)))
+    root = Path(data)
+    if root.suffix.lower() == ".csv":
+        return _table(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}")
+    description = _description(root)
+    if "training" in description:
+        return Dataset(_decathlon(root, description["training"]), _names(description))
+    folders = [(root / i, root / k) for i, k in FOLDERS if (root / i).is_dir() and (root / k).is_dir()]
+    if folders:
+        return Dataset(_pairs(*folders[0]), _names(description))
+    cases = _dicom(root, roi)
+    if not cases:
+        raise FileNotFoundError(f"{root} holds no labelled scans in a layout that ctssl knows:{LAYOUTS}")
+    return Dataset(cases, {1: roi} if roi else {})
+
+
+def _pairs(image_folder: Path, label_folder: Path) -> list[Case]:
+    """Scans and masks of the same names; nnU-Net's `_0000` is no part of a scan's."""
     scans, masks = niftis(image_folder, image=True), niftis(label_folder)
     lonely = sorted(set(scans) - set(masks))
     if lonely:
         raise FileNotFoundError(f"{len(lonely)} scans in {image_folder} have no mask of their name in {label_folder}: "
                                 f"{', '.join(lonely[:5])}{' ...' if len(lonely) > 5 else ''}")  # fmt: skip
-    return [Case(name, path, masks[name]) for name, path in sorted(scans.items())]
+    return [Case(name, path, masks[name], patient=name) for name, path in sorted(scans.items())]
 
 
 def niftis(folder: Path, *, image: bool = False) -> dict[str, Path]:
@@ -60,7 +99,9 @@ def niftis(folder: Path, *, image: bool = False) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.name.endswith((".nii", ".nii.gz")):
             continue
-        name = path.name.removesuffix(".gz").removesuffix(".nii")
+        name = stem(path)
+        if image and name.endswith(("_0001", "_0002")):
+            raise ValueError(f"{path} is a second channel; ctssl takes one CT for each case, CASE_0000.nii.gz alone")
         name = name.removesuffix("_0000") if image else name
         if name in found:
             raise ValueError(f"{folder} holds {found[name].name} and {path.name}, which mean the same case")
@@ -70,9 +111,118 @@ def niftis(folder: Path, *, image: bool = False) -> dict[str, Path]:
     return found
 
 
+def stem(path: Path) -> str:
+    """The file's name without `.nii.gz`."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _description(root: Path) -> dict[str, Any]:
+    """`dataset.json` of nnU-Net or the Decathlon; empty where there is none."""
+    path = root / "dataset.json"
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); mend or remove it") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold an object, as nnU-Net and the Decathlon write it")
+    channels = found.get("channel_names") or found.get("modality") or {}
+    if len(channels) > 1:
+        raise ValueError(f"{path} has {len(channels)} channels ({channels}); ctssl takes one CT for each case")
+    return found
+
+
+def _names(description: dict[str, Any]) -> dict[int, str]:
+    """Names of the labels, from `{"tumour": 1}` (nnU-Net) or `{"1": "tumour"}` (Decathlon)."""
+    labels, names = description.get("labels") or {}, {}
+    for key, value in labels.items() if isinstance(labels, dict) else ():
+        number, name = (value, key) if isinstance(value, int) else (key, value)
+        if not str(number).isdigit() or not isinstance(name, str):
+            raise ValueError(
+                f"dataset.json: the label {key!r}: {value!r} is no number and name; regions are not supported"
+            )
+        if int(number) > 0 and name != "ignore":
+            names[int(number)] = name
+    return names
+
+
+def _decathlon(root: Path, entries: Any) -> list[Case]:
+    cases = []
+    for entry in entries if isinstance(entries, list) else []:
+        if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
+            raise ValueError(f"{root / 'dataset.json'}: an entry of training needs image and label, got {entry!r}")
+        image, label = root / str(entry["image"]), root / str(entry["label"])
+        cases.append(Case(stem(image), image, label, patient=stem(image)))
+    return _existing(cases, root / "dataset.json")
+
+
+def _table(path: Path) -> Dataset:
+    """A CSV; files are found from its own folder."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no table {path}")
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        if not {"image", "label"} <= set(columns):
+            raise ValueError(f"{path} has the columns {columns}; needed: image, label")
+        key = next((c for c in ("id", "case") if c in columns), None)
+        cases = []
+        for row in reader:
+            if not row["image"] or not row["label"]:
+                raise ValueError(f"{path}, line {reader.line_num}: image or label is missing")
+            image, label = path.parent / row["image"], path.parent / row["label"]
+            name = (row[key] if key else None) or stem(image)
+            if Path(name).name != name:
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: {name!r} cannot be the name of a case; leave out '/'"
+                )
+            known = {"image", "label", "patient", "split", key}
+            facts = {c: v or "" for c, v in row.items() if c is not None and c not in known}
+            patient, split = (row.get("patient") or name), (row.get("split") or "")
+            cases.append(Case(name, image, label, patient=patient, split=split, facts=facts))
+    return Dataset(_existing(cases, path))
+
+
+def _existing(cases: list[Case], path: Path) -> list[Case]:
+    """The cases, once each, with files that are there."""
+    if not cases:
+        raise ValueError(f"{path} names no case")
+    missing = [file for case in cases for file in (case.image, case.label) if not file.exists()]
+    if missing:
+        raise FileNotFoundError(f"{path} names {len(missing)} files that are not there, first {missing[0]}")
+    names = [case.name for case in cases]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise ValueError(f"{path} names {', '.join(doubled[:5])} more than once; give the cases ids of their own")
+    return cases
+
+
+def _dicom(root: Path, roi: str | None) -> list[Case]:
+    """A case for each patient's folder that holds a CT series and one RTSTRUCT or SEG."""
+    cases = []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        if not any(file.is_file() for file in folder.rglob("*")):
+            continue
+        from ctssl.dicom import drawn_on, find_series
+
+        found = find_series(folder)
+        if not found["RTSTRUCT"] and not found["SEG"]:
+            continue
+        (image, header), (label, _) = drawn_on(found, folder)
+        cases.append(Case(folder.name, image, label, patient=str(header.get("PatientID") or folder.name),
+                          series=str(header.SeriesInstanceUID), roi=roi))  # fmt: skip
+    return cases
+
+
 def read_case(case: Case) -> tuple[Volume, Volume]:
     """Scan (HU) and mask (uint8) of a case, on one grid. Raises `ValueError` where they do not fit."""
-    scan, mask = read(case.image), read(case.label)
+    scan = read(case.image, series=case.series)
+    if case.series is not None:
+        from ctssl.dicom import read_drawn
+
+        return scan, read_drawn(case.label, scan, roi=case.roi)
+    mask = read(case.label)
     if scan.shape != mask.shape:
         raise ValueError(f"{case.name}: the scan has shape {scan.shape}, its mask {mask.shape}; resample the mask")
     corners = np.array(
@@ -83,6 +233,90 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
         raise ValueError(f"{case.name}: scan and mask lie up to {apart:.1f} mm apart (their affines differ); "
                          "write the mask with the scan's affine")  # fmt: skip
     values = np.unique(mask.array)
-    if (values < 0).any() or (values != np.round(values)).any() or values.max() > 255:
+    if not np.isfinite(values).all() or (values < 0).any() or (values != np.round(values)).any() or values.max() > 255:
         raise ValueError(f"{case.name}: a mask holds whole numbers 0..255, this one has {values[:6]}")
     return scan, Volume(mask.array.astype(np.uint8), scan.affine, mask.name)
+
+
+@dataclass(frozen=True)
+class Problem(Finding):
+    """What is wrong with one case; see `Finding`."""
+
+    case: str = ""
+
+
+def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, progress: bool = False) -> list[Problem]:
+    """Read every case and say what is wrong with it, errors first. An empty list: nothing found.
+
+    Errors: unreadable, not a CT in HU, scan and mask on different grids, unknown label values, the same scan twice, a patient
+    in two splits. Warnings: an empty mask, what `ctssl.lint` doubts, and a scan on which `model` was pretrained (exact
+    copies only: the model's folder holds salted hashes of voxels and the SeriesInstanceUIDs that are known).
+    """
+    from tqdm import tqdm
+
+    found: list[Problem] = []
+    first: dict[str, Case] = {}
+    pretrained = _seen(model)
+    salt, known, uids = pretrained.get("salt", ""), set(pretrained.get("voxels", [])), set(pretrained.get("series", []))
+    for case in tqdm(dataset.cases, desc="checking cases", disable=not progress):
+
+        def say(level: str, code: str, message: str, name: str = case.name) -> None:
+            found.append(Problem(level, code, message.removeprefix(f"{name}: "), name))
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                scan, mask = read_case(case)
+        except (ValueError, OSError, EOFError, ImportError) as error:
+            say("error", "unreadable", str(error))
+            continue
+        for finding in lint(scan):
+            say(finding.level, finding.code, finding.message)
+        values = {int(v) for v in np.unique(mask.array)} - {0}
+        if not values:
+            say("warning", "empty", "the mask is empty: nothing to learn or to judge, if there is a tumour")
+        unknown = sorted(values - set(dataset.names)) if dataset.names else []
+        if unknown:
+            say("error", "labels", f"the mask holds {unknown}, but dataset.json names only {sorted(dataset.names)}")
+        own = voxel_hash(scan)
+        if own in first:
+            say("error", "duplicate", f"the same scan as {first[own].name}, voxel by voxel; keep one of the two")
+        first.setdefault(own, case)
+        if voxel_hash(scan, salt) in known or case.series in uids:
+            say(
+                "warning",
+                "pretrained",
+                f"{model} was pretrained on this scan (without its mask); a test case must not be",
+            )
+    splits: dict[str, Case] = {}
+    for case in dataset.cases:
+        other = splits.setdefault(case.patient, case)
+        if other.split != case.split:
+            text = f"patient {case.patient} is in {other.split or 'no split'!r} ({other.name}) and {case.split or 'no split'!r}"
+            found.append(Problem("error", "patient", text, case.name))
+    return sorted(found, key=lambda problem: problem.level != "error")
+
+
+def refuse(found: list[Problem], cases: int) -> None:
+    """Raise `ValueError` naming every error at once, if there is one."""
+    errors = [f"  {p.case}: {p.message}" for p in found if p.level == "error"]
+    if errors:
+        broken = len({p.case for p in found if p.level == "error"})
+        raise ValueError(f"{broken} of {cases} cases cannot be used:\n" + "\n".join(errors))
+
+
+def voxel_hash(scan: Volume, salt: str = "") -> str:
+    """sha256 of the HU values, rounded, and the shape."""
+    digest = hashlib.sha256(f"{salt}{scan.shape}".encode())
+    digest.update(np.ascontiguousarray(np.clip(np.round(scan.array), -32768, 32767).astype("<i2")))
+    return digest.hexdigest()
+
+
+def _seen(model: Any) -> dict[str, Any]:
+    """`seen.json` of a model; empty for one that has none."""
+    from ctssl import hub
+
+    if not isinstance(model, (str, os.PathLike)):
+        return {}
+    path = hub.find(model) / SEEN
+    return json.loads(path.read_text()) if path.is_file() else {}

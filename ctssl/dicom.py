@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from ctssl.volume import Volume, resample
 
@@ -180,6 +181,62 @@ def read_seg(path: Path, scan: Volume, *, segment: str | None = None) -> Volume:
             slab = resample(frame.T[..., None].astype(np.float32), own, (*scan.shape[:2], 1), grid)
             mask[:, :, k] = np.maximum(mask[:, :, k], slab[..., 0])
     return Volume((mask > 0.5).astype(np.uint8), scan.affine, path.name)
+
+
+def read_drawn(path: Path, scan: Volume, *, roi: str | None = None) -> Volume:
+    """`read_rtstruct` or `read_seg`, whichever the file is."""
+    if _dataset(path).get("Modality") == "SEG":
+        return read_seg(path, scan, segment=roi)
+    return read_rtstruct(path, scan, roi=roi)
+
+
+Found = dict[str, list[tuple[Path, Any]]]  # modality -> (folder of the series, or file; header)
+
+
+def find_series(folder: Path, *, progress: bool = False) -> Found:
+    """The CT series, structure sets and segmentations anywhere below a folder. One CT series for each folder of files."""
+    pydicom = _pydicom()
+    found: Found = {"CT": [], "RTSTRUCT": [], "SEG": []}
+    folders = sorted({path.parent for path in folder.rglob("*") if path.is_file()})
+    for series in tqdm(folders, desc="looking", disable=not progress):
+        uids = set()
+        for file in sorted(p for p in series.iterdir() if p.is_file()):
+            try:
+                header = pydicom.dcmread(file, stop_before_pixels=True)
+            except (pydicom.errors.InvalidDicomError, OSError, EOFError):
+                continue
+            modality, uid = str(header.get("Modality", "")), str(header.get("SeriesInstanceUID", ""))
+            if modality in found and (modality != "CT" or uid not in uids):
+                found[modality].append((series if modality == "CT" else file, header))
+                uids.add(uid)
+    return found
+
+
+def drawn_on(found: Found, whose: str | Path) -> tuple[tuple[Path, Any], tuple[Path, Any]]:
+    """The CT and the structure set or segmentation that was drawn on it. Raises `ValueError` saying what is missing."""
+    drawn = found["RTSTRUCT"] or found["SEG"]  # where both exist, the segmentation was made from the contours
+    if not found["CT"] or not drawn:
+        raise ValueError(f"{whose}: " + ("no CT series" if not found["CT"] else "no RTSTRUCT or SEG"))
+    if len(drawn) > 1:
+        names = ", ".join(file.name for file, _ in drawn)
+        raise ValueError(f"{whose}: {len(drawn)} structure sets or segmentations ({names}); keep the one to learn from")
+    file, header = drawn[0]
+    wanted = _referenced(header)
+    matching = [pair for pair in found["CT"] if str(pair[1].SeriesInstanceUID) == wanted] or found["CT"]
+    if len(matching) > 1:
+        raise ValueError(f"{whose}: {len(matching)} CT series, and {file.name} does not say which one it was drawn on")
+    return matching[0], drawn[0]
+
+
+def _referenced(header: Any) -> str:
+    """The SeriesInstanceUID that a structure set or segmentation was drawn on; "" when it does not say."""
+    for frame in header.get("ReferencedFrameOfReferenceSequence", []):
+        for study in frame.get("RTReferencedStudySequence", []):
+            for series in study.get("RTReferencedSeriesSequence", []):
+                return str(series.SeriesInstanceUID)
+    for series in header.get("ReferencedSeriesSequence", []):
+        return str(series.SeriesInstanceUID)
+    return ""
 
 
 def _dataset(path: Path) -> Any:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ctssl.datasets import Case, find_cases, read_case
+from ctssl.datasets import Case, Dataset, find_cases, problems, read_case, refuse
 from ctssl.inference import segment
 from ctssl.lint import check
 from ctssl.loading import load, segmenter
@@ -69,14 +69,16 @@ class Report:
 
 
 def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, model: Any = "swin-wild-mim",
-             images: str | os.PathLike | None = None, labels: str | os.PathLike | None = None, head: str = "light",
+             images: str | os.PathLike | None = None, labels: str | os.PathLike | None = None,
+             roi: str | None = None, head: str = "light",
              hold_out: float | list[str] = 0.2, names: dict[int, str] | None = None, settings: Settings | None = None,
              from_scratch: bool = False, device: str = "auto", overwrite: bool = False,
              progress: bool = True) -> Report:  # fmt: skip
     """Train a segmenter on labelled scans, and score it on cases it has not seen, whole and on their own grid.
 
     Args:
-        data: folder with `images/` and `labels/`; or give `images` and `labels` apart.
+        data: folder or CSV in a layout that `ctssl.datasets.find_cases` knows; or give `images` and `labels` apart.
+        roi: the structure to learn, where RTSTRUCT or SEG files hold several.
         out: folder for the segmenter (`ctssl.load_segmenter(out)`). Started again, an interrupted training goes on.
         model: a name, folder or repository for `ctssl.load`, or an encoder.
         hold_out: share of the cases to hold out (drawn by `settings.seed`), or their names; 0 trains on all.
@@ -91,17 +93,22 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
         raise FileExistsError(f"{out} holds a finished model; choose another --out, or overwrite it on purpose")
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; choose another --out")
-    train, held = divide(find_cases(data, images=images, labels=labels), hold_out, settings.seed)
+    dataset = find_cases(data, images=images, labels=labels, roi=roi)
+    train, held = divide(dataset.cases, hold_out, settings.seed)
     encoder: Any = model if isinstance(model, nn.Module) else load(model)
     parent = encoder.spec.name if encoder.spec else ""
     if from_scratch:
         encoder, spec = fresh(encoder, settings.seed), encoder.spec
         encoder.spec = spec
     preprocess = encoder.spec.preprocess if encoder.spec else Preprocess()
+    refuse(problems(Dataset([*train, *held], dataset.names), progress=progress), len(train) + len(held))
     scans, classes = prepare_cases(train, preprocess, progress=progress)
     torch.manual_seed(settings.seed)
     if names and sorted(names) != list(range(1, classes)):
         raise ValueError(f"names for labels {sorted(names)}, but the masks hold labels 1..{classes - 1}")
+    if not names and dataset.names:
+        classes = max(classes, max(dataset.names) + 1)
+        names = {k: dataset.names.get(k, f"class {k}") for k in range(1, classes)}
     net = segmenter(encoder, head=head, classes=classes, labels=names)
     net.window, net.parent = settings.crop, "" if from_scratch else parent
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

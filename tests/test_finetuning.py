@@ -111,7 +111,7 @@ def test_crops_keep_image_and_label_together():
 
 
 def test_cases_are_divided_by_share_or_by_name(labelled):
-    cases = find_cases(labelled)
+    cases = find_cases(labelled).cases
     train, held = finetuning.divide(cases, 0.3, 0)
     assert len(held) == 1 and len(train) == 2 and finetuning.divide(cases, 0.3, 0) == (train, held)
     assert [c.name for c in finetuning.divide(cases, ["case2"], 0)[1]] == ["case2"]
@@ -125,13 +125,13 @@ def test_cases_are_divided_by_share_or_by_name(labelled):
 
 
 def test_folders_apart_and_the_names_of_nnunet(labelled):
-    apart = find_cases(images=labelled / "images", labels=labelled / "labels")
+    apart = find_cases(images=labelled / "images", labels=labelled / "labels").cases
     assert [c.name for c in apart] == ["case0", "case1", "case2"]
     for i in range(3):
         (labelled / "images" / f"case{i}.nii.gz").rename(labelled / "images" / f"case{i}_0000.nii.gz")
     (labelled / "images").rename(labelled / "imagesTr")
     (labelled / "labels").rename(labelled / "labelsTr")
-    assert [c.name for c in find_cases(labelled)] == ["case0", "case1", "case2"]
+    assert [c.name for c in find_cases(labelled).cases] == ["case0", "case1", "case2"]
 
 
 def test_bad_data_is_refused_before_any_training(labelled, tiny, tmp_path):
@@ -149,7 +149,7 @@ def test_bad_data_is_refused_before_any_training(labelled, tiny, tmp_path):
 
     refused("not both", images=labelled / "images")
     refused("no folder", FileNotFoundError, data=tmp_path / "nothing")
-    refused("neither images", FileNotFoundError, data=tmp_path)
+    refused("in a layout that ctssl knows", FileNotFoundError, data=tmp_path)
     label = labelled / "labels" / "case0.nii.gz"
     mask = ctssl.read(label)
     kept = label.read_bytes()

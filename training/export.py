@@ -1,8 +1,8 @@
 """A finished pretraining -> its model folder: `python -m training.export swin_wild_mim [--out runs/swin_wild_mim]`.
 
 Writes `model_cards/<name>/` (weights in fp16, config with the feature fingerprint, card, training.json) and prints the
-entry for `ctssl/zoo.py`. `--card` writes only the card again, from the files that are there. `--full-state FILE` writes
-the whole task (heads, teacher, mask token) as safetensors instead, for those who want to go on from there.
+entry for `ctssl/zoo.py`. `--card` writes only the card again, from the files that are there, `--seen` only the hashes of the scans.
+`--full-state FILE` writes the whole task (heads, teacher, mask token) as safetensors instead, for those who want to go on from there.
 """
 
 import argparse
@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from tqdm import tqdm
 
+import ctssl
+from ctssl.datasets import SEEN, voxel_hash
 from ctssl.demo import picture_features
 from ctssl.fingerprint import fingerprint
 from ctssl.hub import CONFIG, read_config
@@ -66,9 +69,17 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
         "curve": log.thinned(log.read(out / "log.jsonl")), "unseen": unseen(task, run, out), "scans": provenance(run.corpus),
     }  # fmt: skip
     folder = write_folder(encoder, cards / run.name, config, half=True, overwrite=True,
-                          extra={"training.json": json.dumps(history, indent=1) + "\n"})  # fmt: skip
+                          extra={"training.json": json.dumps(history, indent=1) + "\n", SEEN: seen(run)})  # fmt: skip
     write_card(folder)
     return folder
+
+
+def seen(run: Run) -> str:
+    """Salted hashes of the scans of a run, as JSON: `ctssl check` tells with them who is about to test on training data."""
+    voxels = [
+        voxel_hash(ctssl.read(scan.path), run.name) for scan in tqdm(find_scans(run.corpus), desc="hashing scans")
+    ]
+    return json.dumps({"salt": run.name, "voxels": sorted(voxels), "series": []}, indent=1) + "\n"
 
 
 @torch.inference_mode()
@@ -107,11 +118,15 @@ def main() -> None:
     parser.add_argument("run", help="a file in training/runs, without .py")
     parser.add_argument("--out", type=Path, help="folder with the checkpoint (default runs/<run>)")
     parser.add_argument("--card", action="store_true", help="only the card")
+    parser.add_argument("--seen", action="store_true", help="only seen.json")
     parser.add_argument("--full-state", type=Path, metavar="FILE", help="only the whole task, as safetensors")
     args = parser.parse_args()
     run = find_run(args.run)
     if args.card:
         write_card(CARDS / run.name)
+        return
+    if args.seen:
+        (CARDS / run.name / SEEN).write_text(seen(run))
         return
     if args.full_state:
         task, _ = finished(run, args.out or Path("runs") / args.run)

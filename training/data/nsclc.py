@@ -11,12 +11,11 @@ import csv
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 import ctssl
-from ctssl.dicom import read_rtstruct, read_seg
+from ctssl.dicom import Found, drawn_on, find_series, read_drawn
 
 COLUMNS = (
     "image",
@@ -42,51 +41,11 @@ def kernel_bin(manufacturer: str, kernel: str) -> str:
     return ""
 
 
-def found(folder: Path) -> dict[str, dict[str, list[tuple[Path, Any]]]]:
-    """For every patient and modality the (folder or file, header) of its series."""
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
-    patients: dict[str, dict[str, list[tuple[Path, Any]]]] = defaultdict(lambda: defaultdict(list))
-    folders = sorted({path.parent for path in folder.rglob("*") if path.is_file()})
-    for series in tqdm(folders, desc="looking"):
-        for file in sorted(p for p in series.iterdir() if p.is_file()):
-            try:
-                header = pydicom.dcmread(file, stop_before_pixels=True)
-            except (InvalidDicomError, OSError, EOFError):
-                continue
-            modality = str(header.get("Modality", ""))
-            if modality in ("CT", "RTSTRUCT", "SEG"):
-                patients[str(header.PatientID)][modality].append((series if modality == "CT" else file, header))
-            if modality == "CT":  # the others of the folder belong to the same series
-                break
-    return patients
-
-
-def referenced(header: Any) -> str:
-    """The SeriesInstanceUID that a structure set or segmentation was drawn on; "" when it does not say."""
-    for frame in header.get("ReferencedFrameOfReferenceSequence", []):
-        for study in frame.get("RTReferencedStudySequence", []):
-            for series in study.get("RTReferencedSeriesSequence", []):
-                return str(series.SeriesInstanceUID)
-    for series in header.get("ReferencedSeriesSequence", []):
-        return str(series.SeriesInstanceUID)
-    return ""
-
-
-def convert(patient: str, series: dict[str, list[tuple[Path, Any]]], out: Path, *, roi: str) -> dict[str, str]:
+def convert(patient: str, series: Found, out: Path, *, roi: str) -> dict[str, str]:
     """The row of a patient; its mask is written. Raises `ValueError` saying what is missing."""
-    drawn = series["RTSTRUCT"] + series["SEG"]
-    if not series["CT"] or not drawn:
-        raise ValueError("no CT series" if not series["CT"] else "no RTSTRUCT or SEG")
-    file, header = drawn[0]
-    wanted = referenced(header)
-    matching = [pair for pair in series["CT"] if str(pair[1].SeriesInstanceUID) == wanted] or series["CT"]
-    if len(matching) > 1:
-        raise ValueError(f"{len(matching)} CT series, and {file.name} does not say which one it was drawn on")
-    image, ct = matching[0]
+    (image, ct), (file, header) = drawn_on(series, patient)
     scan = ctssl.read(image)
-    mask = read_rtstruct(file, scan, roi=roi) if header.Modality == "RTSTRUCT" else read_seg(file, scan)
+    mask = read_drawn(file, scan, roi=roi if header.Modality == "RTSTRUCT" else None)
     if not mask.array.any():
         raise ValueError(f"the tumour of {file.name} is empty on its CT")
     label = mask.save(out / "labels" / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', patient)}.nii.gz", overwrite=True)
@@ -107,7 +66,11 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"no folder {args.folder}")
     (args.out / "labels").mkdir(parents=True, exist_ok=True)
     rows, left_out = [], []
-    for patient, series in tqdm(sorted(found(args.folder).items()), desc="converting"):
+    patients: dict[str, Found] = defaultdict(lambda: {"CT": [], "RTSTRUCT": [], "SEG": []})
+    for modality, series in find_series(args.folder, progress=True).items():
+        for path, header in series:
+            patients[str(header.PatientID)][modality].append((path, header))
+    for patient, series in tqdm(sorted(patients.items()), desc="converting"):
         try:
             rows.append(convert(patient, series, args.out, roi=args.roi))
         except (ValueError, OSError) as error:

@@ -71,7 +71,7 @@ def main() -> None:
     model, encoder = ctssl.load_segmenter(args.model), ctssl.load(args.encoder)
     scores = {k: v["tumour"] for k, v in json.loads(Path(args.model, "report.json").read_text())["held_out"].items()}
     ranked = sorted(scores, key=lambda name: scores[name])
-    cases = {case.name: case for case in find_cases(data_folder() / "sarcoma")}
+    cases = {case.name: case for case in find_cases(data_folder() / "sarcoma").cases}
     figure = Figure(figsize=(9.6, 8.4), layout="constrained", facecolor="white")
     axes = figure.subplots(3, 3)
     for line, name, title in zip(

@@ -1,0 +1,175 @@
+"""Every layout of labelled scans gives the same cases, and every fault of theirs is named."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+import ctssl
+from ctssl import datasets
+from ctssl.cli import main
+from ctssl.datasets import find_cases, problems
+from ctssl.volume import Volume
+
+
+def names(data, **kwargs):
+    return [case.name for case in find_cases(data, **kwargs).cases]
+
+
+def described(folder, **content):
+    (folder / "dataset.json").write_text(json.dumps(content))
+
+
+def test_nnunet(labelled):
+    for i in range(3):
+        (labelled / "images" / f"case{i}.nii.gz").rename(labelled / "images" / f"case{i}_0000.nii.gz")
+    (labelled / "images").rename(labelled / "imagesTr")
+    (labelled / "labels").rename(labelled / "labelsTr")
+    described(labelled, channel_names={"0": "CT"}, labels={"background": 0, "tumour": 1}, numTraining=3)
+    found = find_cases(labelled)
+    assert [c.name for c in found.cases] == ["case0", "case1", "case2"] and found.names == {1: "tumour"}
+    described(labelled, channel_names={"0": "CT", "1": "PET"}, labels={"background": 0, "tumour": 1})
+    with pytest.raises(ValueError, match="one CT"):
+        find_cases(labelled)
+    described(labelled, channel_names={"0": "CT"}, labels={"background": 0, "whole": [1, 2]})
+    with pytest.raises(ValueError, match="regions"):
+        find_cases(labelled)
+    (labelled / "dataset.json").write_text("{")
+    with pytest.raises(ValueError, match="not readable JSON"):
+        find_cases(labelled)
+
+
+def test_decathlon(labelled):
+    entries = [{"image": f"./images/case{i}.nii.gz", "label": f"./labels/case{i}.nii.gz"} for i in (2, 0)]
+    described(labelled, modality={"0": "CT"}, labels={"0": "background", "1": "cancer"}, training=entries)
+    found = find_cases(labelled)
+    assert [c.name for c in found.cases] == ["case2", "case0"] and found.names == {1: "cancer"}
+    for wrong, words in (
+        ([{"image": "images/case9.nii.gz", "label": "labels/case0.nii.gz"}], "not there"),
+        ([entries[0], entries[0]], "more than once"),
+        (["case0"], "image and label"),
+        ([], "no case"),
+    ):
+        described(labelled, labels={}, training=wrong)
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            find_cases(labelled)
+
+
+def write_table(path, rows):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_a_table(labelled):
+    def row(i, **more):
+        return {"image": f"images/case{i}.nii.gz", "label": f"labels/case{i}.nii.gz", "patient": f"p{i % 2}",
+                "split": "train", "kernel": "B30f", **more}  # fmt: skip
+
+    table = write_table(labelled / "cases.csv", [row(i) for i in range(3)])
+    cases = find_cases(table).cases
+    assert [(c.name, c.patient, c.split) for c in cases] == [
+        ("case0", "p0", "train"),
+        ("case1", "p1", "train"),
+        ("case2", "p0", "train"),
+    ]
+    assert cases[0].facts == {"kernel": "B30f"}
+    write_table(table, [row(0, id="a"), row(1, id="../b")])
+    with pytest.raises(ValueError, match="cannot be the name"):
+        find_cases(table)
+    write_table(table, [row(0), row(2, split="test")])
+    (found,) = [p for p in problems(find_cases(table)) if p.code == "patient"]
+    assert found.level == "error" and "p0" in found.message
+    write_table(table, [{"picture": "x"}])
+    with pytest.raises(ValueError, match="needed: image, label"):
+        find_cases(table)
+
+
+def test_dicom_patients(tmp_path, data):
+    pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'ctssl[dicom]'")
+    from ctssl.metrics import dsc
+
+    (case,) = find_cases(data / "dicom").cases
+    assert case.name == "STS_008" and case.label.is_file()
+    scan, mask = datasets.read_case(case)
+    truth = ctssl.read(data / "sarcoma" / "labels" / "STS_008.nii.gz")
+    from ctssl.volume import resample
+
+    seen = resample(mask.array > 0, mask.affine, truth.shape, truth.affine) > 0.5
+    covered = resample(np.ones(scan.shape, np.float32), scan.affine, truth.shape, truth.affine) > 0.5
+    assert dsc(seen & covered, (truth.array > 0) & covered) >= 0.95
+    assert problems(find_cases(data / "dicom")) == []
+    with pytest.raises(ValueError, match="no structure 'nothing'"):
+        datasets.read_case(find_cases(data / "dicom", roi="nothing").cases[0])
+
+
+def test_a_folder_of_no_known_layout_says_which_are_known(tmp_path):
+    (tmp_path / "scans").mkdir()
+    with pytest.raises(FileNotFoundError, match="Decathlon"):
+        find_cases(tmp_path)
+
+
+def test_every_fault_of_a_case_is_named(labelled, ball):
+    scan, mask = ball
+
+    def put(kind, name, volume):
+        volume.save(labelled / kind / f"{name}.nii.gz", overwrite=True)
+
+    rng = np.random.default_rng(9)
+
+    def other():
+        return Volume(scan.array + rng.normal(0, 5, scan.shape).astype(np.float32), scan.affine)
+
+    put("images", "empty", other())
+    put("labels", "empty", Volume(np.zeros_like(mask.array), mask.affine))
+    put("images", "twice", ctssl.read(labelled / "images" / "case0.nii.gz"))
+    put("labels", "twice", mask)
+    put("images", "windowed", Volume(np.clip((scan.array + 500) / 1000, 0, 1), scan.affine))
+    put("labels", "windowed", mask)
+    put("images", "shape", other())
+    put("labels", "shape", Volume(mask.array[:-1], mask.affine))
+    put("images", "apart", other())
+    moved = mask.affine.copy()
+    moved[0, 3] += 7
+    put("labels", "apart", Volume(mask.array, moved))
+    put("images", "values", other())
+    put("labels", "values", Volume(mask.array * 0.5, mask.affine))
+    put("images", "number", other())
+    put("labels", "number", Volume(mask.array * 3, mask.affine))
+    put("images", "broken", other())
+    (labelled / "labels" / "broken.nii.gz").write_bytes(b"no NIfTI")
+    described(labelled, labels={"background": 0, "tumour": 1})
+    found = {p.case: p for p in problems(find_cases(labelled))}
+    expected = {"empty": "warning", "twice": "error", "windowed": "error", "shape": "error", "apart": "error",
+                "values": "error", "number": "error", "broken": "error"}  # fmt: skip
+    assert {case: p.level for case, p in found.items()} == expected
+    assert "7.0 mm apart" in found["apart"].message and "case0" in found["twice"].message
+    with pytest.raises(ValueError) as refused:
+        datasets.refuse(list(found.values()), 11)
+    assert "7 of 11" in str(refused.value) and all(case in str(refused.value) for case in expected if case != "empty")
+
+
+def test_finetune_refuses_naming_all_cases_and_check_says_the_same(labelled, tmp_path, capsys):
+    for i in (0, 1):
+        (labelled / "labels" / f"case{i}.nii.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"2 of 3 cases cannot be used:\n  case0: .*\n  case1: "):
+        ctssl.finetune(labelled, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert main(["check", str(labelled), "--json"]) == 2
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["cases"] == ["case0", "case1", "case2"] and [p["case"] for p in shown["problems"]] == [
+        "case0",
+        "case1",
+    ]
+
+
+def test_scans_of_the_pretraining_are_recognised_and_no_others(data):
+    for model, group, expected in (("swin-self-mim", "sarcoma", 26), ("swin-wild-mim", "sarcoma", 0)):
+        found = problems(find_cases(data / group), model=model)
+        assert [p.code for p in found] == ["pretrained"] * expected
+        from training.data.corpora import split
+
+        assert not {p.case for p in found} & set(split("test"))
