@@ -72,9 +72,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--head", default="light", help="segmentation head (default: %(default)s)")
     sub.add_argument(
-        "--hold-out", default="0.2", help="share of cases, or case names with commas (default: %(default)s)"
+        "--hold-out", help="share of patients, or case names with commas (default: the table's column split, or 0.2)"
     )
+    sub.add_argument("--folds", type=int, metavar="K", help="hold out one of K parts of the patients instead")
+    sub.add_argument("--fold", type=int, metavar="I", help="which, from 0; without it all, each into OUT/foldI")
+    sub.add_argument("--few-shot", type=int, metavar="N", help="train on N patients only")
+    sub.add_argument("--spacing", type=float, metavar="MM", help="to work at (default: from the tumours' size)")
     sub.add_argument("--steps", type=int, help="training steps (default: 600)")
+    sub.add_argument("--minutes", type=float, help="train for about so long instead")
+    sub.add_argument("--freeze", choices=["encoder"], help="leave it as it is, train the head alone")
+    sub.add_argument("--layer-decay", type=float, help="of the learning rate, a block (default: 1, none)")
     sub.add_argument("--batch", type=int, help="crops per step (default: 4)")
     sub.add_argument("--crop", type=int, help="voxels along each side of a crop (default: 64)")
     sub.add_argument("--seed", type=int, help="default: 0")
@@ -204,27 +211,50 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _finetune(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
     from ctssl.finetuning import Settings
 
-    try:
-        hold_out: float | list[str] = float(args.hold_out)
-    except ValueError:
-        hold_out = [name.strip() for name in args.hold_out.split(",") if name.strip()]
-    chosen = {key: getattr(args, key) for key in ("steps", "batch", "crop", "seed") if getattr(args, key) is not None}
-    report = ctssl.finetune(
-        args.data, images=args.images, labels=args.labels, roi=args.roi, out=args.out, model=args.model, head=args.head,
-        hold_out=hold_out, settings=Settings(**chosen), from_scratch=args.from_scratch, device=args.device, overwrite=args.overwrite,
-        progress=not args.json,
-    )  # fmt: skip
+    if args.fold is not None and args.folds is None:
+        raise ValueError("--fold needs --folds")
+    chosen = {key: getattr(args, key) for key in ("steps", "minutes", "batch", "crop", "seed", "layer_decay")}
+    settings = Settings(
+        **{key: value for key, value in chosen.items() if value is not None}, freeze=args.freeze is not None
+    )
+    every = args.folds is not None and args.fold is None
+    reports = [
+        ctssl.finetune(
+            args.data, images=args.images, labels=args.labels, roi=args.roi, model=args.model, head=args.head,
+            out=Path(args.out) / f"fold{fold}" if every else args.out, hold_out=_hold_out(args.hold_out), folds=args.folds,
+            fold=fold, few_shot=args.few_shot, spacing_mm=args.spacing, settings=settings, from_scratch=args.from_scratch,
+            device=args.device, overwrite=args.overwrite, progress=not args.json,
+        )
+        for fold in (range(args.folds) if every else [args.fold or 0])
+    ]  # fmt: skip
     if args.json:
-        print(json.dumps({"model": str(report.folder), "held_out": report.held_out,
-                          "mean_dsc": report.mean_dsc if report.held_out else None, "train": report.train}))  # fmt: skip
+        results = [{"model": str(report.folder), "held_out": report.held_out,
+                    "mean_dsc": report.mean_dsc if report.held_out else None, "train": report.train}
+                   for report in reports]  # fmt: skip
+        print(json.dumps(results if every else results[0]))
         return
-    for case, scores in report.held_out.items():
-        print(f"{case:24} " + "  ".join(f"{name} DSC {value:.3f}" for name, value in scores.items()))
-    if report.held_out:
-        print(f"{'mean of ' + str(len(report.held_out)) + ' held-out cases':24} DSC {report.mean_dsc:.3f}")
-    print(f"\n{report.folder} is ready. Next: ctssl segment SCAN OUT.nii.gz --model {report.folder}")
+    for report in reports:
+        for case, scores in report.held_out.items():
+            print(f"{case:24} " + "  ".join(f"{name} DSC {value:.3f}" for name, value in scores.items()))
+        if report.held_out:
+            print(f"{'mean of ' + str(len(report.held_out)) + ' held-out cases':24} DSC {report.mean_dsc:.3f}")
+    if every:
+        print(
+            f"{'mean of ' + str(len(reports)) + ' folds':24} DSC {sum(r.mean_dsc for r in reports) / len(reports):.3f}"
+        )
+    print(f"\n{reports[0].folder} is ready. Next: ctssl segment SCAN OUT.nii.gz --model {reports[0].folder}")
+
+
+def _hold_out(text: str | None) -> float | list[str] | None:
+    """A share, or case names with commas between them."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -308,7 +308,7 @@ def refuse(found: list[Problem], cases: int) -> None:
 def voxel_hash(scan: Volume, salt: str = "") -> str:
     """sha256 of the HU values, rounded, and the shape."""
     digest = hashlib.sha256(f"{salt}{scan.shape}".encode())
-    digest.update(np.ascontiguousarray(np.clip(np.round(scan.array), -32768, 32767).astype("<i2")))
+    digest.update(np.clip(np.round(scan.array), -32768, 32767).astype("<i2").tobytes())
     return digest.hexdigest()
 
 

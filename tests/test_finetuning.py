@@ -1,7 +1,9 @@
 """Fine-tuning on small labelled scans: it learns, resumes exactly, holds out, and refuses bad data before training."""
 
 import dataclasses
+import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ import torch
 
 import ctssl
 from ctssl import finetuning
-from ctssl.datasets import find_cases
+from ctssl.cli import main
+from ctssl.datasets import Case, find_cases
+from ctssl.encoders import ENCODERS
 from ctssl.volume import Volume
 
 QUICK = ctssl.Settings(steps=4, batch=1, crop=16, save_minutes=0)
@@ -182,3 +186,85 @@ def test_labels_move_with_the_scan_onto_the_models_grid(ball):
     volume_mm3 = mask.array.sum() * 12.0
     assert moved.sum() * 8.0 == pytest.approx(volume_mm3, rel=0.1)
     assert there.array[moved == 1].mean() > 0.66  # the ball is bright: 200 HU is 0.7
+
+
+def case(name, patient="", split=""):
+    return Case(name, Path(name), Path(name), patient=patient or name, split=split)
+
+
+def test_the_scans_of_a_patient_stay_together():
+    cases = [case(f"{p}{i}", patient=p) for p in "abcdefgh" for i in range(2)]
+    for seed in range(5):
+        train, held = finetuning.divide(cases, 0.25, seed)
+        assert len(held) == 4 and not {c.patient for c in train} & {c.patient for c in held}
+    with pytest.raises(ValueError, match="scans on both sides"):
+        finetuning.divide(cases, ["a0"], 0)
+    folds = [set(finetuning.part(cases, 3, fold, 0)) for fold in range(3)]
+    assert sorted(len(f) for f in folds) == [4, 6, 6] and set.union(*folds) == {c.name for c in cases}
+    with pytest.raises(ValueError, match="fold 3 of 3"):
+        finetuning.part(cases, 3, 3, 0)
+    some = finetuning.few(cases, 3, 0)
+    assert len(some) == 6 and len({c.patient for c in some}) == 3
+    with pytest.raises(ValueError, match="8 patients"):
+        finetuning.few(cases, 9, 0)
+
+
+def test_a_table_says_which_cases_are_held_out():
+    cases = [case("a", split="train"), case("b", split="test"), case("c", split="training")]
+    assert [c.name for c in finetuning.divide(cases, None, 0)[1]] == ["b"]
+    assert finetuning.divide(cases, 0, 0)[1] == []
+
+
+def test_the_spacing_follows_from_the_tumours(tmp_path):
+    def spacing(radius_mm, voxel_mm):
+        n = round(60 / voxel_mm)
+        place = (np.arange(n) - n / 2 + 0.5) * voxel_mm
+        x, y, z = np.meshgrid(place, place, place, indexing="ij")
+        mask = (x**2 + y**2 + z**2 < radius_mm**2).astype(np.uint8)
+        path = Volume(mask, np.diag([voxel_mm] * 3 + [1.0])).save(tmp_path / "m.nii.gz", overwrite=True)
+        return finetuning.fitting_spacing([dataclasses.replace(case("x"), image=path, label=path)], 2.0)
+
+    assert spacing(6.0, 1.0) == pytest.approx(1.2, abs=0.02)  # 12 mm across
+    assert spacing(25.0, 1.0) == 2.0 and spacing(3.0, 1.0) == 1.0
+
+
+@pytest.mark.parametrize("name", ["swin", "vit"])
+def test_blocks_far_from_the_end_learn_more_slowly(name):
+    from tests.conftest import SMALL
+
+    net = ctssl.segmenter(ENCODERS[name](**SMALL[name]), head="linear")
+    settings = ctssl.Settings(encoder_lr=1.0, lr=2.0, layer_decay=0.5)
+    peaks = {
+        id(p): group["peak"] for group in finetuning.groups(net, settings, from_scratch=False) for p in group["params"]
+    }
+    assert set(peaks) == {id(p) for p in net.parameters()}
+    blocks = [peaks[id(next(b.parameters()))] for b in net.encoder.blocks]
+    assert all(a < b for a, b in itertools.pairwise(blocks))
+    assert peaks[id(net.encoder.patch_embed.proj.weight)] < blocks[0] and blocks[-1] <= 1.0
+    assert {peaks[id(p)] for p in net.head.parameters()} == {2.0}
+
+
+def test_a_frozen_encoder_stays_as_it_is_and_minutes_end_the_training(labelled, tiny, tmp_path):
+    before = {k: v.clone() for k, v in tiny.state_dict().items()}
+    settings = dataclasses.replace(QUICK, freeze=True, minutes=0.001)
+    finetuning_steps = []
+    draw = finetuning.draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning, "draw", lambda *a: (finetuning_steps.append(a[2]), draw(*a))[1])
+        ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=settings, spacing_mm=3.0, progress=False)
+    assert finetuning_steps == list(range(finetuning.TIMED))
+    kept = ctssl.load_segmenter(tmp_path / "m")
+    assert kept.spec.preprocess.spacing_mm == 3.0
+    for key, value in kept.encoder.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_all_folds_from_the_command(labelled, tiny, tmp_path, capsys):
+    tiny.save_pretrained(tmp_path / "tiny")
+    assert main(["finetune", str(labelled), "--model", str(tmp_path / "tiny"), "--out", str(tmp_path / "m"), "--folds", "3",
+                 "--steps", "1", "--crop", "16", "--batch", "1", "--json"]) == 0  # fmt: skip
+    reports = json.loads(capsys.readouterr().out)
+    assert sorted(name for report in reports for name in report["held_out"]) == ["case0", "case1", "case2"]
+    assert all((tmp_path / "m" / f"fold{i}" / "model.safetensors").is_file() for i in range(3))
+    assert main(["finetune", str(labelled), "--out", str(tmp_path / "n"), "--fold", "1"]) == 2
+    assert "--folds" in capsys.readouterr().err

@@ -1,8 +1,9 @@
 """A finished pretraining -> its model folder: `python -m training.export swin_wild_mim [--out runs/swin_wild_mim]`.
 
-Writes `model_cards/<name>/` (weights in fp16, config with the feature fingerprint, card, training.json) and prints the
-entry for `ctssl/zoo.py`. `--card` writes only the card again, from the files that are there, `--seen` only the hashes of the scans.
-`--full-state FILE` writes the whole task (heads, teacher, mask token) as safetensors instead, for those who want to go on from there.
+Writes `model_cards/<name>/` (weights in fp16, config with the feature fingerprint, card, training.json, hashes of the
+scans) and prints the entry for `ctssl/zoo.py`. `--card` writes only the card again, from the files that are there, `--seen`
+only the hashes. `--full-state FILE` writes the whole task (heads, teacher, mask token) as safetensors instead, for
+those who want to go on from there.
 """
 
 import argparse

@@ -242,6 +242,11 @@ class Swin(nn.Module, Pretrained):
         """Every block, in the order in which data meets it."""
         return [block for stage in self.stages for block in stage.blocks]  # type: ignore[attr-defined]
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which layer each weight belongs to, for `timm.optim.param_groups_layer_decay`."""
+        blocks = (r"^stages\.(\d+)", None) if coarse else (r"^stages\.(\d+)\.blocks\.(\d+)", None)
+        return {"stem": r"^patch_embed", "blocks": [blocks, (r"^stages\.(\d+)\.merge", (999,)), (r"^norms", (99999,))]}
+
     def _run(self, tokens: Tensor, keep: set[int] | None = None) -> tuple[list[Tensor], dict[int, Tensor]]:
         maps, kept, number = ([plain_norm(tokens)] if self.maps == "after" else []), {}, 0
         for i, stage in enumerate(self.stages):

@@ -1,5 +1,7 @@
 """3D Vision Transformer (arXiv 2010.11929), numerically equal to MONAI's on the same weights."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -124,6 +126,10 @@ class ViT(nn.Module, Pretrained):
         module: Block = self.blocks[wanted]  # type: ignore[assignment]
         q, k, _ = module.attn.split(module.norm1(tokens))
         return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which layer each weight belongs to, for `timm.optim.param_groups_layer_decay`."""
+        return {"stem": r"^patch_embed|^positions", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
 
     def _placed(self, tokens: Tensor) -> Tensor:
         return (tokens + self.position_grid(tokens.shape[1:4]).to(tokens.dtype)).flatten(1, 3)  # (B, x*y*z, C)
