@@ -68,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     _data(sub)
     sub.add_argument("--out", required=True, help="folder for the segmenter")
     sub.add_argument(
-        "--model", default="swin-wild-mim", help="encoder: name, folder or repository (default: %(default)s)"
+        "--model",
+        default="swin-wild-mim",
+        help="encoder: name, folder or repository; or a baseline: swin-scratch, vit-scratch, dynunet (default: %(default)s)",
     )
     sub.add_argument("--head", default="light", help="segmentation head (default: %(default)s)")
     sub.add_argument(
@@ -222,6 +224,7 @@ def _finetune(args: argparse.Namespace) -> None:
         **{key: value for key, value in chosen.items() if value is not None}, freeze=args.freeze is not None
     )
     every = args.folds is not None and args.fold is None
+    wanted = list(range(args.folds or 0)) if every else [args.fold or 0]
     reports = [
         ctssl.finetune(
             args.data, images=args.images, labels=args.labels, roi=args.roi, model=args.model, head=args.head,
@@ -229,7 +232,7 @@ def _finetune(args: argparse.Namespace) -> None:
             fold=fold, few_shot=args.few_shot, spacing_mm=args.spacing, settings=settings, from_scratch=args.from_scratch,
             device=args.device, overwrite=args.overwrite, progress=not args.json,
         )
-        for fold in (range(args.folds) if every else [args.fold or 0])
+        for fold in wanted
     ]  # fmt: skip
     if args.json:
         results = [{"model": str(report.folder), "held_out": report.held_out,

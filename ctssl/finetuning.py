@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,18 +19,25 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ctssl.datasets import Case, Dataset, find_cases, problems, read_case, refuse
+from ctssl.encoders import ENCODERS
+from ctssl.encoders.pixels import Pixels
+from ctssl.heads import HEADS
 from ctssl.inference import segment
 from ctssl.lint import check
 from ctssl.loading import load, segmenter
 from ctssl.metrics import dsc
 from ctssl.sampling import augment, crop_at, random_start
 from ctssl.volume import Volume, prepare, resample
-from ctssl.zoo import ModelSpec, Preprocess
+from ctssl.zoo import ModelSpec, Preprocess, info, list_models
 
 if TYPE_CHECKING:
     from ctssl.heads.segmenter import Segmenter
 
 
+BASELINES: dict[str, Callable[[], Any]] = {
+    "swin-scratch": lambda: published("swin"), "vit-scratch": lambda: published("vit"), "dynunet": Pixels,
+}  # fmt: skip
+"""What can be trained without any pretraining, by name."""
 TIMED = 10  # steps from which the speed is known
 
 
@@ -90,7 +98,8 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
         data: folder or CSV in a layout that `ctssl.datasets.find_cases` knows; or give `images` and `labels` apart.
         roi: the structure to learn, where RTSTRUCT or SEG files hold several.
         out: folder for the segmenter (`ctssl.load_segmenter(out)`). Started again, an interrupted training goes on.
-        model: a name, folder or repository for `ctssl.load`, or an encoder.
+        model: a name, folder or repository for `ctssl.load`, an encoder, or a baseline: `swin-scratch`, `vit-scratch` (the
+            published encoders, untrained) or `dynunet` (nnU-Net's network), under the same recipe.
         hold_out: share of the patients to hold out (drawn by `settings.seed`), or names of cases; 0 trains on all. None: what the
             table's column `split` does not call train, or a fifth.
         few_shot: train on so many of the patients only, drawn by `settings.seed`; the held-out cases stay the same.
@@ -116,8 +125,13 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     )
     if few_shot is not None:
         train = few(train, few_shot, settings.seed)
-    encoder: Any = model if isinstance(model, nn.Module) else load(model)
-    parent = encoder.spec.name if encoder.spec else ""
+    encoder: Any
+    if isinstance(model, str) and model in BASELINES:
+        encoder, from_scratch, parent = BASELINES[model](), True, model
+        head = model if model in HEADS else head
+    else:
+        encoder = model if isinstance(model, nn.Module) else load(model)
+        parent = encoder.spec.name if encoder.spec else ""
     if from_scratch:
         encoder, spec = fresh(encoder, settings.seed), encoder.spec
         encoder.spec = spec
@@ -218,6 +232,12 @@ def fitting_spacing(cases: list[Case], widest: float) -> float:
     return round(float(min(widest, max(np.median(diameters) / 10, np.median(finest)))), 2)
 
 
+def published(kind: str) -> Any:
+    """An encoder of the shape that is published, untrained."""
+    name = next(name for name in list_models() if info(name).kind == "encoder" and info(name).encoder == kind)
+    return ENCODERS[kind](**info(name).encoder_args)
+
+
 def fresh(encoder: Any, seed: int) -> Any:
     """An encoder of the same shape with initial weights."""
     torch.manual_seed(seed)
@@ -291,8 +311,8 @@ def fit(net: Segmenter, scans: list[tuple[np.ndarray, np.ndarray]], settings: Se
             group["lr"] = group["peak"] * rate(step, steps or 10 * TIMED, settings.warmup)
         image, label = draw(scans, settings, step)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = net(image.to(device))
-        loss = criterion(logits.float(), label.to(device))
+            found = net.supervised(image.to(device))
+        loss = torch.stack([weight * criterion(logits.float(), label.to(device)) for weight, logits in found]).sum()
         opt.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -322,7 +342,7 @@ def groups(net: Segmenter, settings: Settings, *, from_scratch: bool) -> list[di
     peak = settings.lr if from_scratch else settings.encoder_lr
     if settings.layer_decay == 1.0:
         return [{"params": list(net.encoder.parameters()), "peak": peak, "weight_decay": decay}, head]
-    from timm.optim import param_groups_layer_decay
+    from timm.optim._param_groups import param_groups_layer_decay
 
     layers = param_groups_layer_decay(
         net.encoder, decay, weight_decay_exclude_1d=False, layer_decay=settings.layer_decay

@@ -14,6 +14,7 @@ from torch import nn
 
 from ctssl import hub
 from ctssl.encoders import ENCODERS
+from ctssl.encoders.pixels import Pixels
 from ctssl.zoo import MODELS, ModelSpec, Preprocess
 
 if TYPE_CHECKING:
@@ -77,10 +78,11 @@ def segmenter(encoder: nn.Module | str | os.PathLike, *, head: str = "light", cl
 def build_encoder(config: dict[str, Any], folder: Path) -> Any:
     """The encoder that a `config.json` describes, with initial weights."""
     kind, args = config["encoder"], config["encoder_args"]
-    if kind not in ENCODERS:
-        raise ValueError(f"{folder} needs the encoder {kind!r}; this ctssl has {sorted(ENCODERS)}: update it")
+    known = {**ENCODERS, "pixels": Pixels}
+    if kind not in known:
+        raise ValueError(f"{folder} needs the encoder {kind!r}; this ctssl has {sorted(known)}: update it")
     try:
-        return ENCODERS[kind](**{key: tuple(v) if isinstance(v, list) else v for key, v in args.items()})
+        return known[kind](**{key: tuple(v) if isinstance(v, list) else v for key, v in args.items()})
     except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
         raise ValueError(
             f"{folder}/config.json does not describe a {kind} that this ctssl can build: {error}"

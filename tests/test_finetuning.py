@@ -268,3 +268,15 @@ def test_all_folds_from_the_command(labelled, tiny, tmp_path, capsys):
     assert all((tmp_path / "m" / f"fold{i}" / "model.safetensors").is_file() for i in range(3))
     assert main(["finetune", str(labelled), "--out", str(tmp_path / "n"), "--fold", "1"]) == 2
     assert "--folds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", sorted(finetuning.BASELINES))
+def test_a_baseline_trains_and_loads_again(labelled, model, tmp_path):
+    settings = dataclasses.replace(QUICK, steps=1, crop=32)
+    report = ctssl.finetune(labelled, model=model, out=tmp_path / "m", settings=settings, progress=False)
+    kept = ctssl.load_segmenter(tmp_path / "m")
+    assert json.loads((tmp_path / "m" / "report.json").read_text())["model"] == model and kept.parent == ""
+    (name,) = report.held_out
+    again = kept.segment(labelled / "images" / f"{name}.nii.gz")
+    truth = ctssl.read(labelled / "labels" / f"{name}.nii.gz").array
+    assert ctssl.metrics.dsc(again.array == 1, truth == 1) == pytest.approx(report.mean_dsc)

@@ -6,26 +6,33 @@ import torch
 
 import ctssl
 from ctssl import Swin
-from ctssl.heads import HEADS
+from ctssl.encoders.pixels import Pixels
+from ctssl.heads import HEADS, dynunet
+from ctssl.heads.dynunet import DynUnet
 from ctssl.heads.segmenter import Segmenter
 from ctssl.volume import Volume
 
-FOR_THE_PAPER = {"smit": dict(width=6, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=4, patch=2)}
+PARTNERS = {
+    "smit": lambda: Swin(width=6, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=4, patch=2),
+    "dynunet": Pixels,
+}
 """Heads that are made for one shape of encoder, and a tiny one of that shape."""
 
 
 @pytest.fixture
 def fitting(encoder):
-    return lambda head: Swin(**FOR_THE_PAPER[head]).eval() if head in FOR_THE_PAPER else encoder
+    return lambda head: PARTNERS[head]().eval() if head in PARTNERS else encoder
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
 @pytest.mark.parametrize("size", [(64, 32, 32), (33, 17, 40)])
 def test_logits_have_the_size_of_the_image_and_every_parameter_learns(fitting, head, size):
     model = Segmenter(fitting(head), head=head, classes=3).train()
-    logits = model(torch.rand(2, 1, *size))
-    assert logits.shape == (2, 3, *size)
-    logits.square().mean().backward()
+    image = torch.rand(2, 1, *size)
+    assert model(image).shape == (2, 3, *size)
+    found = model.supervised(image)
+    assert sum(weight for weight, _ in found) == pytest.approx(1.0)
+    sum(weight * logits.square().mean() for weight, logits in found).backward()
     without = [name for name, p in model.head.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert not without
     assert all(p.grad is not None for p in model.encoder.patch_embed.parameters())
@@ -47,6 +54,36 @@ def test_a_head_sees_the_image_where_it_is(fitting, head):
 def test_the_papers_decoder_refuses_other_encoders(encoder):
     with pytest.raises(ValueError, match="unetr"):
         Segmenter(encoder, head="smit")
+
+
+def test_a_whole_network_refuses_an_encoder_that_it_would_ignore(encoder):
+    with pytest.raises(ValueError, match="--model dynunet"):
+        Segmenter(encoder, head="dynunet")
+
+
+@pytest.mark.parametrize(("crop", "halvings"), [(64, 4), (96, 4), (128, 5), (32, 3)])
+def test_the_baseline_has_nnunets_shape(crop, halvings):
+    head = DynUnet((1,), (1,), 2, crop=crop)
+    assert len(head.up) == halvings and head.bottleneck.conv1.conv.out_channels == min(32 * 2**halvings, 320)
+
+
+def test_the_baseline_is_monais(monkeypatch):
+    """All levels of deep supervision, against MONAI's own forward on the same blocks."""
+    made = []
+
+    class Kept(dynunet.DynUNet):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(dynunet, "DynUNet", Kept)
+    head = DynUnet((1,), (1,), 3, crop=32).train()
+    image = torch.rand(1, 1, 32, 32, 32)
+    theirs = made[0].train()(image)
+    ours = head.deep(image, [image])
+    assert [weight for weight, _ in ours] == pytest.approx([4 / 7, 2 / 7, 1 / 7])
+    torch.testing.assert_close(torch.stack([logits for _, logits in ours], 1), theirs)
+    torch.testing.assert_close(head.eval()(image, [image]), made[0].eval()(image))
 
 
 def test_the_papers_decoder_refuses_crops_that_are_too_small_for_its_norm(fitting):

@@ -150,10 +150,20 @@ def probing(name: str) -> str:
     tasks = {t: {k: models[k] for k in labels if k in models} for t, models in kept["tasks"].items()}
     if not any(name in models for models in tasks.values()):
         return "\nFrozen features of this model have not been probed yet.\n"
-    from training.experiments.probe import table
+    from training.experiments.probe import beats_its_twin, table
+
+    verdict = (
+        "In the linear probe it is better than its random twin."
+        if beats_its_twin(kept, name)
+        else (
+            "**In the linear probe it is not better than the same encoder with random weights**, in neither task with its interval."
+        )
+    )
 
     return f"""
 Frozen features of single voxels, tumour or other tissue, by `{kept["command"]}`: mean over patients that were not fitted on,
 with 95% intervals.
 
-{table(kept | {"tasks": tasks})}"""
+{table(kept | {"tasks": tasks})}
+{verdict}
+"""

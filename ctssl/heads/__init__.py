@@ -2,14 +2,15 @@
 
 A head is an `nn.Module`: `Head(channels, strides, classes)`, with what an encoder says of its maps;
 `forward(image (B, 1, X, Y, Z), maps) -> logits (B, classes, X, Y, Z)` at full resolution, for sizes of any kind. It
-knows nothing else of the encoder.
+knows nothing else of the encoder. A head with deep supervision has `deep(image, maps)` too: weights and logits of all levels.
 
 To add one: write `ctssl/heads/<name>.py` and add a line to `HEADS`.
 """
 
+from ctssl.heads.dynunet import DynUnet
 from ctssl.heads.light import Light
 from ctssl.heads.linear import Linear
 from ctssl.heads.smit import Smit
 from ctssl.heads.unetr import Unetr
 
-HEADS = {"light": Light, "linear": Linear, "smit": Smit, "unetr": Unetr}
+HEADS = {"dynunet": DynUnet, "light": Light, "linear": Linear, "smit": Smit, "unetr": Unetr}

@@ -42,6 +42,11 @@ class Segmenter(nn.Module):
         """Logits `(B, classes, X, Y, Z)` of a preprocessed image `(B, 1, X, Y, Z)`."""
         return self.head(image, self.encoder(image))
 
+    def supervised(self, image: Tensor) -> list[tuple[float, Tensor]]:
+        """Weights and logits that a training takes its loss from: one pair, or several for a head with deep supervision."""
+        maps = self.encoder(image)
+        return self.head.deep(image, maps) if hasattr(self.head, "deep") else [(1.0, self.head(image, maps))]  # type: ignore[operator]
+
     preprocess = Pretrained.preprocess
 
     @property

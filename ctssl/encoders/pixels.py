@@ -1,0 +1,21 @@
+"""No encoder: the image is the only map. Under it, a head that is a whole network trains like any other model."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ctssl.encoders.pretrained import Pretrained
+
+
+class Pixels(nn.Module, Pretrained):
+    """`forward(x)`: `(B, 1, X, Y, Z)` -> `[x]`."""
+
+    channels, strides = (1,), (1,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {}
+        self.patch_embed = nn.Identity()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x]

@@ -1,0 +1,58 @@
+"""nnU-Net's network (MONAI's DynUNet), the baseline that every claim is printed next to. A whole network, not a decoder."""
+
+from monai.networks.nets.dynunet import DynUNet
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+WIDEST = 320
+
+
+class DynUnet(nn.Module):
+    """Reads the image alone: it belongs on the encoder `pixels`, as `ctssl finetune --model dynunet` builds it.
+
+    Kernels and strides by nnU-Net's rule for isotropic voxels: kernels of 3, halving while 4 voxels are left of the crop;
+    channels double from 32 to 320; plain convolutions with instance norm; deep supervision of three levels.
+
+    Args:
+        crop: voxels along each side of the training crops.
+    """
+
+    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, *, crop: int = 64) -> None:
+        super().__init__()
+        if tuple(strides) != (1,) or tuple(channels) != (1,):
+            raise ValueError("head 'dynunet' is a whole network and would ignore the encoder; train it with --model dynunet, "
+                             "or put 'light' or 'unetr' on this encoder")  # fmt: skip
+        halvings = 0
+        while crop // 2 ** (halvings + 1) >= 4 and halvings < 5:
+            halvings += 1
+        steps = [1] + [2] * halvings
+        self.multiple = 2**halvings
+        net = DynUNet(3, 1, classes, kernel_size=[3] * len(steps), strides=steps, upsample_kernel_size=steps[1:],
+                      filters=[min(32 * 2**k, WIDEST) for k in range(len(steps))], deep_supervision=True,
+                      deep_supr_num=max(1, min(2, halvings - 1)))  # fmt: skip
+        self.down = nn.ModuleList([net.input_block, *net.downsamples])  # MONAI's holds every block twice,
+        self.bottleneck, self.up = net.bottleneck, net.upsamples  # which safetensors does not store
+        self.out, self.heads = net.output_block, net.deep_supervision_heads
+
+    def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
+        """Logits `(B, classes, X, Y, Z)` from the image `(B, 1, X, Y, Z)`."""
+        return self.deep(image, maps)[0][1]
+
+    def deep(self, image: Tensor, maps: list[Tensor]) -> list[tuple[float, Tensor]]:
+        """Weights that sum to 1, and logits at full resolution: the final ones, then those of coarser levels."""
+        x, y, z = image.shape[2:]
+        features = F.pad(image, [p for n in (z, y, x) for p in (0, -n % self.multiple)])
+        size, skips, levels = features.shape[2:], [], []
+        for block in self.down:
+            features = block(features)
+            skips.append(features)
+        features = self.bottleneck(features)
+        for block, skip in zip(self.up, reversed(skips), strict=True):
+            features = block(features, skip)
+            levels.append(features)
+        logits = [self.out(levels[-1])]
+        if self.training:
+            coarser = zip(self.heads, reversed(levels[:-1]), strict=False)
+            logits += [F.interpolate(head(level), size) for head, level in coarser]
+        total = sum(0.5**k for k in range(len(logits)))
+        return [(0.5**k / total, one[..., :x, :y, :z]) for k, one in enumerate(logits)]
