@@ -53,11 +53,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("out", nargs="?", help="file.npy (without it, the vector is printed)")
     sub.add_argument("--model", default="swin-wild-mim", help="name, folder or repository (default: %(default)s)")
     _common(sub)
-    sub = command("segment", _segment, "a mask for a scan, on the scan's own grid")
-    sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder")
-    sub.add_argument("out", help="OUT.nii.gz")
+    sub = command("segment", _segment, "a mask for a scan, or for every scan of a folder, on the scan's own grid")
+    sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder; or a folder of any of these")
+    sub.add_argument("out", help="OUT.nii.gz; or a folder, for a folder of scans")
     sub.add_argument("--model", required=True, help="a segmenter: folder of `ctssl finetune`, name or repository")
     sub.add_argument("--overlay", metavar="PNG", help="also a picture of the mask on the scan")
+    sub.add_argument(
+        "--tta", action="store_true", help="average over all mirrorings: a little better, eight times slower"
+    )
+    sub.add_argument("--probabilities", action="store_true", help="also a map of each label, OUT_LABEL.nii.gz")
+    sub.add_argument("--resume", action="store_true", help="of a folder, leave out scans that have their mask")
+    sub.add_argument("--shard", metavar="I/N", help="of a folder, only part I of N (from 0)")
     _common(sub)
     sub = command(
         "check", _check, "what is wrong with labelled scans, case by case, before anything is trained on them"
@@ -174,26 +180,78 @@ def _embed(args: argparse.Namespace) -> None:
 
 
 def _segment(args: argparse.Namespace) -> None:
-    import numpy as np
+    from pathlib import Path
+
+    if not args.out.endswith((".nii", ".nii.gz")) and _scans_of(Path(args.scan)):
+        _segment_folder(args)
+        return
+    if args.resume or args.shard:
+        raise ValueError("--resume and --shard are for a folder of scans and a folder to write to")
+    from ctssl.inference import write_mask
 
     _free(args.out, args.overwrite, ".nii", ".nii.gz")
     if args.overlay:
         _free(args.overlay, args.overwrite, ".png")
     model = ctssl.load_segmenter(args.model, device=args.device)
     scan = ctssl.read(args.scan, series=args.series)
-    mask = model.segment(scan, progress=not args.json)
-    mask.save(args.out, overwrite=args.overwrite)
+    mask, facts = write_mask(model, scan, Path(args.out), tta=args.tta, with_probabilities=args.probabilities,
+                             overwrite=args.overwrite, progress=not args.json)  # fmt: skip
     if args.overlay:
         from ctssl.pictures import overlay
 
         overlay(scan, mask, args.overlay, title=f"{scan.name}: {args.model}")
-    ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
-    volumes = {name: round(float((mask.array == k).sum()) * ml, 3) for k, name in model.labels.items()}
     if args.json:
-        print(json.dumps({"mask": args.out, "overlay": args.overlay, "volume_ml": volumes}))
+        print(json.dumps({"mask": args.out, "overlay": args.overlay, "volume_ml": facts["volume_ml"]}))
         return
-    found = ", ".join(f"{name} {value:.1f} ml" if value else f"no {name} found" for name, value in volumes.items())
+    found = ", ".join(
+        f"{name} {value:.1f} ml" if value else f"no {name} found" for name, value in facts["volume_ml"].items()
+    )
     print(f"{args.out}: {found}" + (f"; picture {args.overlay}" if args.overlay else ""))
+
+
+def _segment_folder(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from ctssl.inference import segment_all
+
+    if args.overlay:
+        raise ValueError("--overlay is for one scan")
+    scans, out = _scans_of(Path(args.scan)), Path(args.out)
+    if args.shard:
+        part, _, parts = args.shard.partition("/")
+        if not part.isdigit() or not parts.isdigit() or not int(part) < int(parts):
+            raise ValueError(f"--shard {args.shard}: I/N with I from 0 to N-1, such as 0/4")
+        scans = {name: scans[name] for name in sorted(scans)[int(part) :: int(parts)]}
+    there = [name for name in scans if (out / f"{name}.nii.gz").exists()]
+    if there and not args.resume and not args.overwrite:
+        raise FileExistsError(f"{out} holds masks of {len(there)} of these scans; add --resume or --overwrite")
+    model = ctssl.load_segmenter(args.model, device=args.device)
+    failed = segment_all(model, scans, out, tta=args.tta, with_probabilities=args.probabilities, resume=args.resume,
+                         overwrite=args.overwrite, progress=not args.json)  # fmt: skip
+    if args.json:
+        print(json.dumps({"out": args.out, "scans": len(scans), "failed": failed}))
+    else:
+        print(f"{len(scans) - len(failed)} of {len(scans)} scans have their mask in {out}")
+    if failed:
+        raise RuntimeError(f"{len(failed)} scans failed:\n" + "\n".join(f"  {n}: {why}" for n, why in failed.items()))
+
+
+def _scans_of(folder: Any) -> dict[str, Any]:
+    """The NIfTI files of a folder and its folders (DICOM series) by name; empty for a file or the folder of one series."""
+    if not folder.is_dir():
+        return {}
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() or path.name.endswith((".nii", ".nii.gz")):
+            name = path.name.removesuffix(".gz").removesuffix(".nii").removesuffix("_0000")
+            if name in found:
+                raise ValueError(
+                    f"{path.name} and {found[name].name} would both be written as {name}.nii.gz; rename one"
+                )
+            found[name] = path
+    return found
 
 
 def _check(args: argparse.Namespace) -> None:

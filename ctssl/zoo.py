@@ -62,10 +62,11 @@ def _pretrained(encoder: str, corpus: str, pretext: str, sha256: str) -> ModelSp
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in [
-        _pretrained("swin", "wild", "mim", "c82a1785895848ed7e31884e9182b3afceb293b0efa4c5a1937eabc929eda5c3"),
         _pretrained("swin", "self", "contrastive", "db7c37dd682b01ab389491365d4e37111e7c7204d3ad70f6ca794f06916a93e1"),
         _pretrained("swin", "self", "mim", "c1cc0a0686070d9ed9dad9371f742d867658f9848e2ccb97501e7d1d02e7deb4"),
+        _pretrained("swin", "self", "smit", "bf5bd3448e0b5d5a9873535696bfd4e41fe4efe2f2d62a4c7f6bbf9989497cd5"),
         _pretrained("swin", "wild", "contrastive", "317499a06c01c8fea52670825b80ae4251f9fa7bacb3576f368fcc7fba0e49f2"),
+        _pretrained("swin", "wild", "mim", "c82a1785895848ed7e31884e9182b3afceb293b0efa4c5a1937eabc929eda5c3"),
         _pretrained("swin", "wild", "smit", "3d34e13689f61696b0fb718c3fa3bc3282d90bf180ddb71ea590ed1fb8f8fa9c"),
         _pretrained("vit", "wild", "mim", "1878f43187702ce76ed8fe929eaf1fcd29d24474436eaba33e0e01cd03cf73ae"),
     ]

@@ -72,6 +72,37 @@ def test_segment(capsys, scan, model, tmp_path):
     assert "must end in" in refused(capsys, "segment", scan, tmp_path / "mask.png", "--model", model)
     assert "untrained" in refused(capsys, "segment", scan, tmp_path / "m.nii.gz", "--model", "swin-wild-mim")
     assert "make it first" in refused(capsys, "segment", scan, tmp_path / "no" / "m.nii.gz", "--model", model)
+    beside = json.loads((tmp_path / "mask.ctssl.json").read_text())
+    assert beside["labels"] == {"1": "tumour"} and beside["volume_ml"] == found["volume_ml"]
+
+
+def test_segment_with_probabilities(capsys, scan, model, tmp_path):
+    said(capsys, "segment", scan, tmp_path / "m.nii.gz", "--model", model, "--probabilities", "--tta")
+    mask, chance = (ctssl.read(tmp_path / name).array for name in ("m.nii.gz", "m_tumour.nii.gz"))
+    assert chance.min() >= 0 and chance.max() <= 1 and (mask == (chance > 0.5)).mean() > 0.9999
+    (tmp_path / "m.nii.gz").unlink()
+    assert "m_tumour" in refused(capsys, "segment", scan, tmp_path / "m.nii.gz", "--model", model, "--probabilities")
+
+
+def test_segment_a_folder(capsys, scan, model, tmp_path):
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    for name in "abcd":
+        (scans / f"{name}_0000.nii.gz").write_bytes(scan.read_bytes())
+    (scans / "c_0000.nii.gz").write_bytes(scan.read_bytes()[:2000])
+    args = ["segment", str(scans), str(out), "--model", str(model)]
+    assert main([*args, "--shard", "1/2"]) == 0
+    assert sorted(p.name for p in out.glob("*.nii.gz")) == ["b.nii.gz", "d.nii.gz"]
+    kept = (out / "b.nii.gz").stat().st_mtime_ns
+    assert "--resume" in refused(capsys, *args)
+    assert main([*args, "--resume"]) == 1
+    said_so = capsys.readouterr()
+    assert "3 of 4" in said_so.out and "c: " in said_so.err and "Traceback" not in said_so.err
+    assert sorted(p.name for p in out.glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz", "d.nii.gz"]
+    assert (out / "b.nii.gz").stat().st_mtime_ns == kept and not list(out.glob(".part*"))
+    np.testing.assert_array_equal(ctssl.read(out / "a.nii.gz").array, ctssl.read(out / "b.nii.gz").array)
+    assert "from 0 to N-1" in refused(capsys, *args, "--shard", "2/2")
+    assert "one scan" in refused(capsys, *args, "--overlay", tmp_path / "x.png")
 
 
 def test_finetune(capsys, labelled, tmp_path):

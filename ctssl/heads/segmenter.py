@@ -54,13 +54,22 @@ class Segmenter(nn.Module):
         """That of the encoder."""
         return self.encoder.spec
 
-    def segment(
-        self, source: Volume | str | os.PathLike | tuple, *, overlap: float = 0.5, progress: bool = False
-    ) -> Volume:
-        """Labels (uint8) of a scan of any size, on the scan's own grid. `source`: what `ctssl.read` takes."""
+    def segment(self, source: Volume | str | os.PathLike | tuple, *, overlap: float = 0.5, tta: bool = False,
+                progress: bool = False) -> Volume:  # fmt: skip
+        """Labels (uint8) of a scan of any size, on the scan's own grid. `source`: what `ctssl.read` takes.
+
+        `overlap`: share of a window that the next one sees again. `tta`: average over all mirrorings, eight times the work.
+        """
         from ctssl.inference import segment
 
-        return segment(self, source, overlap=overlap, progress=progress)
+        return segment(self, source, overlap=overlap, tta=tta, progress=progress)
+
+    def probabilities(self, source: Volume | str | os.PathLike | tuple, *, overlap: float = 0.5, tta: bool = False,
+                      progress: bool = False) -> dict[str, Volume]:  # fmt: skip
+        """For each label the probability (float32, 0..1) of every voxel, on the scan's own grid."""
+        from ctssl.inference import probabilities
+
+        return probabilities(self, source, overlap=overlap, tta=tta, progress=progress)
 
     @on_class
     def from_pretrained(cls, source: str | os.PathLike, *, revision: str | None = None,
