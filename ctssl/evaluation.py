@@ -171,12 +171,12 @@ def interval(rows: list[dict[str, Any]], key: str, *, draws: int = 2000) -> tupl
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
-def paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def paired(rows: list[dict[str, Any]], metrics: tuple[str, ...] = ("dsc", "nsd", "hd95_mm")) -> list[dict[str, Any]]:
     """Each metric of these masks against the others': mean difference, rank-biserial effect, Holm-corrected p."""
     from scipy.stats import rankdata, wilcoxon
 
     results = []
-    for key in ("dsc", "nsd", "hd95_mm"):
+    for key in metrics:
         pairs = np.array([[row[key], row[f"other_{key}"]] for row in rows], float)
         away = (pairs[:, 0] - pairs[:, 1])[np.isfinite(pairs).all(1)]
         moved = away[away != 0]

@@ -132,7 +132,7 @@ def segmentation(name: str) -> str:
     if not measured(name):
         return "Fine-tuning of this model has not been measured yet.\n"
     rows = ""
-    for label in (name, f"{name} from scratch"):
+    for label in (name, f"{name.split('-')[0]}-scratch"):
         if means := measured(label):
             rows += f"| {label} | {sum(means) / len(means):.3f} | {', '.join(f'{m:.3f}' for m in means)} |\n"
     return f"""Segmentation of soft-tissue sarcoma: fine-tuned on 26 scans, tested on 12 others (whole scans, their own grid), by
