@@ -20,6 +20,7 @@ from training import checkpoints, export, log, pretrain
 from training.data import cache, corpora, manifest
 from training.data.loader import Places, Samples, loader
 from training.data.views import Views
+from training.pretext.batch import Batch
 from training.run import Run, find_run, override
 
 ROOT = Path(__file__).parent.parent
@@ -145,6 +146,10 @@ def test_every_run_builds_and_takes_a_shrunken_step(name, phantoms):
         full = pretrain.ENCODERS[run.encoder](**run.encoder_args)
     count = sum(p.numel() for p in full.parameters())
     assert count > 1e6 and ("paper" in name or count <= 3.2e6)
+    if "paper" in name:  # the real one, on a small crop
+        task = pretrain.build(dataclasses.replace(run, checkpointing=False))
+        views = tuple(torch.rand(2, 1, 64, 64, 64) for _ in range(getattr(task, "views", 1)))
+        assert torch.isfinite(task(Batch(views, torch.arange(2), torch.arange(2)))["loss"])
     twin = name.replace("wild", "self") if "wild" in name else name.replace("self", "wild")
     if "paper" not in name:  # a pair differs in what it is trained on, and in nothing else
         assert dataclasses.replace(find_run(twin), name=run.name, corpus=run.corpus) == run

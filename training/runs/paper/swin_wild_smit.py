@@ -2,9 +2,10 @@
 
 `torchrun --nproc-per-node 4 -m training.pretrain paper/swin_wild_smit`: batch 32, 500 epochs of 10,412 scans. This run
 builds and takes steps (a test), but nobody has run it to its end: it is meant for four large GPUs, and most of the paper's
-scans are private.
+scans are private. Cubes of 32 voxels are hidden, those under a token of the deepest map that is distilled here; the
+released code hides 16 and distils the map before the last merging.
 """
 
 from training.run import PAPER, Run
 
-run = Run("swin-wild-smit-paper", task="smit", task_args=dict(hidden=2048, bottleneck=256, out=8192), **PAPER)
+run = Run("swin-wild-smit-paper", task="smit", task_args=dict(block=32, hidden=2048, bottleneck=256, out=8192), **PAPER)
