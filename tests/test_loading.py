@@ -63,6 +63,7 @@ def test_a_models_folder_says_what_the_table_says(name):
         "features.png",
         "loss.png",
         "model.safetensors",
+        "seen.json",
         "training.json",
     }
     card = (hub.bundled() / name / "README.md").read_text()
