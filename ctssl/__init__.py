@@ -9,7 +9,7 @@ _HOMES = {
     "Evaluation": "evaluation",
     "Report": "finetuning",
     "Segmenter": "heads.segmenter",
-    "Settings": "finetuning",
+    "Settings": "fitting",
     "Swin": "encoders.swin",
     "ViT": "encoders.vit",
     "Volume": "volume",
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from ctssl.evaluation import Evaluation as Evaluation
     from ctssl.evaluation import evaluate as evaluate
     from ctssl.finetuning import Report as Report
-    from ctssl.finetuning import Settings as Settings
     from ctssl.finetuning import finetune as finetune
+    from ctssl.fitting import Settings as Settings
     from ctssl.heads.segmenter import Segmenter as Segmenter
     from ctssl.loading import load as load
     from ctssl.loading import load_segmenter as load_segmenter

@@ -90,7 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--minutes", type=float, help="train for about so long instead")
     sub.add_argument("--freeze", choices=["encoder"], help="leave it as it is, train the head alone")
     sub.add_argument("--layer-decay", type=float, help="of the learning rate, a block (default: 1, none)")
-    sub.add_argument("--batch", type=int, help="crops per step (default: 4)")
+    sub.add_argument("--ema", type=float, metavar="D", help="judge and keep an average of the weights with this decay")
+    sub.add_argument("--validation", type=float, metavar="SHARE",
+                     help="of the training patients (of ten or more), to choose the best weights by (default: 0.1)")  # fmt: skip
+    sub.add_argument(
+        "--resume", action="store_true", help="insist on an unfinished training in OUT, which goes on anyway"
+    )
+    sub.add_argument("--batch", type=int, help="crops per step and device (default: 4)")
     sub.add_argument("--crop", type=int, help="voxels along each side of a crop (default: 64)")
     sub.add_argument("--seed", type=int, help="default: 0")
     sub.add_argument(
@@ -273,11 +279,14 @@ def _check(args: argparse.Namespace) -> None:
 def _finetune(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from ctssl.finetuning import Settings
+    from ctssl.fitting import Settings
 
     if args.fold is not None and args.folds is None:
         raise ValueError("--fold needs --folds")
-    chosen = {key: getattr(args, key) for key in ("steps", "minutes", "batch", "crop", "seed", "layer_decay")}
+    if args.resume and not any(Path(args.out).glob("**/.unfinished/state.json")):
+        raise FileNotFoundError(f"{args.out} holds no unfinished training; leave out --resume to start one")
+    keys = ("steps", "minutes", "batch", "crop", "seed", "layer_decay", "ema", "validation")
+    chosen = {key: getattr(args, key) for key in keys}
     settings = Settings(
         **{key: value for key, value in chosen.items() if value is not None}, freeze=args.freeze is not None
     )

@@ -41,9 +41,8 @@ def demo(scan: str | os.PathLike | None = None, *, out: str | os.PathLike = "cts
     if net is not None:
         mask = net.segment(volume, progress=progress)
         written["mask"] = str(mask.save(folder / "mask.nii.gz", overwrite=True))
-        written["overlay"] = str(
-            overlay(volume, mask, folder / "overlay.png", outline=truth, title=f"{volume.name}: {model}")
-        )
+        overlay(volume, mask, folder / "overlay.png", outline=truth, title=f"{volume.name}: {model}")
+        written["overlay"] = str(folder / "overlay.png")
         voxel_ml = abs(np.linalg.det(mask.affine[:3, :3])) / 1000
         written["volume_ml"] = {
             name: round(float((mask.array == k).sum() * voxel_ml), 2) for k, name in net.labels.items()
@@ -66,5 +65,5 @@ def picture_features(encoder: Any, volume: Volume, path: Path, *, title: str, pr
     affine[:3, :3] *= stride
     tissue = tissue if tissue.sum() > 10 else np.ones_like(tissue)
     colours = principal_colours(found, tissue)
-    written = features(volume, colours, path, affine=affine, title=title)
-    return {"features": str(written), "embedding": int(encoder.channels[-1])}
+    features(volume, colours, path, affine=affine, title=title)
+    return {"features": str(path), "embedding": int(encoder.channels[-1])}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,8 +128,8 @@ def spec_of(config: dict[str, Any]) -> ModelSpec:
 
 
 def write_folder(model: nn.Module, folder: str | os.PathLike, config: dict[str, Any], *, half: bool = False,
-                 overwrite: bool = False, extra: dict[str, str] | None = None) -> Path:  # fmt: skip
-    """A model folder, complete or not at all. `config` gets the format and the sha256; `extra` are more text files."""
+                 overwrite: bool = False, extra: Mapping[str, str | bytes] | None = None) -> Path:  # fmt: skip
+    """A model folder, complete or not at all. `config` gets the format and the sha256; `extra` are more files."""
     from safetensors.torch import save_file
 
     folder = Path(folder)
@@ -144,8 +145,8 @@ def write_folder(model: nn.Module, folder: str | os.PathLike, config: dict[str, 
         save_file(state, part / hub.WEIGHTS, metadata={"format": "pt"})
         config = {"format": hub.FORMAT, **config, "sha256": hub.file_sha256(part / hub.WEIGHTS)}
         (part / hub.CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        for name, text in (extra or {}).items():
-            (part / name).write_text(text, encoding="utf-8")
+        for name, content in (extra or {}).items():
+            (part / name).write_bytes(content.encode() if isinstance(content, str) else content)
         (part / hub.WEIGHTS).chmod(
             (part / hub.CONFIG).stat().st_mode
         )  # safetensors writes files that nobody else can read

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from io import BytesIO
 
 import numpy as np
 
@@ -20,8 +20,8 @@ def display_grid(volume: Volume, *others: np.ndarray | Volume, spacing_mm: float
     return [resample(a, volume.affine, shape, affine, fill=f) for a, f in zip(arrays, fills, strict=True)]
 
 
-def overlay(volume: Volume, mask: Volume, path: str | os.PathLike, *, window_hu: tuple[float, float] = (-160.0, 240.0),
-            title: str = "", outline: Volume | None = None) -> Path:  # fmt: skip
+def overlay(volume: Volume, mask: Volume, path: str | os.PathLike | BytesIO, *, window_hu: tuple[float, float] = (-160.0, 240.0),
+            title: str = "", outline: Volume | None = None) -> None:  # fmt: skip
     """Three slices through the largest cut of the mask, with the mask in colour; `outline` is drawn as a white line."""
     arrays = display_grid(volume, *(Volume((mask.array == k).astype(np.float32), mask.affine) for k in _labels(mask)))
     ct, masks = arrays[0], [m > 0.5 for m in arrays[1:]]
@@ -37,11 +37,11 @@ def overlay(volume: Volume, mask: Volume, path: str | os.PathLike, *, window_hu:
         if truth is not None and (_cut(truth, axis, where[axis]) > 0.5).any():
             ax.contour(_cut(truth, axis, where[axis]), levels=[0.5], colors="white", linewidths=0.8)
         ax.set_title(name, fontsize=9)
-    return _write(figure, path, title)
+    _write(figure, path, title)
 
 
 def features(volume: Volume, colours: np.ndarray, path: str | os.PathLike, *, affine: np.ndarray,
-             window_hu: tuple[float, float] = (-500.0, 500.0), title: str = "") -> Path:  # fmt: skip
+             window_hu: tuple[float, float] = (-500.0, 500.0), title: str = "") -> None:  # fmt: skip
     """An axial and a coronal slice, each beside the features at the same place; `colours` `(x, y, z, 3)` on a grid `affine`."""
     shape, view = working_grid(volume, 1.5)
     ct = resample(volume.array, volume.affine, shape, view, fill=float(volume.array.min()))
@@ -53,7 +53,7 @@ def features(volume: Volume, colours: np.ndarray, path: str | os.PathLike, *, af
         pair[0].set_title(f"{name} slice", fontsize=9)
         pair[1].imshow(np.clip(np.stack([_cut(paint[..., c], axis, middle) for c in range(3)], -1), 0, 1))
         pair[1].set_title("its features", fontsize=9)
-    return _write(figure, path, title)
+    _write(figure, path, title)
 
 
 def principal_colours(feature_map: np.ndarray, tissue: np.ndarray) -> np.ndarray:
@@ -100,8 +100,7 @@ def _figure(columns: int):
     return figure, axes
 
 
-def _write(figure, path: str | os.PathLike, title: str) -> Path:
+def _write(figure, path: str | os.PathLike | BytesIO, title: str) -> None:
     if title:
         figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110, format="png")
-    return Path(path)

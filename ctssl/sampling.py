@@ -1,6 +1,9 @@
 """Crops and augmentation of prepared scans, for pretraining and fine-tuning alike. Everything is numpy."""
 
+from typing import Any
+
 import numpy as np
+from scipy import ndimage
 
 
 def crop_at(array: np.ndarray, start: tuple[int, ...], size: int, *, fill: float = 0.0) -> np.ndarray:
@@ -40,3 +43,47 @@ def augment(image: np.ndarray, label: np.ndarray | None, rng: np.random.Generato
         image += move
         np.clip(image, 0.0, 1.0, out=image)
     return image, None if label is None else np.ascontiguousarray(np.flip(label, axes))
+
+
+def warped(arrays: tuple[np.ndarray, ...], centre: np.ndarray, size: int, matrix: np.ndarray, *,
+           orders: tuple[int, ...]) -> list[Any]:  # fmt: skip
+    """Cubes of `size` voxels around `centre` seen through `matrix` (3x3, cube to array); what lies outside is 0.
+
+    `orders`: of the interpolation of each array, 1 for images and 0 for labels.
+    """
+    reach = int(np.ceil(np.abs(matrix).sum(1).max() * (size - 1) / 2)) + 1  # half the cube that is looked at
+    corner = np.floor(centre).astype(int) - reach
+    offset: Any = (centre - corner) - matrix @ np.full(3, (size - 1) / 2)
+    edge = 2 * reach + 2
+    return [
+        ndimage.affine_transform(crop_at(array, tuple(corner.tolist()), edge).astype(np.float32), matrix, offset,
+                                 (size,) * 3, order=order, prefilter=False)
+        for array, order in zip(arrays, orders, strict=True)
+    ]  # fmt: skip
+
+
+def turned_and_scaled(rng: np.random.Generator, *, degrees: float, zoom: float) -> np.ndarray:
+    """A random matrix for `warped`: turned about each axis by up to `degrees`, a cube up to `zoom` larger or smaller."""
+    matrix = np.eye(3) * zoom ** rng.uniform(-1, 1)
+    for axis, angle in enumerate(np.deg2rad(rng.uniform(-degrees, degrees, 3))):
+        turn = np.eye(3)
+        a, b = (axis + 1) % 3, (axis + 2) % 3
+        turn[a, a] = turn[b, b] = np.cos(angle)
+        turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
+        matrix = matrix @ turn
+    return matrix
+
+
+def degraded(image: Any, rng: np.random.Generator, *, chance: float = 0.15) -> np.ndarray:
+    """An image (0..1) with gamma, blur, noise or a coarser look, each by `chance` (nnU-Net's, in a milder form)."""
+    if rng.random() < chance:
+        image = np.power(image, 1.4 ** rng.uniform(-1, 1), dtype=np.float32)
+    if rng.random() < chance:
+        image = ndimage.gaussian_filter(image, rng.uniform(0.4, 1.0), truncate=2.0)
+    if rng.random() < chance:
+        coarse = ndimage.zoom(image, 1 / rng.uniform(1.2, 2.0), order=1)
+        image = ndimage.zoom(coarse, np.array(image.shape) / coarse.shape, order=1)
+    if rng.random() < chance:
+        noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(0, 0.05))
+        image = np.clip(image + noise, 0.0, 1.0)
+    return image

@@ -1,22 +1,27 @@
 """Fine-tuning on small labelled scans: it learns, resumes exactly, holds out, and refuses bad data before training."""
 
+import csv
 import dataclasses
 import itertools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 import ctssl
-from ctssl import finetuning
+from ctssl import finetuning, fitting, sampling, splits
 from ctssl.cli import main
 from ctssl.datasets import Case, find_cases
 from ctssl.encoders import ENCODERS
 from ctssl.volume import Volume
 
-QUICK = ctssl.Settings(steps=4, batch=1, crop=16, save_minutes=0)
+QUICK = ctssl.Settings(steps=4, batch=1, crop=16, save_minutes=0, ema=0.5)
 
 
 @pytest.fixture
@@ -47,21 +52,19 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(labelled, tiny, tm
         return ctssl.finetune(labelled, model=encoder, out=out, settings=QUICK, progress=False)
 
     train(tmp_path / "whole")
-    draw = finetuning.draw
+    draw = fitting.draw
 
-    def stop_at_two(scans, settings, step):
+    def stop_at_two(scans, settings, step, *, rank):
         if step == 2:
             raise KeyboardInterrupt
-        return draw(scans, settings, step)
+        return draw(scans, settings, step, rank=rank)
 
-    monkeypatch.setattr(finetuning, "draw", stop_at_two)
+    monkeypatch.setattr(fitting, "draw", stop_at_two)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "halves")
     assert not (tmp_path / "halves" / "config.json").exists()
     seen = []
-    monkeypatch.setattr(
-        finetuning, "draw", lambda scans, settings, step: (seen.append(step), draw(scans, settings, step))[1]
-    )
+    monkeypatch.setattr(fitting, "draw", lambda *a, **k: (seen.append(a[2]), draw(*a, **k))[1])
     train(tmp_path / "halves")
     assert seen == [2, 3]
     one, two = (ctssl.load_segmenter(tmp_path / name).state_dict() for name in ("whole", "halves"))
@@ -73,8 +76,8 @@ def test_an_unfinished_training_with_other_settings_is_not_mixed_up(labelled, ti
     def broken(*args):
         raise KeyboardInterrupt
 
-    draw = finetuning.draw
-    monkeypatch.setattr(finetuning, "draw", lambda s, t, step: broken() if step == 2 else draw(s, t, step))
+    draw = fitting.draw
+    monkeypatch.setattr(fitting, "draw", lambda s, t, step, rank: broken() if step == 2 else draw(s, t, step))
     with pytest.raises(KeyboardInterrupt):
         ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=QUICK, progress=False)
     with pytest.raises(ValueError, match="unfinished training with other settings"):
@@ -101,31 +104,138 @@ def test_crops_depend_on_nothing_but_settings_and_step():
         for i in (0, 1)
     ]
     for step in (0, 7):
-        for one, two in zip(finetuning.draw(scans, QUICK, step), finetuning.draw(scans, QUICK, step), strict=True):
+        for one, two in zip(fitting.draw(scans, QUICK, step), fitting.draw(scans, QUICK, step), strict=True):
             assert torch.equal(one, two)
-    assert not torch.equal(finetuning.draw(scans, QUICK, 0)[0], finetuning.draw(scans, QUICK, 1)[0])
+    assert not torch.equal(fitting.draw(scans, QUICK, 0)[0], fitting.draw(scans, QUICK, 1)[0])
 
 
 def test_crops_keep_image_and_label_together():
     label = np.zeros((40, 30, 20), np.uint8)
     label[12:20, 3:9, 11:15] = 1
-    settings = ctssl.Settings(batch=8, crop=16, intensity=0.0, foreground=1.0)
-    image, cut = finetuning.draw([(label.astype(np.float32), label)], settings, 3)
+    plain = ctssl.Settings(batch=8, crop=16, intensity=0.0, foreground=1.0, warp=0.0, degrade=0.0)
+    image, cut = fitting.draw([(label.astype(np.float32), label)], plain, 3)
     assert torch.equal(image, cut.float()) and all(one.any() for one in cut)
+    warped = dataclasses.replace(plain, warp=1.0)
+    image, cut = fitting.draw([(label.astype(np.float32), label)], warped, 3)
+    assert not torch.equal(image, cut.float())  # linear and nearest
+    hits = ((image > 0.5) & (cut > 0)).sum()
+    assert 2 * hits / ((image > 0.5).sum() + (cut > 0).sum()) > 0.95
+
+
+def test_devices_draw_the_crops_that_one_device_would():
+    scans = [(np.random.default_rng(i).random((20, 18, 25)), np.ones((20, 18, 25), np.uint8)) for i in (0, 1)]
+    whole = fitting.draw(scans, dataclasses.replace(QUICK, batch=4), 5)
+    parts = [fitting.draw(scans, dataclasses.replace(QUICK, batch=2), 5, rank=rank) for rank in (0, 1)]
+    for one, two in zip(whole, zip(*parts, strict=True), strict=True):
+        assert torch.equal(one, torch.cat(two))
+
+
+def test_turned_cubes_are_the_voxels_that_they_should_be():
+    array = np.random.default_rng(0).random((24, 24, 24)).astype(np.float32)
+    centre, size = np.array([11.5, 11.5, 11.5]), 12
+    inside = array[6:18, 6:18, 6:18]
+    (same,) = sampling.warped((array,), centre, size, np.eye(3), orders=(1,))
+    np.testing.assert_allclose(same, inside, atol=1e-6)
+    quarter = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    (turned,) = sampling.warped((array,), centre, size, quarter, orders=(1,))
+    np.testing.assert_allclose(turned, np.rot90(inside, -1, axes=(0, 1)), atol=1e-5)
+    for seed in range(5):
+        matrix = sampling.turned_and_scaled(np.random.default_rng(seed), degrees=20, zoom=1.3)
+        scale = np.cbrt(np.linalg.det(matrix))
+        np.testing.assert_allclose(matrix @ matrix.T, scale**2 * np.eye(3), atol=1e-9)
+        assert 1 / 1.3 <= scale <= 1.3
+
+
+def test_the_best_weights_by_validation_are_kept_and_a_training_without_gain_ends(tiny, monkeypatch, tmp_path):
+    """With a scripted validation: the weights of its best moment come back, and `patience` evaluations later it ends."""
+    scripted = iter([0.1, 0.5, 0.3, 0.2, 0.4, 0.9])
+    seen = []
+
+    def score(net, crops, device):
+        seen.append({k: v.clone() for k, v in net.state_dict().items()})
+        return next(scripted)
+
+    monkeypatch.setattr(fitting, "crop_dsc", score)
+    scan = (np.random.default_rng(0).random((20, 20, 20)).astype(np.float32), np.ones((20, 20, 20), np.uint8))
+    settings = ctssl.Settings(steps=12, batch=1, crop=16, evaluations=6, patience=3)
+    net = ctssl.segmenter(tiny, head="linear")
+    facts = {"from_scratch": False}
+    curve = fitting.fit(net, [scan], [scan], settings, unfinished=tmp_path / "u", facts=facts, progress=False)
+    assert [row["step"] for row in curve] == [2, 4, 6, 8, 10] and [row["dsc"] for row in curve][-1] == 0.4
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, seen[1][key])
+
+
+def test_the_dsc_of_crops_is_that_of_all_their_voxels_together():
+    class Says(torch.nn.Module):
+        classes = 3
+
+        def forward(self, x):
+            return torch.nn.functional.one_hot(x[:, 0].long(), 3).permute(0, 4, 1, 2, 3).float()
+
+    rng = np.random.default_rng(0)
+    pairs = [rng.integers(0, 3, (2, 1, 1, 6, 6, 6)) for _ in range(4)]
+    crops = [(torch.from_numpy(a.astype(np.float32)), torch.from_numpy(b)) for a, b in pairs]
+    found, true = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in (0, 1))
+    expected = np.mean([ctssl.metrics.dsc(found == k, true == k) for k in (1, 2)])
+    assert fitting.crop_dsc(Says(), crops, torch.device("cpu")) == pytest.approx(expected)
+
+
+def test_validation_patients_are_of_the_training_side_and_few_patients_are_all_trained_on():
+    cases = [case(f"{p}{i}", patient=p) for p in "abcdefghijkl" for i in range(2)]
+    chosen = splits.validation(cases, 0.2, 0)
+    assert len(chosen) == 4 and len({name[0] for name in chosen}) == 2
+    assert splits.validation(cases[:18], 0.2, 0) == [] == splits.validation(cases, 0.0, 0)
+
+
+def test_the_folder_tells_what_came_out(labelled, tiny, tmp_path):
+    report = ctssl.finetune(
+        labelled, model=tiny, out=tmp_path / "m", hold_out=["case1", "case2"], settings=QUICK, progress=False
+    )
+    rows = list(csv.DictReader((tmp_path / "m" / "cases.csv").open()))
+    assert [row["case"] for row in rows] == ["case1", "case2"]
+    assert float(rows[0]["dsc"]) == pytest.approx(report.held_out["case1"]["tumour"], abs=1e-4)
+    assert float(rows[0]["volume_ml"]) == pytest.approx(
+        (ctssl.read(labelled / "labels" / "case1.nii.gz").array > 0).sum() * 12 / 1000, abs=1e-4
+    )
+    card = ModelCard((tmp_path / "m" / "README.md").read_text())
+    assert card.data.eval_results and card.data.eval_results[0].metric_value == pytest.approx(report.mean_dsc, abs=1e-4)
+    for picture in ("best.png", "median.png", "worst.png"):
+        assert f"({picture})" in card.text and (tmp_path / "m" / picture).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_two_processes_train_one_segmenter(labelled, tiny, tmp_path):
+    tiny.save_pretrained(tmp_path / "tiny")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ctssl.cli",
+               "finetune", str(labelled), "--model", str(tmp_path / "tiny"), "--head", "linear", "--out", str(tmp_path / "m"),
+               "--steps", "2", "--crop", "16", "--batch", "1"]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    settings = ctssl.Settings(steps=2, crop=16, batch=2)
+    ctssl.finetune(labelled, model=tiny, head="linear", out=tmp_path / "one", settings=settings, progress=False)
+    two, one = (ctssl.load_segmenter(tmp_path / name).state_dict() for name in ("m", "one"))
+    start = tiny.state_dict()
+    moved = {
+        k: (v - start[k.removeprefix("encoder.")]).abs().mean() for k, v in one.items() if k.startswith("encoder.")
+    }
+    assert max(moved.values()) > 1e-5  # it did learn
+    assert all(torch.isfinite(value).all() and value.shape == one[key].shape for key, value in two.items())
 
 
 def test_cases_are_divided_by_share_or_by_name(labelled):
     cases = find_cases(labelled).cases
-    train, held = finetuning.divide(cases, 0.3, 0)
-    assert len(held) == 1 and len(train) == 2 and finetuning.divide(cases, 0.3, 0) == (train, held)
-    assert [c.name for c in finetuning.divide(cases, ["case2"], 0)[1]] == ["case2"]
+    train, held = splits.divide(cases, 0.3, 0)
+    assert len(held) == 1 and len(train) == 2 and splits.divide(cases, 0.3, 0) == (train, held)
+    assert [c.name for c in splits.divide(cases, ["case2"], 0)[1]] == ["case2"]
     for wrong, words in (
         (["nobody"], "no such cases"),
         (1.5, "share from 0"),
         (["case0", "case1", "case2"], "nothing is left"),
     ):
         with pytest.raises(ValueError, match=words):
-            finetuning.divide(cases, wrong, 0)
+            splits.divide(cases, wrong, 0)
 
 
 def test_folders_apart_and_the_names_of_nnunet(labelled):
@@ -195,24 +305,24 @@ def case(name, patient="", split=""):
 def test_the_scans_of_a_patient_stay_together():
     cases = [case(f"{p}{i}", patient=p) for p in "abcdefgh" for i in range(2)]
     for seed in range(5):
-        train, held = finetuning.divide(cases, 0.25, seed)
+        train, held = splits.divide(cases, 0.25, seed)
         assert len(held) == 4 and not {c.patient for c in train} & {c.patient for c in held}
     with pytest.raises(ValueError, match="scans on both sides"):
-        finetuning.divide(cases, ["a0"], 0)
-    folds = [set(finetuning.part(cases, 3, fold, 0)) for fold in range(3)]
+        splits.divide(cases, ["a0"], 0)
+    folds = [set(splits.part(cases, 3, fold, 0)) for fold in range(3)]
     assert sorted(len(f) for f in folds) == [4, 6, 6] and set.union(*folds) == {c.name for c in cases}
     with pytest.raises(ValueError, match="fold 3 of 3"):
-        finetuning.part(cases, 3, 3, 0)
-    some = finetuning.few(cases, 3, 0)
+        splits.part(cases, 3, 3, 0)
+    some = splits.few(cases, 3, 0)
     assert len(some) == 6 and len({c.patient for c in some}) == 3
     with pytest.raises(ValueError, match="8 patients"):
-        finetuning.few(cases, 9, 0)
+        splits.few(cases, 9, 0)
 
 
 def test_a_table_says_which_cases_are_held_out():
     cases = [case("a", split="train"), case("b", split="test"), case("c", split="training")]
-    assert [c.name for c in finetuning.divide(cases, None, 0)[1]] == ["b"]
-    assert finetuning.divide(cases, 0, 0)[1] == []
+    assert [c.name for c in splits.divide(cases, None, 0)[1]] == ["b"]
+    assert splits.divide(cases, 0, 0)[1] == []
 
 
 def test_the_spacing_follows_from_the_tumours(tmp_path):
@@ -235,7 +345,7 @@ def test_blocks_far_from_the_end_learn_more_slowly(name):
     net = ctssl.segmenter(ENCODERS[name](**SMALL[name]), head="linear")
     settings = ctssl.Settings(encoder_lr=1.0, lr=2.0, layer_decay=0.5)
     peaks = {
-        id(p): group["peak"] for group in finetuning.groups(net, settings, from_scratch=False) for p in group["params"]
+        id(p): group["peak"] for group in fitting.groups(net, settings, from_scratch=False) for p in group["params"]
     }
     assert set(peaks) == {id(p) for p in net.parameters()}
     blocks = [peaks[id(next(b.parameters()))] for b in net.encoder.blocks]
@@ -248,11 +358,11 @@ def test_a_frozen_encoder_stays_as_it_is_and_minutes_end_the_training(labelled, 
     before = {k: v.clone() for k, v in tiny.state_dict().items()}
     settings = dataclasses.replace(QUICK, freeze=True, minutes=0.001)
     finetuning_steps = []
-    draw = finetuning.draw
+    draw = fitting.draw
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning, "draw", lambda *a: (finetuning_steps.append(a[2]), draw(*a))[1])
+        patch.setattr(fitting, "draw", lambda *a, **k: (finetuning_steps.append(a[2]), draw(*a, **k))[1])
         ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=settings, spacing_mm=3.0, progress=False)
-    assert finetuning_steps == list(range(finetuning.TIMED))
+    assert finetuning_steps == list(range(fitting.TIMED))
     kept = ctssl.load_segmenter(tmp_path / "m")
     assert kept.spec.preprocess.spacing_mm == 3.0
     for key, value in kept.encoder.state_dict().items():

@@ -1,5 +1,6 @@
-"""The default head: a decoder that a laptop can train. At most 2 M parameters, few channels where there are many voxels."""
+"""The default head: a decoder that a laptop can train. At most 2 M parameters, no convolution at full resolution."""
 
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -7,13 +8,15 @@ from torch.nn import functional as F
 class Light(nn.Module):
     """From the deepest map upwards in factors of two; maps are added where their stride comes by, the image by a strided stem.
 
+    The last level works at stride 2 and says for each of its cells what the eight voxels in it are (sub-pixel convolution,
+    arXiv 1609.05158): a U-shaped decoder spends half of its time on a few channels at full resolution.
+
     Args:
         width: channels at stride 2; they double with each level, up to `top`.
-        fine: channels at full resolution.
     """
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, *, width: int = 16,
-                 top: int = 96, fine: int = 8) -> None:  # fmt: skip
+                 top: int = 96) -> None:  # fmt: skip
         super().__init__()
         if any(s & (s - 1) or s < 2 for s in strides):
             raise ValueError(
@@ -23,26 +26,27 @@ class Light(nn.Module):
         widths = {s: min(width * s // 2, top) for s in self.levels}
         self.at = [self.levels.index(s) for s in strides]
         self.project = nn.ModuleList(nn.Conv3d(c, widths[s], 1) for c, s in zip(channels, strides, strict=True))
-        self.stem = nn.Sequential(nn.Conv3d(1, width, 3, stride=2, padding=1), *_norm(width), _conv(width, width))
+        self.stem = nn.Sequential(nn.Conv3d(1, width, 4, stride=2, padding=1), *_norm(width), _conv(width, width))
         self.fuse = nn.ModuleList(_Fuse(widths[s]) for s in self.levels)
         coarser = list(zip(self.levels[:-1], self.levels[1:], strict=True))
         self.narrow = nn.ModuleList(nn.Conv3d(widths[a], widths[b], 1) for a, b in coarser)
-        self.last = nn.Sequential(nn.Conv3d(width, fine, 1), nn.Upsample(scale_factor=2, mode="trilinear"))
-        self.image = nn.Conv3d(1, fine, 3, padding=1)
-        self.finish = nn.Sequential(*_norm(fine), _conv(fine, fine), *_norm(fine), nn.Conv3d(fine, classes, 1))
+        self.finish = nn.Sequential(*_norm(width), nn.Conv3d(width, 8 * classes, 3, padding=1))
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
         """Logits `(B, classes, X, Y, Z)` from the image `(B, 1, X, Y, Z)` and the encoder's maps of it."""
+        size = image.shape[2:]
+        even = F.pad(image, [p for n in reversed(size) for p in (0, n % 2)])
         sums: list[Tensor | None] = [None] * len(self.levels)
         for level, project, features in zip(self.at, self.project, maps, strict=True):
             sums[level] = _add(sums[level], project(features))
-        sums[-1] = _add(sums[-1], self.stem(image))
+        sums[-1] = _add(sums[-1], self.stem(even))
         x = self.fuse[0](sums[0])
         for narrow, fuse, found in zip(self.narrow, self.fuse[1:], sums[1:], strict=True):
             x = F.interpolate(narrow(x), scale_factor=2.0, mode="trilinear")
             x = fuse(x if found is None else _add(x, found))
-        x = _add(self.last(x), self.image(image))
-        return self.finish(x)
+        cells = self.finish(x)  # (B, classes * 8, X / 2, Y / 2, Z / 2)
+        voxels = rearrange(cells, "b (c i j k) x y z -> b c (x i) (y j) (z k)", i=2, j=2, k=2)
+        return _cut(voxels, list(size))
 
 
 class _Fuse(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,8 @@ class Segmenter(nn.Module):
         return load_segmenter(source, revision=revision, offline=offline, device=device)
 
     def save_pretrained(self, folder: str | os.PathLike, *, overwrite: bool = False, half: bool = False,
-                        extra: dict[str, str] | None = None) -> Path:  # fmt: skip
-        """Write a folder that `ctssl.load_segmenter` reads; `extra` are more text files for it."""
+                        extra: Mapping[str, str | bytes] | None = None) -> Path:  # fmt: skip
+        """Write a folder that `ctssl.load_segmenter` reads; `extra` are more files for it."""
         from ctssl.loading import encoder_config, write_folder
 
         config = encoder_config(self.encoder, name=Path(folder).resolve().name)

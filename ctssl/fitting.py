@@ -1,0 +1,329 @@
+"""The training loop of a segmenter: crops, losses, validation, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from tqdm import tqdm
+
+from ctssl.sampling import augment, crop_at, degraded, random_start, turned_and_scaled, warped
+
+if TYPE_CHECKING:
+    from ctssl.heads.segmenter import Segmenter
+
+Scans = list[tuple[np.ndarray, np.ndarray]]  # image 0..1 and labels, on the model's grid
+TIMED = 10  # steps from which the speed is known
+JUDGED = 6  # crops of each validation scan
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a segmenter is trained. `crop` in voxels of the model's spacing; `warmup` a share of `steps`.
+
+    `batch`: crops per step and device. `minutes`: train for about so long instead of `steps`; the number of steps follows
+    from the speed of the first ten. `encoder_lr` is the learning rate of a pretrained encoder; one from scratch, and every
+    head, takes `lr`. `layer_decay` multiplies it once more for every block further from the end (timm). `freeze`: leave the
+    encoder as it is. `ema`: decay of the average of weights that is judged and kept (timm's), 0 for none.
+
+    `validation`: share of the training patients (of ten or more) on whose crops the weights are judged `evaluations` times;
+    the best are kept, and the training ends when `patience` evaluations in a row brought nothing.
+
+    Augmentation: mirroring always; `warp` is the chance of turning by up to `degrees` and scaling by up to `zoom`; `degrade`
+    the chance of each of gamma, blur, noise and a coarser look; `intensity` how far values (0..1) are stretched and moved.
+    """
+
+    steps: int = 600
+    minutes: float | None = None
+    batch: int = 4
+    crop: int = 64
+    lr: float = 1e-3
+    encoder_lr: float = 3e-4
+    layer_decay: float = 1.0
+    freeze: bool = False
+    ema: float = 0.0
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    foreground: float = 0.6  # share of crops around a labelled voxel, anywhere in the crop
+    warp: float = 0.3
+    degrees: float = 20.0
+    zoom: float = 1.3
+    degrade: float = 0.15
+    intensity: float = 0.1
+    validation: float = 0.1
+    evaluations: int = 20
+    patience: int = 10
+    seed: int = 0
+    save_minutes: float = 5.0
+
+
+@dataclass
+class Progress:
+    """Where a training is: steps done and to do, loss and validation DSC so far, the best weights by the latter."""
+
+    step: int
+    steps: int | None
+    curve: list[dict[str, float]]
+    best: dict[str, Tensor]
+
+    def best_dsc(self) -> float:
+        return max((row["dsc"] for row in self.curve), default=-1.0)
+
+    def since_best(self) -> int:
+        """Evaluations since the last one that was as good as any."""
+        scores = [row["dsc"] for row in self.curve]
+        return scores[::-1].index(max(scores)) if scores else 0
+
+
+def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfinished: Path, facts: dict[str, Any],
+        progress: bool) -> list[dict[str, float]]:  # fmt: skip
+    """Train in place, from where a training with the same facts stopped; returns the curve (step, loss, dsc on `judge`).
+
+    On several devices each draws its own crops and the gradients are averaged.
+    """
+    from monai.losses.dice import DiceCELoss
+
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    device = next(net.parameters()).device
+    criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    opt = torch.optim.AdamW(groups(net, settings, from_scratch=facts["from_scratch"]))
+    average = averaged(net, settings)
+    identity = {**facts, "settings": asdict(settings), "world": world}
+    now = resume(unfinished, net, average, opt, identity)
+    now = now or Progress(0, None if settings.minutes else settings.steps, [], {})
+    crops, losses = judged_crops(judge, settings), []
+    began = saved = time.monotonic()
+    bar = tqdm(total=now.steps, initial=now.step, desc="training", disable=not progress or rank > 0)
+    while now.steps is None or now.step < now.steps:
+        ready(net, settings)
+        for group in opt.param_groups:
+            group["lr"] = group["peak"] * rate(now.step, now.steps or 10 * TIMED, settings.warmup)
+        image, label = draw(scans, settings, now.step, rank=rank)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            found = net.supervised(image.to(device))
+        loss = torch.stack([weight * criterion(logits.float(), label.to(device)) for weight, logits in found]).sum()
+        opt.zero_grad(set_to_none=True)
+        loss.backward()
+        share_gradients(net, world)
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        opt.step()
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise ValueError(f"step {now.step}: the loss is not finite; lower the learning rate ({settings.lr})")
+        now.step += 1
+        if average is not None:
+            average.update(net, now.step)
+        if now.steps is None and now.step == TIMED:
+            seconds = 60 * (settings.minutes or 0)
+            now.steps = bar.total = agreed(max(now.step, round(seconds * TIMED / (time.monotonic() - began))), world)
+        if crops and now.steps and due(now.step, now.steps, settings.evaluations):
+            kept: Any = net if average is None else average.module
+            now.curve.append(
+                {"step": now.step, "loss": float(np.mean(losses[-50:])), "dsc": crop_dsc(kept, crops, device)}
+            )
+            if now.since_best() == 0:
+                now.best = {k: v.detach().cpu().clone() for k, v in kept.state_dict().items()}
+            if agreed(now.since_best(), world) >= settings.patience:
+                break
+        shown = {"loss": f"{np.mean(losses[-30:]):.3f}"} | ({"dsc": f"{now.best_dsc():.3f}"} if now.curve else {})
+        bar.set_postfix(shown, refresh=False)
+        bar.update()
+        if rank == 0 and now.steps is not None and time.monotonic() - saved > 60 * settings.save_minutes:
+            keep(unfinished, net, average, opt, identity, now)
+            saved = time.monotonic()
+    bar.close()
+    last: Any = net if average is None else average.module
+    net.load_state_dict(now.best or last.state_dict())
+    return now.curve
+
+
+def ready(net: Segmenter, settings: Settings) -> None:
+    net.train()
+    if settings.freeze:
+        net.encoder.eval()
+
+
+def averaged(net: nn.Module, settings: Settings) -> Any:
+    """timm's average of the weights, slow to start with; None when it is not wanted."""
+    if not settings.ema:
+        return None
+    from timm.utils.model_ema import ModelEmaV3
+
+    return ModelEmaV3(net, decay=settings.ema, use_warmup=True)
+
+
+def groups(net: Segmenter, settings: Settings, *, from_scratch: bool) -> list[dict[str, Any]]:
+    """Parameter groups with their peak learning rates. The encoder's blocks decay by `settings.layer_decay`, by timm."""
+    decay = settings.weight_decay
+    head = {"params": list(net.head.parameters()), "peak": settings.lr, "weight_decay": decay}
+    net.encoder.requires_grad_(not settings.freeze)
+    if settings.freeze:
+        return [head]
+    peak = settings.lr if from_scratch else settings.encoder_lr
+    if settings.layer_decay == 1.0 or from_scratch:
+        return [{"params": list(net.encoder.parameters()), "peak": peak, "weight_decay": decay}, head]
+    from timm.optim._param_groups import param_groups_layer_decay
+
+    layers = param_groups_layer_decay(
+        net.encoder, decay, weight_decay_exclude_1d=False, layer_decay=settings.layer_decay
+    )
+    return [{**layer, "peak": peak * layer["lr_scale"]} for layer in layers] + [head]
+
+
+def rate(step: int, steps: int, warmup: float) -> float:
+    """Linear warm-up, then cosine to zero, as a factor."""
+    warm = max(1, round(warmup * steps))
+    return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def draw(scans: Scans, settings: Settings, step: int, *, rank: int = 0) -> tuple[Tensor, Tensor]:
+    """Images `(B, 1, S, S, S)` and labels of a step. Each crop depends on the settings, the step and its number alone."""
+    pairs = []
+    for number in range(rank * settings.batch, (rank + 1) * settings.batch):
+        rng = np.random.default_rng([settings.seed, step, number])
+        image, label = scans[rng.integers(len(scans))]
+        pairs.append(augmented(image, label, settings, rng))
+    images, labels = (np.stack(column) for column in zip(*pairs, strict=True))
+    return torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64))[:, None]
+
+
+def corner(image: np.ndarray, label: np.ndarray, settings: Settings, rng: np.random.Generator) -> tuple[int, ...]:
+    """Of a crop anywhere, or of one with a labelled voxel anywhere in it."""
+    start = random_start(image.shape, settings.crop, rng)
+    if rng.random() >= settings.foreground or not label.any():
+        return start
+    labelled = np.flatnonzero(label)
+    centre = np.unravel_index(labelled[rng.integers(len(labelled))], label.shape)
+    return tuple(
+        s if n <= settings.crop else int(np.clip(c - rng.integers(settings.crop), 0, n - settings.crop))
+        for c, n, s in zip(centre, image.shape, start, strict=True)
+    )
+
+
+def augmented(image: np.ndarray, label: np.ndarray, settings: Settings,
+              rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """One crop of a scan and its labels, as the training sees them."""
+    start, size = corner(image, label, settings, rng), settings.crop
+    if rng.random() < settings.warp:
+        middle = np.array(start) + (size - 1) / 2
+        matrix = turned_and_scaled(rng, degrees=settings.degrees, zoom=settings.zoom)
+        one, two = warped((image, label), middle, size, matrix, orders=(1, 0))
+    else:
+        one, two = crop_at(image, start, size), crop_at(label, start, size)
+    one, moved = augment(one, two, rng, intensity=settings.intensity)
+    assert moved is not None
+    return degraded(one, rng, chance=settings.degrade), moved
+
+
+def judged_crops(scans: Scans, settings: Settings) -> list[tuple[Tensor, Tensor]]:
+    """The same crops at every evaluation: `(1, 1, S, S, S)` images and their labels."""
+    found = []
+    for number, (image, label) in enumerate(scans):
+        rng = np.random.default_rng([settings.seed, number])
+        for _ in range(JUDGED):
+            start = corner(image, label, settings, rng)
+            one, two = crop_at(image, start, settings.crop), crop_at(label, start, settings.crop)
+            found.append(
+                (torch.from_numpy(one.astype(np.float32))[None, None], torch.from_numpy(two.copy())[None, None])
+            )
+    return found
+
+
+@torch.inference_mode()
+def crop_dsc(net: Any, crops: list[tuple[Tensor, Tensor]], device: torch.device) -> float:
+    """Mean over the labels of the DSC over all voxels of all crops together (nnU-Net's pseudo Dice)."""
+    net.eval()
+    hits = torch.zeros(net.classes)
+    sizes = torch.zeros(net.classes)
+    for image, label in crops:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            found = net(image.to(device)).argmax(1, keepdim=True).cpu()
+        for k in range(1, net.classes):
+            hits[k] += ((found == k) & (label == k)).sum()
+            sizes[k] += (found == k).sum() + (label == k).sum()
+    there = sizes[1:] > 0
+    return float((2 * hits[1:][there] / sizes[1:][there]).mean()) if there.any() else 0.0
+
+
+def due(step: int, steps: int, evaluations: int) -> bool:
+    """Whether to look at the weights now: `evaluations` times, the last time at the end."""
+    return step * evaluations // steps != (step - 1) * evaluations // steps
+
+
+def share_gradients(net: nn.Module, world: int) -> None:
+    """Gradients become their mean over the devices."""
+    if world == 1:
+        return
+    grads = [p.grad for p in net.parameters() if p.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(part.view_as(grad) / world)
+
+
+def agreed(value: int, world: int) -> int:
+    """The first device's value, on all."""
+    if world == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def keep(folder: Path, net: nn.Module, average: Any, opt: torch.optim.Optimizer, identity: dict,
+         now: Progress) -> None:  # fmt: skip
+    """Everything a training needs to go on: safetensors and JSON, replaced as one file each."""
+    from safetensors.torch import save_file
+
+    state = {f"net.{k}": v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+    state |= {f"best.{k}": v for k, v in now.best.items()}
+    if average is not None:
+        state |= {f"ema.{k}": v.detach().cpu().contiguous() for k, v in average.module.state_dict().items()}
+    for number, moments in opt.state_dict()["state"].items():
+        state |= {f"opt.{number}.{k}": v.detach().cpu().contiguous() for k, v in moments.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"state-{now.step}.safetensors"
+    save_file(state, folder / name)
+    part = folder / "state.json.part"
+    place = {"step": now.step, "steps": now.steps, "curve": now.curve}
+    part.write_text(json.dumps({"place": place, "file": name, "training": identity}))
+    os.replace(part, folder / "state.json")
+    for old in folder.glob("state-*.safetensors"):
+        if old.name != name:
+            old.unlink()
+
+
+def resume(folder: Path, net: nn.Module, average: Any, opt: torch.optim.Optimizer, identity: dict) -> Progress | None:
+    """Where to go on from; None where there is nothing to resume."""
+    from safetensors.torch import load_file
+
+    if not (folder / "state.json").exists():
+        return None
+    kept = json.loads((folder / "state.json").read_text())
+    if kept["training"] != json.loads(json.dumps(identity)):
+        raise ValueError(f"{folder} holds an unfinished training with other settings or cases; finish it with the same "
+                         "command, or remove that folder")  # fmt: skip
+    state = load_file(folder / kept["file"])
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+    net.load_state_dict(part("net."))
+    if average is not None:
+        average.module.load_state_dict(part("ema."))
+    own = opt.state_dict()
+    own["state"] = {}
+    for key, value in part("opt.").items():
+        number, name = key.split(".")
+        own["state"].setdefault(int(number), {})[name] = value
+    opt.load_state_dict(own)
+    return Progress(**kept["place"], best=part("best."))

@@ -1,0 +1,73 @@
+"""Which patients are trained on and which are held out. The scans of one patient always stay together."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ctssl.datasets import Case
+
+FEWEST = 10  # patients below which all of them are needed for training
+
+
+def divide(cases: list[Case], hold_out: float | list[str] | None, seed: int) -> tuple[list[Case], list[Case]]:
+    """Training and held-out cases. The scans of one patient stay together."""
+    if hold_out is None and any(case.split for case in cases):
+        hold_out = [case.name for case in cases if case.split.lower() not in ("train", "training")]
+    hold_out = 0.2 if hold_out is None else hold_out
+    if isinstance(hold_out, (int, float)):
+        if not 0 <= hold_out < 1:
+            raise ValueError(f"hold_out={hold_out}: a share from 0 to below 1, or a list of case names")
+        everyone = patients(cases)
+        count = 0 if hold_out == 0 else max(1, round(hold_out * len(everyone)))
+        drawn = set(np.random.default_rng(seed).choice(everyone, count, replace=False).tolist())
+        chosen = {case.name for case in cases if case.patient in drawn}
+    else:
+        chosen = set(hold_out)
+        unknown = chosen - {c.name for c in cases}
+        if unknown:
+            raise ValueError(
+                f"cannot hold out {sorted(unknown)}: no such cases; they are called {cases[0].name!r} and so on"
+            )
+    train, held = [c for c in cases if c.name not in chosen], [c for c in cases if c.name in chosen]
+    if not train:
+        raise ValueError(f"nothing is left to train on: {len(cases)} cases, {len(chosen)} held out")
+    both = sorted({c.patient for c in train} & {c.patient for c in held})
+    if both:
+        raise ValueError(
+            f"patients {', '.join(both[:5])} have scans on both sides; hold out all scans of a patient, or none"
+        )
+    return train, held
+
+
+def patients(cases: list[Case]) -> list[str]:
+    """Each once, in the order of the cases."""
+    return list(dict.fromkeys(case.patient for case in cases))
+
+
+def part(cases: list[Case], folds: int, fold: int, seed: int) -> list[str]:
+    """The cases of part `fold` when the patients are divided into `folds` equal parts."""
+    everyone = patients(cases)
+    if not 2 <= folds <= len(everyone) or not 0 <= fold < folds:
+        raise ValueError(
+            f"fold {fold} of {folds}: 2 to {len(everyone)} folds (there are so many patients), counted from 0"
+        )
+    mine = set(np.random.default_rng(seed).permutation(everyone)[fold::folds].tolist())
+    return [case.name for case in cases if case.patient in mine]
+
+
+def few(cases: list[Case], count: int, seed: int) -> list[Case]:
+    """The cases of `count` patients."""
+    everyone = patients(cases)
+    if not 1 <= count <= len(everyone):
+        raise ValueError(f"few_shot={count}: there are {len(everyone)} patients to train on")
+    mine = set(np.random.default_rng(seed).permutation(everyone)[:count].tolist())
+    return [case for case in cases if case.patient in mine]
+
+
+def validation(cases: list[Case], share: float, seed: int) -> list[str]:
+    """The cases of `share` of the patients, at least one; of none when there are fewer than ten."""
+    everyone = patients(cases)
+    if share <= 0 or len(everyone) < FEWEST:
+        return []
+    drawn = np.random.default_rng([seed, 1]).permutation(everyone)[: max(1, round(share * len(everyone)))]
+    return [case.name for case in cases if case.patient in set(drawn.tolist())]
