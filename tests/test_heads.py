@@ -11,12 +11,10 @@ from ctssl.heads import HEADS, dynunet
 from ctssl.heads.dynunet import DynUnet
 from ctssl.heads.segmenter import Segmenter
 from ctssl.volume import Volume
+from tests.monai_keys import MONAI_SWIN, our_swin_state
 
-PARTNERS = {
-    "smit": lambda: Swin(width=6, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=4, patch=2),
-    "dynunet": Pixels,
-}
-"""Heads that are made for one shape of encoder, and a tiny one of that shape."""
+PARTNERS = {"dynunet": Pixels}
+"""Heads that are whole networks, and what they stand on."""
 
 
 @pytest.fixture
@@ -51,9 +49,29 @@ def test_a_head_sees_the_image_where_it_is(fitting, head):
     assert change[:12, :12, :12].mean() > 1.5 * change[-12:, -12:, -12:].mean()
 
 
-def test_the_papers_decoder_refuses_other_encoders(encoder):
-    with pytest.raises(ValueError, match="unetr"):
-        Segmenter(encoder, head="smit")
+def test_the_decoder_of_swin_unetr_is_monais_on_the_same_weights():
+    from monai.networks.nets.swin_unetr import SwinUNETR
+
+    torch.manual_seed(0)
+    theirs = SwinUNETR(in_channels=1, out_channels=3, feature_size=24).eval()
+    for name, parameter in theirs.named_parameters():
+        if name.endswith("bias_table"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    swin = Swin(**{**MONAI_SWIN, "width": 24})
+    swin.load_state_dict(our_swin_state(theirs.swinViT.state_dict()))
+    for head in ("swin-unetr", "smit"):
+        ours = Segmenter(swin, head=head, classes=3).eval()
+        names = {"bottom": "encoder10.", "out": "out.conv.conv.", "skips.0": "encoder1."}
+        names |= {f"skips.{i}.0": f"encoder{i + 1}." for i in (1, 2, 3)} | {
+            f"ups.{i}": f"decoder{i + 1}." for i in range(5)
+        }
+        state = theirs.state_dict()
+        own = {f"{name}.{k.removeprefix(prefix)}": v for name, prefix in names.items() for k, v in state.items()
+               if k.startswith(prefix)}  # fmt: skip
+        ours.head.load_state_dict(own)
+        with torch.no_grad():
+            image = torch.rand(1, 1, 64, 96, 64)
+            torch.testing.assert_close(ours(image), theirs(image), atol=1e-4, rtol=1e-4)
 
 
 def test_a_whole_network_refuses_an_encoder_that_it_would_ignore(encoder):
@@ -86,9 +104,10 @@ def test_the_baseline_is_monais(monkeypatch):
     torch.testing.assert_close(head.eval()(image, [image]), made[0].eval()(image))
 
 
-def test_the_papers_decoder_refuses_crops_that_are_too_small_for_its_norm(fitting):
+def test_a_decoder_refuses_crops_that_are_too_small_for_its_norm():
+    swin = Swin(width=6, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=4, patch=2)
     with pytest.raises(ValueError, match="more than 32"):
-        Segmenter(fitting("smit"), head="smit")(torch.rand(1, 1, 32, 32, 32))
+        Segmenter(swin, head="smit")(torch.rand(1, 1, 32, 32, 32))
 
 
 def test_unknown_heads_and_too_few_classes_are_refused(encoder):

@@ -10,7 +10,10 @@ To add one: write `ctssl/heads/<name>.py` and add a line to `HEADS`.
 from ctssl.heads.dynunet import DynUnet
 from ctssl.heads.light import Light
 from ctssl.heads.linear import Linear
-from ctssl.heads.smit import Smit
+from ctssl.heads.swin_unetr import SwinUnetr
 from ctssl.heads.unetr import Unetr
 
-HEADS = {"dynunet": DynUnet, "light": Light, "linear": Linear, "smit": Smit, "unetr": Unetr}
+HEADS = {
+    "dynunet": DynUnet, "light": Light, "linear": Linear, "smit": SwinUnetr, "swin-unetr": SwinUnetr, "unetr": Unetr,
+}  # fmt: skip
+"""`smit`, the paper's decoder, is Swin UNETR's: the two differ in the maps that the encoder gives them."""

@@ -1,5 +1,7 @@
 """A U-shaped decoder for any encoder (UNETR, arXiv 2103.10504): maps as skips, convolutions where there are none."""
 
+from collections.abc import Sequence
+
 import torch
 from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import Tensor, nn
@@ -20,28 +22,16 @@ class Unetr(nn.Module):
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, *, width: int = 16) -> None:
         super().__init__()
-        deepest = strides[-1]
-        if deepest & (deepest - 1) or any(s & (s - 1) for s in strides):
-            raise ValueError(
-                f"head 'unetr' needs strides that are powers of two, got {strides}; head 'linear' takes any"
-            )
-        self.levels = deepest.bit_length() - 1  # level k has stride 2**k
+        self.skip_level = skip_levels(strides, head="unetr")  # of each map but the deepest
+        self.levels = strides[-1].bit_length() - 1  # level k has stride 2**k
         self.widths = [min(width * 2**k, channels[-1]) for k in range(self.levels)]
-        self.skip_level: list[int | None] = []  # of each map but the deepest
         self.skips = nn.ModuleList()
-        free = self.levels
-        for c, s in list(zip(channels, strides, strict=True))[-2::-1]:
-            level = min(s.bit_length() - 1, free - 1)
-            if level < 0:
-                self.skip_level.append(None)
-                continue
-            free = level
-            self.skip_level.append(level)
-            ups = s.bit_length() - 1 - level
-            layers: list[nn.Module] = [_block(c, self.widths[level])]
-            for _ in range(ups):
-                layers += [nn.ConvTranspose3d(self.widths[level], self.widths[level], 2, 2)]
-            self.skips.append(nn.Sequential(*layers))
+        for level, c, s in list(zip(self.skip_level, channels, strides, strict=False))[::-1]:
+            if level is not None:
+                ups = s.bit_length() - 1 - level
+                layers: list[nn.Module] = [_block(c, self.widths[level])]
+                layers += [nn.ConvTranspose3d(self.widths[level], self.widths[level], 2, 2) for _ in range(ups)]
+                self.skips.append(nn.Sequential(*layers))
         taken = {level for level in self.skip_level if level is not None}
         finest = min(taken, default=self.levels)
         self.stem = nn.ModuleList()  # levels 0 .. finest - 1, from the image
@@ -67,13 +57,13 @@ class Unetr(nn.Module):
             x = block(x)
             sources[k].append(x)
         skips = iter(self.skips)
-        for level, features in zip(self.skip_level, reversed(maps[:-1]), strict=True):
+        for level, features in zip(reversed(self.skip_level), reversed(maps[:-1]), strict=True):
             if level is not None:
                 sources[level].append(next(skips)(features))
         x = maps[-1]
         for k, up, fuse in zip(reversed(range(self.levels)), self.up, self.fuse, strict=True):
             x = up(x)
-            x = fuse(torch.cat([x, *(_fit(s, x.shape[2:]) for s in sources[k])], 1))
+            x = fuse(torch.cat([x, *(fit(s, x.shape[2:]) for s in sources[k])], 1))
         return self.out(x)[..., : size[0], : size[1], : size[2]]
 
 
@@ -81,9 +71,22 @@ def _block(inside: int, outside: int, *, stride: int = 1) -> nn.Module:
     return UnetResBlock(3, inside, outside, kernel_size=3, stride=stride, norm_name=NORM)
 
 
-def _fit(x: Tensor, size: torch.Size) -> Tensor:
+def skip_levels(strides: tuple[int, ...], *, head: str) -> list[int | None]:
+    """The level (of stride `2**level`) that each map but the deepest serves: its own, or the next finer one that is free."""
+    if any(s & (s - 1) for s in strides) or strides[-1] < 2:
+        raise ValueError(f"head {head!r} needs strides that are powers of two, got {strides}; head 'linear' takes any")
+    found: list[int | None] = []
+    free = strides[-1].bit_length() - 1
+    for s in strides[-2::-1]:
+        level = min(s.bit_length() - 1, free - 1)
+        free = level if level >= 0 else free
+        found.insert(0, level if level >= 0 else None)
+    return found
+
+
+def fit(x: Tensor, size: Sequence[int]) -> Tensor:
     """Zeros at the far border (the deepest map rounds sizes up further than the finer ones)."""
-    if x.shape[2:] == size:
+    if list(x.shape[2:]) == list(size):
         return x
     pads = [p for n, want in zip(reversed(x.shape[2:]), reversed(size), strict=True) for p in (0, want - n)]
     return F.pad(x, pads)
