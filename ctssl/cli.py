@@ -61,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--tta", action="store_true", help="average over all mirrorings: a little better, eight times slower"
     )
+    sub.add_argument(
+        "--max-memory", type=float, default=8.0, metavar="GB", help="that it may take (default: %(default)s)"
+    )
     sub.add_argument("--probabilities", action="store_true", help="also a map of each label, OUT_LABEL.nii.gz")
     sub.add_argument("--resume", action="store_true", help="of a folder, leave out scans that have their mask")
     sub.add_argument("--shard", metavar="I/N", help="of a folder, only part I of N (from 0)")
@@ -200,8 +203,8 @@ def _segment(args: argparse.Namespace) -> None:
         _free(args.overlay, args.overwrite, ".png")
     model = ctssl.load_segmenter(args.model, device=args.device)
     scan = ctssl.read(args.scan, series=args.series)
-    mask, facts = write_mask(model, scan, Path(args.out), tta=args.tta, with_probabilities=args.probabilities,
-                             overwrite=args.overwrite, progress=not args.json)  # fmt: skip
+    mask, facts = write_mask(model, scan, Path(args.out), tta=args.tta, max_memory_gb=args.max_memory,
+                             with_probabilities=args.probabilities, overwrite=args.overwrite, progress=not args.json)  # fmt: skip
     if args.overlay:
         from ctssl.pictures import overlay
 
@@ -232,8 +235,9 @@ def _segment_folder(args: argparse.Namespace) -> None:
     if there and not args.resume and not args.overwrite:
         raise FileExistsError(f"{out} holds masks of {len(there)} of these scans; add --resume or --overwrite")
     model = ctssl.load_segmenter(args.model, device=args.device)
-    failed = segment_all(model, scans, out, tta=args.tta, with_probabilities=args.probabilities, resume=args.resume,
-                         overwrite=args.overwrite, progress=not args.json)  # fmt: skip
+    failed = segment_all(model, scans, out, tta=args.tta, max_memory_gb=args.max_memory,
+                         with_probabilities=args.probabilities, resume=args.resume, overwrite=args.overwrite,
+                         progress=not args.json)  # fmt: skip
     if args.json:
         print(json.dumps({"out": args.out, "scans": len(scans), "failed": failed}))
     else:

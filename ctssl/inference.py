@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,16 @@ import torch
 from torch import Tensor
 
 from ctssl.lint import check
-from ctssl.volume import Volume, prepare, read, resample
+from ctssl.volume import Volume, prepare, read, resample, working_grid
 from ctssl.zoo import Preprocess
 
 if TYPE_CHECKING:
     from ctssl.heads.segmenter import Segmenter
 
 TILE = 96  # voxels along each side of a piece that goes through an encoder at once
+MEMORY_GB = 8.0  # ceiling for a run of `segment`
+LIBRARIES = 1.2e9  # bytes that Python, torch, MONAI and a model take before the first scan
+ACTIVATIONS = 200  # numbers that a network holds for each voxel of a window, at most
 
 
 def prepared(encoder: Any, source: Any) -> Volume:
@@ -75,50 +79,115 @@ def embed(encoder: Any, source: Any, *, progress: bool = False) -> Tensor:
     return chosen.mean(1)
 
 
-def segment(
-    model: Segmenter, source: Any, *, overlap: float = 0.5, tta: bool = False, progress: bool = False
-) -> Volume:
+def segment(model: Segmenter, source: Any, *, overlap: float = 0.5, tta: bool = False, max_memory_gb: float = MEMORY_GB,
+            progress: bool = False) -> Volume:  # fmt: skip
     """See `Segmenter.segment`."""
     volume = read(source)
+    slices = plan(model, volume, max_memory_gb)
     found, affine = windowed(model, volume, overlap=overlap, tta=tta, progress=progress)
-    return Volume(onto(found, affine, volume), volume.affine, volume.name)
+    return Volume(onto(found, affine, volume, slices), volume.affine, volume.name)
 
 
 def probabilities(model: Segmenter, source: Any, *, overlap: float = 0.5, tta: bool = False,
-                  progress: bool = False) -> dict[str, Volume]:  # fmt: skip
+                  max_memory_gb: float = MEMORY_GB, progress: bool = False) -> dict[str, Volume]:  # fmt: skip
     """See `Segmenter.probabilities`."""
     volume = read(source)
+    plan(model, volume, max_memory_gb, maps=len(model.labels))
     found, affine = windowed(model, volume, overlap=overlap, tta=tta, progress=progress)
     return {name: Volume(resample(found[k], affine, volume.shape, volume.affine), volume.affine, f"{volume.name} {name}")
             for k, name in model.labels.items()}  # fmt: skip
 
 
+def plan(model: Segmenter, volume: Volume, max_memory_gb: float, *, maps: int = 0) -> int:
+    """Slices of the scan's last axis that the mask is brought back at a time, so that a run stays under `max_memory_gb`.
+
+    `maps`: float volumes on the scan's grid that are kept too. Raises `ValueError` when one slice at a time does not fit.
+    The mask does not depend on the ceiling.
+    """
+    own = math.prod(volume.shape)
+    shape, _ = working_grid(volume, (model.spec.preprocess if model.spec else Preprocess()).spacing_mm)
+    grid = [max(n, model.window) for n in shape]
+    fixed = LIBRARIES + own * (4 + 1 + 4 * maps)  # the scan, the mask
+    fixed += math.prod(grid) * (4 + 2 * model.classes)  # the image, probabilities
+    fixed += (
+        math.prod(grid[1:]) * model.window * 4 * model.classes + model.window**3 * 4 * ACTIVATIONS
+    )  # the windows at work
+    fixed += max(4 * own, 4 * math.prod(grid))  # a copy while the scan is resampled, or a class
+    slice_ = math.prod(volume.shape[:2]) * 4 * 6
+    room = int((max_memory_gb * 1e9 - fixed) // slice_)
+    if room < 1:
+        size = " x ".join(map(str, volume.shape))
+        raise ValueError(f"{volume.name}: {size} voxels need about {(fixed + slice_) / 1e9:.1f} GB, more than the "
+                         f"{max_memory_gb:g} GB allowed; allow more (--max-memory), or cut the scan")  # fmt: skip
+    return min(room, volume.shape[2])
+
+
 @torch.inference_mode()
-def windowed(
-    model: Segmenter, volume: Volume, *, overlap: float, tta: bool, progress: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities `(classes, x, y, z)` on the model's own grid, and its affine. Windows of nothing but air cost nothing: the
-    network's answer to one of them serves for all."""
-    from monai.inferers.utils import sliding_window_inference
+def windowed(model: Segmenter, volume: Volume, *, overlap: float, tta: bool, progress: bool,
+             skip_air: bool = True) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Probabilities `(classes, x, y, z)` (float16) on the model's own grid, and its affine, blended from overlapping windows.
+
+    Windows follow one another along x, and what no later window touches is finished: only a slab is held in float32. Windows
+    of nothing but air cost nothing: the network's answer to one of them serves for all (`skip_air`).
+    """
+    from tqdm import tqdm
 
     scan = prepared(model.encoder, volume)
-    image = torch.from_numpy(scan.array)[None, None]
+    size, side = scan.shape, model.window
+    low = [(max(side - n, 0)) // 2 for n in size]
+    image = np.pad(scan.array, [(a, max(side - n, 0) - a) for n, a in zip(size, low, strict=True)])
+    starts = [_spread(n, side, overlap) for n in image.shape]
+    bell = torch.from_numpy(gaussian(side))
+    weight = bell[:, None, None] * bell[:, None] * bell
+    totals = [_total(bell, places, n) for places, n in zip(starts, image.shape, strict=True)]
+    device = next(model.parameters()).device
     training, air = model.training, None
     model.eval()
-
-    def answer(window: Tensor) -> Tensor:
-        nonlocal air
-        if window.any():
-            return mirrored(model, window) if tta else model(window)
-        if air is None:
-            air = mirrored(model, window) if tta else model(window)
-        return air.clone()  # MONAI weights it in place
-
-    logits = sliding_window_inference(image, model.window, 1, answer, overlap=overlap, mode="gaussian", device="cpu",
-                                      sw_device=next(model.parameters()).device, progress=progress)  # fmt: skip
+    result = np.zeros((model.classes, *image.shape), np.float16)
+    slab = torch.zeros(model.classes, side, *image.shape[1:])
+    bar = tqdm(total=math.prod(map(len, starts)), desc="segmenting", disable=not progress)
+    for x, after in zip(starts[0], [*starts[0][1:], image.shape[0]], strict=True):
+        for y, z in itertools.product(*starts[1:]):
+            window = torch.from_numpy(image[x : x + side, y : y + side, z : z + side]).to(device)[None, None]
+            empty = skip_air and not window.any()
+            answer = (
+                air
+                if empty and air is not None
+                else (mirrored(model, window) if tta else model(window))[0].float().cpu()
+            )
+            air = answer if empty else air
+            slab[:, :, y : y + side, z : z + side] += answer * weight
+            bar.update()
+        done = after - x
+        total = totals[0][x:after, None, None] * totals[1][:, None] * totals[2]
+        result[:, x:after] = (slab[:, :done] / total).softmax(0).numpy()
+        slab = torch.cat([slab[:, done:], torch.zeros(model.classes, done, *image.shape[1:])], 1)
+    bar.close()
     model.train(training)
-    assert isinstance(logits, Tensor)
-    return logits[0].float().softmax(0).numpy(), scan.affine
+    inside = tuple(slice(a, a + n) for a, n in zip(low, size, strict=True))
+    return result[(slice(None), *inside)], scan.affine
+
+
+def _spread(size: int, side: int, overlap: float) -> list[int]:
+    """Starts of windows that cover `size`, evenly, overlapping by at least `overlap`."""
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap={overlap}: a share from 0 to below 1")
+    count = math.ceil((size - side) / max(1, round(side * (1 - overlap)))) + 1
+    return [round(i * (size - side) / max(1, count - 1)) for i in range(count)]
+
+
+def gaussian(side: int) -> np.ndarray:
+    """Weights of the places along a window: 1 in the middle, at least 0.001; their products weight a window (nnU-Net's)."""
+    places = (np.arange(side) - (side - 1) / 2) / (side / 8)
+    return np.maximum(np.exp(-0.5 * places**2), 1e-3).astype(np.float32)
+
+
+def _total(bell: Tensor, starts: list[int], size: int) -> Tensor:
+    """Sum of the weights at each place along an axis: windows lie on a grid, so their sums are products of these."""
+    total = torch.zeros(size)
+    for start in starts:
+        total[start : start + len(bell)] += bell
+    return total
 
 
 def mirrored(model: Segmenter, window: Tensor) -> Tensor:
@@ -131,8 +200,8 @@ def mirrored(model: Segmenter, window: Tensor) -> Tensor:
 
 
 def segment_all(model: Segmenter, scans: dict[str, Path], out: Path, *, overlap: float = 0.5, tta: bool = False,
-                with_probabilities: bool = False, resume: bool = False, overwrite: bool = False,
-                progress: bool = False) -> dict[str, str]:  # fmt: skip
+                max_memory_gb: float = MEMORY_GB, with_probabilities: bool = False, resume: bool = False,
+                overwrite: bool = False, progress: bool = False) -> dict[str, str]:  # fmt: skip
     """Write `out/NAME.nii.gz` (and `NAME.ctssl.json`, `NAME_LABEL.nii.gz`) for every scan; what went wrong with which.
 
     A scan that fails does not stop the others. `resume` leaves out scans whose mask is there.
@@ -146,18 +215,18 @@ def segment_all(model: Segmenter, scans: dict[str, Path], out: Path, *, overlap:
         if target.exists() and resume:
             continue
         try:
-            write_mask(model, read(path), target, overlap=overlap, tta=tta, with_probabilities=with_probabilities,
-                       overwrite=overwrite or resume)  # fmt: skip
+            write_mask(model, read(path), target, overlap=overlap, tta=tta, max_memory_gb=max_memory_gb,
+                       with_probabilities=with_probabilities, overwrite=overwrite or resume)  # fmt: skip
         except (ValueError, OSError, EOFError, RuntimeError, MemoryError) as error:
             failed[name] = f"{type(error).__name__}: {error}" if not str(error) else str(error)
     return failed
 
 
 def write_mask(model: Segmenter, scan: Volume, target: Path, *, overlap: float = 0.5, tta: bool = False,
-               with_probabilities: bool = False, overwrite: bool = False,
+               max_memory_gb: float = MEMORY_GB, with_probabilities: bool = False, overwrite: bool = False,
                progress: bool = False) -> tuple[Volume, dict[str, Any]]:  # fmt: skip
     """The mask as `target`, beside it what it holds as JSON (labels, ml, model), and on demand a map of each label."""
-    how: dict[str, Any] = {"overlap": overlap, "tta": tta, "progress": progress}
+    how: dict[str, Any] = {"overlap": overlap, "tta": tta, "max_memory_gb": max_memory_gb, "progress": progress}
     folder, name = target.parent, target.name.removesuffix(".gz").removesuffix(".nii")
     maps: dict[str, Volume] = {}
     places = {
@@ -184,12 +253,18 @@ def write_mask(model: Segmenter, scan: Volume, target: Path, *, overlap: float =
     return mask, facts
 
 
-def onto(probabilities: np.ndarray, affine: np.ndarray, volume: Volume) -> np.ndarray:
-    """`(classes, x, y, z)` on a working grid -> uint8 labels `(X, Y, Z)` on the scan's own grid."""
-    best = np.zeros(volume.shape, np.float32)
+def onto(found: np.ndarray, affine: np.ndarray, volume: Volume, slices: int | None = None) -> np.ndarray:
+    """Probabilities `(classes, x, y, z)` on a working grid -> uint8 labels `(X, Y, Z)` on the scan's own grid, the likeliest of
+    each voxel; `slices` at a time."""
     labels = np.zeros(volume.shape, np.uint8)
-    for number, one in enumerate(probabilities):
-        here = resample(one, affine, volume.shape, volume.affine, fill=float(number == 0))
-        better = here > best
-        labels[better], best[better] = number, here[better]
+    slices = slices or volume.shape[2]
+    for first in range(0, volume.shape[2], slices):
+        part = labels[:, :, first : first + slices]
+        grid = volume.affine.copy()
+        grid[:3, 3] += grid[:3, 2] * first
+        best = np.zeros(part.shape, np.float32)
+        for number, one in enumerate(found):
+            here = resample(one, affine, part.shape, grid, fill=float(number == 0))
+            better = here > best
+            part[better], best[better] = number, here[better]
     return labels

@@ -93,7 +93,8 @@ def _read_nifti(path: Path) -> Volume:
         raise ValueError(f"cannot read {path}: a scan is a .nii or .nii.gz file, or a folder with a DICOM series")
     try:
         image: Any = nibabel.load(path)
-        data = np.asanyarray(image.dataobj)  # scaled by slope and intercept
+        plain = np.issubdtype(image.get_data_dtype(), np.floating) or np.issubdtype(image.get_data_dtype(), np.integer)
+        data = image.dataobj.get_scaled(np.float32) if plain else np.asanyarray(image.dataobj)  # by slope and intercept
     except (OSError, EOFError, ValueError, ImageFileError, zlib.error) as error:
         raise ValueError(f"{path} is damaged or not NIfTI ({error}); copy or convert it again") from error
     return _volume(data, np.asarray(image.affine, dtype=float), path.name)

@@ -131,26 +131,6 @@ def test_a_mask_comes_back_on_the_scans_own_grid(encoder, ball):
     assert (back == one.array).mean() > 0.995
 
 
-def test_windows_of_air_are_left_out_without_a_difference(encoder, monkeypatch):
-    from ctssl.inference import windowed
-
-    array = np.full((96, 24, 24), -1000, np.float32)
-    array[:20, 4:20, 4:20] = 60
-    scan = Volume(array + np.where(array > 0, np.random.default_rng(0).normal(0, 20, array.shape), 0).astype(np.float32),
-                  np.diag([2.0, 2.0, 2.0, 1.0]))  # fmt: skip
-    model = Segmenter(encoder, head="linear").eval()
-    model.window = 24
-    calls = []
-    handle = model.register_forward_hook(lambda *_: calls.append(1))
-    found, _ = windowed(model, scan, overlap=0.5, tta=False, progress=False)
-    used = len(calls)
-    monkeypatch.setattr(torch.Tensor, "any", lambda self: True)
-    plain, _ = windowed(model, scan, overlap=0.5, tta=False, progress=False)
-    handle.remove()
-    assert used < (len(calls) - used) / 2
-    np.testing.assert_array_equal(found, plain)
-
-
 def test_mirroring_averages_what_the_model_says_of_all_eight(encoder):
     from ctssl.inference import mirrored
 

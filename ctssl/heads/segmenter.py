@@ -56,14 +56,15 @@ class Segmenter(nn.Module):
         return self.encoder.spec
 
     def segment(self, source: Volume | str | os.PathLike | tuple, *, overlap: float = 0.5, tta: bool = False,
-                progress: bool = False) -> Volume:  # fmt: skip
+                max_memory_gb: float = 8.0, progress: bool = False) -> Volume:  # fmt: skip
         """Labels (uint8) of a scan of any size, on the scan's own grid. `source`: what `ctssl.read` takes.
 
         `overlap`: share of a window that the next one sees again. `tta`: average over all mirrorings, eight times the work.
+        `max_memory_gb`: that the process may take; `ValueError` when the scan needs more.
         """
         from ctssl.inference import segment
 
-        return segment(self, source, overlap=overlap, tta=tta, progress=progress)
+        return segment(self, source, overlap=overlap, tta=tta, max_memory_gb=max_memory_gb, progress=progress)
 
     def probabilities(self, source: Volume | str | os.PathLike | tuple, *, overlap: float = 0.5, tta: bool = False,
                       progress: bool = False) -> dict[str, Volume]:  # fmt: skip
