@@ -94,7 +94,9 @@ def _read_nifti(path: Path) -> Volume:
     try:
         image: Any = nibabel.load(path)
         plain = np.issubdtype(image.get_data_dtype(), np.floating) or np.issubdtype(image.get_data_dtype(), np.integer)
-        data = image.dataobj.get_scaled(np.float32) if plain else np.asanyarray(image.dataobj)  # by slope and intercept
+        data = (
+            np.asarray(image.dataobj, np.float32) if plain else np.asanyarray(image.dataobj)
+        )  # by slope and intercept
     except (OSError, EOFError, ValueError, ImageFileError, zlib.error) as error:
         raise ValueError(f"{path} is damaged or not NIfTI ({error}); copy or convert it again") from error
     return _volume(data, np.asarray(image.affine, dtype=float), path.name)
