@@ -1,6 +1,6 @@
 """Which scans make a corpus. Reads `cases.csv` of the data folder (`CTSSL_DATA`); the test cases are in none of them.
 
-`python -m training.data.corpora` writes the sarcoma split again (it is the same each time).
+`python -m training.data.corpora` writes both splits again (they are the same each time).
 """
 
 import csv
@@ -12,6 +12,7 @@ import numpy as np
 
 NAMES = ("wild", "self")
 SPLIT = Path(__file__).with_name("sarcoma_split.json")
+NODULES = Path(__file__).with_name("nodule_split.json")
 
 
 def data_folder() -> Path:
@@ -30,6 +31,11 @@ def cases(group: str) -> list[dict[str, str]]:
 def split(side: str) -> list[str]:
     """Case ids of the sarcoma data: `"train"` (26) or `"test"` (12)."""
     return json.loads(SPLIT.read_text())[side]
+
+
+def nodule_split(side: str) -> list[str]:
+    """Case ids of the lung nodules: `"train"` or `"test"` (a third)."""
+    return json.loads(NODULES.read_text())[side]
 
 
 def corpus(name: str) -> list[Path]:
@@ -62,6 +68,14 @@ def make_split(seed: int = 0, per_kernel: int = 6) -> dict[str, list[str]]:
     return {"train": train, "test": sorted(test)}
 
 
+def make_nodule_split(seed: int = 0) -> dict[str, list[str]]:
+    """A third of the patients drawn for testing; each has one nodule."""
+    ids = sorted(row["id"] for row in cases("lung_nodules"))
+    test = np.random.default_rng(seed).choice(ids, len(ids) // 3, replace=False).tolist()
+    return {"train": [name for name in ids if name not in test], "test": sorted(test)}
+
+
 if __name__ == "__main__":
-    SPLIT.write_text(json.dumps({"seed": 0, **make_split()}, indent=1) + "\n")
-    print(SPLIT.read_text())
+    for path, made in ((SPLIT, make_split()), (NODULES, make_nodule_split())):
+        path.write_text(json.dumps({"seed": 0, **made}, indent=1) + "\n")
+        print(f"{path}: {len(made['train'])} to train on, {len(made['test'])} to test on")

@@ -1,0 +1,55 @@
+"""Seconds of a fine-tuning step, models against one another: `python -m tests.benchmarks.finetune [repeats] [crop] [batch]`.
+
+The published encoders with the `light` head, and nnU-Net's network with deep supervision, on the same crops; each repeat runs
+one step of each, in turn. Then what Swin UNETR's decoder costs on the same encoder.
+"""
+
+import statistics
+import sys
+import time
+
+import torch
+from monai.losses.dice import DiceCELoss
+from torch import Tensor
+
+import ctssl
+from ctssl.encoders.pixels import Pixels
+from ctssl.heads.segmenter import Segmenter
+
+
+def contestants() -> dict[str, Segmenter]:
+    return {
+        "swin + light": ctssl.segmenter("swin-wild-mim", head="light"),
+        "vit + light": ctssl.segmenter("vit-wild-mim", head="light"),
+        "dynunet": ctssl.segmenter(Pixels(), head="dynunet"),
+        "swin + swin-unetr": ctssl.segmenter("swin-wild-mim", head="swin-unetr"),
+    }
+
+
+def step(net: Segmenter, opt: torch.optim.Optimizer, image: Tensor, label: Tensor) -> None:
+    criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    loss = torch.stack([weight * criterion(logits, label) for weight, logits in net.supervised(image)]).sum()
+    opt.zero_grad(set_to_none=True)
+    loss.backward()
+    opt.step()
+
+
+def main(repeats: int = 5, crop: int = 64, batch: int = 4) -> None:
+    nets = contestants()
+    opts = {name: torch.optim.AdamW(net.train().parameters(), 1e-4) for name, net in nets.items()}
+    image = torch.rand(batch, 1, crop, crop, crop)
+    label = (image > 0.7).long()
+    seconds: dict[str, list[float]] = {name: [] for name in nets}
+    for repeat in range(repeats + 1):
+        for name, net in nets.items():
+            start = time.perf_counter()
+            step(net, opts[name], image, label)
+            if repeat:  # the first round warms up
+                seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, value in medians.items():
+        print(f"{name:20} {value:.3f} s a step, {value / medians['swin + light']:.2f} times swin + light")
+
+
+if __name__ == "__main__":
+    main(*(int(a) for a in sys.argv[1:]))

@@ -1,0 +1,31 @@
+"""Fine-tune on two thirds of the lung nodules and score the others: published encoders, from scratch, and nnU-Net's network.
+
+`python -m training.experiments.lung_nodules [MODEL ...] [--seeds 0 1 2] [--steps 600] [--few-shot 5]`; see
+`training.experiments.sarcoma`. The scans are cubes of 51 mm with the nodule in their middle, so the crops are smaller than they
+are (32 voxels of 1 mm) and lie anywhere: a model that saw whole cubes would learn the middle. The `self` models were pretrained
+on sarcoma, another task; they are no part of the design. A step of nnU-Net's network takes as long as 17 of the others
+(`python -m tests.benchmarks.finetune 5 32 8`), so it takes fewer.
+"""
+
+from pathlib import Path
+
+import ctssl
+from training.data.corpora import data_folder, nodule_split
+from training.experiments import trials
+
+RESULTS = Path(__file__).parent / "results" / "lung_nodules.json"
+DESIGN = [f"{encoder}-wild-{pretext}" for encoder in ("swin", "vit") for pretext in ("mim", "contrastive", "smit")]
+DESIGN += ["swin-scratch", "vit-scratch", "dynunet"]
+EXPERIMENT = trials.Experiment(
+    "lung-nodules", "python -m training.experiments.lung_nodules", lambda: data_folder() / "lung_nodules",
+    nodule_split("test"), RESULTS, DESIGN, share={"dynunet": 1 / 17}, settings=ctssl.Settings(crop=32, batch=8),
+)  # fmt: skip
+
+
+def table() -> str:
+    """The results as Markdown."""
+    return trials.table(RESULTS)
+
+
+if __name__ == "__main__":
+    trials.run(EXPERIMENT, __doc__)

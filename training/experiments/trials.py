@@ -1,0 +1,139 @@
+"""Trainings of segmenters on a fixed split, one after the other, each kept as a row of a JSON file; and the table of them."""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+import ctssl
+from ctssl.evaluation import holm, interval, paired
+
+SHARE = 0.95  # of the last validation DSC, for the cost of a fine-tuning
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """`data`: a folder for `ctssl finetune`; `test`: its cases to judge on; `design`: what is trained without arguments.
+
+    `share`: of the steps that a model takes whose step costs more or less than the others', so that all take about the same
+    time. `settings`: what differs from the defaults.
+    """
+
+    name: str
+    command: str
+    data: Callable[[], Path]
+    test: list[str]
+    results: Path
+    design: list[str]
+    share: dict[str, float]
+    settings: ctssl.Settings
+
+
+def label_of(model: str, head: str, few_shot: int | None) -> str:
+    """What a trial is called in results and tables."""
+    return (
+        model
+        + ("" if head == "light" or model == "dynunet" else f" + {head}")
+        + (f", {few_shot} cases" if few_shot else "")
+    )
+
+
+def read(results: Path) -> dict:
+    return json.loads(results.read_text()) if results.exists() else {"models": {}}
+
+
+def keep(results: Path, command: str, label: str, row: dict) -> None:
+    """Add a training to the results; the same seed replaces its older entry."""
+    results.parent.mkdir(exist_ok=True)
+    kept = {"command": command, "models": read(results)["models"]}
+    rows = [r for r in kept["models"].get(label, []) if r["seed"] != row["seed"]] + [row]
+    kept["models"][label] = sorted(rows, key=lambda r: r["seed"])
+    results.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def done(results: Path, label: str, settings: ctssl.Settings) -> bool:
+    """Whether this training is in the results, with these settings."""
+    rows = read(results)["models"].get(label, [])
+    return any(row["settings"] == json.loads(json.dumps(asdict(settings))) for row in rows)
+
+
+def measure(experiment: Experiment, model: str, *, head: str, few_shot: int | None, settings: ctssl.Settings,
+            out: Path) -> dict:  # fmt: skip
+    """One training and its scores. One that was interrupted goes on."""
+    report = ctssl.finetune(experiment.data(), model=model, head=head, few_shot=few_shot, out=out, hold_out=experiment.test,
+                            settings=settings, overwrite=True)  # fmt: skip
+    cases = {name: round(float(np.mean(list(scores.values()))), 4) for name, scores in report.held_out.items()}
+    curve = [[row["step"], round(row["loss"], 4), round(row["dsc"], 4)] for row in report.curve]
+    return {"seed": settings.seed, "mean_dsc": round(report.mean_dsc, 4), "cases": cases, "curve": curve,
+            "seconds": round(report.seconds), "settings": asdict(settings)}  # fmt: skip
+
+
+def of_cases(rows: list[dict]) -> dict[str, float]:
+    """DSC of each test case, averaged over the seeds."""
+    return {case: float(np.mean([row["cases"][case] for row in rows])) for case in rows[0]["cases"]}
+
+
+def steps_to_share(row: dict) -> int | None:
+    """The first evaluation with 95% of the last one's validation DSC; None where none was made."""
+    curve = row.get("curve") or []
+    return next((step for step, _, dsc in curve if dsc >= SHARE * curve[-1][2]), None) if curve else None
+
+
+def scratch_of(label: str, models: dict) -> str | None:
+    """The same training from initial weights, if it is in the results."""
+    twin = f"{label.split('-')[0]}-scratch" + (label[label.index(",") :] if "," in label else "")
+    return twin if twin in models and twin != label else None
+
+
+def table(results: Path) -> str:
+    """The results as Markdown: DSC with its interval over patients, and each model against its encoder from scratch."""
+    models = read(results)["models"]
+    against = {}
+    for label, rows in models.items():
+        if scratch := scratch_of(label, models):
+            others = of_cases(models[scratch])
+            pairs = [{"patient": c, "dsc": d, "other_dsc": others[c]} for c, d in of_cases(rows).items()]
+            against[label] = paired(pairs, ("dsc",))[0]
+    for row, p in zip(against.values(), holm([row["p"] for row in against.values()]), strict=True):
+        row["p_holm"] = p
+    lines = [
+        "| model | seeds | mean DSC | median | each seed | steps to 95% | against scratch | p |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for label, rows in models.items():
+        values = of_cases(rows)
+        low, high = interval([{"patient": c, "dsc": d} for c, d in values.items()], "dsc")
+        costs = [steps for row in rows if (steps := steps_to_share(row)) is not None]
+        gain = against.get(label)
+        cells = [label, str(len(rows)), f"{np.mean(list(values.values())):.3f} ({low:.3f}-{high:.3f})",
+                 f"{np.median(list(values.values())):.3f}", ", ".join(f"{row['mean_dsc']:.3f}" for row in rows),
+                 f"{np.mean(costs):.0f}" if costs else "", f"{gain['difference']:+.3f}" if gain else "",
+                 f"{gain['p_holm']:.3f}" if gain else ""]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def run(experiment: Experiment, description: str | None) -> None:
+    """The command line of an experiment."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=experiment.design)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=experiment.settings.steps)
+    parser.add_argument("--head", default="light")
+    parser.add_argument("--few-shot", type=int, metavar="N", help="train on N patients only")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the segmenters")
+    parser.add_argument("--show", action="store_true", help="print what was measured, train nothing")
+    args = parser.parse_args()
+    for seed in [] if args.show else args.seeds:
+        for model in args.models:
+            label = label_of(model, args.head, args.few_shot)
+            steps = round(args.steps * experiment.share.get(model, 1.0))
+            settings = replace(experiment.settings, steps=steps, seed=seed)
+            if not done(experiment.results, label, settings):
+                out = args.out / f"{experiment.name}-{label.replace(' ', '').replace(',', '-')}-{seed}"
+                row = measure(experiment, model, head=args.head, few_shot=args.few_shot, settings=settings, out=out)
+                keep(experiment.results, experiment.command, label, row)
+    print(table(experiment.results))
