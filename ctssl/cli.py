@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     _common(sub)
     sub = command("segment", _segment, "a mask for a scan, or for every scan of a folder, on the scan's own grid")
     sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder; or a folder of any of these")
-    sub.add_argument("out", help="OUT.nii.gz; or a folder, for a folder of scans")
+    sub.add_argument(
+        "out", help="OUT.nii.gz, or OUT.dcm (DICOM-SEG) for a DICOM series; or a folder, for a folder of scans"
+    )
     sub.add_argument("--model", required=True, help="a segmenter: folder of `ctssl finetune`, name or repository")
     sub.add_argument("--overlay", metavar="PNG", help="also a picture of the mask on the scan")
     sub.add_argument(
@@ -198,11 +200,16 @@ def _segment(args: argparse.Namespace) -> None:
         raise ValueError("--resume and --shard are for a folder of scans and a folder to write to")
     from ctssl.inference import write_mask
 
-    _free(args.out, args.overwrite, ".nii", ".nii.gz")
+    _free(args.out, args.overwrite, ".nii", ".nii.gz", ".dcm")
     if args.overlay:
         _free(args.overlay, args.overwrite, ".png")
+    if args.out.endswith(".dcm") and not Path(args.scan).is_dir():
+        raise ValueError(f"{args.out} would be a DICOM-SEG, which needs the folder of a DICOM series, not {args.scan}")
     model = ctssl.load_segmenter(args.model, device=args.device)
     scan = ctssl.read(args.scan, series=args.series)
+    if args.out.endswith(".dcm"):
+        _segment_dicom(args, model, scan)
+        return
     mask, facts = write_mask(model, scan, Path(args.out), tta=args.tta, max_memory_gb=args.max_memory,
                              with_probabilities=args.probabilities, overwrite=args.overwrite, progress=not args.json)  # fmt: skip
     if args.overlay:
@@ -216,6 +223,22 @@ def _segment(args: argparse.Namespace) -> None:
         f"{name} {value:.1f} ml" if value else f"no {name} found" for name, value in facts["volume_ml"].items()
     )
     print(f"{args.out}: {found}" + (f"; picture {args.overlay}" if args.overlay else ""))
+
+
+def _segment_dicom(args: argparse.Namespace, model: Any, scan: Any) -> None:
+    from pathlib import Path
+
+    from ctssl.dicom_seg import write_seg
+
+    if args.probabilities:
+        raise ValueError("--probabilities are NIfTI files; write the mask as OUT.nii.gz too")
+    mask = model.segment(scan, tta=args.tta, max_memory_gb=args.max_memory, progress=not args.json)
+    known = (model.spec.name, model.spec.sha256) if model.spec else ("", "")
+    write_seg(mask, model.labels, Path(args.scan), Path(args.out), series=args.series, model=known[0], sha256=known[1],
+              overwrite=args.overwrite)  # fmt: skip
+    print(
+        json.dumps({"mask": args.out}) if args.json else f"{args.out}: DICOM-SEG of {', '.join(model.labels.values())}"
+    )
 
 
 def _segment_folder(args: argparse.Namespace) -> None:

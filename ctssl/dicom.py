@@ -21,6 +21,14 @@ def read_series(path: Path, *, series: str | None = None) -> tuple[np.ndarray, n
     when it is not CT.
     """
     folder = path if path.is_dir() else path.parent
+    slices, places = ordered_slices(path, series=series)
+    return _stack(slices, places, folder)
+
+
+def ordered_slices(path: Path, *, series: str | None = None) -> tuple[list[Any], np.ndarray]:
+    """The images of one series with their pixels, along its normal, and their places `(n, 3)` in DICOM's mm; see
+    `read_series`."""
+    folder = path if path.is_dir() else path.parent
     found = _headers(folder)
     if not found:
         raise ValueError(f"{folder} holds no DICOM images (and is no NIfTI file)")
@@ -31,7 +39,7 @@ def read_series(path: Path, *, series: str | None = None) -> tuple[np.ndarray, n
         )
     if series is not None and series not in found:
         raise ValueError(f"{folder} has no series {series}; it has {', '.join(sorted(found))}")
-    return _stack([file for file, _ in found[series or next(iter(found))]], folder)
+    return _checked([file for file, _ in found[series or next(iter(found))]], folder)
 
 
 def _pydicom() -> Any:
@@ -62,7 +70,8 @@ def _describe(header: Any) -> str:
     return ", ".join(str(word) for word in words if word)
 
 
-def _stack(files: list[Path], folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def _checked(files: list[Path], folder: Path) -> tuple[list[Any], np.ndarray]:
+    """The slices of a series that is one regular grid, in order."""
     pydicom = _pydicom()
     slices = [pydicom.dcmread(file) for file in files]
     first = slices[0]
@@ -92,7 +101,12 @@ def _stack(files: list[Path], folder: Path) -> tuple[np.ndarray, np.ndarray]:
         where = int(np.abs(gaps - gap).argmax())
         raise ValueError(f"{folder}: slices are missing; their distance is {gap:.3g} mm, but {gaps[where]:.3g} mm after "
                          f"slice {where + 1} of {len(slices)}. Fetch the whole series")  # fmt: skip
-    images = []
+    return slices, places
+
+
+def _stack(slices: list[Any], places: np.ndarray, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    first, images = slices[0], []
+    row, column = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
     for s in slices:
         try:
             pixels = s.pixel_array

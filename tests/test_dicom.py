@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import ctssl
+from ctssl.volume import Volume
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'ctssl[dicom]'")
 
@@ -27,6 +28,10 @@ def write_series(
         image = Dataset()
         image.file_meta = meta
         image.SOPClassUID, image.SOPInstanceUID = CTImageStorage, f"{uid}.{k + 1}"
+        image.PatientID, image.PatientName, image.PatientBirthDate, image.PatientSex = "p", "p^", "", ""
+        image.StudyInstanceUID, image.StudyID, image.StudyDate, image.StudyTime = "1.2", "", "", ""
+        image.AccessionNumber, image.ReferringPhysicianName, image.FrameOfReferenceUID = "", "", "1.2.9"
+        image.PositionReferenceIndicator = ""
         image.SeriesInstanceUID, image.Modality, image.SeriesDescription = uid, modality, f"series {uid}"
         image.Rows, image.Columns, image.PixelSpacing = 5, 4, [0.8, 0.5]
         image.ImageOrientationPatient, image.ImagePositionPatient = (
@@ -291,3 +296,36 @@ def test_a_segmentation_lands_on_the_grid_of_its_scan(tmp_path):
     write_rtstruct(tmp_path / "rs.dcm", {"a": [square(1.5, 4.5, 0.0)]})
     with pytest.raises(ValueError, match="RTSTRUCT, not a DICOM segmentation"):
         read_seg(tmp_path / "rs.dcm", grid_in_lps())
+
+
+# --- DICOM-SEG ---
+
+
+def test_a_mask_becomes_a_segmentation_of_its_series_and_comes_back(tmp_path):
+    from ctssl.dicom import read_seg
+    from ctssl.dicom_seg import write_seg
+
+    highdicom = pytest.importorskip("highdicom", reason="highdicom is not installed: pip install 'ctssl[dicom]'")
+    write_series(tmp_path / "scan")
+    scan = ctssl.read(tmp_path / "scan")
+    array = np.zeros(scan.shape, np.uint8)
+    array[1, 2:4, 1:5], array[3, 0, 2] = 1, 2
+    names = {1: "tumour", 2: "node"}
+    path = write_seg(
+        Volume(array, scan.affine), names, tmp_path / "scan", tmp_path / "m.dcm", model="m", sha256="ab" * 32
+    )
+    for number, name in names.items():
+        np.testing.assert_array_equal(read_seg(path, scan, segment=name).array, array == number)
+    theirs = highdicom.seg.segread(path)
+    assert theirs.number_of_segments == 2 and theirs.SegmentSequence[0].SegmentAlgorithmType == "AUTOMATIC"
+    uids = [str(pydicom.dcmread(f).SOPInstanceUID) for f in sorted((tmp_path / "scan").iterdir(), key=lambda f: f.name)]
+    frames = theirs.get_pixels_by_source_instance(sorted(uids), assert_missing_frames_are_empty=True)
+    assert frames.sum() == (array > 0).sum()
+    for wrong, words in (
+        (Volume(array[1:], scan.affine), "not on one grid"),
+        (Volume(array * 0, scan.affine), "nothing was"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            write_seg(wrong, names, tmp_path / "scan", tmp_path / "n.dcm")
+    with pytest.raises(FileExistsError):
+        write_seg(Volume(array, scan.affine), names, tmp_path / "scan", path)

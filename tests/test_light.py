@@ -52,6 +52,7 @@ ARROWS = {  # module: what it may import of ctssl at import time; a package stan
     "phantom": {"volume"},
     "lint": {"volume"},
     "dicom": {"volume"},
+    "dicom_seg": {"", "dicom", "volume"},
     "datasets": {"volume", "lint"},
     "pictures": {"volume"},
     "hub": {"zoo"},
