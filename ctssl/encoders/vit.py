@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ctssl.encoders.attention import attend
 from ctssl.encoders.layers import DropPath, Mlp, PatchEmbed, block_indices, channels_first, init_weights
 from ctssl.encoders.pretrained import Pretrained
 
@@ -26,7 +27,7 @@ class Attention(nn.Module):
         return q, k, v
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = F.scaled_dot_product_attention(*self.split(x))  # (B, heads, N, d)
+        mixed = attend(*self.split(x))  # (B, heads, N, d)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
