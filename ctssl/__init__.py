@@ -39,10 +39,10 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from ctssl.encoders.swin import Swin as Swin
-    from ctssl.encoders.vit import ViT as ViT
     from ctssl.convert import import_checkpoint as import_checkpoint
     from ctssl.convert import to_monai as to_monai
+    from ctssl.encoders.swin import Swin as Swin
+    from ctssl.encoders.vit import ViT as ViT
     from ctssl.evaluation import Evaluation as Evaluation
     from ctssl.evaluation import evaluate as evaluate
     from ctssl.exporting import to_onnx as to_onnx

@@ -404,10 +404,15 @@ def _import(args: argparse.Namespace) -> None:
         same = [entry for entry in told if entry["how"] == how]
         print(f"{same[0]['action']:9} {len(same):4}  {same[0]['key']}{' ...' if len(same) > 1 else ''}: {how}")
     pre = done.spec.preprocess
-    print(", ".join(f"{count} {action}" for action, count in done.counts.items()) + f"; every key in {args.out}/import.json")
+    print(
+        ", ".join(f"{count} {action}" for action, count in done.counts.items())
+        + f"; every key in {args.out}/import.json"
+    )
     print(f"scans are prepared at {pre.spacing_mm:g} mm, {pre.window_hu[0]:g} to {pre.window_hu[1]:g} HU; say otherwise with "
           "--spacing and --window-hu if the encoder was trained otherwise")  # fmt: skip
-    print(f"\n{args.out} is ready, a {done.family} encoder. Next: ctssl finetune DATA --out my-model --model {args.out}")
+    print(
+        f"\n{args.out} is ready, a {done.family} encoder. Next: ctssl finetune DATA --out my-model --model {args.out}"
+    )
 
 
 def _demo(args: argparse.Namespace) -> None:

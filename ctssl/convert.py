@@ -24,7 +24,11 @@ from ctssl.loading import encoder_config, write_folder
 from ctssl.pickles import read_checkpoint
 from ctssl.zoo import ModelSpec, Preprocess
 
-MARKS = ("patch_embed.proj.weight", "patch_embedding.patch_embeddings.weight", "patch_embedding.patch_embeddings.1.weight")
+MARKS = (
+    "patch_embed.proj.weight",
+    "patch_embedding.patch_embeddings.weight",
+    "patch_embedding.patch_embeddings.1.weight",
+)
 STRANGERS = {  # keys of networks that people may try, and what to say
     r"stages\.0\.blocks\.0\.attn\.bias_table$": "ctssl's own Swin: load its folder with ctssl.load",
     r"(cpb_mlp|logit_scale)": "a Swin V2 (SMIT Plus and others), which computes something else",
@@ -86,7 +90,9 @@ def import_checkpoint(file: str | os.PathLike, *, out: str | os.PathLike, family
     state = {key.removeprefix(root): t for key, t in checkpoint.tensors.items() if key.startswith(root)}
     family = _family(state, family, file)
     options = Options(merging, heads, grid, norm_eps)
-    idle = [name for name, value in options._asdict().items() if value is not None and name not in FAMILIES[family].OPTIONS]
+    idle = [
+        name for name, value in options._asdict().items() if value is not None and name not in FAMILIES[family].OPTIONS
+    ]
     if idle:
         raise ValueError(f"--{idle[0].replace('_', '-')} is nothing that {family} asks for: its files tell")
     try:
@@ -137,7 +143,9 @@ def _family(state: dict[str, Tensor], family: str | None, file: Path) -> str:
     if family in fitting:
         return str(family)
     if not fitting:
-        raise ValueError(f"{file} is of no family that ctssl knows: {_stranger(state)}; known are {', '.join(FAMILIES)}")
+        raise ValueError(
+            f"{file} is of no family that ctssl knows: {_stranger(state)}; known are {', '.join(FAMILIES)}"
+        )
     if family is not None:
         looks = " or ".join(f"a {FAMILIES[name].TITLE}; use --from {name}" for name in fitting)
         raise ValueError(f"{file} is no {family} checkpoint: this looks like {looks}")
@@ -163,13 +171,17 @@ def _filled(translation: Translation) -> Any:
         if move.to in given or move.to not in own:
             raise ValueError(f"not representable: {key} has no place of its own in our encoder ({move.to})")
         if move.tensor.shape != own[move.to].shape:
-            raise ValueError(f"not representable: {key} is {tuple(move.tensor.shape)}, ours has {tuple(own[move.to].shape)} there")
+            raise ValueError(
+                f"not representable: {key} is {tuple(move.tensor.shape)}, ours has {tuple(own[move.to].shape)} there"
+            )
         if not move.tensor.is_floating_point() or not torch.isfinite(move.tensor).all():
             raise ValueError(f"{key} holds infinite, NaN or whole numbers; get the file again")
         given[move.to] = move.tensor.float()
     missing = sorted(set(own) - set(given))
     if missing:
-        raise ValueError(f"the file does not fill the encoder: {len(missing)} of {len(own)} weights are missing, first {missing[0]}")
+        raise ValueError(
+            f"the file does not fill the encoder: {len(missing)} of {len(own)} weights are missing, first {missing[0]}"
+        )
     encoder.load_state_dict(given, strict=True)
     return encoder.eval()
 
@@ -182,7 +194,9 @@ def _preprocess(family: str, spacing_mm: float | None, window_hu: tuple[float, f
                          "as the encoder was trained")  # fmt: skip
     low, high = map(float, window)
     if not spacing > 0 or not low < high:
-        raise ValueError(f"spacing {spacing} mm and window {low:g} to {high:g} HU: the first must be positive, the second rise")
+        raise ValueError(
+            f"spacing {spacing} mm and window {low:g} to {high:g} HU: the first must be positive, the second rise"
+        )
     return Preprocess(float(spacing), (low, high))
 
 

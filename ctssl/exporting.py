@@ -23,7 +23,9 @@ def to_program(encoder: nn.Module, *, size: tuple[int, int, int]) -> torch.expor
         return torch.export.export(encoder, (x,))
 
 
-def to_onnx(encoder: nn.Module, path: str | os.PathLike, *, size: tuple[int, int, int], overwrite: bool = False) -> Path:
+def to_onnx(
+    encoder: nn.Module, path: str | os.PathLike, *, size: tuple[int, int, int], overwrite: bool = False
+) -> Path:
     """Write an ONNX file: input `image` `(1, 1, *size)`, outputs `map0`, `map1`, ..., finest first.
 
     Raises `ImportError` without the extra `ctssl[export]`.

@@ -59,20 +59,24 @@ def _look(file: Path, start: bytes) -> None:
         raise ValueError(f"{file} has {size} bytes; ctssl opens checkpoints of up to {CEILING}")
     if not start.startswith(b"PK"):
         if not start.startswith(b"\x80"):
-            raise ValueError(f"{file} is not a PyTorch checkpoint (neither a zip archive nor a pickle) and not safetensors")
+            raise ValueError(
+                f"{file} is not a PyTorch checkpoint (neither a zip archive nor a pickle) and not safetensors"
+            )
         return  # a checkpoint of PyTorch before 1.6: a pickle with the tensors behind it
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{file} is not a whole archive ({error}); copy or download it again") from error
-    if sum(e.file_size for e in entries) > size or any(e.compress_type != zipfile.ZIP_STORED for e in entries):
-        raise ValueError(f"{file} unpacks to more than it is: PyTorch never compresses a checkpoint, so it did not write this")
     names = [e.filename.partition("/")[2] for e in entries]
     if "constants.pkl" in names:
         raise ValueError(f"{file} is a TorchScript program, not a checkpoint; ask for the state dict")
     if "data.pkl" not in names:
         raise ValueError(f"{file} is a zip archive but not a PyTorch checkpoint: it has no data.pkl")
+    if sum(e.file_size for e in entries) > size or any(e.compress_type != zipfile.ZIP_STORED for e in entries):
+        raise ValueError(
+            f"{file} unpacks to more than it is: PyTorch never compresses a checkpoint, so it did not write this"
+        )
     if any(e.file_size > STRUCTURE for e in entries if e.filename.endswith("data.pkl")):
         raise ValueError(f"{file} has a data.pkl of more than {STRUCTURE} bytes, which no list of weights needs")
 

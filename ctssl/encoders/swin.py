@@ -209,7 +209,9 @@ class Swin(nn.Module, Pretrained):
                            maps=maps, sliced_bias=sliced_bias)  # fmt: skip
         rare: dict[str, Any] = dict(small_grids=small_grids, merge_order=merge_order, convs=convs)
         usual: dict[str, Any] = dict(small_grids="shrink", merge_order="each", convs=False)
-        self.config |= {key: value for key, value in rare.items() if value != usual[key]}  # configs of others stay as they are
+        self.config |= {
+            key: value for key, value in rare.items() if value != usual[key]
+        }  # configs of others stay as they are
         self.maps, self.checkpointing = maps, checkpointing
         self.patch_embed = PatchEmbed(width, patch=patch, norm=patch_norm)
         rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
@@ -230,7 +232,10 @@ class Swin(nn.Module, Pretrained):
                 for j in range(depth)
             ]
             merges = merge_last or i < len(depths) - 1
-            merge, conv = Merge(stage_width, order=merge_order) if merges else None, Conv(stage_width) if convs else None
+            merge, conv = (
+                Merge(stage_width, order=merge_order) if merges else None,
+                Conv(stage_width) if convs else None,
+            )
             self.stages.append(Stage(blocks, merge, conv))
         self.norms = nn.ModuleList(nn.LayerNorm(w) for w in widths) if maps == "before" else None
         self.apply(init_weights)

@@ -50,7 +50,9 @@ class Layout:
     chunks: tuple[tuple[tuple[int, int], ...], ...]  # for each chunk (group, windows) pairs
 
 
-def shrink(size: tuple[int, ...], window: int, shift: int, pads: bool = False) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def shrink(
+    size: tuple[int, ...], window: int, shift: int, pads: bool = False
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Window and shift per axis: an axis no longer than the window takes it whole and is not shifted.
 
     `pads`: SMIT pads such an axis to the window instead, and shifts it like any other.

@@ -42,7 +42,9 @@ def translate(state: dict[str, Tensor], options: Options) -> Translation:
     token = "cls_token" in state
     own, places = split_positions(positions, int(token), options)
     if own is not None:
-        raise ValueError("not representable: the positions count a token more than the grid has, which MONAI's ViTs do not do")
+        raise ValueError(
+            "not representable: the positions count a token more than the grid has, which MONAI's ViTs do not do"
+        )
     args |= {"grid": tuple(places.shape[:3]), "extra": int(token)}
 
     def place(key: str, tensor: Tensor) -> Move | None:

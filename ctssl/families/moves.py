@@ -41,7 +41,9 @@ class Options(NamedTuple):
     norm_eps: float | None = None
 
 
-def move_all(state: dict[str, Tensor], place: Callable[[str, Tensor], Move | None], left_out: dict[str, str]) -> dict[str, Move]:
+def move_all(
+    state: dict[str, Tensor], place: Callable[[str, Tensor], Move | None], left_out: dict[str, str]
+) -> dict[str, Move]:
     """`place(key, tensor)` for every key; then `left_out`, patterns of keys that do not change the features, and why.
 
     Raises `ValueError` when neither knows a key: what it stands for could be part of the computation.
@@ -63,14 +65,18 @@ def cube_root(number: int, what: str) -> int:
     """The side of a cube of `number` cells."""
     side = round(number ** (1 / 3))
     if side**3 != number:
-        raise ValueError(f"not representable: {what} ({number}) is no cube; our encoders have the same size along each axis")
+        raise ValueError(
+            f"not representable: {what} ({number}) is no cube; our encoders have the same size along each axis"
+        )
     return side
 
 
 def patch_of(weight: Tensor) -> int:
     """Voxels along each side of a token, from the weight `(C, 1, p, p, p)` of the patch embedding."""
     if weight.ndim != 5:
-        raise ValueError(f"not representable: the patch embedding {tuple(weight.shape)} is that of 2D images; ours are 3D")
+        raise ValueError(
+            f"not representable: the patch embedding {tuple(weight.shape)} is that of 2D images; ours are 3D"
+        )
     if weight.shape[1] != 1:
         raise ValueError(f"not representable: the encoder takes {weight.shape[1]} channels, ours take one (CT)")
     if len(set(weight.shape[2:])) > 1:

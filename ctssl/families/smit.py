@@ -32,7 +32,9 @@ def looks(state: dict[str, Tensor]) -> bool:
 
 def translate(state: dict[str, Tensor], options: Options) -> Translation:
     found = {int(m[1]) for m in map(STAGE.fullmatch, state) if m}
-    stages = [{m[2]: state[m[0]] for m in map(STAGE.fullmatch, state) if m and int(m[1]) == i} for i in range(max(found) + 1)]
+    stages = [
+        {m[2]: state[m[0]] for m in map(STAGE.fullmatch, state) if m and int(m[1]) == i} for i in range(max(found) + 1)
+    ]
     args = sizes(stages, state) | {"maps": "before", "small_grids": "pad"}
 
     def place(key: str, tensor: Tensor) -> Move | None:

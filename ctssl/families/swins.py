@@ -14,7 +14,10 @@ from ctssl.families.moves import Move, cube_root, patch_of
 
 Offsets = tuple[tuple[int, int, int], ...]
 NAMES = {"attn.relative_position_bias_table": "attn.bias_table", "mlp.linear1": "mlp.fc1", "mlp.linear2": "mlp.fc2"}
-BLOCK = re.compile(r"blocks\.\d+\.((norm[12]|attn\.(qkv|proj)|mlp\.(fc|linear)[12])\.(weight|bias)|attn\.relative_position_bias_table)")
+BLOCK = re.compile(
+    r"blocks\.\d+\.((norm[12]|attn\.(qkv|proj)|mlp\.(fc|linear)[12])\.(weight|bias)"
+    r"|attn\.relative_position_bias_table)"
+)
 INDEX = re.compile(r"blocks\.\d+\.attn\.relative_position_index")
 PATCH = re.compile(r"patch_embed\.(proj|norm)\.(weight|bias)")
 
@@ -26,7 +29,9 @@ def sizes(stages: list[dict[str, Tensor]], state: dict[str, Tensor]) -> dict[str
     for number, stage in enumerate(stages):
         blocks = {int(key.split(".")[1]) for key in stage if key.startswith("blocks.")}
         if not blocks or blocks != set(range(len(blocks))):
-            raise ValueError(f"stage {number + 1} has the blocks {sorted(blocks)}: some are missing, the file is not whole")
+            raise ValueError(
+                f"stage {number + 1} has the blocks {sorted(blocks)}: some are missing, the file is not whole"
+            )
         table = stage.get("blocks.0.attn.relative_position_bias_table")
         if table is None:
             raise ValueError(f"stage {number + 1} has no relative_position_bias_table, the file is not whole")
@@ -56,7 +61,9 @@ def place_in_stage(number: int, key: str, tensor: Tensor, *, window: int, order:
         return Move(f"stages.{number}.{key}", tensor)
     if INDEX.fullmatch(key):
         if not torch.equal(tensor, relative_index((window,) * 3, window, False, tensor.device)):
-            raise ValueError(f"not representable: {key} of stage {number + 1} numbers the relative positions in another way")
+            raise ValueError(
+                f"not representable: {key} of stage {number + 1} numbers the relative positions in another way"
+            )
         return Move(None, None, "an index that follows from the window; equal to ours")
     if key in ("downsample.norm.weight", "downsample.norm.bias", "downsample.reduction.weight"):
         to = f"stages.{number}.merge{key.removeprefix('downsample')}"

@@ -38,7 +38,9 @@ def translate(state: dict[str, Tensor], options: Options) -> Translation:
     for key, why in REFUSED.items():
         if key in state:
             raise ValueError(f"not representable: {why} ({key})")
-    hidden, positions, patch = (state.get(key) for key in ("blocks.0.mlp.fc1.weight", "pos_embed", "patch_embed.proj.weight"))
+    hidden, positions, patch = (
+        state.get(key) for key in ("blocks.0.mlp.fc1.weight", "pos_embed", "patch_embed.proj.weight")
+    )
     if hidden is None or positions is None or patch is None:
         raise ValueError("not representable: pos_embed or the first MLP is not in the file: positions of another kind, gated "
                          "MLPs, or a file that is not whole")  # fmt: skip
@@ -53,7 +55,9 @@ def translate(state: dict[str, Tensor], options: Options) -> Translation:
 
     def place(key: str, tensor: Tensor) -> Move | None:
         if key == "pos_embed":
-            return Move("positions", places, "as a grid" + ("" if own is None else "; those of the extra tokens added to them"))
+            return Move(
+                "positions", places, "as a grid" + ("" if own is None else "; those of the extra tokens added to them")
+            )
         if key in TOKENS:
             first = key == next(name for name in TOKENS if name in state)
             how = "as extra tokens: they attend with the others"

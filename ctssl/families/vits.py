@@ -40,6 +40,10 @@ def split_positions(positions: Tensor, extra: int, options: Options) -> tuple[Te
         if prod(grid) in (count, count - extra):
             own = count - prod(grid)
             return positions[:, :own] if own else None, positions[0, own:].unflatten(0, grid)
-    told = f"--grid {' '.join(map(str, options.grid))} makes {prod(options.grid)}" if options.grid else "no cube makes that"
+    told = (
+        f"--grid {' '.join(map(str, options.grid))} makes {prod(options.grid)}"
+        if options.grid
+        else "no cube makes that"
+    )
     raise ValueError(f"the positions are those of {count} tokens, {extra} of them without a place at most; {told}: add "
                      "--grid X Y Z, the tokens along each axis (image size / patch size)")  # fmt: skip
