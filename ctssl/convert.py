@@ -31,6 +31,7 @@ MARKS = (
 )
 STRANGERS = {  # keys of networks that people may try, and what to say
     r"stages\.0\.blocks\.0\.attn\.bias_table$": "ctssl's own Swin: load its folder with ctssl.load",
+    r"^positions$": "ctssl's own ViT: load its folder with ctssl.load",
     r"(cpb_mlp|logit_scale)": "a Swin V2 (SMIT Plus and others), which computes something else",
     r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table$": "a 2D Swin",
     r"encoder\.stages\.\d+\.\d+\.convs": "an nnU-Net, which is no transformer",

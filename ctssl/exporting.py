@@ -16,11 +16,13 @@ def to_program(encoder: nn.Module, *, size: tuple[int, int, int]) -> torch.expor
 
     The size is fixed because the windows of a Swin are laid out for it. Nothing of ctssl is needed to run it.
     """
-    x = torch.zeros(1, 1, *size)
-    encoder = encoder.eval()
-    with torch.no_grad():
-        encoder(x)  # lays the windows out: the program takes them as constants
-        return torch.export.export(encoder, (x,))
+    x, trains = torch.zeros(1, 1, *size), encoder.training
+    try:
+        with torch.no_grad():
+            encoder.eval()(x)  # lays the windows out: the program takes them as constants
+            return torch.export.export(encoder, (x,))
+    finally:
+        encoder.train(trains)
 
 
 def to_onnx(

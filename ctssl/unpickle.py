@@ -11,7 +11,7 @@ import re
 import sys
 from typing import Any
 
-OPTIMIZERS = re.compile(r"optim|sched|scaler|\bema_state\b")  # containers of tensors that are no weights
+OPTIMIZERS = re.compile(r"optim|sched|scaler")  # containers of tensors that are no weights
 
 
 def main(file: str, out: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -64,13 +64,18 @@ def _walk(value: Any, path: str, found: dict[str, Any], skipped: dict[str, int],
     if isinstance(value, torch.Tensor):
         if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
             raise ValueError(f"{path} is a sparse, quantized or empty-handed tensor")
+        if path in found:
+            raise ValueError(f"two tensors are called {path}")
         found[path] = value
-    elif isinstance(value, dict) and depth < 6:
+    elif isinstance(value, dict) and depth < 6 and all(isinstance(key, str) for key in value):
         for key, inner in value.items():
-            if isinstance(key, str) and (depth or not OPTIMIZERS.search(key.lower())):
-                _walk(inner, f"{path}/{key}" if path else key, found, skipped, depth + 1)
-            elif isinstance(key, str):
-                skipped[f"{path}/{key}" if path else key] = _count(inner)
+            way = f"{path}/{key}" if path else key
+            if depth == 0 and OPTIMIZERS.search(key.lower()) and not isinstance(inner, torch.Tensor):
+                skipped[way] = _count(inner)
+            else:
+                _walk(inner, way, found, skipped, depth + 1)
+    elif count := _count(value):  # lists and numbered things: no state dict
+        skipped[path] = count
 
 
 def _count(value: Any) -> int:

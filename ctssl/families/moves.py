@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -69,6 +70,12 @@ def cube_root(number: int, what: str) -> int:
             f"not representable: {what} ({number}) is no cube; our encoders have the same size along each axis"
         )
     return side
+
+
+def mlp_ratio(hidden: int, width: int) -> float:
+    """The ratio from which our encoders make `hidden` again; `hidden / width` may end a rounding below."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def patch_of(weight: Tensor) -> int:

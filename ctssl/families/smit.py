@@ -31,10 +31,11 @@ def looks(state: dict[str, Tensor]) -> bool:
 
 
 def translate(state: dict[str, Tensor], options: Options) -> Translation:
-    found = {int(m[1]) for m in map(STAGE.fullmatch, state) if m}
-    stages = [
-        {m[2]: state[m[0]] for m in map(STAGE.fullmatch, state) if m and int(m[1]) == i} for i in range(max(found) + 1)
-    ]
+    numbered = [(m, state[m[0]]) for m in map(STAGE.fullmatch, state) if m]
+    found = {int(m[1]) for m, _ in numbered}
+    if found != set(range(len(found))):
+        raise ValueError(f"it has the stages {sorted(found)}: some are missing, the file is not whole")
+    stages = [{m[2]: tensor for m, tensor in numbered if int(m[1]) == i} for i in sorted(found)]
     args = sizes(stages, state) | {"maps": "before", "small_grids": "pad"}
 
     def place(key: str, tensor: Tensor) -> Move | None:

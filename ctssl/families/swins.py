@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ctssl.encoders.swin import MERGE_ORDERS
 from ctssl.encoders.windows import relative_index
-from ctssl.families.moves import Move, cube_root, patch_of
+from ctssl.families.moves import Move, cube_root, mlp_ratio, patch_of
 
 Offsets = tuple[tuple[int, int, int], ...]
 NAMES = {"attn.relative_position_bias_table": "attn.bias_table", "mlp.linear1": "mlp.fc1", "mlp.linear2": "mlp.fc2"}
@@ -42,7 +42,8 @@ def sizes(stages: list[dict[str, Tensor]], state: dict[str, Tensor]) -> dict[str
     hidden = first.get("blocks.0.mlp.fc1.weight", first.get("blocks.0.mlp.linear1.weight"))
     if hidden is None:
         raise ValueError("the first block has no MLP, the file is not whole")
-    return dict(width=width, depths=tuple(depths), heads=tuple(heads), patch=patch_of(patch), mlp_ratio=hidden.shape[0] / width,
+    return dict(width=width, depths=tuple(depths), heads=tuple(heads), patch=patch_of(patch),
+                mlp_ratio=mlp_ratio(hidden.shape[0], width),
                 window=(cube_root(rows, "the position bias table of a window") + 1) // 2,
                 qkv_bias="blocks.0.attn.qkv.bias" in first, patch_norm="patch_embed.norm.weight" in state,
                 merge_last="downsample.reduction.weight" in stages[-1])  # fmt: skip
@@ -60,7 +61,9 @@ def place_in_stage(number: int, key: str, tensor: Tensor, *, window: int, order:
             key = key.replace(theirs, ours)
         return Move(f"stages.{number}.{key}", tensor)
     if INDEX.fullmatch(key):
-        if not torch.equal(tensor, relative_index((window,) * 3, window, False, tensor.device)):
+        if len(tensor) != window**3 or not torch.equal(
+            tensor, relative_index((window,) * 3, window, False, tensor.device)
+        ):
             raise ValueError(
                 f"not representable: {key} of stage {number + 1} numbers the relative positions in another way"
             )

@@ -31,7 +31,7 @@ REFUSED = {
 
 
 def looks(state: dict[str, Tensor]) -> bool:
-    return "blocks.0.attn.qkv.weight" in state and "patch_embed.proj.weight" in state
+    return {"blocks.0.attn.qkv.weight", "patch_embed.proj.weight"} <= set(state) and "positions" not in state
 
 
 def translate(state: dict[str, Tensor], options: Options) -> Translation:

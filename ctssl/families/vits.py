@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ctssl.families.moves import Options
+from ctssl.families.moves import Options, mlp_ratio
 
 BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 
@@ -20,7 +20,7 @@ def sizes(width: int, patch: int, state: dict[str, Tensor], hidden: Tensor, opti
         usual = f"; {width // 64} is usual for this width" if width % 64 == 0 else ""
         raise ValueError(f"how many attention heads a ViT has cannot be read from its weights: add --heads N{usual}")
     depth = depth_of(state)
-    return dict(width=width, depth=depth, heads=options.heads, patch=patch, mlp_ratio=hidden.shape[0] / width,
+    return dict(width=width, depth=depth, heads=options.heads, patch=patch, mlp_ratio=mlp_ratio(hidden.shape[0], width),
                 qkv_bias="blocks.0.attn.qkv.bias" in state, maps=min(4, depth))  # fmt: skip
 
 
