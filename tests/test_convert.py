@@ -19,6 +19,7 @@ from ctssl import pickles
 from ctssl.cli import main
 from ctssl.convert import import_checkpoint
 from ctssl.families import FAMILIES
+from ctssl.families.moves import mlp_ratio
 from ctssl.heads import HEADS
 from ctssl.phantom import phantom
 from ctssl.pickles import read_checkpoint
@@ -252,11 +253,17 @@ def smit(tmp_path):
     ({"patch_embed.proj.weight": torch.ones(12, 1, 2, 2, 1)}, "ours are cubes"),
     ({"layers.0.blocks.0.attn.relative_position_index": torch.zeros(64, 64, dtype=torch.long)}, "another way"),
     ({"layers.0.blocks.0.attn.logit_scale": torch.ones(1)}, "Swin V2"),
+    ({"layers.999999999.blocks.0.norm1.weight": torch.ones(1)}, r"stages \[0, 1, 2, 3, 999999999\]: some are missing"),
 ])  # fmt: skip
 def test_nothing_is_written_when_coverage_is_not_complete(tmp_path, smit, change, words):
     with pytest.raises(ValueError, match=words):
         smit[1](change)
     assert not (tmp_path / "out").exists()
+
+
+def test_any_width_of_the_mlp_is_made_again():
+    for width in (12, 48, 100, 144, 384):
+        assert all(int(width * mlp_ratio(hidden, width)) == hidden for hidden in range(width, 6 * width))
 
 
 def test_the_report_has_every_key_and_the_folder_its_source(tmp_path, smit, capsys):

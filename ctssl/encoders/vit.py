@@ -35,7 +35,7 @@ class Block(nn.Module):
     """Norm, attention, norm, MLP, with residuals."""
 
     def __init__(self, width: int, *, heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float,
-                 eps: float) -> None:  # fmt: skip
+                 eps: float = 1e-5) -> None:  # fmt: skip
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads=heads, qkv_bias=qkv_bias)
