@@ -22,12 +22,11 @@ def main(file: str, out: str, settings: dict[str, Any]) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     _limit(settings)
-    scalar = np.float64(0).__reduce__()[
-        0
-    ]  # numpy's maker of scalars: trainers save a score of that kind beside the weights
+    scalar: Any = np.float64(0).__reduce__()[0]  # makes numpy's scalars: trainers save a score beside the weights
     kinds = [type(np.dtype(t)) for t in ("f8", "f4", "i8")]
     named = [(scalar, f"{home}.multiarray.scalar") for home in ("numpy.core", "numpy._core")]
-    torch.serialization.add_safe_globals([argparse.Namespace, np.dtype, *kinds, *named])  # none of them runs code
+    harmless: list[Any] = [argparse.Namespace, np.dtype, *kinds, *named]  # none of them runs code
+    torch.serialization.add_safe_globals(harmless)
     try:
         content = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # whatever the file makes torch raise, the answer is words

@@ -7,6 +7,7 @@ shifted, where MONAI takes them whole; merging lines up (H, W, D) 000, 100, 010,
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from torch import Tensor
 
@@ -36,7 +37,7 @@ def translate(state: dict[str, Tensor], options: Options) -> Translation:
     if found != set(range(len(found))):
         raise ValueError(f"it has the stages {sorted(found)}: some are missing, the file is not whole")
     stages = [{m[2]: tensor for m, tensor in numbered if int(m[1]) == i} for i in sorted(found)]
-    args = sizes(stages, state) | {"maps": "before", "small_grids": "pad"}
+    args: dict[str, Any] = sizes(stages, state) | {"maps": "before", "small_grids": "pad"}
 
     def place(key: str, tensor: Tensor) -> Move | None:
         if m := STAGE.fullmatch(key):
