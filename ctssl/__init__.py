@@ -15,12 +15,16 @@ _HOMES = {
     "Volume": "volume",
     "evaluate": "evaluation",
     "finetune": "finetuning",
+    "import_checkpoint": "convert",
     "info": "zoo",
     "list_models": "zoo",
     "load": "loading",
     "load_segmenter": "loading",
     "read": "volume",
     "segmenter": "loading",
+    "to_monai": "convert",
+    "to_onnx": "exporting",
+    "to_program": "exporting",
 }  # names are imported when they are first used: `import ctssl` is instant
 
 
@@ -35,10 +39,14 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from ctssl.convert import import_checkpoint as import_checkpoint
+    from ctssl.convert import to_monai as to_monai
     from ctssl.encoders.swin import Swin as Swin
     from ctssl.encoders.vit import ViT as ViT
     from ctssl.evaluation import Evaluation as Evaluation
     from ctssl.evaluation import evaluate as evaluate
+    from ctssl.exporting import to_onnx as to_onnx
+    from ctssl.exporting import to_program as to_program
     from ctssl.finetuning import Report as Report
     from ctssl.finetuning import finetune as finetune
     from ctssl.fitting import Settings as Settings

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("list", _list, "the models that exist")
     sub.add_argument("pattern", nargs="?", default="*", help="such as '*mim*'")
     sub = command("info", _info, "what is known of a model")
-    sub.add_argument("name")
+    sub.add_argument("name", help="a name of the list, or the folder of a model: fine-tuned, imported, downloaded")
     sub = command("embed", _embed, "features of a scan, one vector")
     sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder")
     sub.add_argument("out", nargs="?", help="file.npy (without it, the vector is printed)")
@@ -124,11 +124,32 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True, help="OUT.png; the numbers go beside it, as .json")
     sub.add_argument("--crops", type=int, default=256, help="(default: %(default)s)")
     sub.add_argument("--overwrite", action="store_true")
+    sub = command("import", _import, "another project's checkpoint into a folder that everything here takes as --model")
+    _import_arguments(sub)
     sub = command("demo", _demo, "the first five minutes: a phantom (or your scan), its features, a mask")
     sub.add_argument("scan", nargs="?", help="your own scan instead of the phantom")
     sub.add_argument("--model", help="a segmenter, for a mask")
     sub.add_argument("--out", default="ctssl-demo", help="folder (default: %(default)s)")
     return parser
+
+
+def _import_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("file", help=".pt, .pth (opened in a process of its own, tensors only) or .safetensors")
+    sub.add_argument(
+        "--from",
+        dest="family",
+        help="smit, monai-swinunetr, monai-swinvit, monai-vit or timm-vit (default: told by the weights' names)",
+    )
+    sub.add_argument("--out", required=True, help="folder for the encoder")
+    sub.add_argument("--merging", choices=["1.4", "1.5", "v2"], help="of a MONAI Swin: before 1.5, since, or mergingv2")
+    sub.add_argument("--heads", type=int, metavar="N", help="attention heads of a ViT")
+    sub.add_argument("--grid", type=int, nargs=3, metavar=("X", "Y", "Z"), help="tokens of a ViT, if they are no cube")
+    sub.add_argument("--norm-eps", type=float, help="epsilon of a timm ViT's norms (default: 1e-6)")
+    sub.add_argument("--root", help="what stands before the encoder's keys, if the file holds several encoders")
+    sub.add_argument("--spacing", type=float, metavar="MM", help="that it was trained at (default: the family's)")
+    sub.add_argument("--window-hu", type=float, nargs=2, metavar=("LOW", "HIGH"), help="likewise, mapped to 0..1")
+    sub.add_argument("--licence", default="unknown: that of the source file", help="of the weights")
+    sub.add_argument("--overwrite", action="store_true")
 
 
 def _data(sub: argparse.ArgumentParser) -> None:
@@ -162,13 +183,20 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    spec = asdict(ctssl.info(args.name))
+    from pathlib import Path
+
+    if args.name in ctssl.list_models() or not Path(args.name).expanduser().is_dir():
+        spec = asdict(ctssl.info(args.name))
+    else:
+        from ctssl.hub import read_config, verified
+
+        spec = read_config(verified(Path(args.name).expanduser()))  # a folder whose weights are those of its config
     if args.json:
         print(json.dumps(spec))
         return
     for key, value in spec.items():
         print(f"{key:13} {value if value not in (None, '') else '-'}")
-    print(f"\nload it: ctssl.load({args.name!r})")
+    print(f"\nload it: ctssl.{'load_segmenter' if spec['kind'] == 'segmenter' else 'load'}({args.name!r})")
 
 
 def _embed(args: argparse.Namespace) -> None:
@@ -395,6 +423,32 @@ def _compare(args: argparse.Namespace) -> None:
     count = min(found.matrix.shape)
     print("block by block: " + "  ".join(f"{found.matrix[i, i]:.2f}" for i in range(count)))
     print(f"{args.out}, {numbers}")
+
+
+def _import(args: argparse.Namespace) -> None:
+    done = ctssl.import_checkpoint(
+        args.file, out=args.out, family=args.family, merging=args.merging, heads=args.heads,
+        grid=tuple(args.grid) if args.grid else None, norm_eps=args.norm_eps, root=args.root, spacing_mm=args.spacing,
+        window_hu=tuple(args.window_hu) if args.window_hu else None, licence=args.licence, overwrite=args.overwrite,
+    )  # fmt: skip
+    if args.json:
+        print(json.dumps({"model": args.out, "family": done.family, "counts": done.counts, "keys": done.keys,
+                          "not_weights": done.skipped}))  # fmt: skip
+        return
+    told = [entry for entry in done.keys if entry["how"]]
+    for how in dict.fromkeys(entry["how"] for entry in told):
+        same = [entry for entry in told if entry["how"] == how]
+        print(f"{same[0]['action']:9} {len(same):4}  {same[0]['key']}{' ...' if len(same) > 1 else ''}: {how}")
+    pre = done.spec.preprocess
+    print(
+        ", ".join(f"{count} {action}" for action, count in done.counts.items())
+        + f"; every key in {args.out}/import.json"
+    )
+    print(f"scans are prepared at {pre.spacing_mm:g} mm, {pre.window_hu[0]:g} to {pre.window_hu[1]:g} HU; say otherwise with "
+          "--spacing and --window-hu if the encoder was trained otherwise")  # fmt: skip
+    print(
+        f"\n{args.out} is ready, a {done.family} encoder. Next: ctssl finetune DATA --out my-model --model {args.out}"
+    )
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -36,6 +36,15 @@ def test_a_new_pretext_learns():
     assert sum(losses[-8:]) < sum(losses[:8])
 
 
+def test_import_a_checkpoint():
+    out = run("import_a_checkpoint.py")
+    assert (
+        "monai-swinunetr: {" in out
+        and "features of phantom: (192,) and (192,)" in out
+        and "CKA of the last blocks" in out
+    )
+
+
 def test_every_example_is_run_here():
     here = Path(__file__).read_text()
     assert all(f'"{path.name}"' in here for path in FOLDER.glob("*.py"))

@@ -5,13 +5,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """`(W, H, N, d)` queries, `(W, H, M, d)` keys and values, `(H, N, M)` bias -> `(W, H, N, d)`.
 
     On a CPU, PyTorch's fused kernel takes no bias that needs a gradient; there we do the sums ourselves, a few windows
     at a time, so that the weights stay in the cache. The bias is given four dimensions: with three, the fused kernel
-    is not used either.
+    is not used either. A program for other runtimes gets plain sums, since each lays the fused kernel's result out in
+    its own way.
     """
+    if torch.compiler.is_exporting():
+        logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        return (logits if bias is None else logits + bias).softmax(-1) @ v
+    if bias is None:
+        return F.scaled_dot_product_attention(q, k, v)
     bias = bias.to(q.dtype)
     if q.device.type == "cpu" and torch.is_grad_enabled() and bias.requires_grad:
         return _BiasedAttention.apply(q, k, v, bias)  # type: ignore[return-value]

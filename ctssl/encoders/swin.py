@@ -12,7 +12,11 @@ from ctssl.encoders.layers import DropPath, Mlp, PatchEmbed, block_indices, chan
 from ctssl.encoders.pretrained import Pretrained
 from ctssl.encoders.windows import Group, Layout, layout, relative_index, shrink
 
-MERGE_ORDER = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))  # MONAI >= 1.5
+MERGE_ORDERS = {
+    "each": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)),  # MONAI since 1.5
+    "monai-1.4": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1)),
+}
+"""Which neighbours a merging lines up. MONAI before 1.5 took two of them twice and two never: weights of that time need it."""
 
 
 class WindowAttention(NamedTuple):
@@ -88,9 +92,9 @@ class Block(nn.Module):
     """Norm, window attention, norm, MLP, with residuals; `shift` moves the windows by half in every second block."""
 
     def __init__(self, width: int, *, heads: int, window: int, shift: int, mlp_ratio: float,
-                 qkv_bias: bool, drop_path: float, sliced_bias: bool) -> None:  # fmt: skip
+                 qkv_bias: bool, drop_path: float, sliced_bias: bool, pads: bool) -> None:  # fmt: skip
         super().__init__()
-        self.window, self.shift = window, shift
+        self.window, self.shift, self.pads = window, shift, pads
         self.norm1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads=heads, window=window, qkv_bias=qkv_bias, sliced_bias=sliced_bias)
         self.norm2 = nn.LayerNorm(width)
@@ -117,8 +121,9 @@ class Block(nn.Module):
 class Merge(nn.Module):
     """Patch merging: 2x2x2 neighbours side by side, norm, linear to twice the width."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, order: str) -> None:
         super().__init__()
+        self.places = MERGE_ORDERS[order]
         self.norm = nn.LayerNorm(8 * width)
         self.reduction = nn.Linear(8 * width, 2 * width, bias=False)
 
@@ -127,17 +132,35 @@ class Merge(nn.Module):
         pads = [size % 2 for size in x.shape[1:4]]
         if any(pads):
             x = F.pad(x, (0, 0, 0, pads[2], 0, pads[1], 0, pads[0]))
-        return self.reduction(self.norm(torch.cat([x[:, i::2, j::2, k::2] for i, j, k in MERGE_ORDER], -1)))
+        return self.reduction(self.norm(torch.cat([x[:, i::2, j::2, k::2] for i, j, k in self.places], -1)))
+
+
+class Conv(nn.Module):
+    """Two 3x3x3 convolutions with instance norm and leaky ReLU, around a residual: Swin UNETR V2's (MONAI `use_v2`)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(width, width, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv3d(width, width, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, x, y, z, C)` -> the same."""
+        start = channels_first(x).contiguous()
+        middle = F.leaky_relu(F.instance_norm(self.conv1(start)), 0.01)
+        end = F.leaky_relu(F.instance_norm(self.conv2(middle)) + start, 0.01)
+        return end.permute(0, 2, 3, 4, 1).contiguous()
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution, and the merging that leads to the next."""
+    """Blocks of one resolution, the convolutions before them if any, and the merging that leads to the next."""
 
     blocks: Any
     merge: Merge | None
+    conv: Conv | None
 
-    def __init__(self, blocks: list[Block], merge: Merge | None) -> None:
+    def __init__(self, blocks: list[Block], merge: Merge | None, conv: Conv | None) -> None:
         super().__init__()
+        self.conv = conv
         self.blocks = nn.ModuleList(blocks)
         self.merge = merge
 
@@ -155,6 +178,10 @@ class Swin(nn.Module, Pretrained):
             (the paper); `"after"` gives the patch embedding and each merged output through a norm without
             parameters (MONAI). Weights trained with one are wrong with the other.
         sliced_bias: MONAI's choice of position bias in windows that a small grid has shrunk.
+        small_grids: what happens on a grid no longer than a window: `"shrink"` takes it whole (MONAI), `"pad"` pads it to
+            the window and shifts it (SMIT). The same on larger grids.
+        merge_order: a key of `MERGE_ORDERS`.
+        convs: residual convolutions before the blocks of each stage (MONAI `use_v2`).
         drop_path: stochastic depth of the last block, growing linearly from 0; training only.
         checkpointing: recompute each block in the backward pass: less memory, about a third more time.
 
@@ -163,9 +190,13 @@ class Swin(nn.Module, Pretrained):
 
     def __init__(self, width: int = 48, *, depths: tuple[int, ...] = (2, 2, 8, 2), heads: tuple[int, ...] = (4, 4, 8, 16),
                  window: int = 4, patch: int = 2, mlp_ratio: float = 4.0, qkv_bias: bool = True, patch_norm: bool = True,
-                 merge_last: bool = True, maps: str = "before", sliced_bias: bool = False, drop_path: float = 0.0,
+                 merge_last: bool = True, maps: str = "before", sliced_bias: bool = False, small_grids: str = "shrink",
+                 merge_order: str = "each", convs: bool = False, drop_path: float = 0.0,
                  checkpointing: bool = False) -> None:  # fmt: skip
         super().__init__()
+        if small_grids not in ("shrink", "pad") or merge_order not in MERGE_ORDERS:
+            raise ValueError(f"small_grids={small_grids!r}: 'shrink' or 'pad'; merge_order={merge_order!r}: one of "
+                             f"{sorted(MERGE_ORDERS)}")  # fmt: skip
         if maps not in ("before", "after"):
             raise ValueError(f"maps={maps!r}: 'before' (merging, the paper) or 'after' (MONAI)")
         if len(depths) != len(heads):
@@ -176,6 +207,11 @@ class Swin(nn.Module, Pretrained):
         self.config = dict(width=width, depths=tuple(depths), heads=tuple(heads), window=window, patch=patch,
                            mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, patch_norm=patch_norm, merge_last=merge_last,
                            maps=maps, sliced_bias=sliced_bias)  # fmt: skip
+        rare: dict[str, Any] = dict(small_grids=small_grids, merge_order=merge_order, convs=convs)
+        usual: dict[str, Any] = dict(small_grids="shrink", merge_order="each", convs=False)
+        self.config |= {
+            key: value for key, value in rare.items() if value != usual[key]
+        }  # configs of others stay as they are
         self.maps, self.checkpointing = maps, checkpointing
         self.patch_embed = PatchEmbed(width, patch=patch, norm=patch_norm)
         rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
@@ -191,11 +227,16 @@ class Swin(nn.Module, Pretrained):
                     qkv_bias=qkv_bias,
                     drop_path=next(rates),
                     sliced_bias=sliced_bias,
+                    pads=small_grids == "pad",
                 )
                 for j in range(depth)
             ]
             merges = merge_last or i < len(depths) - 1
-            self.stages.append(Stage(blocks, Merge(stage_width) if merges else None))
+            merge, conv = (
+                Merge(stage_width, order=merge_order) if merges else None,
+                Conv(stage_width) if convs else None,
+            )
+            self.stages.append(Stage(blocks, merge, conv))
         self.norms = nn.ModuleList(nn.LayerNorm(w) for w in widths) if maps == "before" else None
         self.apply(init_weights)
         levels = len(depths) + merge_last
@@ -245,17 +286,20 @@ class Swin(nn.Module, Pretrained):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Which layer each weight belongs to, for `timm.optim.param_groups_layer_decay`."""
         blocks = (r"^stages\.(\d+)", None) if coarse else (r"^stages\.(\d+)\.blocks\.(\d+)", None)
-        return {"stem": r"^patch_embed", "blocks": [blocks, (r"^stages\.(\d+)\.merge", (999,)), (r"^norms", (99999,))]}
+        around = [(r"^stages\.(\d+)\.conv", (-1,)), (r"^stages\.(\d+)\.merge", (999,)), (r"^norms", (99999,))]
+        return {"stem": r"^patch_embed", "blocks": [blocks, *around]}
 
     def _run(self, tokens: Tensor, keep: set[int] | None = None) -> tuple[list[Tensor], dict[int, Tensor]]:
         maps, kept, number = ([plain_norm(tokens)] if self.maps == "after" else []), {}, 0
         for i, stage in enumerate(self.stages):
+            if stage.conv is not None:
+                tokens = stage.conv(tokens)
             (batch, *_, width), size = tokens.shape, _grid(tokens)
             rows, order = tokens.reshape(-1, width), None  # (B*T, C), order None: as in the grid
             for block in stage.blocks:
-                plan = layout(size, block.window, block.shift, batch, rows.device)
+                plan = layout(size, block.window, block.shift, batch, rows.device, block.pads)
                 rows, order = reorder(rows, order, plan), plan
-                windows = shrink(size, block.window, block.shift)[0]
+                windows = shrink(size, block.window, block.shift, block.pads)[0]
                 if self.checkpointing and torch.is_grad_enabled():
                     rows = checkpoint(block, rows, plan, windows, use_reentrant=False)
                 else:
@@ -320,7 +364,7 @@ def window_attention(block: nn.Module, rows: Tensor, plan: Layout, windows: tupl
                      size: tuple[int, int, int], batch: int) -> WindowAttention:  # fmt: skip
     """The weights a block uses, computed plainly: from each group's tokens into the slots of whole windows."""
     assert isinstance(block, Block)
-    attn, shifts = block.attn, shrink(size, block.window, block.shift)[1]
+    attn, shifts = block.attn, shrink(size, block.window, block.shift, block.pads)[1]
     starts = [range(s - w if s else 0, n, w) for n, w, s in zip(size, windows, shifts, strict=True)]
     origins = torch.cartesian_prod(*(torch.tensor(list(s)) for s in starts)).reshape(-1, 3)
     volume = windows[0] * windows[1] * windows[2]

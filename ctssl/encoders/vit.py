@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ctssl.encoders.attention import attend
 from ctssl.encoders.layers import DropPath, Mlp, PatchEmbed, block_indices, channels_first, init_weights
 from ctssl.encoders.pretrained import Pretrained
 
@@ -26,18 +27,19 @@ class Attention(nn.Module):
         return q, k, v
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = F.scaled_dot_product_attention(*self.split(x))  # (B, heads, N, d)
+        mixed = attend(*self.split(x))  # (B, heads, N, d)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
     """Norm, attention, norm, MLP, with residuals."""
 
-    def __init__(self, width: int, *, heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float) -> None:
+    def __init__(self, width: int, *, heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float,
+                 eps: float = 1e-5) -> None:  # fmt: skip
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads=heads, qkv_bias=qkv_bias)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
@@ -59,13 +61,15 @@ class ViT(nn.Module, Pretrained):
         patch: voxels along each side of a token.
         grid: tokens along each axis for which positions are learned; other sizes interpolate them.
         maps: number of feature maps.
+        extra: tokens without a place, which attend with the others and end in no map: class token, registers.
+        norm_eps: of the layer norms; timm's ViTs have 1e-6.
         drop_path: stochastic depth of the last block, growing linearly from 0; training only.
         checkpointing: recompute each block in the backward pass: less memory, about a third more time.
     """
 
     def __init__(self, width: int = 768, *, depth: int = 12, heads: int = 12, patch: int = 16, grid: tuple[int, ...] = (6, 6, 6),
-                 mlp_ratio: float = 4.0, qkv_bias: bool = False, maps: int = 4, drop_path: float = 0.0,
-                 checkpointing: bool = False) -> None:  # fmt: skip
+                 mlp_ratio: float = 4.0, qkv_bias: bool = False, maps: int = 4, extra: int = 0, norm_eps: float = 1e-5,
+                 drop_path: float = 0.0, checkpointing: bool = False) -> None:  # fmt: skip
         super().__init__()
         if width % heads:
             raise ValueError(f"{heads} heads do not divide the width {width}")
@@ -73,14 +77,18 @@ class ViT(nn.Module, Pretrained):
             raise ValueError(f"maps={maps}: from 1 to depth={depth}")
         self.config = dict(width=width, depth=depth, heads=heads, patch=patch, grid=tuple(grid), mlp_ratio=mlp_ratio,
                            qkv_bias=qkv_bias, maps=maps)  # fmt: skip
+        self.config |= {"extra": extra} if extra else {}  # configs of models without stay as they are
+        self.config |= {"norm_eps": norm_eps} if norm_eps != 1e-5 else {}
         self.checkpointing = checkpointing
         self.patch_embed = PatchEmbed(width, patch=patch, norm=False)
         self.positions = nn.Parameter(sine_positions(tuple(grid), width))
+        self.extra = nn.Parameter(torch.randn(1, extra, width) * 0.02) if extra else None
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
-            Block(width, heads=heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop_path=rate) for rate in rates
+            Block(width, heads=heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop_path=rate, eps=norm_eps)
+            for rate in rates
         )
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.apply(init_weights)
         self.taken = [round((i + 1) * depth / maps) - 1 for i in range(maps)]
         self.channels, self.strides = (width,) * maps, (patch,) * maps
@@ -91,6 +99,7 @@ class ViT(nn.Module, Pretrained):
     def encode(self, tokens: Tensor) -> list[Tensor]:
         """`(B, x, y, z, C)` tokens of `patch_embed`, masked or not -> feature maps."""
         kept = self._run(self._placed(tokens), keep=set(self.taken))
+        kept = {i: x[:, : tokens.shape[1:4].numel()] for i, x in kept.items()}  # without the extra tokens
         maps = [F.layer_norm(kept[i], kept[i].shape[-1:]) for i in self.taken[:-1]] + [self.norm(kept[self.taken[-1]])]
         return [channels_first(m.unflatten(1, tokens.shape[1:4])) for m in maps]
 
@@ -101,7 +110,8 @@ class ViT(nn.Module, Pretrained):
         """
         table = self.position_grid(grid or self.positions.shape[:3])
         i, j, k = positions.long().unbind(-1)
-        return self.norm(self._run(tokens + table[i, j, k].to(tokens.dtype), keep=set())[-1])
+        placed = self._with_extra(tokens + table[i, j, k].to(tokens.dtype))
+        return self.norm(self._run(placed, keep=set())[-1][:, : tokens.shape[1]])
 
     def position_grid(self, grid: tuple[int, ...]) -> Tensor:
         """`(*grid, C)`: the learned positions, interpolated where the grid differs from theirs."""
@@ -115,10 +125,11 @@ class ViT(nn.Module, Pretrained):
         wanted = block_indices(indices, len(self.blocks))
         tokens = self.patch_embed(x)
         kept = self._run(self._placed(tokens), keep=set(wanted))
-        return [channels_first(kept[i].unflatten(1, tokens.shape[1:4])) for i in wanted]
+        count = tokens.shape[1:4].numel()
+        return [channels_first(kept[i][:, :count].unflatten(1, tokens.shape[1:4])) for i in wanted]
 
     def attention(self, x: Tensor, *, block: int) -> Tensor:
-        """Attention weights `(B, heads, N, N)` of one block; token n lies at `unravel(n, token grid)`."""
+        """Attention weights `(B, heads, N, N)` of one block; token n lies at `unravel(n, token grid)`, extra ones come last."""
         (wanted,) = block_indices([block], len(self.blocks))
         tokens = self._placed(self.patch_embed(x))
         if wanted:
@@ -129,10 +140,15 @@ class ViT(nn.Module, Pretrained):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Which layer each weight belongs to, for `timm.optim.param_groups_layer_decay`."""
-        return {"stem": r"^patch_embed|^positions", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+        return {"stem": r"^patch_embed|^positions|^extra", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
 
     def _placed(self, tokens: Tensor) -> Tensor:
-        return (tokens + self.position_grid(tokens.shape[1:4]).to(tokens.dtype)).flatten(1, 3)  # (B, x*y*z, C)
+        placed = tokens + self.position_grid(tokens.shape[1:4]).to(tokens.dtype)
+        return self._with_extra(placed.flatten(1, 3))  # (B, x*y*z + extra, C)
+
+    def _with_extra(self, x: Tensor) -> Tensor:
+        """At the end: attention knows no order, and places keep their numbers."""
+        return x if self.extra is None else torch.cat([x, self.extra.to(x.dtype).expand(len(x), -1, -1)], 1)
 
     def _run(self, x: Tensor, keep: set[int]) -> dict[int, Tensor]:
         """Outputs of the blocks `keep`; key -1 is the last one."""

@@ -50,8 +50,15 @@ class Layout:
     chunks: tuple[tuple[tuple[int, int], ...], ...]  # for each chunk (group, windows) pairs
 
 
-def shrink(size: tuple[int, ...], window: int, shift: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Window and shift per axis: an axis no longer than the window takes it whole and is not shifted."""
+def shrink(
+    size: tuple[int, ...], window: int, shift: int, pads: bool = False
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Window and shift per axis: an axis no longer than the window takes it whole and is not shifted.
+
+    `pads`: SMIT pads such an axis to the window instead, and shifts it like any other.
+    """
+    if pads:
+        return (window,) * len(size), (shift,) * len(size)
     windows = tuple(min(window, n) for n in size)
     return windows, tuple(0 if n <= window else shift for n in size)
 
@@ -80,9 +87,10 @@ def segments(size: int, window: int, shift: int) -> list[Segment]:
 
 @lru_cache(maxsize=128)
 @torch.inference_mode(False)  # what is kept must serve training too
-def layout(size: tuple[int, int, int], window: int, shift: int, batch: int, device: torch.device) -> Layout:
+def layout(size: tuple[int, int, int], window: int, shift: int, batch: int, device: torch.device,
+           pads: bool = False) -> Layout:  # fmt: skip
     """Rows, groups and chunks for a token grid; kept, since training asks for the same few over and over."""
-    windows, shifts = shrink(size, window, shift)
+    windows, shifts = shrink(size, window, shift, pads)
     grid = torch.arange(size[0] * size[1] * size[2]).reshape(size)
     groups, rows = [], []
     for parts in product(*(segments(n, w, s) for n, w, s in zip(size, windows, shifts, strict=True))):

@@ -1,0 +1,258 @@
+"""Other people's encoders in, MONAI's out: exactly, or with a sentence that says why not.
+
+What an imported encoder computes is what its source computes, to rounding. Licences stay those of the source.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctssl.encoders import ENCODERS
+from ctssl.families import FAMILIES
+from ctssl.families.moves import Move, Options, Translation
+from ctssl.hub import file_sha256
+from ctssl.loading import encoder_config, write_folder
+from ctssl.pickles import read_checkpoint
+from ctssl.zoo import ModelSpec, Preprocess
+
+MARKS = (
+    "patch_embed.proj.weight",
+    "patch_embedding.patch_embeddings.weight",
+    "patch_embedding.patch_embeddings.1.weight",
+)
+STRANGERS = {  # keys of networks that people may try, and what to say
+    r"stages\.0\.blocks\.0\.attn\.bias_table$": "ctssl's own Swin: load its folder with ctssl.load",
+    r"^positions$": "ctssl's own ViT: load its folder with ctssl.load",
+    r"(cpb_mlp|logit_scale)": "a Swin V2 (SMIT Plus and others), which computes something else",
+    r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table$": "a 2D Swin",
+    r"encoder\.stages\.\d+\.\d+\.convs": "an nnU-Net, which is no transformer",
+    r"swin.*\.hyena|\.mixer\.": "a network with HyenaND blocks",
+}
+OUTSIDE = {
+    r"(^|[./])(teacher|momentum|ema)": "a copy that the training kept (teacher)",
+    r"(encoder|decoder)\d+\.|(^|[./])out\.|upsample|transp_conv": "decoder",
+    r"head|predict|proj|rotation|contrastive|mask_token|class": "pretext or classification head",
+}
+UNKNOWN_LICENCE = "unknown: that of the source file"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The folder that `ctssl.load` reads, and what became of every key of the source (also in its `import.json`).
+
+    Each of `keys` has `key`, `action` (taken, renamed, changed, joined, left out), `to`, `how`.
+    """
+
+    folder: Path
+    family: str
+    spec: ModelSpec
+    keys: list[dict[str, str]]
+    skipped: dict[str, int]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return dict(Counter(entry["action"] for entry in self.keys))
+
+
+def import_checkpoint(file: str | os.PathLike, *, out: str | os.PathLike, family: str | None = None,
+                      merging: str | None = None, heads: int | None = None, grid: tuple[int, int, int] | None = None,
+                      norm_eps: float | None = None, root: str | None = None, spacing_mm: float | None = None,
+                      window_hu: tuple[float, float] | None = None, licence: str = UNKNOWN_LICENCE,
+                      overwrite: bool = False, seconds: float = 600.0) -> Imported:  # fmt: skip
+    """Turn a checkpoint of another project into a folder that `ctssl.load` reads.
+
+    Args:
+        file: `.pt`, `.pth` (opened in a process of its own, tensors only) or `.safetensors`.
+        out: folder to write.
+        family: a key of `ctssl.families.FAMILIES`; None: told by the names of the weights.
+        merging: "1.4", "1.5" or "v2": which MONAI trained a MONAI Swin; no file tells.
+        heads, grid, norm_eps: of a ViT: attention heads, tokens along each axis (when not a cube), epsilon of the norms.
+        root: what stands before the encoder's keys, when a file holds several encoders.
+        spacing_mm, window_hu: how scans are prepared; None: as is usual in the family.
+        licence: of the weights, for `config.json`.
+        seconds: to open the file in.
+
+    Raises `ValueError`, and writes nothing, when anything of the encoder cannot be represented or is missing.
+    """
+    file, out = Path(file), Path(out)
+    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not empty; choose another --out, or add --overwrite")
+    checkpoint = read_checkpoint(file, seconds=seconds)
+    root = _root(checkpoint.tensors, root, file)
+    state = {key.removeprefix(root): t for key, t in checkpoint.tensors.items() if key.startswith(root)}
+    family = _family(state, family, file)
+    options = Options(merging, heads, grid, norm_eps)
+    idle = [
+        name for name, value in options._asdict().items() if value is not None and name not in FAMILIES[family].OPTIONS
+    ]
+    if idle:
+        raise ValueError(f"--{idle[0].replace('_', '-')} is nothing that {family} asks for: its files tell")
+    try:
+        translation = FAMILIES[family].translate(state, options)
+        encoder = _filled(translation)
+    except ValueError as error:
+        raise ValueError(f"{file} as {family}: {error}") from error
+    preprocess = _preprocess(family, spacing_mm, window_hu)
+    encoder.spec = ModelSpec(out.resolve().name, "encoder", translation.encoder, preprocess=preprocess, licence=licence,
+                             data=f"unknown: that of {file.name}")  # fmt: skip
+    keys = [_entry(key, key.removeprefix(root), translation.moves) if key.startswith(root) else _outside(key)
+            for key in checkpoint.tensors]  # fmt: skip
+    source = {"file": file.name, "sha256": file_sha256(file), "family": family, "root": root,
+              "options": {k: v for k, v in options._asdict().items() if v is not None}}  # fmt: skip
+    config = encoder_config(encoder, name=encoder.spec.name) | {
+        "parent": file.name, "parent_sha256": source["sha256"], "source": FAMILIES[family].TITLE}  # fmt: skip
+    report = {"source": source, "keys": keys, "not_weights": checkpoint.skipped}
+    write_folder(encoder, out, config, overwrite=overwrite, extra={"import.json": json.dumps(report, indent=1) + "\n"})
+    return Imported(out, family, encoder.spec, keys, checkpoint.skipped)
+
+
+def _root(tensors: dict[str, Tensor], root: str | None, file: Path) -> str:
+    """What stands before the keys of the encoder."""
+    found = sorted({key.removesuffix(mark) for key in tensors for mark in MARKS if key.endswith(mark)
+                    and (len(key) == len(mark) or key[-len(mark) - 1] in "./")})  # fmt: skip
+    if root is not None:
+        if root not in found:
+            raise ValueError(f"nothing in {file} begins with {root!r} and is an encoder; there are {found}")
+        return root
+    students = [name for name in found if name.startswith("student")]  # SMIT's container: its teacher lags behind
+    if len(found) == 2 and len(students) == 1 and any(name.startswith("teacher") for name in found):
+        return students[0]
+    if len(found) > 1:
+        raise ValueError(f"{file} holds {len(found)} encoders, {found}: say which with --root")
+    if not found:
+        raise ValueError(f"{file} holds no encoder that ctssl knows: {_stranger(tensors)}; known are "
+                         f"{', '.join(FAMILIES)}")  # fmt: skip
+    return found[0]
+
+
+def _family(state: dict[str, Tensor], family: str | None, file: Path) -> str:
+    """The family that was asked for, once the keys agree; or the only one that they fit."""
+    if family is not None and family not in FAMILIES:
+        raise ValueError(f"no family is called {family!r}; there are {', '.join(FAMILIES)}")
+    if any(re.search("cpb_mlp|logit_scale", key) for key in state):
+        raise ValueError(f"{file}: not representable: this is {_stranger(state)}")
+    fitting = [name for name, module in FAMILIES.items() if module.looks(state)]
+    if family in fitting:
+        return str(family)
+    if not fitting:
+        raise ValueError(
+            f"{file} is of no family that ctssl knows: {_stranger(state)}; known are {', '.join(FAMILIES)}"
+        )
+    if family is not None:
+        looks = " or ".join(f"a {FAMILIES[name].TITLE}; use --from {name}" for name in fitting)
+        raise ValueError(f"{file} is no {family} checkpoint: this looks like {looks}")
+    if len(fitting) > 1:
+        raise ValueError(f"{file} could be {' or '.join(fitting)}: say which with --from")
+    return fitting[0]
+
+
+def _stranger(tensors: dict[str, Tensor]) -> str:
+    for pattern, words in STRANGERS.items():
+        if any(re.search(pattern, key) for key in tensors):
+            return words
+    return f"its first keys are {list(tensors)[:3]}" if tensors else "it holds no tensors"
+
+
+def _filled(translation: Translation) -> Any:
+    """The encoder, every weight of it from the source, in `.eval()`."""
+    encoder: Any = ENCODERS[translation.encoder](**translation.args)
+    own, given = encoder.state_dict(), {}
+    for key, move in translation.moves.items():
+        if move.to is None or move.tensor is None:
+            continue
+        if move.to in given or move.to not in own:
+            raise ValueError(f"not representable: {key} has no place of its own in our encoder ({move.to})")
+        if move.tensor.shape != own[move.to].shape:
+            raise ValueError(
+                f"not representable: {key} is {tuple(move.tensor.shape)}, ours has {tuple(own[move.to].shape)} there"
+            )
+        if not move.tensor.is_floating_point() or not torch.isfinite(move.tensor).all():
+            raise ValueError(f"{key} holds infinite, NaN or whole numbers; get the file again")
+        given[move.to] = move.tensor.float()
+    missing = sorted(set(own) - set(given))
+    if missing:
+        raise ValueError(
+            f"the file does not fill the encoder: {len(missing)} of {len(own)} weights are missing, first {missing[0]}"
+        )
+    encoder.load_state_dict(given, strict=True)
+    return encoder.eval()
+
+
+def _preprocess(family: str, spacing_mm: float | None, window_hu: tuple[float, float] | None) -> Preprocess:
+    spacing = FAMILIES[family].SPACING_MM if spacing_mm is None else spacing_mm
+    window = FAMILIES[family].WINDOW_HU if window_hu is None else window_hu
+    if spacing is None or window is None:
+        raise ValueError(f"{family} has no usual preparation of scans: add --spacing MM and --window-hu LOW HIGH, "
+                         "as the encoder was trained")  # fmt: skip
+    low, high = map(float, window)
+    if not spacing > 0 or not low < high:
+        raise ValueError(
+            f"spacing {spacing} mm and window {low:g} to {high:g} HU: the first must be positive, the second rise"
+        )
+    return Preprocess(float(spacing), (low, high))
+
+
+def _entry(key: str, short: str, moves: dict[str, Move]) -> dict[str, str]:
+    move = moves[short]
+    if move.to is None:
+        return {"key": key, "action": "left out", "to": "", "how": move.how}
+    action = "joined" if move.tensor is None else "changed" if move.how else "taken" if move.to == short else "renamed"
+    return {"key": key, "action": action, "to": move.to, "how": move.how}
+
+
+def _outside(key: str) -> dict[str, str]:
+    why = next((words for pattern, words in OUTSIDE.items() if re.search(pattern, key)), "no part of the encoder")
+    return {"key": key, "action": "left out", "to": "", "how": f"outside the encoder: {why}"}
+
+
+def to_monai(encoder: nn.Module, *, deepest_only: bool = False) -> nn.Module:
+    """A Swin as MONAI's `SwinTransformer`, for `SwinUNETR(...).swinViT.load_state_dict(to_monai(encoder).state_dict())`.
+
+    Exact for images with more than a window of tokens along each axis at every stage. `deepest_only`: also an encoder
+    whose maps are not MONAI's: then only the last map agrees, after `layer_norm`, and a decoder has to be trained anew.
+    Raises `ValueError`, "not representable: ...", for what MONAI's network cannot compute.
+    """
+    from monai.networks.nets.swin_unetr import SwinTransformer
+
+    config: dict[str, Any] = getattr(encoder, "config", {})
+    for wrong, why in _not_monai(encoder, config, deepest_only):
+        if wrong:
+            raise ValueError(f"not representable: {why}")
+    theirs = SwinTransformer(
+        1, config["width"], (config["window"],) * 3, (config["patch"],) * 3, config["depths"], config["heads"],
+        mlp_ratio=config["mlp_ratio"], qkv_bias=config["qkv_bias"], patch_norm=config["patch_norm"], spatial_dims=3,
+        use_v2=config.get("convs", False))  # fmt: skip
+    state = {_monai_key(key): value for key, value in encoder.state_dict().items() if not key.startswith("norms.")}
+    buffers = {k: v for k, v in theirs.state_dict().items() if k.endswith("relative_position_index")}
+    theirs.load_state_dict({**state, **buffers}, strict=True)
+    return theirs.eval()
+
+
+def _not_monai(encoder: nn.Module, config: dict[str, Any], deepest_only: bool) -> list[tuple[bool, str]]:
+    if type(encoder) is not ENCODERS["swin"]:
+        return [(True, f"MONAI's SwinUNETR holds a Swin, this is a {type(encoder).__name__}")]
+    return [
+        (len(config["depths"]) != 4 or not config["merge_last"], "MONAI's Swin has four stages and merges after each"),
+        (config.get("merge_order", "each") != "each", "MONAI since 1.5 cannot merge as MONAI before 1.5 did; "
+         "use that MONAI and the original file"),
+        (config["maps"] != "after" and not deepest_only, "this encoder gives its maps before merging, through norms of its own; "
+         "MONAI's decoder takes them after merging, without. deepest_only=True exports what agrees, the deepest map"),
+    ]  # fmt: skip
+
+
+def _monai_key(key: str) -> str:
+    key = re.sub(r"^stages\.(\d)\.conv\.(conv\d)\.", lambda m: f"layers{int(m[1]) + 1}c.0.layer.{m[2]}.conv.", key)
+    key = re.sub(r"^stages\.(\d)\.", lambda m: f"layers{int(m[1]) + 1}.0.", key)
+    for ours, theirs in {".merge.": ".downsample.", "bias_table": "relative_position_bias_table", ".fc1.": ".linear1.",
+                         ".fc2.": ".linear2."}.items():  # fmt: skip
+        key = key.replace(ours, theirs)
+    return key

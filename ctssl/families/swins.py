@@ -1,0 +1,83 @@
+"""What SMIT's and MONAI's Swin checkpoints share: sizes, block keys, and the order in which merging lines up neighbours."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctssl.encoders.swin import MERGE_ORDERS
+from ctssl.encoders.windows import relative_index
+from ctssl.families.moves import Move, cube_root, mlp_ratio, patch_of
+
+Offsets = tuple[tuple[int, int, int], ...]
+NAMES = {"attn.relative_position_bias_table": "attn.bias_table", "mlp.linear1": "mlp.fc1", "mlp.linear2": "mlp.fc2"}
+BLOCK = re.compile(
+    r"blocks\.\d+\.((norm[12]|attn\.(qkv|proj)|mlp\.(fc|linear)[12])\.(weight|bias)"
+    r"|attn\.relative_position_bias_table)"
+)
+INDEX = re.compile(r"blocks\.\d+\.attn\.relative_position_index")
+PATCH = re.compile(r"patch_embed\.(proj|norm)\.(weight|bias)")
+
+
+def sizes(stages: list[dict[str, Tensor]], state: dict[str, Tensor]) -> dict[str, Any]:
+    """Arguments of `Swin` that the shapes tell; `stages` are the keys of each stage below its own name."""
+    patch = state["patch_embed.proj.weight"]
+    width, depths, heads = patch.shape[0], [], []
+    for number, stage in enumerate(stages):
+        blocks = {int(key.split(".")[1]) for key in stage if key.startswith("blocks.")}
+        if not blocks or blocks != set(range(len(blocks))):
+            raise ValueError(
+                f"stage {number + 1} has the blocks {sorted(blocks)}: some are missing, the file is not whole"
+            )
+        table = stage.get("blocks.0.attn.relative_position_bias_table")
+        if table is None:
+            raise ValueError(f"stage {number + 1} has no relative_position_bias_table, the file is not whole")
+        depths.append(len(blocks))
+        heads.append(table.shape[1])
+        rows = table.shape[0]
+    first = stages[0]
+    hidden = first.get("blocks.0.mlp.fc1.weight", first.get("blocks.0.mlp.linear1.weight"))
+    if hidden is None:
+        raise ValueError("the first block has no MLP, the file is not whole")
+    return dict(width=width, depths=tuple(depths), heads=tuple(heads), patch=patch_of(patch),
+                mlp_ratio=mlp_ratio(hidden.shape[0], width),
+                window=(cube_root(rows, "the position bias table of a window") + 1) // 2,
+                qkv_bias="blocks.0.attn.qkv.bias" in first, patch_norm="patch_embed.norm.weight" in state,
+                merge_last="downsample.reduction.weight" in stages[-1])  # fmt: skip
+
+
+def place_patch(key: str, tensor: Tensor) -> Move | None:
+    """A key of the patch embedding, which has the same names everywhere."""
+    return Move(key, tensor) if PATCH.fullmatch(key) else None
+
+
+def place_in_stage(number: int, key: str, tensor: Tensor, *, window: int, order: Offsets | None) -> Move | None:
+    """A key of stage `number` (from 0) below the stage's name; `order`: the source's merging, None: kept as it is."""
+    if BLOCK.fullmatch(key):
+        for theirs, ours in NAMES.items():
+            key = key.replace(theirs, ours)
+        return Move(f"stages.{number}.{key}", tensor)
+    if INDEX.fullmatch(key):
+        if len(tensor) != window**3 or not torch.equal(
+            tensor, relative_index((window,) * 3, window, False, tensor.device)
+        ):
+            raise ValueError(
+                f"not representable: {key} of stage {number + 1} numbers the relative positions in another way"
+            )
+        return Move(None, None, "an index that follows from the window; equal to ours")
+    if key in ("downsample.norm.weight", "downsample.norm.bias", "downsample.reduction.weight"):
+        to = f"stages.{number}.merge{key.removeprefix('downsample')}"
+        places = MERGE_ORDERS["each"]
+        if order is None or order == places:
+            return Move(to, tensor)
+        chunks = [order.index(place) for place in places]
+        return Move(to, reordered(tensor, chunks), f"its 8 chunks of channels reordered {chunks}")
+    return None
+
+
+def reordered(tensor: Tensor, chunks: list[int]) -> Tensor:
+    """The last dimension `(..., 8*C)` of a merging's weight, its eight neighbours in another order."""
+    return tensor.unflatten(-1, (8, -1))[..., chunks, :].flatten(-2)

@@ -1,0 +1,49 @@
+"""What MONAI's and timm's ViT checkpoints share: sizes, positions, and what a file does not tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from ctssl.families.moves import Options, mlp_ratio
+
+BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+
+
+def sizes(width: int, patch: int, state: dict[str, Tensor], hidden: Tensor, options: Options) -> dict[str, Any]:
+    """Arguments of `ViT` that the shapes and the user tell. `hidden`: the first MLP weight."""
+    if options.heads is None:
+        usual = f"; {width // 64} is usual for this width" if width % 64 == 0 else ""
+        raise ValueError(f"how many attention heads a ViT has cannot be read from its weights: add --heads N{usual}")
+    depth = depth_of(state)
+    return dict(width=width, depth=depth, heads=options.heads, patch=patch, mlp_ratio=mlp_ratio(hidden.shape[0], width),
+                qkv_bias="blocks.0.attn.qkv.bias" in state, maps=min(4, depth))  # fmt: skip
+
+
+def depth_of(keys: Iterable[str]) -> int:
+    """How many blocks have an attention."""
+    return len({m[1] for m in map(BLOCK.fullmatch, keys) if m and m[2].startswith("attn.")})
+
+
+def split_positions(positions: Tensor, extra: int, options: Options) -> tuple[Tensor | None, Tensor]:
+    """Position embeddings `(1, N, C)` -> those of the extra tokens, if they have some, and of the grid `(x, y, z, C)`."""
+    count, sides = positions.shape[1], range(1, 65)
+    if options.grid:
+        grids = [options.grid]
+    else:
+        grids = [(n, n, n) for n in sides if n**3 in (count, count - extra)]
+    for grid in grids:
+        if prod(grid) in (count, count - extra):
+            own = count - prod(grid)
+            return positions[:, :own] if own else None, positions[0, own:].unflatten(0, grid)
+    told = (
+        f"--grid {' '.join(map(str, options.grid))} makes {prod(options.grid)}"
+        if options.grid
+        else "no cube makes that"
+    )
+    raise ValueError(f"the positions are those of {count} tokens, {extra} of them without a place at most; {told}: add "
+                     "--grid X Y Z, the tokens along each axis (image size / patch size)")  # fmt: skip
