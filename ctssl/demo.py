@@ -18,13 +18,14 @@ from ctssl.zoo import info, list_models
 
 def demo(scan: str | os.PathLike | None = None, *, out: str | os.PathLike = "ctssl-demo", model: str | None = None,
          encoder: str | None = None, progress: bool = True) -> dict[str, Any]:  # fmt: skip
-    """Write a phantom (unless there is a scan), its features as a picture, and a mask if `model` names a segmenter.
+    """Write a phantom (unless there is a scan), its features as a picture, and a mask by `model`, or by a published segmenter.
 
     Returns what was written, by name. Files of an earlier demo in `out` are replaced, others are not touched.
     """
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; choose another folder (--out)")
+    model = model or next((name for name in list_models() if info(name).kind == "segmenter"), None)
     net = load_segmenter(model) if model else None
     named = encoder or next((name for name in list_models() if info(name).kind == "encoder"), None)
     if named is None and net is None:

@@ -49,7 +49,15 @@ def find(source: str | os.PathLike, *, revision: str | None = None, offline: boo
 def _as_published(folder: Path, spec: ModelSpec) -> Path:
     """The folder, once its weights and its settings are those of the table."""
     config, wanted = read_config(folder), json.loads(json.dumps(asdict(spec)))
-    changed = [key for key in ("name", "kind", "encoder", "encoder_args", "preprocess") if config[key] != wanted[key]]
+    keys = [
+        "name",
+        "kind",
+        "encoder",
+        "encoder_args",
+        "preprocess",
+        *(["head", "labels"] if spec.kind == "segmenter" else []),
+    ]
+    changed = [key for key in keys if config.get(key) != wanted[key]]
     if changed:
         raise ValueError(f"{folder / CONFIG} is not that of {spec.name}: {', '.join(changed)} differ; {_cure(folder)}")
     return verified(folder, sha256=spec.sha256)

@@ -123,7 +123,8 @@ def spec_of(config: dict[str, Any]) -> ModelSpec:
         raise ValueError(
             f"config.json of {config['name']}: preprocess {pre!r} needs spacing_mm and window_hu"
         ) from error
-    known = ("name", "kind", "encoder", "encoder_args", "corpus", "pretext", "parameters", "sha256", "licence", "data")
+    known = ("name", "kind", "encoder", "encoder_args", "corpus", "pretext", "parameters", "sha256", "licence", "data",
+             "head", "labels")  # fmt: skip
     return ModelSpec(preprocess=preprocess, **{key: config[key] for key in known if key in config})
 
 

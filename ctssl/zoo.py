@@ -21,7 +21,8 @@ class ModelSpec:
     """One set of weights. `sha256` is that of `model.safetensors`; `repo` and `revision` are None until published.
 
     `kind`: "encoder" or "segmenter". `encoder` and `encoder_args`: a key of `ctssl.encoders.ENCODERS` and what it is
-    called with. `corpus`: "wild", "self" or "" (not pretrained). `licence`: of the weights; `data`: what they saw.
+    called with. `corpus`: "wild", "self" or "" (not pretrained). `licence`: of the weights; `data`: what they saw. `head` and
+    `labels` (`{"1": "tumour"}`): of a segmenter.
     """
 
     name: str
@@ -37,6 +38,8 @@ class ModelSpec:
     sha256: str = ""
     licence: str = ""
     data: str = ""
+    head: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 _ARGS: dict[str, dict[str, Any]] = {
@@ -57,6 +60,13 @@ def _pretrained(encoder: str, corpus: str, pretext: str, sha256: str) -> ModelSp
     licence = {"wild": "CC-BY-4.0", "self": "CC-BY-3.0"}[corpus]  # the strictest of the scans' own
     return ModelSpec(f"{encoder}-{corpus}-{pretext}", "encoder", encoder, _ARGS[encoder], corpus=corpus, pretext=pretext,
                      parameters=_PARAMETERS[encoder], sha256=sha256, licence=licence, data=SCANS[corpus])  # fmt: skip
+
+
+def _segmenter(name: str, encoder: str, parameters: int, sha256: str, *, spacing_mm: float, licence: str,
+               data: str) -> ModelSpec:  # fmt: skip
+    """A fine-tuned one, with the default head and one label."""
+    return ModelSpec(name, "segmenter", encoder, _ARGS[encoder], Preprocess(spacing_mm), parameters=parameters, sha256=sha256,
+                     licence=licence, data=data, head="light", labels={"1": "tumour"})  # fmt: skip
 
 
 MODELS: dict[str, ModelSpec] = {

@@ -10,8 +10,10 @@ from huggingface_hub import ModelCard
 
 from ctssl.zoo import MODELS
 from training.card import card, strictest
-from training.data.corpora import split
-from training.experiments import probe, sarcoma
+from training.data.corpora import nodule_split, split
+from training.experiments import probe, sarcoma, trials
+from training.export_segmenter import TASKS
+from training.export_segmenter import card as segmenter_card
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,7 +32,21 @@ def test_the_results_cover_every_test_case_and_add_up():
             assert row["mean_dsc"] == pytest.approx(sum(row["cases"].values()) / 12, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(name for name, spec in MODELS.items() if spec.kind == "segmenter"))
+def test_a_segmenters_card_is_what_its_files_say(name):
+    folder = ROOT / "model_cards" / name
+    config, report = (json.loads((folder / file).read_text()) for file in ("config.json", "report.json"))
+    task = next(task for task in TASKS if name.startswith(f"{task}-"))
+    text = (folder / "README.md").read_text()
+    assert text == segmenter_card(config, report, (folder / "cases.csv").read_text(), task)
+    read = ModelCard(text)
+    assert read.data.eval_results and read.data.eval_results[0].metric_value == pytest.approx(
+        report["mean_dsc"], abs=1e-3
+    )
+    assert sorted(report["held_out"]) == {"sarcoma": split, "lung-nodules": nodule_split}[task]("test")
+
+
+@pytest.mark.parametrize("name", sorted(name for name, spec in MODELS.items() if spec.kind == "encoder"))
 def test_a_card_is_what_its_files_say(name):
     folder = ROOT / "model_cards" / name
     config, history = (json.loads((folder / file).read_text()) for file in ("config.json", "training.json"))
@@ -123,6 +139,26 @@ def test_the_place_of_a_voxel_tells_nothing_even_in_scans_with_the_tumour_in_the
         assert np.mean(run["linear"]["auroc"]) < 0.6
     for cube in probe.cubes(group[0], np.random.default_rng(0)):
         assert cube.tumour.sum() == (~cube.tumour).sum() == probe.PER_CUBE
+
+
+def test_the_cost_is_the_first_evaluation_near_the_last_one():
+    curve = [[30, 1.0, 0.2], [60, 0.8, 0.58], [90, 0.7, 0.5], [120, 0.6, 0.6]]
+    assert trials.steps_to_share({"curve": curve}) == 60 and trials.steps_to_share({}) is None
+    models = {
+        "swin-scratch": 0,
+        "swin-wild-mim": 0,
+        "swin-wild-mim, 5 cases": 0,
+        "swin-scratch, 5 cases": 0,
+        "dynunet": 0,
+    }
+    assert trials.scratch_of("swin-wild-mim, 5 cases", models) == "swin-scratch, 5 cases"
+    assert trials.scratch_of("swin-wild-mim", models) == "swin-scratch" and trials.scratch_of("dynunet", models) is None
+
+
+def test_no_nodule_patient_is_on_both_sides():
+    train, test = nodule_split("train"), nodule_split("test")
+    patient = [name.rsplit("_nod", 1)[0] for name in [*train, *test]]
+    assert len(set(patient)) == len(train) + len(test) == 94 and len(test) == 31
 
 
 def test_the_interval_covers_and_pairs_are_judged_by_patient():

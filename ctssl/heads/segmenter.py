@@ -82,15 +82,16 @@ class Segmenter(nn.Module):
         return load_segmenter(source, revision=revision, offline=offline, device=device)
 
     def save_pretrained(self, folder: str | os.PathLike, *, overwrite: bool = False, half: bool = False,
-                        extra: Mapping[str, str | bytes] | None = None) -> Path:  # fmt: skip
-        """Write a folder that `ctssl.load_segmenter` reads; `extra` are more files for it."""
+                        extra: Mapping[str, str | bytes] | None = None,
+                        config: Mapping[str, Any] | None = None) -> Path:  # fmt: skip
+        """Write a folder that `ctssl.load_segmenter` reads; `extra` are more files, `config` more entries of its config."""
         from ctssl.loading import encoder_config, write_folder
 
-        config = encoder_config(self.encoder, name=Path(folder).resolve().name)
-        config |= {"name": Path(folder).resolve().name, "kind": "segmenter", "head": self.head_name,
+        own = encoder_config(self.encoder, name=Path(folder).resolve().name)
+        own |= {"name": Path(folder).resolve().name, "kind": "segmenter", "head": self.head_name,
                    "labels": {str(k): v for k, v in self.labels.items()}, "window": self.window, "parent": self.parent,
                    "parameters": sum(p.numel() for p in self.parameters())}  # fmt: skip
-        return write_folder(self, folder, config, half=half, overwrite=overwrite, extra=extra)
+        return write_folder(self, folder, {**own, **(config or {})}, half=half, overwrite=overwrite, extra=extra)
 
     push_to_hub = Pretrained.push_to_hub
 

@@ -288,7 +288,9 @@ def random_twins(model: str, seeds: int) -> list[Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=ctssl.list_models())
+    parser.add_argument(
+        "models", nargs="*", default=[n for n in ctssl.list_models() if ctssl.info(n).kind == "encoder"]
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--nodule-spacing", type=float, default=0.75)
     parser.add_argument("--show", action="store_true", help="print what was measured, measure nothing")

@@ -1,0 +1,150 @@
+"""A segmenter of an experiment -> a published model: `python -m training.export_segmenter sarcoma swin-wild-mim --seed 0`.
+
+Takes the folder that the experiment left in `runs/`, writes `model_cards/<experiment>-<model>/` (weights in fp16, config, card,
+scores of every test case, pictures) and prints the entry for `ctssl/zoo.py`. `--card` writes only the card again, from the
+files that are there.
+"""
+
+import argparse
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+import ctssl
+from ctssl.hub import read_config
+from ctssl.zoo import info
+from training.card import LICENCES
+from training.export import CARDS
+
+TASKS = {
+    "sarcoma": dict(
+        title="soft-tissue sarcoma of the limbs", dataset="soft-tissue-sarcoma", licence="CC BY 3.0",
+        source="Soft-tissue-Sarcoma (TCIA), GTV drawn by physicians", command="python -m training.experiments.sarcoma",
+        limits="The scans it was trained and tested on are cut around their tumours (8 to 50 mm of margin at each side), GE "
+        "scanners, no contrast, 3.27 mm slices; on whole bodies, and in other body parts, it will mark what is no tumour.",
+    ),
+    "lung-nodules": dict(
+        title="lung nodules", dataset="lung-nodules-of-lidc-origin", licence="unclear",
+        source="cubes of 51 mm around nodules, LIDC origin inferred; the source has no licence file",
+        command="python -m training.experiments.lung_nodules",
+        limits="The scans it was trained and tested on are cubes of 51 mm with a nodule in their middle; it has not seen whole "
+        "lungs and will mark vessels.",
+    ),
+}  # fmt: skip
+"""What an experiment's segmenters are for, and what they learned from."""
+
+
+def export(task: str, model: str, source: Path, cards: Path = CARDS) -> Path:
+    """Write the model folder of a finished segmenter."""
+    net = ctssl.load_segmenter(source)
+    net = net.half().float()  # what fp16 keeps
+    folder = cards / f"{task}-{model}"
+    texts = {name: (source / name).read_text() for name in ("report.json", "cases.csv")}
+    pictures = {path.name: path.read_bytes() for path in sorted(source.glob("*.png"))}
+    parent = info(model).licence if model in ctssl.list_models() else ""
+    facts = {"licence": strictest(TASKS[task]["licence"], parent), "data": TASKS[task]["source"]}
+    net.save_pretrained(folder, half=True, overwrite=True, extra={**texts, **pictures}, config=facts)
+    write_card(folder, task)
+    return folder
+
+
+def strictest(data: str, parent: str) -> str:
+    """The stricter of the data's licence and the pretrained weights' own, as the table writes them."""
+    if data not in LICENCES:
+        return data
+    order = [name.replace(" ", "-") for name in LICENCES]
+    return max(data.replace(" ", "-"), parent or order[0], key=order.index)
+
+
+def write_card(folder: Path, task: str) -> None:
+    config, report = read_config(folder), json.loads((folder / "report.json").read_text())
+    (folder / "README.md").write_text(card(config, report, (folder / "cases.csv").read_text(), task))
+
+
+def card(config: dict, report: dict, cases: str, task: str) -> str:
+    """`README.md` of a published segmenter, from its own files."""
+    facts, rows = TASKS[task], list(csv.DictReader(io.StringIO(cases)))
+    scores = {key: np.array([float(row[key]) for row in rows]) for key in ("dsc", "hd95_mm", "nsd")}
+    known = scores["hd95_mm"][np.isfinite(scores["hd95_mm"])]
+    trained = len(report["train"]) - len(report["validated"])
+    start = "initial weights" if report["from_scratch"] else f"`{report['model']}`"
+    return f"""---
+{front_matter(config, report, facts, float(scores["dsc"].mean()), len(rows))}
+---
+# {config["name"]}
+
+**Limits first.** {facts["limits"]} It is a model for research, not a medical device, and must not be used for diagnosis.
+
+It segments {facts["title"]} in CT: {config["parameters"] / 1e6:.1f} M parameters, from {start}, head `{config["head"]}`, at
+{config["preprocess"]["spacing_mm"]:g} mm.
+
+```python
+import ctssl
+
+mask = ctssl.load_segmenter("{config["name"]}").segment("scan.nii.gz")
+```
+
+## Data and training
+{facts["source"]} ({facts["licence"]}): {trained} cases to train on, {len(report["validated"])} that chose the weights among
+{len(report["curve"])} evaluations, {report["settings"]["steps"]} steps, {report["seconds"] / 60:.0f} minutes on two CPU cores.
+Licence of the weights: {config["licence"]}.
+
+## What it is worth
+{len(rows)} test cases that neither pretraining nor fine-tuning saw, whole scans on their own grid, by `{facts["command"]}`; all
+rows are in `cases.csv`. NSD at 2 mm; cases without a distance (nothing found): {len(rows) - len(known)}.
+
+| mean DSC | median DSC | median HD95 (mm) | mean NSD |
+|---|---|---|---|
+| {scores["dsc"].mean():.3f} | {np.median(scores["dsc"]):.3f} | {np.median(known):.1f} | {scores["nsd"].mean():.3f} |
+
+![The best test case](best.png)
+![The median](median.png)
+![The worst](worst.png)
+![Training](curves.png)
+"""
+
+
+def front_matter(config: dict, report: dict, facts: dict, mean: float, cases: int) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    found = EvalResult("image-segmentation", facts["dataset"], f"{facts['dataset']}, {cases} held-out cases", "dice",
+                       round(mean, 4), metric_name="mean DSC")  # fmt: skip
+    known = facts["licence"] in LICENCES
+    data = ModelCardData(
+        license=config["licence"].lower() if known else "other", library_name="ctssl", pipeline_tag="image-segmentation",
+        tags=["ct", "medical-imaging", "3d", "segmentation", config["encoder"]], datasets=[facts["dataset"]],
+        eval_results=[found], model_name=config["name"], license_name=None if known else "unclear",
+    )  # fmt: skip
+    return data.to_yaml().strip()
+
+
+def entry(folder: Path) -> str:
+    """The line for `ctssl/zoo.py`."""
+    c = read_config(folder)
+    spacing = c["preprocess"]["spacing_mm"]
+    return (
+        f'        _segmenter("{c["name"]}", "{c["encoder"]}", {c["parameters"]}, "{c["sha256"]}",\n'
+        f'                   spacing_mm={spacing}, licence="{c["licence"]}", data="{c["data"]}"),'
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=sorted(TASKS))
+    parser.add_argument("model")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--card", action="store_true", help="only the card")
+    args = parser.parse_args()
+    if args.card:
+        write_card(CARDS / f"{args.task}-{args.model}", args.task)
+        return
+    folder = export(args.task, args.model, args.runs / f"{args.task}-{args.model}-{args.seed}")
+    print(f"{folder}. The entry for ctssl/zoo.py:\n{entry(folder)}")
+
+
+if __name__ == "__main__":
+    main()
