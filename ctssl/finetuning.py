@@ -27,6 +27,7 @@ from ctssl.lint import check
 from ctssl.loading import load, segmenter
 from ctssl.metrics import dsc
 from ctssl.sampling import augment, crop_at, random_start
+from ctssl.shifts.transform import shifted_copies
 from ctssl.volume import Volume, prepare, resample
 from ctssl.zoo import ModelSpec, Preprocess, info, list_models
 
@@ -48,6 +49,7 @@ class Settings:
     `minutes`: train for about so long instead of `steps`; the number of steps follows from the speed of the first ten.
     `encoder_lr` is the learning rate of a pretrained encoder; one from scratch, and every head, takes `lr`. `layer_decay`
     multiplies it once more for every block further from the end (timm). `freeze`: leave the encoder as it is.
+    `shift_augment`: so many copies of each training scan, as another protocol or kernel would have given it (`ctssl.shifts`).
     """
 
     steps: int = 600
@@ -64,6 +66,7 @@ class Settings:
     intensity: float = 0.1
     seed: int = 0
     save_minutes: float = 5.0
+    shift_augment: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,9 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     chosen = spacing_mm or fitting_spacing(train, known.preprocess.spacing_mm)
     preprocess = replace(known.preprocess, spacing_mm=chosen)
     encoder.spec = replace(known, preprocess=preprocess)
-    scans, classes = prepare_cases(train, preprocess, progress=progress)
+    scans, classes = prepare_cases(
+        train, preprocess, copies=settings.shift_augment, seed=settings.seed, progress=progress
+    )
     torch.manual_seed(settings.seed)
     if names and sorted(names) != list(range(1, classes)):
         raise ValueError(f"names for labels {sorted(names)}, but the masks hold labels 1..{classes - 1}")
@@ -245,14 +250,16 @@ def fresh(encoder: Any, seed: int) -> Any:
 
 
 def prepare_cases(
-    cases: list[Case], preprocess: Preprocess, *, progress: bool
+    cases: list[Case], preprocess: Preprocess, *, progress: bool, copies: int = 0, seed: int = 0
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
-    """(image 0..1 float16, labels uint8) of each case on the model's grid, and the number of classes."""
+    """(image 0..1 float16, labels uint8) of each case and its shifted copies on the model's grid; the number of classes."""
     done, top = [], 0
-    for case in tqdm(cases, desc="preparing scans", disable=not progress):
+    for number, case in enumerate(tqdm(cases, desc="preparing scans", disable=not progress)):
         scan, mask = read_case(case)
         image = prepare(check(scan), preprocess)
-        done.append((image.array.astype(np.float16), onto_grid(mask, image)))
+        labels = onto_grid(mask, image)
+        images = [image, *(prepare(c, preprocess) for c in shifted_copies(scan, copies, seed=seed + number))]
+        done += [(one.array.astype(np.float16), labels) for one in images]
         top = max(top, int(mask.array.max()))
     if top == 0:
         raise ValueError(f"all {len(cases)} masks are empty: nothing to learn from")

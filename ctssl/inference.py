@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
 TILE = 96  # voxels along each side of a piece that goes through an encoder at once
 
 
-def prepared(encoder: Any, source: Any) -> Volume:
-    """The checked scan on the grid that the encoder was trained on, 0..1; an encoder without spec takes the default."""
-    return prepare(check(read(source)), encoder.spec.preprocess if encoder.spec else Preprocess())
+def prepared(encoder: Any, source: Any, *, spacing_mm: float | None = None) -> Volume:
+    """The checked scan on the grid that the encoder was trained on (or of `spacing_mm`), 0..1; an encoder without spec takes
+    the default."""
+    known = encoder.spec.preprocess if encoder.spec else Preprocess()
+    return prepare(check(read(source)), replace(known, spacing_mm=spacing_mm) if spacing_mm else known)
 
 
 def preprocess(encoder: Any, source: Any) -> Tensor:

@@ -51,6 +51,7 @@ ARROWS = {  # module: what it may import of ctssl at import time; a package stan
     "metrics": set(),
     "phantom": {"volume"},
     "lint": {"volume"},
+    "shifts": {"shifts", "volume"},
     "dicom": {"volume"},
     "datasets": {"volume", "lint"},
     "pictures": {"volume"},
@@ -69,13 +70,19 @@ ARROWS = {  # module: what it may import of ctssl at import time; a package stan
         "loading",
         "metrics",
         "sampling",
+        "shifts",
         "volume",
         "zoo",
     },
     "evaluation": {"datasets", "metrics", "volume"},
+    "curves": {"evaluation"},
+    "sources": {"curves", "datasets", "volume"},
+    "agreement": {"inference", "metrics", "volume"},
+    "robustness": {"curves", "datasets", "evaluation", "shifts", "sources", "volume"},
     "similarity": {"inference", "sampling"},
     "demo": {"inference", "loading", "phantom", "pictures", "volume", "zoo"},
-    "cli": {""},
+    "cli": {"", "cli_shifts"},
+    "cli_shifts": set(),
 }
 
 

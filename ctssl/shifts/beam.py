@@ -33,7 +33,9 @@ class Beam:
 
     @property
     def bins(self) -> int:
-        return int(np.ceil(np.hypot(*(n * s for n, s in zip(self.shape, self.spacing_mm, strict=True))) / self.bin_mm)) + 2
+        return (
+            int(np.ceil(np.hypot(*(n * s for n, s in zip(self.shape, self.spacing_mm, strict=True))) / self.bin_mm)) + 2
+        )
 
     def matrices(self) -> Iterator[tuple[int, Any]]:
         """First view and sparse `(pixels, views x bins)` weights, for `AT_ONCE` views at a time."""
@@ -63,15 +65,16 @@ class Beam:
         """Filtered backprojection `(nx, ny, slices)` in 1/mm of `(VIEWS, bins, slices)`."""
         from scipy import fft
 
-        length = fft.next_fast_len(2 * self.bins, real=True)
+        length = fft.next_fast_len(2 * self.bins, True) or 2 * self.bins
         f = np.fft.rfftfreq(length, self.bin_mm)
         end = min(CUTOFF, 0.5 / self.bin_mm)
         ramp = np.where(f < end, f * np.cos(np.pi * f / (2 * end)) ** 2, 0.0).astype(np.float32)
         total = np.zeros((self.shape[0] * self.shape[1], sinogram.shape[2]), np.float32)
         for first, matrix in self.matrices():
             views = sinogram[first : first + AT_ONCE]
-            spectrum = fft.rfft(views, length, axis=1) * ramp[:, None]
-            clean = fft.irfft(spectrum, length, axis=1)[:, : self.bins]  # type: ignore[index]
+            spectrum: Any = fft.rfft(views, length, axis=1)
+            clean: Any = fft.irfft(spectrum * ramp[:, None], length, axis=1)
+            clean = clean[:, : self.bins]
             total += matrix @ clean.reshape(-1, sinogram.shape[2]).astype(np.float32)
         return (total * np.float32(np.pi / VIEWS)).reshape(*self.shape, -1)
 
@@ -105,5 +108,5 @@ def spread(array: np.ndarray, factor: int) -> np.ndarray:
         return array
     from scipy import ndimage
 
-    fine = ndimage.zoom(array, (factor, factor, 1), order=1, mode="nearest", grid_mode=True)
+    fine: Any = ndimage.zoom(array, (factor, factor, 1), order=1, mode="nearest", grid_mode=True)
     return fine * np.float32(np.sqrt((array**2).mean() / max((fine**2).mean(), 1e-12)))

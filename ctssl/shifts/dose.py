@@ -20,8 +20,9 @@ def lower_dose(volume: Volume, severity: int, rng: np.random.Generator) -> np.nd
     Model: each reading of the detector loses `1 - dose` of its photons; what that adds is `(1 - dose) N + (1 - dose^2) E`
     in variance (Poisson, in its Gaussian limit, and electronic), its logarithm is filtered and backprojected. So the noise
     is correlated, streaky, stronger behind bone, in large bodies and in thin slices, and its variance is `(1 / dose - 1)`
-    times that of the reference protocol. After Yu (2012) and Zabic (Medical Physics 2013, 40(3) 031102). A scan's own
-    protocol is not known: it is taken to be made with `FLUENCE`. What lies outside the volume attenuates nothing.
+    times that of the reference protocol (more where the electronics' noise joins). After Yu (J Comput Assist Tomogr 2012)
+    and Zabic (Medical Physics 2013, 40(3) 031102). A scan's own protocol is not known: it is taken to be made with
+    `FLUENCE`. What lies outside the volume attenuates nothing.
     """
     dose, thickness = SEVERITIES[severity], volume.spacing_mm[2]
 

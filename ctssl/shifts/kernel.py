@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from ctssl.volume import AIR_HU, Volume
@@ -40,13 +43,13 @@ def smooth(volume: Volume, severity: int, rng: np.random.Generator) -> np.ndarra
     return filtered(volume, lambda f: 1.0 / ratio(f, SEVERITIES[severity]))
 
 
-def filtered(volume: Volume, response) -> np.ndarray:
+def filtered(volume: Volume, response: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Axial slices through a radial filter, `response(frequency in cycles/mm)`; edges of the slice are continued."""
     from scipy import fft
 
     sizes, spacing = volume.shape[:2], volume.spacing_mm[:2]
     pads = [min(32, n) for n in sizes]
-    fast = [fft.next_fast_len(n + 2 * p, real=True) for n, p in zip(sizes, pads, strict=True)]
+    fast = [int(fft.next_fast_len(n + 2 * p, True) or n) for n, p in zip(sizes, pads, strict=True)]
     fx, fy = np.fft.fftfreq(fast[0], spacing[0]), np.fft.rfftfreq(fast[1], spacing[1])
     gains = response(np.hypot(fx[:, None], fy[None])).astype(np.float32)
     result = np.empty(volume.shape, np.float32)
@@ -54,6 +57,7 @@ def filtered(volume: Volume, response) -> np.ndarray:
     inside = tuple(slice(p, p + n) for n, p in zip(sizes, pads, strict=True))
     for z in range(volume.shape[2]):
         plane = np.maximum(volume.array[:, :, z], AIR_HU)
-        spectrum = fft.rfft2(np.pad(plane, around, mode="edge")) * gains
-        result[:, :, z] = np.maximum(fft.irfft2(spectrum, fast)[inside], AIR_HU)
+        spectrum: Any = fft.rfft2(np.pad(plane, around, mode="edge"))
+        found: Any = fft.irfft2(spectrum * gains, fast)
+        result[:, :, z] = np.maximum(found[inside], AIR_HU)
     return np.where(volume.array < AIR_HU, volume.array, result)
