@@ -21,6 +21,7 @@ from ctssl.inference import prepared
 from ctssl.sampling import crop_at, tissue_start
 
 CELLS = 4  # along each side of the grid that a map is averaged over
+STEADY = 256  # crops from which the picture does not depend on their choice
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Similarity:
         axes = figure.subplots()
         image = axes.imshow(self.matrix, vmin=0, vmax=1, origin="lower", cmap="magma")
         axes.set(
-            xlabel=f"block of {self.names[1]}", ylabel=f"block of {self.names[0]}", title=f"CKA, {self.crops} crops"
+            xlabel=f"block of {self.names[1]}",
+            ylabel=f"block of {self.names[0]}",
+            title=f"CKA, {self.crops} crops{'' if self.crops >= STEADY else ' (unsteady)'}",
         )
         axes.set_xticks(range(columns), [str(i + 1) for i in range(columns)])
         axes.set_yticks(range(rows), [str(i + 1) for i in range(rows)])
@@ -113,7 +116,7 @@ def compare(first: Any, second: Any, scans: list[Any], *, other_scans: list[Any]
     Args:
         scans: what `ctssl.read` takes.
         other_scans: what the second sees instead, scan by scan the same anatomy on the same grid (shifted copies, say).
-        crops: at least 256 are needed for a steady picture.
+        crops: at least 256 are needed for a steady picture (in the tests, batches of 24 come within 0.02 of all at once).
         size: voxels along each side of a crop.
         spacing_mm: at which both see the scans, for models that were trained at different ones. None: each at its own.
         names: for the picture, instead of the models' own.

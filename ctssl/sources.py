@@ -86,8 +86,10 @@ def complete(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> 
         there = niftis(inside) if inside.is_dir() and any(inside.iterdir()) else {}
         missing += [f"{named(*place)}/{case.name}.nii.gz" for case in cases if case.name not in there]
     if missing:
-        raise FileNotFoundError(f"{folder} lacks {len(missing)} masks, first {', '.join(missing[:3])}; `ctssl shift "
-                                "IMAGES SCANS --every` writes the scans to make them of; or choose --shifts, --severities")  # fmt: skip
+        raise FileNotFoundError(
+            f"{folder} lacks {len(missing)} masks, first {', '.join(missing[:3])}; `ctssl shift IMAGES SCANS --every` writes "
+            "the scans to make them of; or choose --shifts and --severities"
+        )
 
 
 def named(name: str, severity: int) -> str:

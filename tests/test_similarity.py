@@ -105,15 +105,17 @@ def test_models_of_different_spacing_can_be_compared_at_one():
     assert similarity.compare(one, two, [phantom(6.0)[0]], spacing_mm=6.0, **sizes).names == ("one", "two")
 
 
-def test_compare_clean_with_shifted(tmp_path, capsys):
+def test_compare_clean_with_shifted(tmp_path, capsys, monkeypatch):
     import json
 
     from ctssl.cli import main
 
     torch.manual_seed(0)
     folder = ctssl.Swin(**SMALL["swin"]).save_pretrained(tmp_path / "model")
-    scan = phantom(4.0)[0].save(tmp_path / "scan.nii.gz")
-    ask = ["compare", str(folder), str(folder), "--data", str(scan), "--crops", "32", "--spacing", "6"]
+    whole = similarity.compare
+    monkeypatch.setattr(similarity, "compare", lambda *a, **how: whole(*a, **how, size=16, batch=8))
+    scan = phantom(6.0)[0].save(tmp_path / "scan.nii.gz")
+    ask = ["compare", str(folder), str(folder), "--data", str(scan), "--crops", "16", "--spacing", "4"]
     off = []
     for number, extra in enumerate(([], ["--shift", "kernel_smooth:1"], ["--shift", "kernel_smooth:5"])):
         assert main([*ask, "--out", str(tmp_path / f"{number}.png"), *extra]) == 0

@@ -33,9 +33,8 @@ class Beam:
 
     @property
     def bins(self) -> int:
-        return (
-            int(np.ceil(np.hypot(*(n * s for n, s in zip(self.shape, self.spacing_mm, strict=True))) / self.bin_mm)) + 2
-        )
+        diagonal = np.linalg.norm(np.array(self.shape) * self.spacing_mm)
+        return int(np.ceil(diagonal / self.bin_mm)) + 2
 
     def matrices(self) -> Iterator[tuple[int, Any]]:
         """First view and sparse `(pixels, views x bins)` weights, for `AT_ONCE` views at a time."""
