@@ -25,13 +25,18 @@ def find_pairs(table: Path) -> list[tuple[str, Path, Path]]:
         if not {"first", "second"} <= set(reader.fieldnames or []):
             raise ValueError(f"{table} has the columns {reader.fieldnames}; needed: first, second (two scans of one "
                              "acquisition, files found from the table's folder), and id if they have a name")  # fmt: skip
-        found = [(row.get("id") or Path(row["first"]).name.split(".")[0], table.parent / row["first"],
+        found = [(row.get("id") or f"{stem(row['first'])}, {stem(row['second'])}", table.parent / row["first"],
                   table.parent / row["second"]) for row in reader]  # fmt: skip
     missing = [path for _, *both in found for path in both if not path.exists()]
     if missing or not found:
         raise FileNotFoundError(f"{table} names {len(missing)} scans that are not there, first {missing[0]}" if missing else
                                 f"{table} names no pair")  # fmt: skip
     return found
+
+
+def stem(path: str) -> str:
+    """The file's name without `.nii.gz`."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
 
 
 def agreement(model: Any, pairs: list[tuple[str, Path, Path]], *, progress: bool = False) -> list[dict[str, Any]]:

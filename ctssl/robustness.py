@@ -178,8 +178,13 @@ def measure(sources: list[Source], cases: list[Case], places: list[tuple[str, in
                         mask, truth, name=case.name, tolerance_mm=tolerance_mm, labels=true_labels(truth)
                     )
                     keep_rows(path, facts, kept)
-                rows[source.name] += [{"model": source.name, "patient": case.patient or case.name, "shift": place[0],
-                                       "severity": place[1], **row, **case.facts} for row in kept]  # fmt: skip
+                where = {
+                    "model": source.name,
+                    "patient": case.patient or case.name,
+                    "shift": place[0],
+                    "severity": place[1],
+                }
+                rows[source.name] += [{**case.facts, **where, **row} for row in kept]
             bar.update()
     bar.close()
     return [row for source in sources for row in rows[source.name]]

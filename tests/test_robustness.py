@@ -108,8 +108,9 @@ def test_masks_of_another_tool(labelled, model, tmp_path, capsys):
         scan = ctssl.read(path)
         target = masks / path.parent.name / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        Volume((scan.array > 110).astype(np.uint8), scan.affine).save(target)
+        Volume((scan.array > 160).astype(np.uint8), scan.affine).save(target)
     out = tmp_path / "report"
+    capsys.readouterr()
     args = ["robustness", str(labelled), "--predictions", str(masks), "--out", str(out), *chosen]
     assert main([*args, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -144,6 +145,7 @@ def test_strata_and_pairs(labelled, model, tmp_path):
     assert [(row["stratum"], row["cases"]) for row in found.strata] == [("kernel SOFT", 2), ("kernel STANDARD", 1)]
     assert {row["patient"] for row in found.rows} == {"p0", "p1"}
     other, same = found.pairs
+    assert (other["pair"], same["pair"]) == ("smooth, sharp", "smooth, smooth")
     assert (
         same["dsc"] == 1
         and same["embedding_cosine"] == pytest.approx(1)

@@ -117,10 +117,10 @@ def test_compare_clean_with_shifted(tmp_path, capsys, monkeypatch):
     scan = phantom(6.0)[0].save(tmp_path / "scan.nii.gz")
     ask = ["compare", str(folder), str(folder), "--data", str(scan), "--crops", "16", "--spacing", "4"]
     off = []
-    for number, extra in enumerate(([], ["--shift", "kernel_smooth:1"], ["--shift", "kernel_smooth:5"])):
+    for number, extra in enumerate(([], ["--shift", "thickness:4"], ["--shift", "thickness:5"])):
         assert main([*ask, "--out", str(tmp_path / f"{number}.png"), *extra]) == 0
         off.append(np.diag(json.loads((tmp_path / f"{number}.json").read_text())["blocks"]).mean())
     assert off[0] == pytest.approx(1.0) and off[0] > off[1] > off[2]
     capsys.readouterr()
-    assert main([*ask, "--out", str(tmp_path / "x.png"), "--shift", "kernel_smooth"]) == 2
+    assert main([*ask, "--out", str(tmp_path / "x.png"), "--shift", "thickness"]) == 2
     assert "there are 1, 2, 3, 4 and 5" in capsys.readouterr().err

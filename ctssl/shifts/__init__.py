@@ -10,6 +10,7 @@ To add one: write `ctssl/shifts/<name>.py` and add a line to `SHIFTS`, at its pl
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable
 
@@ -22,7 +23,7 @@ from ctssl.shifts.kernel import sharpen, smooth
 from ctssl.shifts.streaks import starve
 from ctssl.shifts.thickness import thicken
 from ctssl.shifts.truncation import truncate
-from ctssl.volume import Volume
+from ctssl.volume import Volume, read
 
 SHIFTS: dict[str, Callable[[Volume, int, np.random.Generator], np.ndarray]] = {
     "contrast": enhance,
@@ -36,14 +37,16 @@ SHIFTS: dict[str, Callable[[Volume, int, np.random.Generator], np.ndarray]] = {
 """Every shift by name, in physical order: the patient, the beam, the reconstruction, the field of view."""
 
 
-def shift(volume: Volume, name: str, *, severity: int = 3, seed: int = 0) -> Volume:
+def shift(volume: Volume | str | os.PathLike | tuple, name: str, *, severity: int = 3, seed: int = 0) -> Volume:
     """A scan (HU) as it would look after a shift of `SHIFTS`: same shape and affine, float32; bit-exact for a seed.
 
+    `volume` is what `ctssl.read` takes.
     Raises `ValueError` for a shift or a severity that does not exist, saying which do.
     """
     check_shift(name, severity)
     if seed < 0:
         raise ValueError(f"seed={seed}: a whole number from 0")
+    volume = read(volume)
     ready = turned(volume)
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # each shift its own chance
     array = SHIFTS[name](ready, int(severity), rng).astype(np.float32, copy=False)

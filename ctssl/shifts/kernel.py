@@ -33,7 +33,8 @@ def sharpen(volume: Volume, severity: int, rng: np.random.Generator) -> np.ndarr
     Both reconstructions of one acquisition come from the same projections, so by the projection-slice theorem they differ by a
     radial filter: edges and the noise that is there alike, the noise power by its square. After FBPAug (arXiv 2107.08543) and
     F-Consistency (arXiv 2203.14616), which filter projections; in the image it is the same and takes no projections.
-    Values below -1024 HU (outside the field of view) stay, none new arise.
+    Values below -1024 HU (outside the field of view) stay, none new arise. Coarse pixels hold little of what kernels differ in:
+    at 1 mm the ratio is reached up to 0.5 cycles/mm, at 5 mm only up to 0.1.
     """
     return filtered(volume, lambda f: ratio(f, SEVERITIES[severity]))
 
