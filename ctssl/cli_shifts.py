@@ -16,7 +16,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
                   "shifts come in the order contrast, dose, streaks, kernel, thickness, truncation")  # fmt: skip
     sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder; or a folder of any of these")
     sub.add_argument("out", help="OUT.nii.gz; or a folder, for a folder of scans")
-    for flag, text in (("contrast", "iodine (approximate)"), ("dose", "lower: 1/2, 1/4, 1/8, 1/16, 1/32 of it"),
+    for flag, text in (("contrast", "iodine (approximate)"), ("dose", "lower: 3/4, 1/2, 1/4, 1/8, 1/16 of it"),
                        ("streaks", "photon starvation"), ("kernel-sharp", "sharper kernel"), ("kernel-smooth", "smoother"),
                        ("thickness", "slices of 3, 4, 5, 7.5, 10 mm"), ("truncation", "smaller field of view")):  # fmt: skip
         sub.add_argument(f"--{flag}", type=int, metavar=NUMBERS, help=f"{text}; severity 1 to 5")

@@ -35,7 +35,7 @@ def area(severities: list[int], values: list[float]) -> float:
     """Area under a curve by the trapezoid rule, over its width: a mean, 1 for a score that is 1 throughout."""
     steps = np.diff(severities)
     middle = (np.array(values[1:]) + np.array(values[:-1])) / 2
-    return float((steps * middle).sum() / steps.sum())
+    return round(float((steps * middle).sum() / steps.sum()), 12)  # so that equal curves differ by nothing
 
 
 def areas(rows: list[Row], model: str, shift: str) -> list[Row]:
@@ -50,8 +50,8 @@ def areas(rows: list[Row], model: str, shift: str) -> list[Row]:
         entry: Row = {"case": case, "label": label, "patient": found[0]["patient"]}
         for key in SCORES:
             entry[key] = area(order, [found[s][key] for s in order])
-            entry[f"clean_{key}"] = found[0][key]
-        entry["dsc_lost"] = found[0]["dsc"] - entry["dsc"]
+            entry[f"clean_{key}"] = round(found[0][key], 12)
+        entry["dsc_lost"] = round(entry["clean_dsc"] - entry["dsc"], 12)
         result.append(entry)
     return result
 

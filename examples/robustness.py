@@ -13,14 +13,14 @@ from ctssl.phantom import phantom
 from ctssl.similarity import compare
 from ctssl.volume import Volume
 
-SHIFTS, SEVERITIES = ("kernel_sharp", "dose"), (3, 5)
+SHIFTS, SEVERITIES = ("dose", "thickness"), (3, 5)
 
 
 def your_tool(scan: Volume) -> Volume:
     """Put nnU-Net, TotalSegmentator or your own here: a mask on the scan's own grid."""
     x, y, z = (np.arange(n) * s + o for n, s, o in zip(scan.shape, scan.spacing_mm, scan.affine[:3, 3], strict=True))
-    near = ((x - 70) ** 2)[:, None, None] + ((y - 10) ** 2)[:, None] + (z - 10) ** 2 < 30**2
-    return Volume((near & (scan.array > -300)).astype(np.uint8), scan.affine)
+    near = ((x - 70) ** 2)[:, None, None] + ((y - 10) ** 2)[:, None] + (z - 10) ** 2 < 24**2
+    return Volume((near & (scan.array > 0)).astype(np.uint8), scan.affine)
 
 
 def main(out: str, data: str | None = None, model: str | None = None) -> None:
@@ -29,7 +29,7 @@ def main(out: str, data: str | None = None, model: str | None = None) -> None:
         for kind in ("images", "labels"):
             (folder / "data" / kind).mkdir(parents=True, exist_ok=True)
         for seed in range(2):
-            for volume, kind in zip(phantom(5.0, seed=seed), ("images", "labels"), strict=True):
+            for volume, kind in zip(phantom(4.0, seed=seed), ("images", "labels"), strict=True):
                 volume.save(folder / "data" / kind / f"case{seed}.nii.gz", overwrite=True)
     cases = Path(data or folder / "data")
 
@@ -48,12 +48,12 @@ def main(out: str, data: str | None = None, model: str | None = None) -> None:
         print(f"{row['model']}, {row['shift']}: DSC {row['clean_dsc']:.2f} clean, {row['worst_dsc']:.2f} at its worst")
     print(f"the report is in {folder / 'report'}")
 
-    # 3. which blocks of an encoder see another kernel as another picture? (256 crops for a steady one)
+    # 3. which blocks of an encoder see thick slices as another picture? (256 crops for a steady one)
     encoder = ctssl.load(ctssl.pair("swin", "mim")[0].name)
     scans = [ctssl.read(path) for path in sorted((cases / "images").glob("*.nii.gz"))[:4]]
-    sharper = [ctssl.shift(scan, "kernel_sharp", severity=5) for scan in scans]
-    alike = compare(encoder, encoder, scans, other_scans=sharper, crops=16, batch=8, size=32)
-    print("CKA clean against sharper, block by block: " + " ".join(f"{v:.2f}" for v in np.diag(alike.matrix)))
+    thick = [ctssl.shift(scan, "thickness", severity=5) for scan in scans]
+    alike = compare(encoder, encoder, scans, other_scans=thick, crops=16, batch=8, size=32)
+    print("CKA clean against thick, block by block: " + " ".join(f"{v:.2f}" for v in np.diag(alike.matrix)))
     alike.picture(folder / "cka.png")
 
 

@@ -38,7 +38,7 @@ def test_a_new_pretext_learns():
 
 def test_robustness_of_a_tool(tmp_path):
     out = run("robustness.py", tmp_path)
-    assert "masks, kernel_sharp: DSC 0." in out and "masks, dose: DSC 0." in out and "CKA clean against sharper" in out
+    assert "masks, thickness: DSC 0." in out and "masks, dose: DSC 0." in out and "CKA clean against thick" in out
     assert {"report.md", "curves.png", "overlays"} <= {p.name for p in (tmp_path / "report").iterdir()}
     assert (tmp_path / "cka.png").read_bytes().startswith(b"\x89PNG")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.volume import Volume
+from ctssl.volume import AIR_HU, Volume
 
 WATER = 0.0192  # attenuation of water in 1/mm at 70 keV, about the mean of 120 kVp
 VIEWS, PIXELS, AT_ONCE = 240, 512, 12  # half a turn; largest width; views in one matrix
@@ -89,7 +89,7 @@ def add_noise(volume: Volume, noise: Callable[[np.ndarray, float], np.ndarray]) 
     sinogram = beam.project(WATER * (1.0 + hu / 1000.0))
     found = beam.backproject(noise(sinogram, beam.bin_mm)) * np.float32(1000.0 / WATER)
     result = volume.array + spread(found, factor)[: volume.shape[0], : volume.shape[1]]
-    return np.where(volume.array < -1024.0, volume.array, np.maximum(result, np.float32(-1024.0)))
+    return np.where(volume.array < AIR_HU, volume.array, np.maximum(result, np.float32(AIR_HU)))
 
 
 def averaged(array: np.ndarray, factor: int) -> np.ndarray:

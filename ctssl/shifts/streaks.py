@@ -8,8 +8,8 @@ from ctssl.shifts.beam import add_noise
 from ctssl.shifts.dose import log_noise
 from ctssl.volume import Volume
 
-SEVERITIES = {1: 0.01, 2: 0.02, 3: 0.04, 4: 0.08, 5: 0.16}
-"""Electronic noise over signal, in the ray of the 99th percentile of attenuation: a signal-to-noise of 100, 50, 25, 12, 6."""
+SEVERITIES = {1: 0.005, 2: 0.01, 3: 0.02, 4: 0.04, 5: 0.08}
+"""Electronic noise over signal, in the ray of the 99th percentile of attenuation: a signal-to-noise of 200, 100, 50, 25, 12."""
 STARVED = 99.0
 STEEPEST = 1.5  # beyond the reference, in line integrals: scanners filter such rays themselves (adaptive filtering)
 
