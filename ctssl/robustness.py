@@ -97,7 +97,7 @@ def measure_robustness(data: str | os.PathLike | None = None, *, out: str | os.P
         shifts, severities: what to try, each with each.
         by, table: columns of a CSV with a row per case (or of the data's own), for strata of the clean scans.
         pairs: CSV with the columns `first` and `second`, two reconstructions of one acquisition each.
-        scans: folder that keeps the shifted scans, by the names above, for other models and tools.
+        scans: folder that keeps the shifted scans (of one seed), by the names above, for other models and tools.
         overlays: pictures of the cases that lose most.
         overwrite: measure again what an earlier call with other settings left in `out`.
 
