@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Evaluation": "evaluation",
     "Report": "finetuning",
+    "Robustness": "robustness",
     "Segmenter": "heads.segmenter",
     "Settings": "fitting",
     "Swin": "encoders.swin",
@@ -20,8 +21,11 @@ _HOMES = {
     "list_models": "zoo",
     "load": "loading",
     "load_segmenter": "loading",
+    "measure_robustness": "robustness",
+    "pair": "zoo",
     "read": "volume",
     "segmenter": "loading",
+    "shift": "shifts",
     "to_monai": "convert",
     "to_onnx": "exporting",
     "to_program": "exporting",
@@ -54,7 +58,11 @@ if TYPE_CHECKING:
     from ctssl.loading import load as load
     from ctssl.loading import load_segmenter as load_segmenter
     from ctssl.loading import segmenter as segmenter
+    from ctssl.robustness import Robustness as Robustness
+    from ctssl.robustness import measure_robustness as measure_robustness
+    from ctssl.shifts import shift as shift
     from ctssl.volume import Volume as Volume
     from ctssl.volume import read as read
     from ctssl.zoo import info as info
     from ctssl.zoo import list_models as list_models
+    from ctssl.zoo import pair as pair

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 import ctssl
+from ctssl.cli_shifts import add_commands
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch", type=int, help="crops per step and device (default: 4)")
     sub.add_argument("--crop", type=int, help="voxels along each side of a crop (default: 64)")
     sub.add_argument("--seed", type=int, help="default: 0")
+    sub.add_argument("--shift-augment", type=int, metavar="N", help="train on N copies of each scan too, as another "
+                     "protocol or kernel would have given it (default: 0)")  # fmt: skip
     sub.add_argument(
         "--from-scratch", action="store_true", help="forget the pretrained weights, to see what they are worth"
     )
@@ -122,10 +125,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("second")
     sub.add_argument("--data", required=True, nargs="+", help="scans: files, or a folder of .nii and .nii.gz")
     sub.add_argument("--out", required=True, help="OUT.png; the numbers go beside it, as .json")
-    sub.add_argument("--crops", type=int, default=256, help="(default: %(default)s)")
+    sub.add_argument("--crops", type=int, default=256, help="fewer make an unsteady picture (default: %(default)s)")
+    sub.add_argument("--spacing", type=float, metavar="MM", help="at which both see the scans (default: each its own)")
+    sub.add_argument(
+        "--shift", metavar="NAME:SEVERITY", help="the second sees the scans shifted, such as kernel_sharp:3"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="of the crops and the shift (default: %(default)s)")
     sub.add_argument("--overwrite", action="store_true")
     sub = command("import", _import, "another project's checkpoint into a folder that everything here takes as --model")
     _import_arguments(sub)
+    add_commands(command)
     sub = command("demo", _demo, "the first five minutes: a phantom (or your scan), its features, a mask")
     sub.add_argument("scan", nargs="?", help="your own scan instead of the phantom")
     sub.add_argument("--model", help="a segmenter, for a mask")
@@ -340,7 +349,7 @@ def _finetune(args: argparse.Namespace) -> None:
         raise ValueError("--fold needs --folds")
     if args.resume and not any(Path(args.out).glob("**/.unfinished/state.json")):
         raise FileNotFoundError(f"{args.out} holds no unfinished training; leave out --resume to start one")
-    keys = ("steps", "minutes", "batch", "crop", "seed", "layer_decay", "ema", "validation")
+    keys = ("steps", "minutes", "batch", "crop", "seed", "layer_decay", "ema", "validation", "shift_augment")
     chosen = {key: getattr(args, key) for key in keys}
     settings = Settings(
         **{key: value for key, value in chosen.items() if value is not None}, freeze=args.freeze is not None
@@ -402,7 +411,10 @@ def _compare(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from ctssl.hub import find, read_config
-    from ctssl.similarity import compare
+    from ctssl.similarity import CELLS, compare
+
+    def label(source: str) -> str:
+        return Path(source).name
 
     numbers = str(Path(args.out).with_suffix(".json"))
     _free(args.out, args.overwrite, ".png")
@@ -411,11 +423,15 @@ def _compare(args: argparse.Namespace) -> None:
     for source in map(Path, args.data):
         inside = sorted(p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz"))) if source.is_dir() else []
         scans += inside or [source]
+    others = _shifted(scans, args.shift, args.seed) if args.shift else None
     models = [ctssl.load(name) if read_config(find(name))["kind"] == "encoder" else ctssl.load_segmenter(name)
               for name in (args.first, args.second)]  # fmt: skip
-    found = compare(models[0], models[1], list(scans), crops=args.crops, progress=not args.json)
+    found = compare(models[0], models[1], list(scans), other_scans=others, crops=args.crops, spacing_mm=args.spacing,
+                    seed=args.seed, names=(label(args.first), label(args.second) + (f", {args.shift}" if args.shift else "")),
+                    progress=not args.json)  # fmt: skip
     found.picture(args.out)
-    result = {"blocks": found.matrix.round(5).tolist(), "crops": found.crops, "models": [args.first, args.second]}
+    result = {"blocks": found.matrix.round(5).tolist(), "crops": found.crops, "models": [args.first, args.second],
+              "shift": args.shift, "pooling": f"mean over a grid of {CELLS} x {CELLS} x {CELLS} cells"}  # fmt: skip
     Path(numbers).write_text(json.dumps(result) + "\n")
     if args.json:
         print(json.dumps(result))
@@ -449,6 +465,15 @@ def _import(args: argparse.Namespace) -> None:
     print(
         f"\n{args.out} is ready, a {done.family} encoder. Next: ctssl finetune DATA --out my-model --model {args.out}"
     )
+
+
+def _shifted(scans: list[Any], text: str, seed: int) -> list[Any]:
+    """The scans under a shift that is written NAME:SEVERITY."""
+    from ctssl.shifts import check_shift, shift
+
+    name, _, severity = text.partition(":")
+    check_shift(name, int(severity) if severity.isdigit() else 0)
+    return [shift(ctssl.read(scan), name, severity=int(severity), seed=seed) for scan in scans]
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ctssl.datasets import niftis
 from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml
-from ctssl.volume import read
+from ctssl.volume import Volume, read
 
 METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml")
 FEWEST = 6  # cases below which a paired test is not made
@@ -45,19 +45,19 @@ class Evaluation:
 
     def plain(self) -> dict[str, Any]:
         """Everything, for JSON: what is not defined (NaN) is null."""
-        return _plain(asdict(self))
+        return as_plain(asdict(self))
 
     def markdown(self) -> str:
         """The strata, and the paired comparison, as tables."""
         text = (
             f"DSC, HD95 in mm, NSD at {self.tolerance_mm:g} mm; means with 95% bootstrap intervals over patients.\n\n"
         )
-        text += _markdown(self.strata)
+        text += markdown_table(self.strata)
         if self.paired:
             text += (
                 "\nPaired, first minus second; Wilcoxon signed-rank, two-sided, corrected by Holm over the rows.\n\n"
             )
-            text += _markdown(self.paired)
+            text += markdown_table(self.paired)
         return text
 
     def _picture(self, path: Path) -> None:
@@ -94,7 +94,7 @@ def evaluate(predictions: str | os.PathLike, labels: str | os.PathLike, *, table
     _complete(found, truth, predictions)
     if against is not None:
         _complete(found, other, against)
-    facts = _facts(Path(table), by, sorted(found)) if table is not None else {}
+    facts = facts_of(Path(table), by, sorted(found)) if table is not None else {}
     if by and table is None:
         raise ValueError(f"by={by} needs a table with these columns (--table cases.csv)")
     rows: list[dict[str, Any]] = []
@@ -113,12 +113,17 @@ def evaluate(predictions: str | os.PathLike, labels: str | os.PathLike, *, table
 
 
 def compare(predicted: Path, truth: Path, *, name: str, tolerance_mm: float) -> list[dict[str, Any]]:
-    """A row per label that occurs in either mask (label 1 if none does)."""
-    one, two = read(predicted), read(truth)
+    """`score_masks` of two files."""
+    return score_masks(read(predicted), read(truth), name=name, tolerance_mm=tolerance_mm)
+
+
+def score_masks(one: Volume, two: Volume, *, name: str, tolerance_mm: float,
+                labels: list[int] | None = None) -> list[dict[str, Any]]:  # fmt: skip
+    """A row per label of `labels`, or that occurs in either mask, the predicted or the true one (label 1 if none does)."""
     if one.shape != two.shape or not np.allclose(one.affine, two.affine, atol=0.1 * min(two.spacing_mm)):
         raise ValueError(f"{name}: prediction and truth are on different grids ({one.shape}, {two.shape}); "
                          "write the prediction on the scan's own grid")  # fmt: skip
-    values = sorted({int(v) for mask in (one, two) for v in np.unique(mask.array) if v > 0}) or [1]
+    values = labels or sorted({int(v) for mask in (one, two) for v in np.unique(mask.array) if v > 0}) or [1]
     rows = []
     for value in values:
         p, t = one.array == value, two.array == value
@@ -207,7 +212,8 @@ def _complete(found: dict[str, Path], wanted: dict[str, Path], folder: Any) -> N
                                 f"{folder} and of the labels must be called the same")  # fmt: skip
 
 
-def _facts(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dict[str, str]]:
+def facts_of(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dict[str, str]]:
+    """For each case what the table says in the columns `by`, and its patient."""
     if not path.is_file():
         raise FileNotFoundError(f"no table {path}")
     with open(path, newline="", encoding="utf-8-sig") as file:
@@ -227,7 +233,9 @@ def _facts(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dict[
     return {name: {column: rows[name][column] for column in kept} for name in names}
 
 
-def _markdown(rows: list[dict[str, Any]]) -> str:
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """Rows with the same keys; NaN is a dash."""
+
     def cell(value: Any) -> str:
         return (
             "-"
@@ -242,10 +250,10 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(cell(row.get(c, "")) for c in columns) + " |" for row in rows]) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
     """NaN as null: JSON has no word for it."""
     if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
+        return {key: as_plain(v) for key, v in value.items()}
     if isinstance(value, list):
-        return [_plain(v) for v in value]
+        return [as_plain(v) for v in value]
     return None if isinstance(value, float) and math.isnan(value) else value

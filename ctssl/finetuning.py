@@ -28,6 +28,7 @@ from ctssl.inference import segment
 from ctssl.lint import check
 from ctssl.loading import load, segmenter
 from ctssl.outcome import Judged, files, judge
+from ctssl.shifts.transform import shifted_copies
 from ctssl.splits import divide, few, part, validation
 from ctssl.volume import Volume, prepare, resample
 from ctssl.zoo import ModelSpec, Preprocess, info, list_models
@@ -109,8 +110,13 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     spacing_mm = spacing_mm or fitting_spacing(train, known.preprocess.spacing_mm)
     encoder.spec = replace(known, preprocess=replace(known.preprocess, spacing_mm=spacing_mm))
     judges = validation(train, settings.validation, settings.seed)
-    scans, classes = prepare_cases(train, encoder.spec.preprocess, progress=progress)
-    names, classes = named(names, dataset.names, classes)
+    sides = [[case for case in train if (case.name in judges) == side] for side in (False, True)]
+    learn, classes = prepare_cases(sides[0], encoder.spec.preprocess, copies=settings.shift_augment, seed=settings.seed,
+                                   progress=progress)  # fmt: skip
+    test, more = prepare_cases(sides[1], encoder.spec.preprocess, progress=progress)
+    if classes == 1:
+        raise ValueError(f"all {len(sides[0])} masks are empty: nothing to learn from")
+    names, classes = named(names, dataset.names, max(classes, more))
     if from_scratch:
         encoder = fresh(encoder, settings.seed)
     torch.manual_seed(settings.seed)
@@ -119,9 +125,6 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     began = time.monotonic()
     facts = {"train": [c.name for c in train], "validated": judges, "model": origin, "from_scratch": from_scratch,
              "head": head, "spacing_mm": spacing_mm}  # fmt: skip
-    learn, test = (
-        [s for s, c in zip(scans, train, strict=True) if (c.name in judges) == side] for side in (False, True)
-    )
     curve = fit(net.to(where), learn, test, settings, unfinished=out / ".unfinished", facts=facts, progress=progress)
     seconds = time.monotonic() - began
     net.eval()
@@ -195,17 +198,17 @@ def fresh(encoder: Any, seed: int) -> Any:
 
 
 def prepare_cases(
-    cases: list[Case], preprocess: Preprocess, *, progress: bool
+    cases: list[Case], preprocess: Preprocess, *, progress: bool, copies: int = 0, seed: int = 0
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
-    """(image 0..1 float16, labels uint8) of each case on the model's grid, and the number of classes."""
+    """(image 0..1 float16, labels uint8) of each case and its shifted copies on the model's grid; the number of classes."""
     done, top = [], 0
-    for case in tqdm(cases, desc="preparing scans", disable=not progress):
+    for number, case in enumerate(tqdm(cases, desc="preparing scans", disable=not progress)):
         scan, mask = read_case(case)
         image = prepare(check(scan), preprocess)
-        done.append((image.array.astype(np.float16), onto_grid(mask, image)))
+        labels = onto_grid(mask, image)
+        images = [image, *(prepare(c, preprocess) for c in shifted_copies(scan, copies, seed=seed + number))]
+        done += [(one.array.astype(np.float16), labels) for one in images]
         top = max(top, int(mask.array.max()))
-    if top == 0:
-        raise ValueError(f"all {len(cases)} masks are empty: nothing to learn from")
     return done, top + 1
 
 

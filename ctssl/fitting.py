@@ -39,7 +39,8 @@ class Settings:
     the best are kept, and the training ends when `patience` evaluations in a row brought nothing.
 
     Augmentation: mirroring always; `warp` is the chance of turning by up to `degrees` and scaling by up to `zoom`; `degrade`
-    the chance of each of gamma, blur, noise and a coarser look; `intensity` how far values (0..1) are stretched and moved.
+    the chance of each of gamma, blur, noise and a coarser look; `intensity` how far values (0..1) are stretched and moved;
+    `shift_augment` so many copies of each training scan, as another protocol or kernel would have given it (`ctssl.shifts`).
     """
 
     steps: int = 600
@@ -59,6 +60,7 @@ class Settings:
     zoom: float = 1.3
     degrade: float = 0.15
     intensity: float = 0.1
+    shift_augment: int = 0
     validation: float = 0.1
     evaluations: int = 20
     patience: int = 10

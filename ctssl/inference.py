@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,11 @@ LIBRARIES = 1.2e9  # bytes that Python, torch, MONAI and a model take before the
 ACTIVATIONS = 200  # numbers that a network holds for each voxel of a window, at most
 
 
-def prepared(encoder: Any, source: Any) -> Volume:
-    """The checked scan on the grid that the encoder was trained on, 0..1; an encoder without spec takes the default."""
-    return prepare(check(read(source)), encoder.spec.preprocess if encoder.spec else Preprocess())
+def prepared(encoder: Any, source: Any, *, spacing_mm: float | None = None) -> Volume:
+    """The checked scan on the grid that the encoder was trained on (or of `spacing_mm`), 0..1; an encoder without spec takes
+    the default."""
+    known = encoder.spec.preprocess if encoder.spec else Preprocess()
+    return prepare(check(read(source)), replace(known, spacing_mm=spacing_mm) if spacing_mm else known)
 
 
 def preprocess(encoder: Any, source: Any) -> Tensor:

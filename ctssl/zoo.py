@@ -103,3 +103,19 @@ def unknown(name: str) -> str:
     near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(list_models())}."
     return f"no model is called {name!r}; {hint} A folder with config.json, or a Hub repository owner/name, also works"
+
+
+def pair(encoder: str, pretext: str) -> tuple[ModelSpec, ModelSpec]:
+    """The same encoder with the same pretext, pretrained in the wild and on the task's own scans: `(wild, self)`.
+
+    `ctssl.load(spec.name)` loads each. Raises `ValueError`, with the pairs that exist, where one of the two is missing.
+    """
+    found: dict[tuple[str, str], dict[str, ModelSpec]] = {}
+    for spec in MODELS.values():
+        if spec.kind == "encoder":
+            found.setdefault((spec.encoder, spec.pretext), {})[spec.corpus] = spec
+    pairs = {key: sides for key, sides in found.items() if {"wild", "self"} <= set(sides)}
+    if (encoder, pretext) not in pairs:
+        known = ", ".join(f"({e!r}, {p!r})" for e, p in sorted(pairs))
+        raise ValueError(f"no pair of models for ({encoder!r}, {pretext!r}); there are {known}")
+    return pairs[encoder, pretext]["wild"], pairs[encoder, pretext]["self"]

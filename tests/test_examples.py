@@ -45,6 +45,13 @@ def test_import_a_checkpoint():
     )
 
 
+def test_robustness_of_a_tool(tmp_path):
+    out = run("robustness.py", tmp_path)
+    assert "masks, thickness: DSC 0." in out and "masks, dose: DSC 0." in out and "CKA clean against thick" in out
+    assert {"report.md", "curves.png", "overlays"} <= {p.name for p in (tmp_path / "report").iterdir()}
+    assert (tmp_path / "cka.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_every_example_is_run_here():
     here = Path(__file__).read_text()
     assert all(f'"{path.name}"' in here for path in FOLDER.glob("*.py"))

@@ -88,3 +88,39 @@ def test_other_scans_must_be_the_same_anatomy_on_the_same_grid():
         similarity.compare(swin, swin, [scan], other_scans=[ctssl.Volume(scan.array[:10], scan.affine)], **sizes)
     with pytest.raises(ValueError, match="one for one"):
         similarity.compare(swin, swin, [scan], other_scans=[], **sizes)
+
+
+def test_models_of_different_spacing_can_be_compared_at_one():
+    from dataclasses import replace
+
+    from ctssl.zoo import ModelSpec, Preprocess
+
+    torch.manual_seed(0)
+    one, two = ctssl.Swin(**SMALL["swin"]), ctssl.Swin(**SMALL["swin"])
+    one.spec = ModelSpec("one", "encoder", "swin", preprocess=Preprocess(spacing_mm=6.0))
+    two.spec = replace(one.spec, name="two", preprocess=Preprocess(spacing_mm=4.0))
+    sizes = dict(crops=8, batch=8, size=16)
+    with pytest.raises(ValueError, match="spacing_mm"):
+        similarity.compare(one, two, [phantom(6.0)[0]], **sizes)
+    assert similarity.compare(one, two, [phantom(6.0)[0]], spacing_mm=6.0, **sizes).names == ("one", "two")
+
+
+def test_compare_clean_with_shifted(tmp_path, capsys, monkeypatch):
+    import json
+
+    from ctssl.cli import main
+
+    torch.manual_seed(0)
+    folder = ctssl.Swin(**SMALL["swin"]).save_pretrained(tmp_path / "model")
+    whole = similarity.compare
+    monkeypatch.setattr(similarity, "compare", lambda *a, **how: whole(*a, **how, size=16, batch=8))
+    scan = phantom(6.0)[0].save(tmp_path / "scan.nii.gz")
+    ask = ["compare", str(folder), str(folder), "--data", str(scan), "--crops", "16", "--spacing", "4"]
+    off = []
+    for number, extra in enumerate(([], ["--shift", "thickness:4"], ["--shift", "thickness:5"])):
+        assert main([*ask, "--out", str(tmp_path / f"{number}.png"), *extra]) == 0
+        off.append(np.diag(json.loads((tmp_path / f"{number}.json").read_text())["blocks"]).mean())
+    assert off[0] == pytest.approx(1.0) and off[0] > off[1] > off[2]
+    capsys.readouterr()
+    assert main([*ask, "--out", str(tmp_path / "x.png"), "--shift", "thickness"]) == 2
+    assert "there are 1, 2, 3, 4 and 5" in capsys.readouterr().err

@@ -55,9 +55,9 @@ def keep(results: Path, command: str, label: str, row: dict) -> None:
 
 
 def done(results: Path, label: str, settings: ctssl.Settings) -> bool:
-    """Whether this training is in the results, with these settings."""
+    """Whether this training is in the results. Settings that came later count as their defaults."""
     rows = read(results)["models"].get(label, [])
-    return any(row["settings"] == json.loads(json.dumps(asdict(settings))) for row in rows)
+    return any({**asdict(ctssl.Settings()), **row["settings"]} == asdict(settings) for row in rows)
 
 
 def measure(experiment: Experiment, model: str, *, head: str, few_shot: int | None, settings: ctssl.Settings,

@@ -1,0 +1,91 @@
+"""Two reconstructions of one acquisition: how far do masks, volumes and features of a model agree?"""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctssl.inference import embed, segment
+from ctssl.metrics import dsc, volume_ml
+from ctssl.volume import Volume, read, resample
+
+FEWEST = 3  # pairs below which a concordance over them says nothing
+
+
+def find_pairs(table: Path) -> list[tuple[str, Path, Path]]:
+    """Name, first and second scan of each row of a CSV with the columns `first` and `second` (and `id`)."""
+    if not table.is_file():
+        raise FileNotFoundError(f"no table {table}")
+    with open(table, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if not {"first", "second"} <= set(reader.fieldnames or []):
+            raise ValueError(f"{table} has the columns {reader.fieldnames}; needed: first, second (two scans of one "
+                             "acquisition, files found from the table's folder), and id if they have a name")  # fmt: skip
+        found = [(row.get("id") or f"{stem(row['first'])}, {stem(row['second'])}", table.parent / row["first"],
+                  table.parent / row["second"]) for row in reader]  # fmt: skip
+    missing = [path for _, *both in found for path in both if not path.exists()]
+    if missing or not found:
+        raise FileNotFoundError(f"{table} names {len(missing)} scans that are not there, first {missing[0]}" if missing else
+                                f"{table} names no pair")  # fmt: skip
+    return found
+
+
+def stem(path: str) -> str:
+    """The file's name without `.nii.gz`."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+
+
+def agreement(model: Any, pairs: list[tuple[str, Path, Path]], *, progress: bool = False) -> list[dict[str, Any]]:
+    """A row for each pair and label: DSC of the two masks, their volumes, and what the encoder makes of both scans.
+
+    Both masks are made whole, and compared where the second scan covers the first one's grid. `volume_difference` is relative
+    to the mean of both (NaN if both are empty); `embedding_cosine` and `embedding_concordance` are of `encoder.embed`.
+    """
+    from tqdm import tqdm
+
+    rows = []
+    for name, *both in tqdm(pairs, desc="pairs", disable=not progress):
+        one, two = (read(path) for path in both)
+        masks = [segment(model, scan) for scan in (one, two)]
+        vectors = [embed(model.encoder, scan).numpy().astype(float) for scan in (one, two)]
+        features = {"embedding_cosine": float(vectors[0] @ vectors[1] / np.linalg.norm(vectors[0]) / np.linalg.norm(vectors[1])),
+                    "embedding_concordance": concordance(*vectors)}  # fmt: skip
+        for label in model.labels:
+            rows.append({"pair": name, "label": label, **_masks(*masks, label=label), **features})
+    return rows
+
+
+def _masks(one: Volume, two: Volume, *, label: int) -> dict[str, float]:
+    covered = resample(np.ones(two.shape, np.float32), two.affine, one.shape, one.affine) > 0.5
+    first = (one.array == label) & covered
+    second = (resample(two.array == label, two.affine, one.shape, one.affine) > 0.5) & covered
+    a, b = (volume_ml(mask, spacing_mm=one.spacing_mm) for mask in (first, second))
+    return {"dsc": dsc(first, second), "first_ml": a, "second_ml": b,
+            "volume_difference": 2 * (b - a) / (a + b) if a + b else math.nan}  # fmt: skip
+
+
+def concordance(x: np.ndarray, y: np.ndarray) -> float:
+    """Lin's concordance correlation coefficient (Biometrics 1989): 1 on the line of identity, NaN without any spread."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    spread = x.var() + y.var() + (x.mean() - y.mean()) ** 2
+    return float(2 * ((x - x.mean()) * (y - y.mean())).mean() / spread) if spread > 0 else math.nan
+
+
+def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over the pairs, and the concordance of the volumes (NaN for fewer than 3 pairs)."""
+    pairs = len({row["pair"] for row in rows})
+    volumes = np.array([[row["first_ml"], row["second_ml"]] for row in rows])
+    differences = [abs(row["volume_difference"]) for row in rows if not math.isnan(row["volume_difference"])]
+    return {
+        "pairs": pairs,
+        "dsc": float(np.mean([row["dsc"] for row in rows])),
+        "both_empty": sum(row["first_ml"] == row["second_ml"] == 0 for row in rows),
+        "volume_difference": float(np.mean(differences)) if differences else math.nan,
+        "volume_concordance": concordance(*volumes.T) if pairs >= FEWEST else math.nan,
+        "embedding_cosine": float(np.mean([row["embedding_cosine"] for row in rows])),
+        "embedding_concordance": float(np.mean([row["embedding_concordance"] for row in rows])),
+    }

@@ -1,0 +1,143 @@
+"""From scores under shifts to what they say: curves over severity, the area below them, the worst, and paired tests.
+
+Rows are dictionaries as `ctssl.robustness` makes them: `model, case, patient, shift, severity, label, dsc, nsd, hd95_mm, ...`,
+with shift "clean" and severity 0 for the scan as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctssl.evaluation import holm, interval, paired, summary
+
+Row = dict[str, Any]
+CLEAN = "clean"
+SCORES = ("dsc", "nsd", "hd95_mm")
+
+
+def curve(rows: list[Row], model: str, shift: str) -> list[Row]:
+    """A row per severity, from 0 (clean): means with intervals over patients, as `ctssl.evaluation.summary` gives them."""
+    mine = [row for row in rows if row["model"] == model and row["shift"] in (shift, CLEAN)]
+    result = []
+    for severity in sorted({row["severity"] for row in mine}):
+        found = summary([row for row in mine if row["severity"] == severity], "severity", str(severity))
+        del found["stratum"]
+        result.append({"model": model, "shift": shift, "severity": severity, **found})
+    return result
+
+
+def area(severities: list[int], values: list[float]) -> float:
+    """Area under a curve by the trapezoid rule, over its width: a mean, 1 for a score that is 1 throughout."""
+    steps = np.diff(severities)
+    middle = (np.array(values[1:]) + np.array(values[:-1])) / 2
+    return round(float((steps * middle).sum() / steps.sum()), 12)  # so that equal curves differ by nothing
+
+
+def areas(rows: list[Row], model: str, shift: str) -> list[Row]:
+    """For each case and label of a model: clean scores, the areas under its own curves, and how much DSC is lost."""
+    cases: dict[tuple[str, int], dict[int, Row]] = {}
+    for row in rows:
+        if row["model"] == model and row["shift"] in (shift, CLEAN):
+            cases.setdefault((row["case"], row["label"]), {})[row["severity"]] = row
+    result = []
+    for (case, label), found in sorted(cases.items()):
+        order = sorted(found)
+        entry: Row = {"case": case, "label": label, "patient": found[0]["patient"]}
+        for key in SCORES:
+            entry[key] = area(order, [found[s][key] for s in order])
+            entry[f"clean_{key}"] = round(found[0][key], 12)
+        entry["dsc_lost"] = round(entry["clean_dsc"] - entry["dsc"], 12)
+        result.append(entry)
+    return result
+
+
+def overview(rows: list[Row], models: list[str], shifts: list[str]) -> list[Row]:
+    """For each model and shift: clean DSC, area under the DSC curve, the worst severity, and the case that loses most."""
+    result = []
+    for model in models:
+        for shift in shifts:
+            each, points = areas(rows, model, shift), curve(rows, model, shift)
+            low, high = interval(each, "dsc")
+            worst = min(points[1:], key=lambda point: point["dsc"])
+            fallen = biggest_fall(rows, model, shift)
+            result.append({"model": model, "shift": shift, "cases": len(each), "clean_dsc": points[0]["dsc"],
+                           "area_dsc": float(np.mean([row["dsc"] for row in each])), "low": low, "high": high,
+                           "worst_dsc": worst["dsc"], "at_severity": worst["severity"], "worst_case": fallen["case"],
+                           "from_dsc": fallen["from_dsc"], "to_dsc": fallen["dsc"]})  # fmt: skip
+    return result
+
+
+def biggest_fall(rows: list[Row], model: str, shift: str | None = None) -> Row:
+    """The row of the case, label and severity that loses most DSC against the clean scan, with `from_dsc`."""
+    mine = [row for row in rows if row["model"] == model]
+    clean = {(row["case"], row["label"]): row["dsc"] for row in mine if row["shift"] == CLEAN}
+    moved = [row for row in mine if (row["shift"] == shift if shift else row["shift"] != CLEAN)]
+    found = max(moved, key=lambda row: clean[row["case"], row["label"]] - row["dsc"])
+    return {**found, "from_dsc": clean[found["case"], found["label"]]}
+
+
+def against_clean(rows: list[Row], model: str, shifts: list[str]) -> list[Row]:
+    """Each shift of a model against its own clean scans, by case: areas minus clean; Holm over the table."""
+    return _tested(shifts, SCORES, lambda shift: [
+        {**row, **{f"other_{key}": row[f"clean_{key}"] for key in SCORES}} for row in areas(rows, model, shift)
+    ], {"model": model})  # fmt: skip
+
+
+def against_model(rows: list[Row], model: str, other: str, shifts: list[str]) -> list[Row]:
+    """One model against another by case, clean and under each shift: areas, and the DSC lost; Holm over the table."""
+    facts = {"model": model, "against": other}
+    clean = [_twin(areas(rows, model, shifts[0]), areas(rows, other, shifts[0]), "clean_")]
+    result = _tested([CLEAN], SCORES, lambda _: clean[0], facts)
+    metrics = (*SCORES, "dsc_lost")
+    result += _tested(shifts, metrics, lambda s: _twin(areas(rows, model, s), areas(rows, other, s), ""), facts)
+    return _corrected(result)
+
+
+def _twin(mine: list[Row], others: list[Row], prefix: str) -> list[Row]:
+    """Rows of the cases that both have, `key` of the one beside `other_key` of the other."""
+    found = {(row["case"], row["label"]): row for row in others}
+    keys = (*SCORES, "dsc_lost") if not prefix else SCORES
+    return [{"patient": row["patient"], **{k: row[prefix + k] for k in keys},
+             **{f"other_{k}": found[row["case"], row["label"]][prefix + k] for k in keys}}
+            for row in mine if (row["case"], row["label"]) in found]  # fmt: skip
+
+
+def _tested(shifts: list[str], metrics: tuple[str, ...], pairs: Callable[[str], list[Row]], facts: Row) -> list[Row]:
+    result = [{**facts, "shift": shift, **row} for shift in shifts for row in paired(pairs(shift), metrics)]
+    return _corrected(result)
+
+
+def _corrected(rows: list[Row]) -> list[Row]:
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = p
+    return rows
+
+
+def picture(rows: list[Row], models: list[str], shifts: list[str], path: Path) -> None:
+    """DSC against severity, a panel for each shift, a line with its interval for each model."""
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(shifts))
+    lines = math.ceil(len(shifts) / columns)
+    figure = Figure(figsize=(3.0 * columns + 0.4, 2.6 * lines + 0.5), layout="constrained", facecolor="white")
+    panels = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+    for panel, shift in zip(panels, shifts, strict=False):
+        for number, model in enumerate(models):
+            points = curve(rows, model, shift)
+            x = [point["severity"] for point in points]
+            panel.plot(x, [p["dsc"] for p in points], "o-", ms=4, color=f"C{number}", label=model)
+            panel.fill_between(x, [p["dsc_low"] for p in points], [p["dsc_high"] for p in points], alpha=0.15,
+                               color=f"C{number}", lw=0)  # fmt: skip
+        panel.set_title(shift, fontsize=10)
+        panel.set(xlabel="severity", xticks=range(6), ylim=(0, 1))
+    for panel in panels[len(shifts) :]:
+        panel.set_axis_off()
+    for line in range(lines):
+        panels[line * columns].set_ylabel("DSC")
+    panels[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110, format="png")

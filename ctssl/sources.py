@@ -1,0 +1,97 @@
+"""Where masks come from: a segmenter, or a folder that another tool filled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ctssl.curves import CLEAN
+from ctssl.datasets import Case, niftis
+from ctssl.volume import Volume, read
+
+
+@dataclass(frozen=True)
+class Source:
+    """`mask(scan, case, place)` gives a mask; `key(case, place)` changes when the weights or the file do.
+
+    `place` is "clean" or "dose-3". `model` is None for a folder; `trained_on`: names of cases, where they are known.
+    """
+
+    name: str
+    key: Callable[[str, str], str]
+    mask: Callable[[Volume, str, str], Volume]
+    model: Any = None
+    trained_on: frozenset[str] = frozenset()
+
+
+def find_sources(model: Any, against: Any, predictions: Any, device: str) -> list[Source]:
+    """The models, then the folder of masks; names are made different."""
+    found = [from_model(one, device) for one in (model, against) if one is not None]
+    if predictions is not None:
+        found.append(from_folder(Path(predictions)))
+    if not found:
+        raise ValueError("whose masks? give a segmenter (--model) or a folder of masks (--predictions)")
+    if model is None and against is not None:
+        raise ValueError("--against needs a --model to compare with")
+    names = [source.name for source in found]
+    return [replace(s, name=f"{s.name} ({i + 1})") if names.count(s.name) > 1 else s for i, s in enumerate(found)]
+
+
+def from_model(model: Any, device: str) -> Source:
+    """A segmenter as a source of masks."""
+    from ctssl.inference import segment
+
+    key, name, trained = "", type(model).__name__, frozenset()
+    if isinstance(model, (str, os.PathLike)):
+        from ctssl import hub
+        from ctssl.loading import load_segmenter
+
+        folder, name = hub.find(model), Path(model).name
+        key = hashlib.sha256((folder / hub.WEIGHTS).read_bytes()).hexdigest()
+        if (folder / "report.json").is_file():
+            trained = frozenset(json.loads((folder / "report.json").read_text()).get("train", []))
+        model = load_segmenter(model, device=device)
+    else:
+        digest = hashlib.sha256()
+        for value in model.state_dict().values():
+            digest.update(value.detach().cpu().numpy().tobytes())
+        key = digest.hexdigest()
+    return Source(name, lambda *_: key, lambda scan, *_: segment(model, scan), model, trained)
+
+
+def from_folder(folder: Path) -> Source:
+    """`clean/CASE.nii.gz`, `dose-3/CASE.nii.gz`; a file that is written anew counts as another."""
+
+    def find(case: str, place: str) -> Path:
+        paths = (folder / place / f"{case}{ending}" for ending in (".nii.gz", ".nii"))
+        return next((path for path in paths if path.is_file()), folder / place / f"{case}.nii.gz")
+
+    def key(case: str, place: str) -> str:
+        state = find(case, place).stat()
+        return f"{folder.resolve()} {state.st_size} {state.st_mtime_ns}"
+
+    return Source(folder.name, key, lambda _, case, place: read(find(case, place)))
+
+
+def complete(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> None:
+    """Raise `FileNotFoundError` unless there is a mask of every case at every place."""
+    missing = []
+    for place in places:
+        inside = folder / named(*place)
+        there = niftis(inside) if inside.is_dir() and any(inside.iterdir()) else {}
+        missing += [f"{named(*place)}/{case.name}.nii.gz" for case in cases if case.name not in there]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} lacks {len(missing)} masks, first {', '.join(missing[:3])}; `ctssl shift IMAGES SCANS --every` writes "
+            "the scans to make them of; or choose --shifts and --severities"
+        )
+
+
+def named(name: str, severity: int) -> str:
+    """The folder of a shift: `clean`, `dose-3`."""
+    return name if name == CLEAN else f"{name}-{severity}"

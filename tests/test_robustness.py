@@ -1,0 +1,234 @@
+"""`ctssl.measure_robustness` and the commands `shift` and `robustness`: numbers by hand, resuming, other tools' masks."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import ctssl
+from ctssl import agreement, curves
+from ctssl.cli import main
+from ctssl.heads.segmenter import Segmenter
+from ctssl.robustness import measure_robustness
+from ctssl.shifts import shift
+from ctssl.volume import Volume
+
+SMALL = {"shifts": ("kernel_sharp", "truncation"), "severities": (1, 5)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    encoder = ctssl.Swin(12, depths=(1, 1), heads=(2, 4), window=4, patch=2, merge_last=False)
+    return Segmenter(encoder, head="linear", window=32).save_pretrained(tmp_path_factory.mktemp("models") / "model")
+
+
+def refused(capsys, *args) -> str:
+    assert main([str(a) for a in args]) == 2
+    words = capsys.readouterr().err
+    assert "Traceback" not in words
+    return words
+
+
+def rows(scores: dict[int, list[float]], model="a", shift="dose") -> list[dict]:
+    """By severity the DSC of the cases c0, c1, ...; 0 is clean."""
+    return [{"model": model, "case": f"c{i}", "patient": f"c{i}", "shift": shift if severity else "clean", "severity": severity,
+             "label": 1, "dsc": value, "nsd": value, "hd95_mm": 1.0, "lesions": 1, "lesions_found": 1, "false_positives": 0,
+             "volume_ml": 1.0 + i} for severity, values in scores.items() for i, value in enumerate(values)]  # fmt: skip
+
+
+def test_areas_and_falls_by_hand():
+    assert curves.area([0, 1, 3, 5], [1.0, 0.8, 0.6, 0.2]) == pytest.approx((0.9 + 2 * 0.7 + 2 * 0.4) / 5)
+    assert curves.area([0, 1, 5], [0.7, 0.7, 0.7]) == pytest.approx(0.7)
+    mine = rows({0: [0.9, 0.8], 1: [0.8, 0.8], 5: [0.4, 0.6]})
+    each = curves.areas(mine, "a", "dose")
+    assert [row["dsc"] for row in each] == pytest.approx([(0.85 + 4 * 0.6) / 5, (0.8 + 4 * 0.7) / 5])
+    assert each[0]["dsc_lost"] == pytest.approx(0.9 - 0.65)
+    (seen,) = curves.overview(mine, ["a"], ["dose"])
+    assert (seen["clean_dsc"], seen["worst_dsc"], seen["at_severity"]) == (pytest.approx(0.85), pytest.approx(0.5), 5)
+    assert (seen["worst_case"], seen["from_dsc"], seen["to_dsc"]) == ("c0", 0.9, 0.4)
+    assert [point["severity"] for point in curves.curve(mine, "a", "dose")] == [0, 1, 5]
+
+
+def test_paired_tests_need_six_cases_and_are_corrected_over_the_table():
+    better = rows({0: [0.9] * 8, 3: [0.8 + i / 100 for i in range(8)]}, "a")
+    worse = rows({0: [0.9] * 8, 3: [0.6 - i / 100 for i in range(8)]}, "b")
+    found = curves.against_model(better + worse, "a", "b", ["dose"])
+    table = {(row["shift"], row["metric"]): row for row in found}
+    off = (0.2 + 2 * 3.5 / 100) / 2
+    assert table["dose", "dsc"]["difference"] == pytest.approx(off)
+    assert table["dose", "dsc_lost"]["difference"] == pytest.approx(-off)
+    assert math.isnan(table["clean", "dsc"]["p"])  # the same: no test
+    tested = [row for row in found if not math.isnan(row["p"])]
+    assert len(tested) == 3 and all(row["p"] == pytest.approx(2 / 2**8) for row in tested)
+    assert table["dose", "dsc"]["p_holm"] == pytest.approx(3 * 2 / 2**8)
+    few = [row for row in better + worse if row["case"] in ("c0", "c1", "c2", "c3", "c4")]
+    assert all(math.isnan(row["p"]) for row in curves.against_model(few, "a", "b", ["dose"]))
+    down = {row["metric"]: row for row in curves.against_clean(better, "a", ["dose"])}
+    assert down["dsc"]["difference"] < 0 and down["dsc"]["cases"] == 8
+
+
+def test_a_model_against_itself_and_going_on(labelled, model, tmp_path, monkeypatch):
+    out, scans = tmp_path / "report", tmp_path / "scans"
+    calls = []
+    monkeypatch.setattr("ctssl.robustness.shift", lambda *a, **k: calls.append(a[1]) or shift(*a, **k))
+    how = dict(model=model, against=model, out=out, scans=scans, overlays=1, **SMALL)
+    found = measure_robustness(labelled, **how)
+    assert found.models == ["model (1)", "model (2)"]
+    assert len(calls) == 3 * 4 + 1  # every scan once for both models, and the overlay
+    assert len(found.rows) == 2 * 3 * 5
+    assert all(row["difference"] == 0 for row in found.against_model)
+    names = {p.name for p in out.iterdir()}
+    assert names == {"rows", "report.json", "report.md", "rows.csv", "curves.png", "overlays"}
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG") and len(list((out / "overlays").glob("*.png"))) == 2
+    wanted = shift(ctssl.read(labelled / "images" / "case1.nii.gz"), "kernel_sharp", severity=5)
+    np.testing.assert_array_equal(ctssl.read(scans / "kernel_sharp-5" / "case1.nii.gz").array, wanted.array)
+
+    kept = sorted((out / "rows").rglob("*.json"))
+    assert len(kept) == 2 * 3 * 5
+    (out / "rows" / "0" / "case0--kernel_sharp-5.json").unlink()
+    calls.clear()
+    again = measure_robustness(labelled, **{**how, "overlays": 0})
+    assert again.plain()["rows"] == found.plain()["rows"] and calls == []  # the one scan came from the folder
+    with pytest.raises(ValueError, match="another model, seed or tolerance"):
+        measure_robustness(labelled, **{**how, "seed": 1})
+    wider = measure_robustness(labelled, **{**how, "tolerance_mm": 4.0, "overwrite": True, "overlays": 0})
+    assert wider.tolerance_mm == 4.0 and "NSD at 4 mm" in (out / "report.md").read_text()
+
+
+def test_masks_of_another_tool(labelled, model, tmp_path, capsys):
+    """Written by a threshold on what `ctssl shift --every` wrote."""
+    scans, masks = tmp_path / "scans", tmp_path / "masks"
+    chosen = ["--shifts", "kernel_smooth", "truncation", "--severities", "5"]
+    assert main(["shift", str(labelled / "images"), str(scans), "--every", *chosen]) == 0
+    assert sorted(p.name for p in scans.iterdir()) == ["clean", "kernel_smooth-5", "truncation-5"]
+    for path in scans.rglob("*.nii.gz"):
+        scan = ctssl.read(path)
+        target = masks / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Volume((scan.array > 160).astype(np.uint8), scan.affine).save(target)
+    out = tmp_path / "report"
+    capsys.readouterr()
+    args = ["robustness", str(labelled), "--predictions", str(masks), "--out", str(out), *chosen]
+    assert main([*args, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    clean = [row["dsc"] for row in found["rows"] if row["shift"] == "clean"]
+    assert clean == [1.0] * 3
+    smooth = [row["dsc"] for row in found["rows"] if row["shift"] == "kernel_smooth"]
+    assert len(smooth) == 3 and all(value < 0.99 for value in smooth)
+    assert found["against_model"] == [] and found["overview"][0]["cases"] == 3
+
+    seen = ctssl.read(masks / "truncation-5" / "case0.nii.gz")
+    Volume(np.zeros(seen.shape, np.uint8), seen.affine).save(masks / "truncation-5" / "case0.nii.gz", overwrite=True)
+    how = dict(shifts=("truncation",), severities=(5,), overlays=0)
+    changed = measure_robustness(labelled, predictions=masks, out=tmp_path / "two", **how)
+    empty = [row for row in changed.rows if row["case"] == "case0" and row["severity"] == 5]
+    assert empty[0]["dsc"] == 0 and math.isnan(empty[0]["hd95_mm"])
+    both = measure_robustness(labelled, model=model, predictions=masks, out=tmp_path / "both", **how)
+    assert both.models == ["model", "masks"] and {row["metric"] for row in both.against_model} >= {"dsc", "dsc_lost"}
+    (masks / "clean" / "case2.nii.gz").unlink()
+    assert "lacks 1 masks, first clean/case2.nii.gz" in refused(capsys, *args, "--overwrite")
+
+
+def test_strata_and_pairs(labelled, model, tmp_path):
+    (tmp_path / "cases.csv").write_text("id,patient,kernel\ncase0,p0,SOFT\ncase1,p0,SOFT\ncase2,p1,STANDARD\n")
+    scan = ctssl.read(labelled / "images" / "case0.nii.gz")
+    cut = Volume(np.ascontiguousarray(shift(scan, "kernel_sharp", severity=2).array[:, 1:]), scan.affine.copy())
+    cut.affine[1, 3] += scan.spacing_mm[1]
+    cut.save(tmp_path / "sharp.nii.gz")
+    scan.save(tmp_path / "smooth.nii.gz")
+    (tmp_path / "pairs.csv").write_text("first,second\nsmooth.nii.gz,sharp.nii.gz\nsmooth.nii.gz,smooth.nii.gz\n")
+    found = measure_robustness(labelled, model=model, out=tmp_path / "out", by=("kernel",), table=tmp_path / "cases.csv",
+                               pairs=tmp_path / "pairs.csv", shifts=("kernel_sharp",), severities=(3,), overlays=0)  # fmt: skip
+    assert [(row["stratum"], row["cases"]) for row in found.strata] == [("kernel SOFT", 2), ("kernel STANDARD", 1)]
+    assert {row["patient"] for row in found.rows} == {"p0", "p1"}
+    other, same = found.pairs
+    assert (other["pair"], same["pair"]) == ("smooth, sharp", "smooth, smooth")
+    assert (
+        same["dsc"] == 1
+        and same["embedding_cosine"] == pytest.approx(1)
+        and same["embedding_concordance"] == pytest.approx(1)
+    )
+    assert 0 <= other["dsc"] <= 1 and 0 < other["embedding_concordance"] < 1 - 1e-6
+    assert math.isnan(found.pairs_summary[0]["volume_concordance"]) and found.pairs_summary[0]["pairs"] == 2
+    assert "## Two reconstructions" in (tmp_path / "out" / "report.md").read_text()
+    alone = measure_robustness(model=model, pairs=tmp_path / "pairs.csv", out=tmp_path / "alone")
+    assert not alone.rows and len(alone.pairs) == 2
+
+
+def test_concordance_by_hand():
+    x = np.array([1.0, 2.0, 3.0])
+    assert agreement.concordance(x, x) == pytest.approx(1.0)
+    assert agreement.concordance(x, x + 1) == pytest.approx(2 * (2 / 3) / (4 / 3 + 1))
+    assert agreement.concordance(x, x[::-1]) == pytest.approx(-1.0)
+    assert math.isnan(agreement.concordance(np.ones(3), np.ones(3)))
+
+
+def test_a_reader_is_told_of_training_cases(labelled, model, tmp_path):
+    import shutil
+
+    trained = shutil.copytree(model, tmp_path / "trained")
+    (trained / "report.json").write_text(json.dumps({"train": ["case0", "case1"]}))
+    how = dict(model=trained, shifts=("truncation",), severities=(1,), overlays=0)
+    found = measure_robustness(labelled, out=tmp_path / "a", **how)
+    assert "was trained on 2 of these 3 cases" in found.markdown()
+    held = measure_robustness(labelled, out=tmp_path / "b", cases=["case2"], **how)
+    assert held.notes == [] and {row["case"] for row in held.rows} == {"case2"}
+
+
+def test_what_does_not_fit_is_said_before_any_work(labelled, model, tmp_path, capsys):
+    ask = ["robustness", labelled, "--model", model, "--out", tmp_path / "out"]
+    assert "no shift is called 'blur'" in refused(capsys, *ask, "--shifts", "blur")
+    assert "there are 1, 2, 3, 4 and 5" in refused(capsys, *ask, "--severities", "7")
+    assert "whose masks?" in refused(capsys, "robustness", labelled, "--out", tmp_path / "out")
+    assert "needs a --model" in refused(capsys, "robustness", labelled, "--against", model, "--out", tmp_path / "out")
+    assert "nothing to measure" in refused(capsys, "robustness", "--model", model, "--out", tmp_path / "out")
+    assert "needs a table" in refused(capsys, *ask, "--by", "kernel")
+    assert "no case is called case9" in refused(capsys, *ask, "--cases", "case9")
+    assert "no table" in refused(capsys, *ask, "--pairs", tmp_path / "none.csv")
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    assert "needed: first, second" in refused(capsys, *ask, "--pairs", tmp_path / "bad.csv")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    assert "something else" in refused(capsys, *ask)
+
+
+def test_shift_a_scan(labelled, tmp_path, capsys):
+    source, out = labelled / "images" / "case0.nii.gz", tmp_path / "out.nii.gz"
+    assert main(["shift", str(source), "--kernel", "3", str(out)]) == 0
+    scan = ctssl.read(source)
+    np.testing.assert_array_equal(ctssl.read(out).array, ctssl.shift(scan, "kernel_sharp", severity=3).array)
+    assert "exists" in refused(capsys, "shift", source, out, "--dose", "2")
+    assert (
+        main(["shift", str(source), str(out), "--kernel", "-2", "--dose", "4", "--seed", "7", "--overwrite", "--json"])
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["shifts"] == {"dose": 4, "kernel_smooth": 2}
+    wanted = ctssl.shift(ctssl.shift(scan, "dose", severity=4, seed=7), "kernel_smooth", severity=2, seed=7)
+    np.testing.assert_array_equal(ctssl.read(out).array, wanted.array)
+    assert "say which shift" in refused(capsys, "shift", source, tmp_path / "x.nii.gz")
+    assert "not both" in refused(capsys, "shift", source, tmp_path / "x.nii.gz", "--kernel", "1", "--kernel-sharp", "1")
+    assert "no severity 6" in refused(capsys, "shift", source, tmp_path / "x.nii.gz", "--dose", "6")
+    assert "no severity 0" in refused(capsys, "shift", source, tmp_path / "x.nii.gz", "--kernel", "0")
+
+
+def test_shift_a_folder(labelled, tmp_path, capsys):
+    ask = ["shift", str(labelled / "images"), str(tmp_path / "out"), "--truncation", "2"]
+    assert main(ask) == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"case{i}.nii.gz" for i in range(3)]
+    assert "--overwrite" in refused(capsys, *ask) and main([*ask, "--overwrite"]) == 0
+    capsys.readouterr()
+    assert "--every is for a folder" in refused(
+        capsys, "shift", labelled / "images" / "case0.nii.gz", tmp_path / "x", "--every"
+    )
+
+
+def test_a_pair_is_found_by_the_fields_of_its_specs():
+    wild, own = ctssl.pair("swin", "mim")
+    assert (wild.corpus, own.corpus) == ("wild", "self") and wild.encoder == own.encoder == "swin"
+    assert ctssl.info(wild.name) is wild and ctssl.info(own.name) is own
+    with pytest.raises(ValueError, match=r"no pair of models for \('swin', 'dino'\); there are .*\('swin', 'mim'\)"):
+        ctssl.pair("swin", "dino")
