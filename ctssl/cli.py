@@ -102,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--resume", action="store_true", help="insist on an unfinished training in OUT, which goes on anyway"
     )
-    sub.add_argument("--batch", type=int, help="crops per step and device (default: 4)")
-    sub.add_argument("--crop", type=int, help="voxels along each side of a crop (default: 64)")
+    sub.add_argument("--batch", type=int, help="crops per step and device (default: 4, or 2 large ones)")
+    sub.add_argument("--crop", type=int, help="voxels along each side of a crop (default: 64; 96 for large tumours)")
     sub.add_argument("--seed", type=int, help="default: 0")
     sub.add_argument("--shift-augment", type=int, metavar="N", help="train on N copies of each scan too, as another "
                      "protocol or kernel would have given it (default: 0)")  # fmt: skip

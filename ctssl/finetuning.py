@@ -83,7 +83,7 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
         few_shot: train on so many of the patients only, drawn by `settings.seed`; the held-out cases stay the same.
         folds, fold: hold out part `fold` of `folds` equal parts of the patients instead.
         spacing_mm: at which the segmenter works. None: a tenth of the median tumour's diameter, between the scans' own
-            and the encoder's.
+            and the encoder's (and `settings.crop` follows from both).
         names: of the labels, `{1: "tumour"}`.
         from_scratch: forget the pretrained weights, to see what they are worth.
         overwrite: replace a finished segmenter in `out`.
@@ -107,7 +107,10 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     from_scratch = from_scratch or origin in BASELINES
     refuse(problems(Dataset([*train, *held], dataset.names), progress=progress), len(train) + len(held))
     known = encoder.spec or ModelSpec("", "encoder", type(encoder).__name__.lower())
-    spacing_mm = spacing_mm or fitting_spacing(train, known.preprocess.spacing_mm)
+    size_mm, finest = sizes(train)
+    spacing_mm = spacing_mm or fitting_spacing(size_mm, finest, known.preprocess.spacing_mm)
+    crop = settings.crop or fitting_crop(size_mm / spacing_mm)
+    settings = replace(settings, crop=crop, batch=settings.batch or max(1, round(4 * (64 / crop) ** 2)))
     encoder.spec = replace(known, preprocess=replace(known.preprocess, spacing_mm=spacing_mm))
     judges = validation(train, settings.validation, settings.seed)
     sides = [[case for case in train if (case.name in judges) == side] for side in (False, True)]
@@ -168,19 +171,27 @@ def named(given: dict[int, str] | None, found: dict[int, str], classes: int) -> 
     return {k: found.get(k, f"class {k}") for k in range(1, classes)}, classes
 
 
-def fitting_spacing(cases: list[Case], widest: float) -> float:
-    """A tenth of the median tumour's diameter in mm, not finer than the scans are, nor coarser than `widest`."""
+def sizes(cases: list[Case]) -> tuple[float, float]:
+    """Median diameter in mm of the cases' largest tumours (0 when there is none), and their median finest spacing."""
     diameters, finest = [], []
     for case in cases:
         _, mask = read_case(case)
-        sizes = np.bincount(ndimage.label(mask.array)[0].ravel())[1:]  # type: ignore[index]
-        if len(sizes):
-            volume = sizes.max() * abs(np.linalg.det(mask.affine[:3, :3]))
+        counts = np.bincount(ndimage.label(mask.array)[0].ravel())[1:]  # type: ignore[index]
+        if len(counts):
+            volume = counts.max() * abs(np.linalg.det(mask.affine[:3, :3]))
             diameters.append(2 * (3 * volume / (4 * np.pi)) ** (1 / 3))
         finest.append(min(mask.spacing_mm))
-    if not diameters:
-        return widest
-    return round(float(min(widest, max(np.median(diameters) / 10, np.median(finest)))), 2)
+    return float(np.median(diameters)) if diameters else 0.0, float(np.median(finest))
+
+
+def fitting_spacing(size_mm: float, finest: float, widest: float) -> float:
+    """A tenth of the tumours' diameter in mm, not finer than the scans are, nor coarser than `widest`."""
+    return round(min(widest, max(size_mm / 10, finest)), 2) if size_mm else widest
+
+
+def fitting_crop(size: float) -> int:
+    """Voxels along a crop, from the tumours' diameter in voxels."""
+    return 96 if size > 32 else 64
 
 
 def published(kind: str) -> Any:

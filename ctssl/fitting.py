@@ -24,19 +24,22 @@ if TYPE_CHECKING:
 Scans = list[tuple[np.ndarray, np.ndarray]]  # image 0..1 and labels, on the model's grid
 TIMED = 10  # steps from which the speed is known
 JUDGED = 6  # crops of each validation scan
+SMOOTH = 0.9  # weight of the past in the average of validation DSCs
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a segmenter is trained. `crop` in voxels of the model's spacing; `warmup` a share of `steps`.
+    """How a segmenter is trained. `warmup`: a share of `steps`.
 
-    `batch`: crops per step and device. `minutes`: train for about so long instead of `steps`; the number of steps follows
+    `crop` in voxels of the model's spacing; 0: 64, or 96 for tumours of more than 32 voxels, which need more around them.
+    `batch`: crops per step and device; 0: four of 64 voxels, or as many larger ones as take about that time. `minutes`: train for about so long instead of `steps`; the number of steps follows
     from the speed of the first ten. `encoder_lr` is the learning rate of a pretrained encoder; one from scratch, and every
     head, takes `lr`. `layer_decay` multiplies it once more for every block further from the end (timm). `freeze`: leave the
     encoder as it is. `ema`: decay of the average of weights that is judged and kept (timm's), 0 for none.
 
-    `validation`: share of the training patients (of ten or more) on whose crops the weights are judged `evaluations` times;
-    the best are kept, and the training ends when `patience` evaluations in a row brought nothing.
+    `validation`: share of the training patients (of ten or more) on whose crops the weights are judged `evaluations` times.
+    The best by a moving average of that DSC are kept, as nnU-Net does (single evaluations on a few crops are noisy), and the
+    training ends when `patience` evaluations in a row brought nothing.
 
     Augmentation: mirroring always; `warp` is the chance of turning by up to `degrees` and scaling by up to `zoom`; `degrade`
     the chance of each of gamma, blur, noise and a coarser look; `intensity` how far values (0..1) are stretched and moved;
@@ -45,8 +48,8 @@ class Settings:
 
     steps: int = 600
     minutes: float | None = None
-    batch: int = 4
-    crop: int = 64
+    batch: int = 0
+    crop: int = 0
     lr: float = 1e-3
     encoder_lr: float = 3e-4
     layer_decay: float = 1.0
@@ -77,12 +80,16 @@ class Progress:
     curve: list[dict[str, float]]
     best: dict[str, Tensor]
 
-    def best_dsc(self) -> float:
-        return max((row["dsc"] for row in self.curve), default=-1.0)
+    def smoothed(self) -> list[float]:
+        """The moving average of the validation DSC after each evaluation."""
+        found: list[float] = []
+        for row in self.curve:
+            found.append(row["dsc"] if not found else SMOOTH * found[-1] + (1 - SMOOTH) * row["dsc"])
+        return found
 
     def since_best(self) -> int:
-        """Evaluations since the last one that was as good as any."""
-        scores = [row["dsc"] for row in self.curve]
+        """Evaluations since the last one whose average was as good as any."""
+        scores = self.smoothed()
         return scores[::-1].index(max(scores)) if scores else 0
 
 
@@ -136,7 +143,7 @@ def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfin
                 now.best = {k: v.detach().cpu().clone() for k, v in kept.state_dict().items()}
             if agreed(now.since_best(), world) >= settings.patience:
                 break
-        shown = {"loss": f"{np.mean(losses[-30:]):.3f}"} | ({"dsc": f"{now.best_dsc():.3f}"} if now.curve else {})
+        shown = {"loss": f"{np.mean(losses[-30:]):.3f}"} | ({"dsc": f"{now.curve[-1]['dsc']:.3f}"} if now.curve else {})
         bar.set_postfix(shown, refresh=False)
         bar.update()
         if rank == 0 and now.steps is not None and time.monotonic() - saved > 60 * settings.save_minutes:

@@ -147,8 +147,9 @@ def test_turned_cubes_are_the_voxels_that_they_should_be():
 
 
 def test_the_best_weights_by_validation_are_kept_and_a_training_without_gain_ends(tiny, monkeypatch, tmp_path):
-    """With a scripted validation: the weights of its best moment come back, and `patience` evaluations later it ends."""
-    scripted = iter([0.1, 0.5, 0.3, 0.2, 0.4, 0.9])
+    """With a scripted validation: the weights of its best moment come back, and `patience` evaluations later it ends. The single
+    good evaluation at the end of a slump would not change the average."""
+    scripted = iter([0.1, 0.5, 0.05, 0.04, 0.1, 0.9])
     seen = []
 
     def score(net, crops, device):
@@ -161,7 +162,7 @@ def test_the_best_weights_by_validation_are_kept_and_a_training_without_gain_end
     net = ctssl.segmenter(tiny, head="linear")
     facts = {"from_scratch": False}
     curve = fitting.fit(net, [scan], [scan], settings, unfinished=tmp_path / "u", facts=facts, progress=False)
-    assert [row["step"] for row in curve] == [2, 4, 6, 8, 10] and [row["dsc"] for row in curve][-1] == 0.4
+    assert [row["step"] for row in curve] == [2, 4, 6, 8, 10] and [row["dsc"] for row in curve][-1] == 0.1
     for key, value in net.state_dict().items():
         assert torch.equal(value, seen[1][key])
 
@@ -332,10 +333,13 @@ def test_the_spacing_follows_from_the_tumours(tmp_path):
         x, y, z = np.meshgrid(place, place, place, indexing="ij")
         mask = (x**2 + y**2 + z**2 < radius_mm**2).astype(np.uint8)
         path = Volume(mask, np.diag([voxel_mm] * 3 + [1.0])).save(tmp_path / "m.nii.gz", overwrite=True)
-        return finetuning.fitting_spacing([dataclasses.replace(case("x"), image=path, label=path)], 2.0)
+        size_mm, finest = finetuning.sizes([dataclasses.replace(case("x"), image=path, label=path)])
+        return finetuning.fitting_spacing(size_mm, finest, 2.0)
 
     assert spacing(6.0, 1.0) == pytest.approx(1.2, abs=0.02)  # 12 mm across
     assert spacing(25.0, 1.0) == 2.0 and spacing(3.0, 1.0) == 1.0
+    assert finetuning.fitting_spacing(0.0, 1.0, 2.0) == 2.0
+    assert finetuning.fitting_crop(10.0) == 64 and finetuning.fitting_crop(45.0) == 96
 
 
 @pytest.mark.parametrize("name", ["swin", "vit"])

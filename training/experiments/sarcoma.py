@@ -1,6 +1,6 @@
 """Fine-tune on the 26 training cases of the sarcoma data and score the 12 test cases, models and baselines alike.
 
-`python -m training.experiments.sarcoma [MODEL ...] [--seeds 0 1 2] [--steps 600] [--few-shot 5] [--head light]` trains each
+`python -m training.experiments.sarcoma [MODEL ...] [--seeds 0 1 2] [--steps 450] [--few-shot 5] [--head light]` trains each
 model with each seed; without names the core design, {swin, vit} x {wild, self} x {mim, smit}, both encoders from scratch and
 nnU-Net's network. A training that is in `results/sarcoma.json` with the same settings is not done again, and one that was
 interrupted goes on. `--show` only prints. Three of the training patients choose the weights (see `ctssl.Settings`).
@@ -26,7 +26,7 @@ def table() -> str:
 
 EXPERIMENT = trials.Experiment(
     "sarcoma", "python -m training.experiments.sarcoma", lambda: data_folder() / "sarcoma", split("test"), RESULTS, DESIGN,
-    share=SHARE, settings=ctssl.Settings(),
+    share=SHARE, settings=ctssl.Settings(steps=450, crop=96, batch=2),
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import ctssl
 from ctssl.evaluation import holm, interval, paired
 
+README = Path(__file__).parent.parent.parent / "README.md"
 SHARE = 0.95  # of the last validation DSC, for the cost of a fine-tuning
 
 
@@ -126,8 +127,9 @@ def run(experiment: Experiment, description: str | None) -> None:
     parser.add_argument("--few-shot", type=int, metavar="N", help="train on N patients only")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the segmenters")
     parser.add_argument("--show", action="store_true", help="print what was measured, train nothing")
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md, train nothing")
     args = parser.parse_args()
-    for seed in [] if args.show else args.seeds:
+    for seed in [] if args.show or args.readme else args.seeds:
         for model in args.models:
             label = label_of(model, args.head, args.few_shot)
             steps = round(args.steps * experiment.share.get(model, 1.0))
@@ -136,4 +138,12 @@ def run(experiment: Experiment, description: str | None) -> None:
                 out = args.out / f"{experiment.name}-{label.replace(' ', '').replace(',', '-')}-{seed}"
                 row = measure(experiment, model, head=args.head, few_shot=args.few_shot, settings=settings, out=out)
                 keep(experiment.results, experiment.command, label, row)
+    if args.readme:
+        into_readme(experiment.name, table(experiment.results))
     print(table(experiment.results))
+
+
+def into_readme(name: str, text: str) -> None:
+    """Replace the table between `<!-- name -->` and `<!-- end -->`."""
+    before, _, rest = README.read_text().partition(f"<!-- {name} -->\n")
+    README.write_text(f"{before}<!-- {name} -->\n{text}{rest[rest.index('<!-- end -->') :]}")
