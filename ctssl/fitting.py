@@ -32,10 +32,11 @@ class Settings:
     """How a segmenter is trained. `warmup`: a share of `steps`.
 
     `crop` in voxels of the model's spacing; 0: 64, or 96 for tumours of more than 32 voxels, which need more around them.
-    `batch`: crops per step and device; 0: four of 64 voxels, or as many larger ones as take about that time. `minutes`: train for about so long instead of `steps`; the number of steps follows
-    from the speed of the first ten. `encoder_lr` is the learning rate of a pretrained encoder; one from scratch, and every
-    head, takes `lr`. `layer_decay` multiplies it once more for every block further from the end (timm). `freeze`: leave the
-    encoder as it is. `ema`: decay of the average of weights that is judged and kept (timm's), 0 for none.
+    `batch`: crops per step and device; 0: four of 64 voxels, or as many larger ones as take about that time. `minutes`: train for
+    about so long instead of `steps`; the number of steps follows from the speed of the first ten. `encoder_lr` is the learning
+    rate of a pretrained encoder; one from scratch, and every head, takes `lr`. `layer_decay` multiplies it once more for every
+    block further from the end (timm). `freeze`: leave the encoder as it is. `ema`: decay of the average of weights that is judged
+    and kept (timm's), 0 for none.
 
     `validation`: share of the training patients (of ten or more) on whose crops the weights are judged `evaluations` times.
     The best by a moving average of that DSC are kept, as nnU-Net does (single evaluations on a few crops are noisy), and the
