@@ -117,6 +117,28 @@ def table(results: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def steps_of(experiment: Experiment, model: str, steps: int) -> int:
+    """Of a model, when the others take `steps`."""
+    return round(steps * experiment.share.get(model, 1.0))
+
+
+def folder_of(experiment: Experiment, runs: Path, label: str, seed: int) -> Path:
+    """Where a training leaves its segmenter."""
+    return runs / f"{experiment.name}-{label.replace(' ', '').replace(',', '-')}-{seed}"
+
+
+def train(experiment: Experiment, model: str, *, seed: int, runs: Path, head: str = "light", few_shot: int | None = None,
+          steps: int | None = None, again: bool = False) -> None:  # fmt: skip
+    """One training, unless it is in the results; `again`: all the same, for its segmenter."""
+    label = label_of(model, head, few_shot)
+    out = folder_of(experiment, runs, label, seed)
+    steps = steps_of(experiment, model, steps or experiment.settings.steps)
+    settings = replace(experiment.settings, steps=steps, seed=seed)
+    if again or not done(experiment.results, label, settings):
+        row = measure(experiment, model, head=head, few_shot=few_shot, settings=settings, out=out)
+        keep(experiment.results, experiment.command, label, row)
+
+
 def run(experiment: Experiment, description: str | None) -> None:
     """The command line of an experiment."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -131,13 +153,7 @@ def run(experiment: Experiment, description: str | None) -> None:
     args = parser.parse_args()
     for seed in [] if args.show or args.readme else args.seeds:
         for model in args.models:
-            label = label_of(model, args.head, args.few_shot)
-            steps = round(args.steps * experiment.share.get(model, 1.0))
-            settings = replace(experiment.settings, steps=steps, seed=seed)
-            if not done(experiment.results, label, settings):
-                out = args.out / f"{experiment.name}-{label.replace(' ', '').replace(',', '-')}-{seed}"
-                row = measure(experiment, model, head=args.head, few_shot=args.few_shot, settings=settings, out=out)
-                keep(experiment.results, experiment.command, label, row)
+            train(experiment, model, seed=seed, runs=args.out, head=args.head, few_shot=args.few_shot, steps=args.steps)
     if args.readme:
         into_readme(experiment.name, table(experiment.results))
     print(table(experiment.results))
