@@ -225,3 +225,17 @@ def test_an_encoder_trains_after_it_has_been_used_in_inference_mode(encoder):
         encoder(x)
     encoder(x)[-1].square().mean().backward()
     assert encoder.patch_embed.proj.weight.grad is not None
+
+
+def test_the_gradient_of_merging_is_that_of_its_definition():
+    from ctssl.encoders.swin import MERGE_ORDERS, Merge, neighbours
+
+    for order in MERGE_ORDERS:
+        merge = Merge(3, order=order).double()
+        x = torch.randn(2, 4, 6, 5, 3, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn(2, 2, 3, 3, 6, dtype=torch.float64)
+        (found,) = torch.autograd.grad((merge(x) * weight).sum(), x)
+        padded = torch.nn.functional.pad(x, (0, 0, 0, 1))
+        plain = merge.reduction(merge.norm(neighbours(padded, merge.places)))
+        (expected,) = torch.autograd.grad((plain * weight).sum(), x)
+        torch.testing.assert_close(found, expected)

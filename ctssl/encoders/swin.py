@@ -4,13 +4,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ctssl.encoders.attention import attend
 from ctssl.encoders.layers import DropPath, Mlp, PatchEmbed, block_indices, channels_first, init_weights
 from ctssl.encoders.pretrained import Pretrained
-from ctssl.encoders.windows import Group, Layout, layout, relative_index, shrink
+from ctssl.encoders.windows import CHUNK_ROWS, TRAINED_ROWS, Group, Layout, layout, relative_index, shrink
 
 MERGE_ORDERS = {
     "each": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)),  # MONAI since 1.5
@@ -132,7 +133,32 @@ class Merge(nn.Module):
         pads = [size % 2 for size in x.shape[1:4]]
         if any(pads):
             x = F.pad(x, (0, 0, 0, pads[2], 0, pads[1], 0, pads[0]))
-        return self.reduction(self.norm(torch.cat([x[:, i::2, j::2, k::2] for i, j, k in self.places], -1)))
+        whole = len(set(self.places)) == 8 and torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        beside = _Neighbours.apply(x, self.places) if whole else neighbours(x, self.places)
+        return self.reduction(self.norm(beside))
+
+
+def neighbours(x: Tensor, places: tuple[tuple[int, int, int], ...]) -> Tensor:
+    """`(B, x, y, z, C)` -> `(B, x/2, y/2, z/2, 8C)`: the cells of each cube of 2x2x2 one after the other."""
+    return torch.cat([x[:, i::2, j::2, k::2] for i, j, k in places], -1)
+
+
+class _Neighbours(torch.autograd.Function):
+    """`neighbours` whose gradient writes each cell once, where autograd would add up eight tensors of zeros."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, places: tuple[tuple[int, int, int], ...]) -> Tensor:
+        ctx.places = places
+        return neighbours(x, places)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor):
+        batch, x, y, z, channels = grads[0].shape
+        found = grads[0].new_empty(batch, 2 * x, 2 * y, 2 * z, channels // 8)
+        for (i, j, k), part in zip(ctx.places, grads[0].chunk(8, -1), strict=True):
+            found[:, i::2, j::2, k::2] = part
+        return found, None
 
 
 class Conv(nn.Module):
@@ -291,13 +317,14 @@ class Swin(nn.Module, Pretrained):
 
     def _run(self, tokens: Tensor, keep: set[int] | None = None) -> tuple[list[Tensor], dict[int, Tensor]]:
         maps, kept, number = ([plain_norm(tokens)] if self.maps == "after" else []), {}, 0
+        at_once = TRAINED_ROWS if torch.is_grad_enabled() else CHUNK_ROWS
         for i, stage in enumerate(self.stages):
             if stage.conv is not None:
                 tokens = stage.conv(tokens)
             (batch, *_, width), size = tokens.shape, _grid(tokens)
             rows, order = tokens.reshape(-1, width), None  # (B*T, C), order None: as in the grid
             for block in stage.blocks:
-                plan = layout(size, block.window, block.shift, batch, rows.device, block.pads)
+                plan = layout(size, block.window, block.shift, batch, rows.device, block.pads, at_once)
                 rows, order = reorder(rows, order, plan), plan
                 windows = shrink(size, block.window, block.shift, block.pads)[0]
                 if self.checkpointing and torch.is_grad_enabled():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 CHUNK_ROWS = 4096  # rows worked on at a time: keeps the hidden MLP activations inside the processor's cache
+TRAINED_ROWS = 16384  # with gradients, for which all activations are kept anyway, few large operations are faster
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def segments(size: int, window: int, shift: int) -> list[Segment]:
 @lru_cache(maxsize=128)
 @torch.inference_mode(False)  # what is kept must serve training too
 def layout(size: tuple[int, int, int], window: int, shift: int, batch: int, device: torch.device,
-           pads: bool = False) -> Layout:  # fmt: skip
+           pads: bool = False, rows_at_once: int = CHUNK_ROWS) -> Layout:  # fmt: skip
     """Rows, groups and chunks for a token grid; kept, since training asks for the same few over and over."""
     windows, shifts = shrink(size, window, shift, pads)
     grid = torch.arange(size[0] * size[1] * size[2]).reshape(size)
@@ -98,7 +99,7 @@ def layout(size: tuple[int, int, int], window: int, shift: int, batch: int, devi
         groups.append(group)
         rows.append((tokens + torch.arange(batch)[:, None, None] * grid.numel()).flatten())
     order = torch.cat(rows)
-    chunks = _chunks(groups)
+    chunks = _chunks(groups, rows_at_once)
     return Layout(
         order=order.to(device),
         inverse=torch.argsort(order).to(device),
@@ -145,15 +146,15 @@ def _group(grid, parts, windows, batch, device) -> tuple[Group, Tensor]:
     return group, tokens
 
 
-def _chunks(groups: list[Group]) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Cut the rows into pieces of about CHUNK_ROWS, at window borders."""
-    chunks, open_chunk, room = [], [], CHUNK_ROWS
+def _chunks(groups: list[Group], rows_at_once: int) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Cut the rows into pieces of about `rows_at_once`, at window borders."""
+    chunks, open_chunk, room = [], [], rows_at_once
     for number, group in enumerate(groups):
         left = group.windows
         while left:
             if open_chunk and room < group.tokens:
                 chunks.append(tuple(open_chunk))
-                open_chunk, room = [], CHUNK_ROWS
+                open_chunk, room = [], rows_at_once
             take = min(left, max(1, room // group.tokens))
             open_chunk.append((number, take))
             room -= take * group.tokens
