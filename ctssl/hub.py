@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ctssl.remote import CONFIG, WEIGHTS, fetch
+from ctssl.remote import CONFIG, REPO, WEIGHTS, fetch
 from ctssl.zoo import MODELS, ModelSpec, unknown
 
 FORMAT = "ctssl-1"
@@ -39,7 +39,7 @@ def find(source: str | os.PathLike, *, revision: str | None = None, offline: boo
         raise ValueError(f"{name} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")
     if name in MODELS and MODELS[name].repo:
         name = str(MODELS[name].repo)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(REPO, name):
         if revision is not None and name in MODELS:
             raise ValueError(f"revision={revision!r}: {name} has not been published on the Hub, so it has no revisions")
         raise FileNotFoundError(unknown(name))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-REPO, COMMIT = r"[\w.-]+/[\w.-]+", r"[0-9a-f]{40}"
+REPO, COMMIT = r"\w[\w.-]*/\w[\w.-]*", r"[0-9a-f]{40}"
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
 SIGN_IN = "`hf auth login`, or set HF_TOKEN to a token of https://huggingface.co/settings/tokens"
 
