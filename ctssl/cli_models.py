@@ -54,11 +54,12 @@ def _info(args: argparse.Namespace) -> None:
         print(json.dumps({**spec, "origin": origin}))
         return
     for key, value in spec.items():
-        print(_plain(f"{key:13} {value if value not in (None, '') else '-'}"))
-    print(
-        "\nwhere it comes from"
-        + ("" if origin else ": nothing is written down; `ctssl download` fetches what is not here")
+        if key != "fingerprint":  # numbers for programs
+            print(_plain(f"{key:13} {value if value not in (None, '') else '-'}"))
+    unknown = (
+        "" if origin else ": it is not on this machine; `ctssl download` fetches it" if origin is None else ": unknown"
     )
+    print(f"\nwhere it comes from{unknown}")
     for key, value in (origin or {}).items():
         print(_plain(f"  {key:15} {value}"))
     revision = f", revision={args.revision!r}" if args.revision else ""
@@ -114,4 +115,6 @@ def _download(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(done))
     elif args.to:
-        print(f"\n{len(done)} verified. On the machine that shall use them: export CTSSL_MODELS={args.to}")
+        print(
+            f"\n{len(done)} verified. To use them, here or where you carry them: export CTSSL_MODELS={Path(args.to).resolve()}"
+        )

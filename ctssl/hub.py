@@ -29,12 +29,13 @@ def find(source: str | os.PathLike, *, revision: str | None = None, offline: boo
     name = os.fspath(source)
     if name in MODELS and revision is None:
         return as_published(_named(name, offline), MODELS[name])
-    root = os.environ.get("CTSSL_MODELS")
+    root, folder = os.environ.get("CTSSL_MODELS"), Path(name).expanduser()
     if root and re.fullmatch(r"[\w.-]+", name) and Path(root, name, CONFIG).is_file():
-        return verified(Path(root, name))
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+        folder = Path(root, name)
+    if folder.is_dir() and revision is None:
         return verified(folder)
+    if folder.is_dir() and name not in MODELS and not re.fullmatch(REPO, name):
+        raise ValueError(f"revision={revision!r}: {folder} is a folder, which has no revisions; leave it out")
     if folder.is_file():
         raise ValueError(f"{name} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")
     if name in MODELS and MODELS[name].repo:

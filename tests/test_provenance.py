@@ -15,6 +15,7 @@ from ctssl.heads.segmenter import Segmenter
 from ctssl.provenance import facts, origin, read_metadata
 from ctssl.zoo import MODELS
 from tests.conftest import SMALL
+from training import export_segmenter
 
 NAMES = sorted(MODELS)
 KEYS = {"code", "recipe_sha256", "manifest_sha256", "parent", "pretext", "samples", "licence"}
@@ -105,6 +106,10 @@ def test_info_tells_where_a_fine_tuned_model_comes_from(labelled, tmp_path, caps
     spacing = ctssl.load_segmenter(tmp_path / "mine").spec.preprocess.spacing_mm
     recipe = {**asdict(settings), "head": "linear", "spacing_mm": spacing, "from_scratch": False}
     assert found["recipe_sha256"] == facts(recipe=recipe)["recipe_sha256"]
+    folder = export_segmenter.export("sarcoma", "tiny", tmp_path / "mine", cards=tmp_path / "cards")
+    assert read_metadata(folder / "model.safetensors") == found | {"licence": "CC-BY-3.0"}
+    older = export_segmenter.provenance(json.loads((folder / "report.json").read_text()))  # of a file without metadata
+    assert older == {key: found[key] for key in KEYS} | {"parent": "parent", "samples": ""}
     text = told(capsys, tmp_path / "mine")
     assert "ctssl finetune" in text and "held_out        1" in text and "parent          parent sha256:" in text
 
