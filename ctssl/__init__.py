@@ -14,6 +14,7 @@ _HOMES = {
     "Swin": "encoders.swin",
     "ViT": "encoders.vit",
     "Volume": "volume",
+    "download": "downloads",
     "evaluate": "evaluation",
     "finetune": "finetuning",
     "import_checkpoint": "convert",
@@ -45,6 +46,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from ctssl.convert import import_checkpoint as import_checkpoint
     from ctssl.convert import to_monai as to_monai
+    from ctssl.downloads import download as download
     from ctssl.encoders.swin import Swin as Swin
     from ctssl.encoders.vit import ViT as ViT
     from ctssl.evaluation import Evaluation as Evaluation

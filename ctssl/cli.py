@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 import ctssl
+from ctssl.cli_models import add_commands as add_models
 from ctssl.cli_shifts import add_commands
 
 
@@ -45,10 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    sub = command("list", _list, "the models that exist")
-    sub.add_argument("pattern", nargs="?", default="*", help="such as '*mim*'")
-    sub = command("info", _info, "what is known of a model")
-    sub.add_argument("name", help="a name of the list, or the folder of a model: fine-tuned, imported, downloaded")
+    add_models(command)
     sub = command("embed", _embed, "features of a scan, one vector")
     sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder")
     sub.add_argument("out", nargs="?", help="file.npy (without it, the vector is printed)")
@@ -174,38 +172,6 @@ def _common(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--series", help="SeriesInstanceUID, when a DICOM folder holds several")
     sub.add_argument("--device", default="cpu")
     sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
-
-
-def _list(args: argparse.Namespace) -> None:
-    names = ctssl.list_models(args.pattern)
-    if args.json:
-        print(json.dumps([asdict(ctssl.info(name)) for name in names]))
-        return
-    if not names:
-        raise ValueError(f"no model matches {args.pattern!r}; `ctssl list` shows all")
-    rows = [(s.name, s.kind, s.encoder, s.corpus, s.pretext, f"{s.parameters / 1e6:.1f} M", f"{2 * s.parameters / 1e6:.1f} MB",
-             s.licence) for s in map(ctssl.info, names)]  # fmt: skip
-    rows.insert(0, ("name", "kind", "encoder", "corpus", "pretext", "parameters", "size", "licence"))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _info(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
-    if args.name in ctssl.list_models() or not Path(args.name).expanduser().is_dir():
-        spec = asdict(ctssl.info(args.name))
-    else:
-        from ctssl.hub import read_config, verified
-
-        spec = read_config(verified(Path(args.name).expanduser()))  # a folder whose weights are those of its config
-    if args.json:
-        print(json.dumps(spec))
-        return
-    for key, value in spec.items():
-        print(f"{key:13} {value if value not in (None, '') else '-'}")
-    print(f"\nload it: ctssl.{'load_segmenter' if spec['kind'] == 'segmenter' else 'load'}({args.name!r})")
 
 
 def _embed(args: argparse.Namespace) -> None:

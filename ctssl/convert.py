@@ -22,6 +22,7 @@ from ctssl.families.moves import Move, Options, Translation
 from ctssl.hub import file_sha256
 from ctssl.loading import encoder_config, write_folder
 from ctssl.pickles import read_checkpoint
+from ctssl.provenance import facts
 from ctssl.zoo import ModelSpec, Preprocess
 
 MARKS = (
@@ -111,7 +112,11 @@ def import_checkpoint(file: str | os.PathLike, *, out: str | os.PathLike, family
     config = encoder_config(encoder, name=encoder.spec.name) | {
         "parent": file.name, "parent_sha256": source["sha256"], "source": FAMILIES[family].TITLE}  # fmt: skip
     report = {"source": source, "keys": keys, "not_weights": checkpoint.skipped}
-    write_folder(encoder, out, config, overwrite=overwrite, extra={"import.json": json.dumps(report, indent=1) + "\n"})
+    metadata = facts(
+        recipe=[family, source["options"], root], parent=f"{file.name} sha256:{source['sha256']}", licence=licence
+    )
+    write_folder(encoder, out, config, overwrite=overwrite, extra={"import.json": json.dumps(report, indent=1) + "\n"},
+                 metadata=metadata)  # fmt: skip
     return Imported(out, family, encoder.spec, keys, checkpoint.skipped)
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from ctssl.inference import segment
 from ctssl.lint import check
 from ctssl.loading import load, segmenter
 from ctssl.outcome import Judged, files, judge
+from ctssl.provenance import facts as told
 from ctssl.shifts.transform import shifted_copies
 from ctssl.splits import divide, few, part, validation
 from ctssl.volume import Volume, prepare, resample
@@ -135,11 +136,26 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     report = Report(out, {name: found.dsc for name, found in judged.items()}, facts["train"], judges, curve, seconds)
     if rank == 0:
         extra = files(report, judged, settings, facts, cases={case.name: case for case in held}, labels=net.labels)
-        net.cpu().save_pretrained(out, overwrite=True, extra=extra)
+        net.cpu().save_pretrained(out, overwrite=True, extra=extra, metadata=provenance(report, known, facts, settings))
         shutil.rmtree(out / ".unfinished", ignore_errors=True)
     if dist.is_initialized():
         dist.barrier()
     return report
+
+
+def provenance(report: Report, parent: ModelSpec, facts: dict[str, Any], settings: Settings) -> dict[str, str]:
+    """The metadata of the segmenter: its recipe, its cases (a hash of their names), its parent, and how good it is."""
+    steps = report.curve[-1]["step"] if report.curve else settings.steps if settings.minutes is None else None
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    scratch = facts["from_scratch"]
+    found = told(
+        recipe={**asdict(settings), **{key: facts[key] for key in ("head", "spacing_mm", "from_scratch")}}, manifest=report.train,
+        parent="" if scratch else f"{facts['model']} sha256:{parent.sha256}" if parent.sha256 else facts["model"],
+        pretext="" if scratch else parent.pretext, licence="" if scratch else parent.licence,
+        samples="" if steps is None else int(steps) * settings.batch * world,
+    )  # fmt: skip
+    judged = {"held_out": str(len(report.held_out)), "mean_dsc": f"{report.mean_dsc:.3f}"} if report.held_out else {}
+    return found | {"cases": str(len(report.train))} | judged
 
 
 def device_of(device: str) -> tuple[int, torch.device]:

@@ -15,10 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ctssl.remote import CONFIG, REPO, WEIGHTS, fetch
 from ctssl.zoo import MODELS, ModelSpec, unknown
 
 FORMAT = "ctssl-1"
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def find(source: str | os.PathLike, *, revision: str | None = None, offline: bool | None = None) -> Path:
@@ -28,26 +28,27 @@ def find(source: str | os.PathLike, *, revision: str | None = None, offline: boo
     """
     name = os.fspath(source)
     if name in MODELS and revision is None:
-        return _as_published(_named(name, offline), MODELS[name])
-    root = os.environ.get("CTSSL_MODELS")
+        return as_published(_named(name, offline), MODELS[name])
+    root, folder = os.environ.get("CTSSL_MODELS"), Path(name).expanduser()
     if root and re.fullmatch(r"[\w.-]+", name) and Path(root, name, CONFIG).is_file():
-        return verified(Path(root, name))
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+        folder = Path(root, name)
+    if folder.is_dir() and revision is None:
         return verified(folder)
+    if folder.is_dir() and name not in MODELS and not re.fullmatch(REPO, name):
+        raise ValueError(f"revision={revision!r}: {folder} is a folder, which has no revisions; leave it out")
     if folder.is_file():
         raise ValueError(f"{name} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")
     if name in MODELS and MODELS[name].repo:
         name = str(MODELS[name].repo)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(REPO, name):
         if revision is not None and name in MODELS:
             raise ValueError(f"revision={revision!r}: {name} has not been published on the Hub, so it has no revisions")
         raise FileNotFoundError(unknown(name))
-    return verified(_download(name, revision, offline))
+    return verified(fetch(name, revision=revision, offline=offline))
 
 
-def _as_published(folder: Path, spec: ModelSpec) -> Path:
-    """The folder, once its weights and its settings are those of the table."""
+def as_published(folder: Path, spec: ModelSpec) -> Path:
+    """The folder, once its weights and its settings are those of the table; `ValueError` when they are not."""
     config, wanted = read_config(folder), json.loads(json.dumps(asdict(spec)))
     keys = [
         "name",
@@ -81,52 +82,7 @@ def _named(name: str, offline: bool | None) -> Path:
             f"{name} is not in {looked}, and it has not been published on the Hub yet; "
             "install the ctssl wheel that carries it, or point CTSSL_MODELS to a folder of model folders"
         )
-    return _download(spec.repo, spec.revision, offline)
-
-
-def _download(repo: str, revision: str | None, offline: bool | None) -> Path:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    wanted: dict[str, Any] = dict(revision=revision, allow_patterns=["*.json", WEIGHTS, "README.md"])
-    try:  # a pinned commit that is already here needs no network
-        if (revision and re.fullmatch(r"[0-9a-f]{40}", revision)) or offline:
-            folder = Path(snapshot_download(repo, local_files_only=True, **wanted))
-            if (folder / WEIGHTS).exists() and (folder / CONFIG).exists():
-                return folder
-        if offline:
-            raise LocalEntryNotFoundError(f"{repo} is not complete in the cache")
-    except LocalEntryNotFoundError as error:
-        if offline or constants.HF_HUB_OFFLINE:
-            raise FileNotFoundError(
-                f"{repo} is not in the local cache ({constants.HF_HUB_CACHE}) and the network is off; "
-                "load it once with a network, or give its folder"
-            ) from error
-    try:
-        return Path(snapshot_download(repo, **wanted))
-    except GatedRepoError as error:
-        raise PermissionError(
-            f"{repo} asks you to accept its terms: do that on its page, then `hf auth login`"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise FileNotFoundError(
-            f"{repo} has no revision {revision!r}; leave it out, or look at the repository"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"no repository {repo} on {constants.ENDPOINT} (or it is private: `hf auth login`)"
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ConnectionError(
-            f"cannot reach {constants.ENDPOINT} for {repo} ({type(error).__name__}); check the network and "
-            "HF_ENDPOINT, or give the model's folder"
-        ) from error
+    return fetch(spec.repo, revision=spec.revision, offline=offline)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -180,27 +136,7 @@ def file_sha256(path: Path) -> str:
 def _cure(folder: Path) -> str:
     if bundled() in folder.parents:
         return "reinstall it: pip install --force-reinstall --no-deps ctssl (in a checkout: git checkout model_cards)"
-    if "snapshots" in folder.parts:
-        return f"remove {folder} and load the model again to download it afresh"
+    if folder.parent.name == "snapshots":  # links into blobs/, which a new download would take as they are
+        return (f"remove {folder.parent.parent} and load the model again to download it afresh; if that changes nothing, the "
+                "repository itself is wrong: take another revision, or ask its owner")  # fmt: skip
     return "copy or export the folder again"
-
-
-def push(model: Any, repo: str, *, private: bool = False, token: str | None = None) -> str:
-    """Upload what `model.save_pretrained` writes; returns the address of the commit."""
-    import tempfile
-
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise ValueError(f"{repo!r} is not a Hub repository; write owner/name")
-    api, name = HfApi(token=token), repo.split("/")[1]
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(Path(folder, name))
-        try:
-            api.create_repo(repo, private=private, exist_ok=True)
-            return str(
-                api.upload_folder(repo_id=repo, folder_path=Path(folder, name), commit_message="Upload with ctssl")
-            )
-        except (HfHubHTTPError, OSError) as error:
-            raise ConnectionError(f"cannot push to {repo} ({error}); check the network and `hf auth login`") from error

@@ -16,6 +16,7 @@ from torch import nn
 from ctssl import hub
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
+from ctssl.provenance import fingerprint_of, lineage, read_metadata
 from ctssl.zoo import MODELS, ModelSpec, Preprocess
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ def fill(model: nn.Module, folder: Path) -> None:
     if broken:
         raise ValueError(f"{path} holds infinite or NaN weights, first {broken[0]!r}; get the file again")
     model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()}, strict=True)
+    told: Any = read_metadata(path)
+    model.origin = (told, fingerprint_of(model)) if told else None  # type: ignore[assignment]
 
 
 def spec_of(config: dict[str, Any]) -> ModelSpec:
@@ -129,21 +132,30 @@ def spec_of(config: dict[str, Any]) -> ModelSpec:
 
 
 def write_folder(model: nn.Module, folder: str | os.PathLike, config: dict[str, Any], *, half: bool = False,
-                 overwrite: bool = False, extra: Mapping[str, str | bytes] | None = None) -> Path:  # fmt: skip
-    """A model folder, complete or not at all. `config` gets the format and the sha256; `extra` are more files."""
+                 overwrite: bool = False, extra: Mapping[str, str | bytes] | None = None,
+                 metadata: Mapping[str, str] | None = None) -> Path:  # fmt: skip
+    """A model folder, complete or not at all. `config` gets the format and the sha256; `extra` are more files.
+
+    `metadata`: where the weights come from (`ctssl.provenance.facts`), for their header; None: what is known of the model.
+    """
     from safetensors.torch import save_file
 
     folder = Path(folder)
     if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not empty; choose another folder, or overwrite it on purpose "
                               "(overwrite=True)")  # fmt: skip
+    told = (
+        lineage(model, licence=config.get("licence", ""), pretext=config.get("pretext", ""))
+        if metadata is None
+        else metadata
+    )
     part = folder.with_name(f".part-{os.getpid()}-{folder.name}")
     part.mkdir(parents=True)
     try:
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         if half:
             state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-        save_file(state, part / hub.WEIGHTS, metadata={"format": "pt"})
+        save_file(state, part / hub.WEIGHTS, metadata={"format": "pt", **told})
         config = {"format": hub.FORMAT, **config, "sha256": hub.file_sha256(part / hub.WEIGHTS)}
         (part / hub.CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         for name, content in (extra or {}).items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -69,8 +69,20 @@ def _segmenter(name: str, encoder: str, parameters: int, sha256: str, *, spacing
                      licence=licence, data=data, head="light", labels={"1": "tumour"})  # fmt: skip
 
 
+# --- published: `python -m training.publish` writes these lines ---
+PUBLISHED: dict[str, tuple[str, str]] = {}
+# --- end of what it writes ---
+"""Where a model is on the Hub: repository and commit (40 hex digits) by name."""
+
+
+def _placed(spec: ModelSpec) -> ModelSpec:
+    """With its repository and revision, once it is published."""
+    repo, revision = PUBLISHED.get(spec.name, (None, None))
+    return replace(spec, repo=repo, revision=revision)
+
+
 MODELS: dict[str, ModelSpec] = {
-    spec.name: spec
+    spec.name: _placed(spec)
     for spec in [
         _pretrained("swin", "self", "contrastive", "db7c37dd682b01ab389491365d4e37111e7c7204d3ad70f6ca794f06916a93e1"),
         _pretrained("swin", "self", "mim", "c1cc0a0686070d9ed9dad9371f742d867658f9848e2ccb97501e7d1d02e7deb4"),

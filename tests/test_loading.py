@@ -261,6 +261,14 @@ def test_a_config_that_cannot_be_used_is_refused_in_words(folder, changes, words
         ctssl.load(folder)
 
 
+def test_a_folder_has_no_revisions(folder, monkeypatch):
+    with pytest.raises(ValueError, match="is a folder, which has no revisions"):
+        ctssl.load(folder, revision="v1")
+    monkeypatch.setenv("CTSSL_MODELS", str(folder.parent))
+    with pytest.raises(ValueError, match="is a folder, which has no revisions"):
+        ctssl.load(folder.name, revision="v1")
+
+
 def test_what_is_no_model_folder_is_refused_in_words(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config.json"):
         ctssl.load(tmp_path)

@@ -15,6 +15,7 @@ import torch
 
 import ctssl
 from ctssl.phantom import phantom
+from ctssl.provenance import facts, read_metadata
 from tests.conftest import SMALL
 from training import checkpoints, export, log, pretrain
 from training.data import cache, corpora, manifest
@@ -394,6 +395,11 @@ def test_a_finished_run_becomes_a_model_folder_that_loads(phantoms, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["untrained"] == ["norms.0.weight", "norms.0.bias"]
     history = json.loads((folder / "training.json").read_text())
+    voxels = json.loads((folder / "seen.json").read_text())["voxels"]
+    told = facts(
+        recipe=history["run"], manifest=voxels, pretext="mim", samples=history["samples"], licence=config["licence"]
+    )
+    assert read_metadata(folder / "model.safetensors") == told and told["licence"]
     assert len(history["curve"]) == 6 and history["run"]["steps"] == 6 and history["unseen"]["loss"] > 0
     card = (folder / "README.md").read_text()
     assert "has not been measured" in card and f"{history['curve'][-1]['loss']:.3f}" in card

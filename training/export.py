@@ -25,6 +25,7 @@ from ctssl.fingerprint import fingerprint
 from ctssl.hub import CONFIG, read_config
 from ctssl.loading import encoder_config, load, write_folder
 from ctssl.phantom import phantom
+from ctssl.provenance import facts
 from ctssl.zoo import SCANS, ModelSpec
 from training import checkpoints, log
 from training.card import card, strictest
@@ -69,8 +70,11 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
         "processes": state["world"], "torch": torch.__version__, "python": platform.python_version(),
         "curve": log.thinned(log.read(out / "log.jsonl")), "unseen": unseen(task, run, out), "scans": provenance(run.corpus),
     }  # fmt: skip
-    folder = write_folder(encoder, cards / run.name, config, half=True, overwrite=True,
-                          extra={"training.json": json.dumps(history, indent=1) + "\n", SEEN: seen(run)})  # fmt: skip
+    hashes = seen(run)
+    metadata = facts(recipe=history["run"], manifest=json.loads(hashes)["voxels"], parent=run.init, pretext=run.task,
+                     samples=samples, licence=encoder.spec.licence)  # fmt: skip
+    folder = write_folder(encoder, cards / run.name, config, half=True, overwrite=True, metadata=metadata,
+                          extra={"training.json": json.dumps(history, indent=1) + "\n", SEEN: hashes})  # fmt: skip
     write_card(folder)
     return folder
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 
 import ctssl
-from ctssl.hub import read_config
-from ctssl.zoo import info
+from ctssl.hub import WEIGHTS, read_config
+from ctssl.provenance import facts as told_by
+from ctssl.provenance import read_metadata
+from ctssl.zoo import MODELS, info
 from training.card import LICENCES
 from training.export import CARDS
 
@@ -46,9 +48,23 @@ def export(task: str, model: str, source: Path, cards: Path = CARDS) -> Path:
     pictures = {path.name: path.read_bytes() for path in sorted(source.glob("*.png"))}
     parent = info(model).licence if model in ctssl.list_models() else ""
     facts = {"licence": strictest(TASKS[task]["licence"], parent), "data": TASKS[task]["source"]}
-    net.save_pretrained(folder, half=True, overwrite=True, extra={**texts, **pictures}, config=facts)
+    told = read_metadata(source / WEIGHTS) or provenance(json.loads(texts["report.json"]))
+    net.save_pretrained(folder, half=True, overwrite=True, extra={**texts, **pictures}, config=facts,
+                        metadata=told | {"licence": facts["licence"]})  # fmt: skip
     write_card(folder, task)
     return folder
+
+
+def provenance(report: dict) -> dict[str, str]:
+    """The metadata of a segmenter that was fine-tuned before fine-tuning wrote any."""
+    scratch = report["from_scratch"]
+    known = MODELS.get(report["model"])
+    parent = f"{known.name} sha256:{known.sha256}" if known else report["model"]
+    steps = report["curve"][-1]["step"] if report["curve"] else None
+    recipe = {**report["settings"], **{key: report[key] for key in ("head", "spacing_mm", "from_scratch")}}
+    return told_by(recipe=recipe, manifest=report["train"], parent="" if scratch else parent,
+                   pretext=known.pretext if known and not scratch else "",
+                   samples="" if steps is None else int(steps) * report["settings"]["batch"])  # fmt: skip
 
 
 def strictest(data: str, parent: str) -> str:

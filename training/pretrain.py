@@ -27,6 +27,7 @@ from tqdm import tqdm
 import ctssl
 from ctssl.encoders import ENCODERS
 from ctssl.loading import encoder_config, write_folder
+from ctssl.provenance import facts
 from ctssl.zoo import ModelSpec
 from training import checkpoints, log
 from training.data.cache import prepared
@@ -150,7 +151,7 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     keep(last)
     journal.close()
     if rank == 0 and last == run.steps:
-        finish(task.encoder, run, out, scans=len(corpus))
+        finish(task.encoder, run, out, scans=[scan.path.name for scan in find_scans(run.corpus)], world=world)
     return task
 
 
@@ -173,11 +174,13 @@ def shared_corpus(run: Run, out: Path, rank: int) -> Any:
     return corpus
 
 
-def finish(encoder: Any, run: Run, out: Path, *, scans: int) -> None:
+def finish(encoder: Any, run: Run, out: Path, *, scans: list[str], world: int = 1) -> None:
     """The encoder as a model folder, beside its checkpoint, and a picture of the loss."""
     encoder.spec = ModelSpec(run.name, "encoder", run.encoder, preprocess=run.preprocess, corpus=run.corpus,
-                             pretext=run.task, data=f"{scans} scans")  # fmt: skip
-    write_folder(encoder, out, encoder_config(encoder, name=run.name), overwrite=True)
+                             pretext=run.task, data=f"{len(scans)} scans")  # fmt: skip
+    metadata = facts(recipe=json.loads(checkpoints.settings(run)), manifest=scans, parent=run.init, pretext=run.task,
+                     samples=run.steps * run.batch * run.accumulate * world)  # fmt: skip
+    write_folder(encoder, out, encoder_config(encoder, name=run.name), overwrite=True, metadata=metadata)
     log.picture(out / "log.jsonl", out / "loss.png", title=run.name)
 
 

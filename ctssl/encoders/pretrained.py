@@ -31,9 +31,13 @@ class on_class:
 
 
 class Pretrained:
-    """Methods of encoders. `spec` says where the weights come from; None for an encoder that nobody trained."""
+    """Methods of encoders. `spec` says where the weights come from; None for an encoder that nobody trained.
+
+    `origin`: the metadata of the file that they were loaded from, and their fingerprint then.
+    """
 
     spec: ModelSpec | None = None
+    origin: tuple[dict[str, str], str] | None = None
 
     def preprocess(self, volume: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray]) -> Tensor:
         """What `ctssl.read` takes -> `(1, 1, X, Y, Z)` on the model's grid: RAS+, `spec.preprocess.spacing_mm`, 0..1.
@@ -71,7 +75,10 @@ class Pretrained:
         return write_folder(self, folder, encoder_config(self, name=name), overwrite=overwrite)  # type: ignore[arg-type]
 
     def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
-        """Save to a Hub repository `owner/name`, made if needed; returns the address of the commit."""
-        from ctssl.hub import push
+        """Save to a Hub repository `owner/name`, made if needed, with a generated card; returns the address of the commit.
+
+        Weights, config and card, nothing of the data. `token`: None takes that of HF_TOKEN or of `hf auth login`.
+        """
+        from ctssl.remote import push
 
         return push(self, repo, private=private, token=token)

@@ -37,6 +37,7 @@ class Segmenter(nn.Module):
         self.head = HEADS[head](encoder.channels, encoder.strides, classes)
         self.head_name, self.classes, self.window = head, classes, window
         self.labels = labels or ({1: "tumour"} if classes == 2 else {i: f"class {i}" for i in range(1, classes)})
+        self.origin: tuple[dict[str, str], str] | None = None
         self.parent = (encoder.spec.name if encoder.spec else "") if parent is None else parent
 
     def forward(self, image: Tensor) -> Tensor:
@@ -83,15 +84,21 @@ class Segmenter(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike, *, overwrite: bool = False, half: bool = False,
                         extra: Mapping[str, str | bytes] | None = None,
-                        config: Mapping[str, Any] | None = None) -> Path:  # fmt: skip
-        """Write a folder that `ctssl.load_segmenter` reads; `extra` are more files, `config` more entries of its config."""
+                        config: Mapping[str, Any] | None = None,
+                        metadata: Mapping[str, str] | None = None) -> Path:  # fmt: skip
+        """Write a folder that `ctssl.load_segmenter` reads; `extra` are more files, `config` more entries of its config.
+
+        `metadata`: where the weights come from, for their header; None: as they were loaded, or who their parent is.
+        """
         from ctssl.loading import encoder_config, write_folder
 
         own = encoder_config(self.encoder, name=Path(folder).resolve().name)
         own |= {"name": Path(folder).resolve().name, "kind": "segmenter", "head": self.head_name,
                    "labels": {str(k): v for k, v in self.labels.items()}, "window": self.window, "parent": self.parent,
                    "parameters": sum(p.numel() for p in self.parameters())}  # fmt: skip
-        return write_folder(self, folder, {**own, **(config or {})}, half=half, overwrite=overwrite, extra=extra)
+        return write_folder(
+            self, folder, {**own, **(config or {})}, half=half, overwrite=overwrite, extra=extra, metadata=metadata
+        )
 
     push_to_hub = Pretrained.push_to_hub
 

@@ -1,0 +1,120 @@
+"""`ctssl list`, `ctssl info` and `ctssl download`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The three commands, by `command(name, run, text)` of `ctssl.cli`."""
+    sub = command("list", _list, "the models that exist")
+    sub.add_argument("pattern", nargs="?", default="*", help="such as '*mim*'")
+    sub = command("info", _info, "what is known of a model, and where it comes from")
+    sub.add_argument("name", help="a name of the list, the folder of a model (fine-tuned, imported, downloaded), or a Hub "
+                     "repository owner/name, which is downloaded")  # fmt: skip
+    sub.add_argument("--revision", help="commit, tag or branch of a repository")
+    sub = command(
+        "download", _download, "models from the Hub into the cache, or as plain folders for a machine without a network"
+    )
+    sub.add_argument("names", nargs="*", metavar="NAME", help="names of the list, or Hub repositories owner/name")
+    sub.add_argument("--all", action="store_true", help="all models of the list")
+    sub.add_argument(
+        "--to", metavar="FOLDER", help="write FOLDER/NAME; CTSSL_MODELS=FOLDER then serves them, also elsewhere"
+    )
+    sub.add_argument("--revision", help="commit, tag or branch, of one repository")
+
+
+def _list(args: argparse.Namespace) -> None:
+    from ctssl.zoo import info, list_models
+
+    names = list_models(args.pattern)
+    if args.json:
+        print(json.dumps([asdict(info(name)) for name in names]))
+        return
+    if not names:
+        raise ValueError(f"no model matches {args.pattern!r}; `ctssl list` shows all")
+    rows = [(s.name, s.kind, s.encoder, s.corpus, s.pretext, f"{s.parameters / 1e6:.1f} M", f"{2 * s.parameters / 1e6:.1f} MB",
+             s.licence) for s in map(info, names)]  # fmt: skip
+    rows.insert(0, ("name", "kind", "encoder", "corpus", "pretext", "parameters", "size", "licence"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _info(args: argparse.Namespace) -> None:
+    spec, origin = _known(args.name, args.revision)
+    if args.json:
+        print(json.dumps({**spec, "origin": origin}))
+        return
+    for key, value in spec.items():
+        if key != "fingerprint":  # numbers for programs
+            print(_plain(f"{key:13} {value if value not in (None, '') else '-'}"))
+    unknown = (
+        "" if origin else ": it is not on this machine; `ctssl download` fetches it" if origin is None else ": unknown"
+    )
+    print(f"\nwhere it comes from{unknown}")
+    for key, value in (origin or {}).items():
+        print(_plain(f"  {key:15} {value}"))
+    revision = f", revision={args.revision!r}" if args.revision else ""
+    print(
+        _plain(
+            f"\nload it: ctssl.{'load_segmenter' if spec['kind'] == 'segmenter' else 'load'}({args.name!r}{revision})"
+        )
+    )
+
+
+def _known(name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, str] | None]:
+    """What table or `config.json` say of a model, and its origin; None for one of the table that is not on this machine."""
+    from ctssl import hub
+    from ctssl.provenance import origin
+    from ctssl.remote import REPO
+    from ctssl.zoo import MODELS, info
+
+    if name in MODELS and revision is None:
+        try:
+            return asdict(info(name)), origin(hub.find(name, offline=True))
+        except FileNotFoundError:
+            return asdict(info(name)), None
+    served = Path(os.environ.get("CTSSL_MODELS") or os.devnull, name)
+    if not (Path(name).expanduser().is_dir() or served.is_dir() or re.fullmatch(REPO, name) or revision):
+        info(name)  # says which names are near
+    folder = hub.find(name, revision=revision)  # its weights are those of its config
+    return hub.read_config(folder), origin(folder)
+
+
+def _plain(text: str) -> str:
+    """Without control characters: files of strangers are printed here."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def _download(args: argparse.Namespace) -> None:
+    from ctssl.downloads import download
+    from ctssl.hub import bundled
+    from ctssl.zoo import list_models
+
+    names = [*args.names, *(name for name in list_models() if args.all and name not in args.names)]
+    if not names:
+        raise ValueError("which models? Give names of `ctssl list` or repositories owner/name, or --all")
+    if args.revision and len(names) > 1:
+        raise ValueError(
+            f"--revision belongs to one repository, and there are {len(names)} names; download them one by one"
+        )
+    done: dict[str, str] = {}
+    for name in names:
+        folder = download(name, to=args.to, revision=args.revision)
+        done[name] = str(folder)
+        if not args.json:
+            print(f"{name:24} {folder}" + ("  (came with the package)" if folder.parent == bundled() else ""))
+    if args.json:
+        print(json.dumps(done))
+    elif args.to:
+        print(
+            f"\n{len(done)} verified. To use them, here or where you carry them: export CTSSL_MODELS={Path(args.to).resolve()}"
+        )

@@ -1,0 +1,127 @@
+"""Where weights come from: written into the header of `model.safetensors`, so that their sha256 vouches for it too.
+
+Entries are text: `code` (version, and commit in a checkout), `recipe_sha256` (of the settings, as JSON), `manifest_sha256` (of
+what it was trained on: sorted voxel hashes, or case names), `parent`, `pretext`, `samples` (seen), `licence`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ctssl.remote import CONFIG, WEIGHTS
+
+LARGEST = 100_000_000  # bytes of a header; the format allows no more
+
+
+def facts(*, recipe: Any = None, manifest: Iterable[str] | None = None, parent: str = "", pretext: str = "",
+          samples: int | str = "", licence: str = "") -> dict[str, str]:  # fmt: skip
+    """The metadata of weights that are written now. `recipe`: settings that JSON can hold; `manifest`: one text a scan."""
+    return {
+        "code": code(),
+        "recipe_sha256": "" if recipe is None else sha256(json.dumps(recipe, sort_keys=True)),
+        "manifest_sha256": "" if manifest is None else sha256("\n".join(sorted(manifest))),
+        "parent": parent, "pretext": pretext, "samples": str(samples), "licence": licence,
+    }  # fmt: skip
+
+
+def code() -> str:
+    """`ctssl 0.1.0`, and in a checkout the commit, such as `ctssl 0.1.0, git 1a2b3c4-dirty`."""
+    from ctssl import __version__
+
+    root = Path(__file__).parent.parent
+    if not (
+        root / ".git"
+    ).exists():  # a package installed somewhere inside another project's repository is not its code
+        return f"ctssl {__version__}"
+    try:
+        done = subprocess.run(["git", "-C", str(root), "describe", "--always", "--tags", "--dirty"], capture_output=True,
+                              text=True, timeout=20, check=True)  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return f"ctssl {__version__}"
+    return f"ctssl {__version__}, git {done.stdout.strip()}"
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint_of(model: Any) -> str:
+    """sha256 of all weights in float32: the same for a model as loaded and as saved again, in half precision or not."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value
+        digest.update(key.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def lineage(model: Any, *, licence: str, pretext: str) -> dict[str, str]:
+    """The metadata of a model that is saved by hand: that of its file while its weights are those, else who its parent is."""
+    told, loaded = getattr(model, "origin", None) or ({}, "")
+    if told and fingerprint_of(model) == loaded:
+        return told
+    spec = model.spec
+    parent = f"{spec.name} sha256:{spec.sha256}" if spec and spec.sha256 else ""
+    return facts(parent=parent, pretext=pretext, licence=licence)
+
+
+def read_metadata(weights: Path) -> dict[str, str]:
+    """What the header of a safetensors file tells, without its tensors. Raises `ValueError` for what is no such file."""
+    with open(weights, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        text = file.read(size) if size <= LARGEST else b""
+    try:
+        header = json.loads(text)
+        told = header.get("__metadata__", {})
+        return {str(key): str(value) for key, value in told.items() if key != "format"}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{weights} is not a whole safetensors file ({error}); copy or download it again") from error
+
+
+def origin(folder: Path) -> dict[str, str]:
+    """Where the model of a folder comes from: what its weights say, and what the files beside them do."""
+    told = _pretraining(_read(folder / "training.json")) | _finetuning(_read(folder / "report.json"))
+    told |= _import(_read(folder / "import.json"))
+    config = _read(folder / CONFIG)
+    told |= {key: config[key] for key in ("parent", "parent_sha256", "source") if config.get(key)}
+    told |= {key: value for key, value in read_metadata(folder / WEIGHTS).items() if value}
+    return {key: str(value) for key, value in told.items() if value not in (None, "")}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object, or nothing: these files inform, a damaged one is no reason to refuse a model."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _pretraining(history: dict[str, Any]) -> dict[str, Any]:
+    told = {key: history.get(key) for key in ("command", "samples", "device", "hours", "torch")}
+    run, scans = history.get("run"), history.get("scans")
+    if isinstance(run, dict):
+        told |= {"recipe_sha256": sha256(json.dumps(run, sort_keys=True)), "parent": run.get("init")}
+    return told | ({"scans": len(scans)} if isinstance(scans, list) else {})
+
+
+def _finetuning(report: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(report.get("train"), list):
+        return {}
+    held = report.get("held_out")
+    return {"command": "ctssl finetune", "parent": "" if report.get("from_scratch") else report.get("model"),
+            "cases": len(report["train"]), "held_out": len(held) if isinstance(held, dict) else "",
+            "mean_dsc": report.get("mean_dsc")}  # fmt: skip
+
+
+def _import(report: dict[str, Any]) -> dict[str, Any]:
+    source = report.get("source")
+    if not isinstance(source, dict):
+        return {}
+    return {"command": f"ctssl import --from {source.get('family')}", "parent": source.get("file"),
+            "parent_sha256": source.get("sha256")}  # fmt: skip

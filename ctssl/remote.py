@@ -1,0 +1,151 @@
+"""The Hub: a repository into the local cache, a model into a repository, and what to do when either fails.
+
+Progress, locks, `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_TOKEN` and `hf auth login` are those of huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+REPO, COMMIT = r"\w[\w.-]*/\w[\w.-]*", r"[0-9a-f]{40}"
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
+SIGN_IN = "`hf auth login`, or set HF_TOKEN to a token of https://huggingface.co/settings/tokens"
+
+
+def fetch(repo: str, *, revision: str | None = None, offline: bool | None = None) -> Path:
+    """The folder of a repository in the cache, downloaded if it is not there. `offline=True` never asks the network.
+
+    A commit that is already here needs no network. What it raises says what to do: `FileNotFoundError` (no such repository
+    or revision, or not in the cache and the network is off), `PermissionError`, `ConnectionError`, `OSError` (full disk).
+    """
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    wanted: dict[str, Any] = dict(revision=revision, allow_patterns=["*.json", WEIGHTS, "README.md"])
+    silent = bool(offline or constants.HF_HUB_OFFLINE)
+    if silent or (revision and re.fullmatch(COMMIT, revision)):
+        try:
+            folder = Path(snapshot_download(repo, local_files_only=True, **wanted))
+            if (folder / WEIGHTS).exists() and (folder / CONFIG).exists():
+                return folder
+        except HFValidationError as error:
+            raise ValueError(f"{repo!r} is not a Hub repository: {error}") from error
+        except failures():
+            pass  # not here, or not all of it
+    if silent:
+        which = f" at revision {revision}" if revision else ""
+        raise FileNotFoundError(
+            f"{repo}{which} is not in the local cache ({constants.HF_HUB_CACHE}) and the network is off (offline=True or "
+            f"HF_HUB_OFFLINE); load it once with a network, or run `ctssl download {repo} --to FOLDER` where there is one, "
+            "carry FOLDER here and set CTSSL_MODELS to it"
+        )
+    try:
+        return Path(snapshot_download(repo, **wanted))
+    except HFValidationError as error:
+        raise ValueError(f"{repo!r} is not a Hub repository: {error}") from error
+    except failures() as error:
+        raise explained(error, repo, revision) from error
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises when something outside fails, whichever HTTP library it is built on."""
+    from huggingface_hub import errors
+
+    found = [OSError, RuntimeError, *errors.HfHubHTTPError.__bases__, getattr(errors, "XetDownloadError", OSError)]
+    return tuple(dict.fromkeys(found))
+
+
+def explained(error: Exception, repo: str, revision: str | None) -> OSError:
+    """The same failure as a sentence that says what to do."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if trouble := local_trouble(
+        error, constants.HF_HUB_CACHE, f"set HF_HOME to a folder elsewhere, and load {repo} again"
+    ):
+        return trouble
+    if isinstance(error, GatedRepoError):
+        return PermissionError(f"{repo} asks you to accept its terms: do that on its page, then {SIGN_IN}")
+    missing = isinstance(error, RevisionNotFoundError) or _status(error) == 404 or _status(error.__cause__) == 404
+    known = isinstance(error, RepositoryNotFoundError) and revision is not None and _exists(repo)
+    if known or (missing and not isinstance(error, RepositoryNotFoundError)):
+        return FileNotFoundError(
+            f"{repo} on {constants.ENDPOINT} has no revision {revision!r}; leave it out for the newest, or take a tag or commit "
+            f"that {constants.ENDPOINT}/{repo}/commits/main shows"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        which = f" (or not at revision {revision!r})" if revision else ""
+        return FileNotFoundError(
+            f"no repository {repo} on {constants.ENDPOINT}{which}, or it is private: check the name, then {SIGN_IN}"
+        )
+    return ConnectionError(
+        f"cannot get {repo} from {constants.ENDPOINT} ({type(error).__name__}); nothing incomplete was kept as a model: check "
+        "the network and HF_ENDPOINT and try again, or give the model's folder"
+    )
+
+
+def local_trouble(error: Exception, place: str | os.PathLike, cure: str) -> OSError | None:
+    """The sentence for a full disk, or a folder that cannot be written; None for what is neither."""
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        return OSError(f"the disk of {place} is full; nothing incomplete was kept: free some space, or {cure}")
+    if number in UNWRITABLE:
+        return PermissionError(f"cannot write to {place} ({os.strerror(number)}); {cure}")
+    return None
+
+
+def _status(error: BaseException | None) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _exists(repo: str) -> bool:
+    """Whether a repository answers at all: some mirrors call a missing revision a missing repository."""
+    from huggingface_hub import HfApi
+
+    try:
+        return bool(HfApi().repo_info(repo, revision="main"))
+    except failures():
+        return False
+
+
+def push(model: Any, repo: str, *, private: bool = False, token: str | None = None) -> str:
+    """Upload weights, config and a generated card in one commit; returns the commit's address.
+
+    No picture, case name or table of the training data is uploaded. `token`: None takes that of HF_TOKEN or `hf auth login`.
+    """
+    import tempfile
+
+    from ctssl.cards import card
+    from ctssl.provenance import read_metadata
+
+    if not re.fullmatch(REPO, repo):
+        raise ValueError(f"{repo!r} is not a Hub repository; write owner/name")
+    with tempfile.TemporaryDirectory() as place:
+        folder = model.save_pretrained(Path(place, repo.split("/")[1]))
+        (folder / "README.md").write_text(card(folder, repo, read_metadata(folder / WEIGHTS)), encoding="utf-8")
+        return upload(folder, repo, private=private, token=token, message="Upload with ctssl").commit_url
+
+
+def upload(folder: Path, repo: str, *, private: bool = False, token: str | None = None, message: str) -> Any:
+    """A folder as one commit of a repository, made if needed; returns huggingface_hub's `CommitInfo`."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        if private and not api.repo_info(repo, revision="main").private:
+            raise ValueError(f"{repo} exists and is public; choose another name, or make it private on its page first")
+        return api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+    except failures() as error:
+        if _status(error) in (401, 403) or isinstance(error, LocalTokenNotFoundError):
+            raise PermissionError(f"{constants.ENDPOINT} does not let you write to {repo}: it wants a token that may; "
+                                  f"{SIGN_IN}") from error  # fmt: skip
+        raise ConnectionError(
+            f"cannot push to {repo} ({type(error).__name__}: {error}); check the network and HF_ENDPOINT"
+        ) from error

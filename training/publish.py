@@ -1,0 +1,226 @@
+"""Checked model folders -> the Hub, or a mirror: `python -m training.publish NAME... --org ORG [--private] [--tag v0.1.0]`.
+
+Each `model_cards/<name>/` becomes one commit of `ORG/<name>` with a tag (the package's version), and `ctssl/zoo.py` gets
+repository and commit. A folder whose card, config, weights and table do not agree is refused before anything is uploaded.
+`--mirror FOLDER` writes git repositories `FOLDER/ORG/<name>` instead (branch `main`), for a mirror in one's own network, and
+leaves the table as it is unless `--table` is given.
+"""
+
+import argparse
+import ast
+import filecmp
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ctssl
+from ctssl import hub, zoo
+from ctssl.remote import COMMIT, REPO, SIGN_IN, failures, upload
+from training.card import card
+from training.export import CARDS
+from training.export_segmenter import TASKS
+from training.export_segmenter import card as segmenter_card
+
+FILES = {
+    "encoder": {"README.md", "config.json", "features.png", "loss.png", "model.safetensors", "seen.json", "training.json"},
+    "segmenter": {"README.md", "best.png", "cases.csv", "config.json", "curves.png", "median.png", "model.safetensors",
+                  "report.json", "worst.png"},
+}  # fmt: skip
+"""What a published folder holds, and nothing else: nobody uploads a stray file."""
+TABLE = Path(zoo.__file__)
+BEGIN, END = (
+    "# --- published: `python -m training.publish` writes these lines ---\n",
+    "# --- end of what it writes ---\n",
+)
+
+
+def check(folder: Path) -> None:
+    """Raise `ValueError` unless card, config, weights and table say the same, naming everything that does not."""
+    name = folder.name
+    if name not in zoo.MODELS:
+        raise ValueError(f"{name} is not in the table of ctssl/zoo.py; there are {', '.join(zoo.list_models())}")
+    spec = zoo.MODELS[name]
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}; `python -m training.export` writes it")
+    found = {path.name for path in folder.iterdir()}
+    wrong = [f"{file} is missing" for file in sorted(FILES[spec.kind] - found)]
+    wrong += [f"{file} does not belong there" for file in sorted(found - FILES[spec.kind])]
+    if not wrong:
+        wrong = disagreements(folder, spec)
+    if wrong:
+        raise ValueError(f"{folder} is not fit to be published:\n" + "\n".join(f"  {one}" for one in wrong))
+
+
+def disagreements(folder: Path, spec: zoo.ModelSpec) -> list[str]:
+    """What the files of a complete folder say differently from each other or from the table."""
+    wrong = []
+    try:
+        hub.as_published(folder, spec)  # config and weights are those of the table
+        hub.verified(folder)  # and the config knows the weights
+    except ValueError as error:
+        wrong.append(str(error))
+    config = hub.read_config(folder)
+    for key in ("corpus", "pretext", "parameters", "licence", "data"):
+        if config.get(key, "") != getattr(spec, key):
+            wrong.append(f"config.json says {key} {config.get(key)!r}, the table {getattr(spec, key)!r}")
+    if (folder / "README.md").read_text() != expected_card(folder, config):
+        wrong.append("README.md is not what its files say; write it again with --card of training.export(_segmenter)")
+    return wrong
+
+
+def expected_card(folder: Path, config: dict[str, Any]) -> str:
+    if config["kind"] == "encoder":
+        return card(config, json.loads((folder / "training.json").read_text()))
+    task = next(task for task in TASKS if config["name"].startswith(f"{task}-"))
+    return segmenter_card(
+        config, json.loads((folder / "report.json").read_text()), (folder / "cases.csv").read_text(), task
+    )
+
+
+def publish(names: list[str], *, org: str, private: bool = False, tag: str | None = None, mirror: Path | None = None,
+            table: Path | None = TABLE, cards: Path = CARDS) -> dict[str, tuple[str, str]]:  # fmt: skip
+    """Upload (or mirror) each model and write `table`, unless None; returns repository and commit by name.
+
+    Every folder is checked before the first one is uploaded. What was uploaded is in the table even if a later one fails;
+    started again, unchanged folders give the commits that are there.
+    """
+    for name in names:
+        if not re.fullmatch(REPO, f"{org}/{name}"):
+            raise ValueError(f"{org}/{name} is not a Hub repository: --org is the name of an organisation or user")
+        check(cards / name)
+    done: dict[str, tuple[str, str]] = {}
+    tag = tag or f"v{ctssl.__version__}"
+    if mirror is None:
+        signed_in()
+    for name in names:
+        repo = f"{org}/{name}"
+        commit = (
+            send(cards / name, repo, private, tag) if mirror is None else write_mirror(cards / name, mirror / repo, tag)
+        )
+        done[name] = (repo, commit)
+        if table is not None:
+            write_table(table, done)
+    return done
+
+
+def signed_in() -> None:
+    """Raise `PermissionError`, before anything is made, when there is no valid token."""
+    from huggingface_hub import HfApi, constants
+
+    try:
+        HfApi().whoami()
+    except failures() as error:
+        raise PermissionError(f"{constants.ENDPOINT} does not know you ({type(error).__name__}): {SIGN_IN}") from error
+
+
+def send(folder: Path, repo: str, private: bool, tag: str) -> str:
+    """One commit on the Hub and its tag; returns the commit."""
+    from huggingface_hub import HfApi
+
+    commit = upload(folder, repo, private=private, message=f"{folder.name} {tag}").oid
+    api = HfApi()
+    try:
+        api.create_tag(repo, tag=tag, revision=commit)
+    except failures() as error:
+        taken = getattr(getattr(error, "response", None), "status_code", None) == 409
+        tagged = api.repo_info(repo, revision=tag).sha if taken else None
+        if tagged != commit:
+            why = f"it is that of {tagged}; choose another --tag" if taken else f"{error}"
+            raise ValueError(f"{repo} is uploaded as {commit}, but its tag {tag} could not be set: {why}") from error
+    return commit
+
+
+def write_mirror(folder: Path, target: Path, tag: str) -> str:
+    """A git repository with the folder as the one commit of its branch `main`; returns the commit."""
+    if target.exists():
+        return mirrored(folder, target, tag)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=target.parent) as place:
+        part = Path(place, "repository")
+        shutil.copytree(folder, part)
+        git(part, "init", "--quiet", "--initial-branch=main")
+        git(part, "add", "--all")
+        git(part, "commit", "--quiet", "--message", f"{folder.name} {tag}")
+        git(part, "tag", tag)
+        commit = git(part, "rev-parse", "HEAD")
+        os.rename(part, target)
+    return commit
+
+
+def mirrored(folder: Path, target: Path, tag: str) -> str:
+    """The commit of a mirror that holds this very folder already. `FileExistsError` when it holds another."""
+    names = sorted(path.name for path in folder.iterdir())
+    same = target.is_dir() and sorted(path.name for path in target.iterdir() if path.name != ".git") == names
+    same = same and filecmp.cmpfiles(folder, target, names, shallow=False)[0] == names
+    if not same or git(target, "status", "--porcelain") or git(target, "tag", "--points-at", "HEAD") != tag:
+        raise FileExistsError(f"{target} exists and is not this model with the tag {tag}; it was left as it is: move it away, "
+                              "or choose another --mirror")  # fmt: skip
+    return git(target, "rev-parse", "HEAD")
+
+
+def git(folder: Path, *words: str) -> str:
+    who = [
+        "-c",
+        "user.name=ctssl",
+        "-c",
+        "user.email=ctssl@localhost",
+        "-c",
+        "core.autocrlf=false",
+        "-c",
+        "commit.gpgsign=false",
+    ]
+    done = subprocess.run(["git", "-C", str(folder), *who, *words], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"git {words[0]} in {folder} failed: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def write_table(path: Path, placed: dict[str, tuple[str, str]]) -> None:
+    """Add repositories and commits to `PUBLISHED` in ctssl/zoo.py, whole or not at all."""
+    text = path.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"{path} does not have the two lines between which repositories are written:\n{BEGIN}{END}")
+    for repo, commit in placed.values():
+        if not re.fullmatch(REPO, repo) or not re.fullmatch(COMMIT, commit):
+            raise ValueError(f"{repo!r} at {commit!r} is not a repository and a commit of 40 hex digits")
+    before, rest = text.split(BEGIN)
+    lines, after = rest.split(END)
+    known = ast.literal_eval(lines.split("=", 1)[1].split("  # fmt")[0].strip())
+    rows = "".join(
+        f'    "{name}": ("{repo}", "{commit}"),\n' for name, (repo, commit) in sorted({**known, **placed}.items())
+    )
+    table = f"PUBLISHED: dict[str, tuple[str, str]] = {{\n{rows}}}  # fmt: skip\n"
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    part.write_text(before + BEGIN + table + END + after, encoding="utf-8")
+    os.replace(part, path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", metavar="NAME", help="models of `ctssl list`")
+    parser.add_argument("--org", required=True, help="organisation or user on the Hub")
+    parser.add_argument("--private", action="store_true", help="make the repositories private")
+    parser.add_argument("--tag", help="default: v and the version of the package")
+    parser.add_argument(
+        "--mirror", type=Path, metavar="FOLDER", help="write git repositories FOLDER/ORG/NAME instead of uploading"
+    )
+    parser.add_argument("--table", action="store_true", help="with --mirror: write its commits into ctssl/zoo.py")
+    args = parser.parse_args(argv)
+    if args.mirror and args.private:
+        parser.error("--private is for the Hub; who may read a mirror is a matter of its server")
+    try:
+        table = TABLE if args.table or not args.mirror else None
+        done = publish(args.names, org=args.org, private=args.private, tag=args.tag, mirror=args.mirror, table=table)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise SystemExit(f"publish: {error}") from error
+    for name, (repo, commit) in done.items():
+        print(f'{name}: ctssl.load("{repo}", revision="{commit}")')
+
+
+if __name__ == "__main__":
+    main()
