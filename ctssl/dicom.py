@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ctssl.dicom_file import header_of, numbers, one_image, opened, pixels_of, text
+from ctssl.dicom_file import header_of, modality_of, numbers, one_image, opened, pixels_of, text
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
@@ -47,13 +47,10 @@ def _headers(folder: Path) -> dict[str, list[tuple[Path, Any]]]:
     found = defaultdict(list)
     for file in sorted(folder.rglob("*")):
         header = header_of(file) if file.is_file() and file.name != "DICOMDIR" else None
-        if header is None or text(header, "Modality") in ("SEG", "RTSTRUCT"):
+        if header is None or modality_of(header, file) in ("SEG", "RTSTRUCT", ""):
             continue
-        uid = text(header, "SeriesInstanceUID")
-        if "Rows" in header and uid:
-            found[uid].append((file, header))
-        elif text(header, "Modality") == "CT":  # left aside, it would be a missing slice that nobody notices at the end
-            raise ValueError(f"{file} is a damaged CT image (no Rows or no SeriesInstanceUID); fetch it again")
+        if "Rows" in header and "SeriesInstanceUID" in header:
+            found[text(header, "SeriesInstanceUID")].append((file, header))
     return found
 
 
@@ -144,7 +141,7 @@ def find_series(folder: Path, *, progress: bool = False) -> Found:
             header = header_of(file)
             if header is None:
                 continue
-            modality, uid = text(header, "Modality"), text(header, "SeriesInstanceUID")
+            modality, uid = modality_of(header, file), text(header, "SeriesInstanceUID")
             if modality in found and (modality != "CT" or uid not in uids):
                 found[modality].append((series if modality == "CT" else file, header))
                 uids.add(uid)

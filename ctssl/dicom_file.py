@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from ctssl.nifti import VOXELS
 
-DEFLATED = "1.2.840.10008.1.2.1.99"
+DEFLATED, DIRECTORY = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.3.10"
 LARGEST = 1 << 31  # bytes of a file
-GEOMETRY = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient")
 
 
 def library() -> Any:
@@ -51,6 +51,24 @@ def header_of(file: Path) -> Any:
     if found is None and file.suffix.lower() in (".dcm", ".ima"):  # left aside, it would be a slice less
         raise ValueError(f"{file} is damaged: it does not begin as a DICOM file does; fetch it again, or remove it")
     return found
+
+
+def modality_of(header: Any, file: Path) -> str:
+    """The modality of a file, "" for a directory; `ValueError` for a file so damaged that it could be anything.
+
+    Left aside, it would be a slice less that nobody misses, if it is the first or the last.
+    """
+    found = text(header, "Modality")
+    if text(header.file_meta, "MediaStorageSOPClassUID") == DIRECTORY:
+        return ""
+    if not re.fullmatch("[A-Z0-9_]{2,16}", found) or (found == "CT" and not _is_image(header)):
+        raise ValueError(f"{file} is a damaged DICOM file (no Modality, no Rows or no SeriesInstanceUID); fetch it again, or "
+                         "remove it if it is no CT")  # fmt: skip
+    return found
+
+
+def _is_image(header: Any) -> bool:
+    return "Rows" in header and bool(text(header, "SeriesInstanceUID"))
 
 
 def is_dicom(file: Path) -> bool:

@@ -7,6 +7,7 @@ unpacked than the claim. Header extensions are skipped, not read.
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 import zlib
 from pathlib import Path
@@ -19,6 +20,7 @@ DEFLATE = 1032  # bytes that a byte of gzip can become, at most
 EXTENSIONS = 64 << 20  # bytes between the header and the voxels
 TRAILING = 1 << 20  # bytes behind the voxels, which some programs leave there
 PLANES = 16  # planes scaled at a time
+QUIET = logging.Logger("nifti", level=logging.CRITICAL + 1)  # what nibabel says of a header, in its own words
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +55,17 @@ def _header(stream: BinaryIO) -> tuple[Any, int]:
     for kind, length in ((nibabel.Nifti1Header, 348), (nibabel.Nifti2Header, 540)):
         for order, endianness in (("little", "<"), ("big", ">")):
             if int.from_bytes(start, order) == length:  # type: ignore[arg-type]
-                return kind(start + stream.read(length - 4), endianness=endianness), length
+                block = start + stream.read(length - 4)
+                if len(block) < length:
+                    raise ValueError(f"it ends after {len(block)} bytes, within its header")
+                found = kind(block, endianness=endianness, check=False)
+                codes = [int(found[key]) for key in ("sform_code", "qform_code")]
+                if not all(
+                    0 <= code <= 5 for code in codes
+                ):  # nibabel would take it for none, and the scan lies elsewhere
+                    raise ValueError(f"its geometry is of the kinds {codes}, which NIfTI does not have")
+                found.check_fix(logger=QUIET)
+                return found, length
     raise ValueError("it does not begin as a NIfTI header does")
 
 
@@ -62,7 +74,7 @@ def _claim(header: Any, room: int) -> tuple[tuple[int, ...], int]:
     shape, offset, step = header.get_data_shape(), float(header["vox_offset"]), header.get_data_dtype().itemsize
     if not math.isfinite(offset) or not 0 <= offset <= EXTENSIONS:
         raise ValueError(f"its voxels would begin at byte {offset:g}")
-    if not shape or min(shape) < 1:
+    if not 1 <= int(header["dim"][0]) <= 7 or not shape or min(shape) < 1:
         raise ValueError(f"its shape is {shape}")
     text, count = " x ".join(map(str, shape)), math.prod(map(int, shape))
     if count > VOXELS:

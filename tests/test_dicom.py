@@ -260,13 +260,11 @@ def test_kernels_fall_into_the_papers_bins():
     assert {case: kernel_bin(*case) for case in cases} == cases
 
 
-def test_a_segmentation_lands_on_the_grid_of_its_scan(tmp_path):
+def write_segmentation(path: Path) -> None:
     """Frames in any order, a slice left out, half the pixel size; value 1 in LPS x 4..8, y 2..12 mm of slices 1 and 3."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.sequence import Sequence
     from pydicom.uid import ExplicitVRLittleEndian
-
-    from ctssl.drawn import read_seg
 
     def item(**fields):
         dataset = Dataset()
@@ -290,7 +288,13 @@ def test_a_segmentation_lands_on_the_grid_of_its_scan(tmp_path):
                  SharedFunctionalGroupsSequence=Sequence([shared]),
                  PerFrameFunctionalGroupsSequence=Sequence(groups))  # fmt: skip
     image.file_meta = meta
-    image.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
+    image.save_as(path, enforce_file_format=True)
+
+
+def test_a_segmentation_lands_on_the_grid_of_its_scan(tmp_path):
+    from ctssl.drawn import read_seg
+
+    write_segmentation(tmp_path / "seg.dcm")
     mask = read_seg(tmp_path / "seg.dcm", grid_in_lps()).array
     assert mask.sum((0, 1)).tolist() == [0, 40, 0, 40] and mask[4:8, 2:12, 1].all() and mask[4:8, 2:12, 3].all()
     write_rtstruct(tmp_path / "rs.dcm", {"a": [square(1.5, 4.5, 0.0)]})
