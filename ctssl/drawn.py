@@ -12,13 +12,8 @@ from ctssl.dicom_file import numbers, opened, pixels_of, text
 from ctssl.nifti import VOXELS
 from ctssl.volume import Volume, resample
 
-BROKEN = (
-    AttributeError,
-    KeyError,
-    IndexError,
-    TypeError,
-    OverflowError,
-)  # of elements that are missing or something else
+BROKEN = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, NotImplementedError)
+"""What pydicom raises when it is asked for an element that is missing, or something else than it should be."""
 
 
 def read_drawn(path: Path, scan: Volume, *, roi: str | None = None) -> Volume:
@@ -41,7 +36,7 @@ def read_rtstruct(path: Path, scan: Volume, *, roi: str | None = None) -> Volume
     try:
         return Volume(_filled(dataset, scan, roi, path), scan.affine, path.name)
     except BROKEN as error:
-        raise ValueError(f"{path} lacks what an RTSTRUCT must have, or is damaged ({error}); fetch it again") from error
+        raise _explained(error, path, "an RTSTRUCT") from error
 
 
 def _filled(dataset: Any, scan: Volume, roi: str | None, path: Path) -> np.ndarray:
@@ -84,10 +79,8 @@ def read_seg(path: Path, scan: Volume, *, segment: str | None = None) -> Volume:
         raise ValueError(f"{path} is {text(dataset, 'Modality', 'no SEG')}, not a DICOM segmentation")
     try:
         return _frames(dataset, scan, segment, path)
-    except (*BROKEN, np.linalg.LinAlgError) as error:
-        raise ValueError(
-            f"{path} lacks what a DICOM segmentation must have, or is damaged ({error}); fetch it again"
-        ) from error
+    except BROKEN as error:
+        raise _explained(error, path, "a DICOM segmentation") from error
 
 
 def _frames(dataset: Any, scan: Volume, segment: str | None, path: Path) -> Volume:
@@ -124,6 +117,14 @@ def _frames(dataset: Any, scan: Volume, segment: str | None, path: Path) -> Volu
             slab = resample(frame.T[..., None].astype(np.float32), own, (*scan.shape[:2], 1), grid)
             mask[:, :, k] = np.maximum(mask[:, :, k], slab[..., 0])
     return Volume((mask > 0.5).astype(np.uint8), scan.affine, path.name)
+
+
+def _explained(error: Exception, path: Path, what: str) -> Exception:
+    """The error itself, if it tells of the file; otherwise one that does."""
+    if isinstance(error, ValueError) and str(path) in str(error):
+        return error
+    words = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return ValueError(f"{path} lacks what {what} must have, or is damaged ({words}); fetch it again")
 
 
 def _dataset(path: Path) -> Any:

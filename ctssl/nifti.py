@@ -64,6 +64,8 @@ def _header(stream: BinaryIO) -> tuple[Any, int]:
                     0 <= code <= 5 for code in codes
                 ):  # nibabel would take it for none, and the scan lies elsewhere
                     raise ValueError(f"its geometry is of the kinds {codes}, which NIfTI does not have")
+                if bytes(found["magic"])[:3] not in (b"n+1", b"n+2"):
+                    raise ValueError("its header says that the voxels lie in another file, or is none")
                 found.check_fix(logger=QUIET)
                 return found, length
     raise ValueError("it does not begin as a NIfTI header does")

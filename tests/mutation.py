@@ -210,7 +210,7 @@ def dicom(data: bytes, rng: np.random.Generator) -> bytes:
     tag = one_of(rng, [t for t in known if t in dataset or rng.random() < 0.3] or ["Rows"])
     if rng.random() < 0.35 and tag in dataset:
         del dataset[tag]
-    elif tag == "PixelData":
+    elif tag == "PixelData" and tag in dataset:
         dataset.PixelData = dataset.PixelData[: int(rng.integers(len(dataset.PixelData)))]
     else:
         own = {"Rows": "US", "Columns": "US", "NumberOfFrames": "IS"}.get(str(tag), "DS")

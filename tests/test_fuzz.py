@@ -45,14 +45,14 @@ def in_a_small_process(function: str, *sources: Path) -> list[str]:
 
 def test_hundreds_of_damaged_files_are_refused_in_words_or_read_right():
     """A sample of `python -m tests.benchmarks.fuzz`, in a process with a memory limit."""
-    done = subprocess.run([sys.executable, "-m", "tests.benchmarks.fuzz", "--count", "50", "--json"], capture_output=True,
+    done = subprocess.run([sys.executable, "-m", "tests.benchmarks.fuzz", "--count", "80", "--json"], capture_output=True,
                           text=True, timeout=120, cwd=Path(__file__).parents[1])  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["failures"] == []
     assert len(found["counts"]) == 10
     for kind, counts in found["counts"].items():
-        assert counts["refused"] >= 10 and sum(counts.values()) == 50, kind
+        assert counts["refused"] >= 16 and sum(counts.values()) == 80, kind
 
 
 @pytest.fixture
@@ -135,9 +135,9 @@ def test_a_flipped_bit_of_a_packed_file_is_found_by_its_checksum(scan, tmp_path)
 
 def test_decompression_bombs_are_refused_before_they_unpack(scan, tmp_path):
     """Files of some megabytes that unpack to 8 GB, in a process that may take half a gigabyte."""
-    bomb, head = zeros_packed(8), scan.read_bytes()[:352]
+    bomb = zeros_packed(8)
     wide = changed(scan, tmp_path / "wide.nii", dim_1=1024, dim_2=1024, dim_3=2000).read_bytes()[:352]
-    for name, start in {"goes-on": scan.read_bytes(), "claims": wide, "short": head, "far": head, "none": b""}.items():
+    for name, start in {"goes-on": scan.read_bytes(), "claims": wide, "none": b""}.items():
         (tmp_path / f"{name}.nii.gz").write_bytes(gzip.compress(start) + bomb)
     far = changed(scan, tmp_path / "far.nii", vox_offset=2e9).read_bytes()[:352]
     (tmp_path / "far.nii.gz").write_bytes(gzip.compress(far) + bomb)
@@ -171,8 +171,7 @@ def with_arguments(model: Path, name: str, **changes) -> Path:
 
 def test_an_encoder_of_absurd_size_is_refused_before_memory_is_taken(model):
     """In a process that may take half a gigabyte, and at once: a million blocks would take minutes to build."""
-    sizes = {"width": 10**9, "deep": 0, "window": 10**6, "patch": 10**5, "wide": 0, "ratio": 0}
-    folders = [with_arguments(model, "a", width=sizes["width"]), with_arguments(model, "b", depths=[10**6, 1]),
+    folders = [with_arguments(model, "a", width=10**9), with_arguments(model, "b", depths=[10**6, 1]),
                with_arguments(model, "c", window=10**5), with_arguments(model, "d", patch=10**4),
                with_arguments(model, "e", width=12 * 2000), with_arguments(model, "f", mlp_ratio=1e5),
                with_arguments(model, "g", depths=[1] * 60), with_arguments(model, "h", heads=[10**6, 10**6])]  # fmt: skip
@@ -208,10 +207,10 @@ def test_weights_that_make_nan_are_refused_when_they_are_used(model):
             parameter.fill_(1e38)  # finite, so the file is in order
     encoder.save_pretrained(model, overwrite=True)
     with pytest.raises(ValueError, match="NaN or infinite features"):
-        ctssl.load(model).embed(phantom(16.0)[0])
+        ctssl.load(model).embed(phantom(8.0)[0])
     broken = ctssl.segmenter(ctssl.load(model), head="linear")
     with pytest.raises(ValueError, match="NaN or infinite values"):
-        broken.segment(phantom(16.0)[0])
+        broken.segment(phantom(8.0)[0])
 
 
 TRAVERSAL = ["../../x", "/etc/x", "..", ".", "", "a/b", "a\\b", "a\0b", "x" * 300, ".hidden", "a\nb"]
@@ -243,7 +242,7 @@ def test_inputs_may_lie_anywhere_and_results_are_named_by_the_last_part(labelled
 
 
 def test_labels_cannot_name_files_elsewhere_nor_share_one(model, tmp_path):
-    scan = phantom(16.0)[0]
+    scan = phantom(8.0)[0]
     net = ctssl.segmenter(ctssl.load(model), head="linear", labels={1: "../../etc/x"})
     write_mask(net, scan, tmp_path / "m.nii.gz", with_probabilities=True)
     assert {p.name for p in tmp_path.iterdir()} == {"model", "m.nii.gz", "m.ctssl.json", "m_.._.._etc_x.nii.gz"}
