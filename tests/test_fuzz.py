@@ -200,17 +200,17 @@ def test_a_config_of_wrong_types_is_refused_in_words(model, changes, words):
         ctssl.load(model)
 
 
-def test_weights_that_make_nan_are_refused_when_they_are_used(model):
+def test_weights_that_make_nan_are_refused_when_they_are_used(model, ball):
     encoder = ctssl.load(model)
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.fill_(1e38)  # finite, so the file is in order
     encoder.save_pretrained(model, overwrite=True)
     with pytest.raises(ValueError, match="NaN or infinite features"):
-        ctssl.load(model).embed(phantom(8.0)[0])
+        ctssl.load(model).embed(ball[0])
     broken = ctssl.segmenter(ctssl.load(model), head="linear")
     with pytest.raises(ValueError, match="NaN or infinite values"):
-        broken.segment(phantom(8.0)[0])
+        broken.segment(ball[0])
 
 
 TRAVERSAL = ["../../x", "/etc/x", "..", ".", "", "a/b", "a\\b", "a\0b", "x" * 300, ".hidden", "a\nb"]
@@ -241,8 +241,8 @@ def test_inputs_may_lie_anywhere_and_results_are_named_by_the_last_part(labelled
     assert case.name == "case0" and problems(find_cases(table)) == []
 
 
-def test_labels_cannot_name_files_elsewhere_nor_share_one(model, tmp_path):
-    scan = phantom(8.0)[0]
+def test_labels_cannot_name_files_elsewhere_nor_share_one(model, ball, tmp_path):
+    scan = ball[0]
     net = ctssl.segmenter(ctssl.load(model), head="linear", labels={1: "../../etc/x"})
     write_mask(net, scan, tmp_path / "m.nii.gz", with_probabilities=True)
     assert {p.name for p in tmp_path.iterdir()} == {"model", "m.nii.gz", "m.ctssl.json", "m_.._.._etc_x.nii.gz"}
