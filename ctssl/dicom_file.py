@@ -89,7 +89,7 @@ def text(dataset: Any, key: str, default: str = "") -> str:
 def numbers(dataset: Any, key: str, count: int, file: Path, default: float | None = None) -> tuple[float, ...]:
     """`count` finite numbers of an element; `ValueError` where it holds something else, or is missing without `default`."""
     try:
-        value = dataset.get(key)
+        value: Any = dataset.get(key)
         if value is None and default is not None:
             return (default,) * count
         found = tuple(float(v) for v in ([value] if count == 1 else value))

@@ -11,7 +11,7 @@ import logging
 import math
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{path} is damaged or not NIfTI ({error}); copy or convert it again") from error
 
 
-def _header(stream: BinaryIO) -> tuple[Any, int]:
+def _header(stream: Any) -> tuple[Any, int]:
     """The header, by its own length (NIfTI-1 or 2, either byte order), and how much was read for it."""
     import nibabel
 
@@ -88,14 +88,14 @@ def _claim(header: Any, room: int) -> tuple[tuple[int, ...], int]:
     return tuple(map(int, shape)), header.get_data_offset()
 
 
-def _voxels(stream: BinaryIO, skip: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+def _voxels(stream: Any, skip: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     """Values as they are stored; memory is taken only for what the claim and the file's size allow."""
     if skip < 0 or len(stream.read(skip)) < skip:
         raise ValueError("it ends before its voxels")
     raw = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
-    view, done = memoryview(raw), 0
+    view, done = memoryview(raw.data), 0
     while done < len(raw):
-        count = stream.readinto(view[done : done + (16 << 20)])  # type: ignore[attr-defined]
+        count = stream.readinto(view[done : done + (16 << 20)])
         if not count:
             raise ValueError(f"it ends after {done} of the {len(raw)} bytes of voxels that its header names")
         done += count
