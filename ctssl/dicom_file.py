@@ -89,9 +89,9 @@ def text(dataset: Any, key: str, default: str = "") -> str:
 def numbers(dataset: Any, key: str, count: int, file: Path, default: float | None = None) -> tuple[float, ...]:
     """`count` finite numbers of an element; `ValueError` where it holds something else, or is missing without `default`."""
     try:
-        value: Any = dataset.get(key)
-        if value is None and default is not None:
+        if default is not None and dataset.get(key) is None:
             return (default,) * count
+        value: Any = dataset.get(key)
         found = tuple(float(v) for v in ([value] if count == 1 else value))
     except Exception as error:
         raise ValueError(f"{file}: {key} is missing or holds no {count} numbers; fetch it again") from error
