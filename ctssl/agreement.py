@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from ctssl.inference import embed, segment
 from ctssl.metrics import dsc, volume_ml
+from ctssl.tables import read_table
 from ctssl.volume import Volume, read, resample
 
 FEWEST = 3  # pairs below which a concordance over them says nothing
@@ -18,15 +18,12 @@ FEWEST = 3  # pairs below which a concordance over them says nothing
 
 def find_pairs(table: Path) -> list[tuple[str, Path, Path]]:
     """Name, first and second scan of each row of a CSV with the columns `first` and `second` (and `id`)."""
-    if not table.is_file():
-        raise FileNotFoundError(f"no table {table}")
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"first", "second"} <= set(reader.fieldnames or []):
-            raise ValueError(f"{table} has the columns {reader.fieldnames}; needed: first, second (two scans of one "
-                             "acquisition, files found from the table's folder), and id if they have a name")  # fmt: skip
-        found = [(row.get("id") or f"{stem(row['first'])}, {stem(row['second'])}", table.parent / row["first"],
-                  table.parent / row["second"]) for row in reader]  # fmt: skip
+    columns, rows = read_table(table)
+    if not {"first", "second"} <= set(columns):
+        raise ValueError(f"{table} has the columns {columns}; needed: first, second (two scans of one "
+                         "acquisition, files found from the table's folder), and id if they have a name")  # fmt: skip
+    found = [(row.get("id") or f"{stem(row['first'])}, {stem(row['second'])}", table.parent / row["first"],
+              table.parent / row["second"]) for _, row in rows]  # fmt: skip
     missing = [path for _, *both in found for path in both if not path.exists()]
     if missing or not found:
         raise FileNotFoundError(f"{table} names {len(missing)} scans that are not there, first {missing[0]}" if missing else

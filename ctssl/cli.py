@@ -175,16 +175,21 @@ def _common(sub: argparse.ArgumentParser) -> None:
 
 
 def _embed(args: argparse.Namespace) -> None:
+    from io import BytesIO
     from pathlib import Path
 
     import numpy as np
+
+    from ctssl.writing import write_whole
 
     if args.out:
         _free(args.out, args.overwrite, ".npy")
     encoder = ctssl.load(args.model, device=args.device)
     vector = encoder.embed(ctssl.read(args.scan, series=args.series)).numpy()
     if args.out:
-        np.save(Path(args.out), vector)
+        content = BytesIO()
+        np.save(content, vector)
+        write_whole(Path(args.out), content.getvalue())
     if args.json:
         print(json.dumps({"model": args.model, "scan": args.scan, "out": args.out, "embedding": vector.tolist()}))
     elif args.out:
@@ -378,6 +383,7 @@ def _compare(args: argparse.Namespace) -> None:
 
     from ctssl.hub import find, read_config
     from ctssl.similarity import CELLS, compare
+    from ctssl.writing import write_whole
 
     def label(source: str) -> str:
         return Path(source).name
@@ -398,7 +404,7 @@ def _compare(args: argparse.Namespace) -> None:
     found.picture(args.out)
     result = {"blocks": found.matrix.round(5).tolist(), "crops": found.crops, "models": [args.first, args.second],
               "shift": args.shift, "pooling": f"mean over a grid of {CELLS} x {CELLS} x {CELLS} cells"}  # fmt: skip
-    Path(numbers).write_text(json.dumps(result) + "\n")
+    write_whole(Path(numbers), json.dumps(result) + "\n")
     if args.json:
         print(json.dumps(result))
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -73,8 +72,8 @@ def _info(args: argparse.Namespace) -> None:
 def _known(name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, str] | None]:
     """What table or `config.json` say of a model, and its origin; None for one of the table that is not on this machine."""
     from ctssl import hub
+    from ctssl.names import REPOSITORY
     from ctssl.provenance import origin
-    from ctssl.remote import REPO
     from ctssl.zoo import MODELS, info
 
     if name in MODELS and revision is None:
@@ -83,7 +82,7 @@ def _known(name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, s
         except FileNotFoundError:
             return asdict(info(name)), None
     served = Path(os.environ.get("CTSSL_MODELS") or os.devnull, name)
-    if not (Path(name).expanduser().is_dir() or served.is_dir() or re.fullmatch(REPO, name) or revision):
+    if not (Path(name).expanduser().is_dir() or served.is_dir() or REPOSITORY.fullmatch(name) or revision):
         info(name)  # says which names are near
     folder = hub.find(name, revision=revision)  # its weights are those of its config
     return hub.read_config(folder), origin(folder)

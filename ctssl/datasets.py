@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import os
+import re
 import warnings
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ctssl.lint import Finding, lint
+from ctssl.lint import Finding, lint, outside_body
+from ctssl.names import file_name
+from ctssl.tables import read_json, read_table
 from ctssl.volume import Volume, read
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
@@ -121,14 +123,11 @@ def _description(root: Path) -> dict[str, Any]:
     path = root / "dataset.json"
     if not path.is_file():
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); mend or remove it") from error
+    found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path} must hold an object, as nnU-Net and the Decathlon write it")
     channels = found.get("channel_names") or found.get("modality") or {}
-    if len(channels) > 1:
+    if isinstance(channels, (dict, list)) and len(channels) > 1:
         raise ValueError(f"{path} has {len(channels)} channels ({channels}); ctssl takes one CT for each case")
     return found
 
@@ -138,10 +137,9 @@ def _names(description: dict[str, Any]) -> dict[int, str]:
     labels, names = description.get("labels") or {}, {}
     for key, value in labels.items() if isinstance(labels, dict) else ():
         number, name = (value, key) if isinstance(value, int) else (key, value)
-        if not str(number).isdigit() or not isinstance(name, str):
-            raise ValueError(
-                f"dataset.json: the label {key!r}: {value!r} is no number and name; regions are not supported"
-            )
+        if not re.fullmatch("[0-9]{1,3}", str(number)) or int(number) > 255 or not isinstance(name, str):
+            raise ValueError(f"dataset.json: the label {str(key)[:60]!r}: {str(value)[:60]!r} is no number (0 to 255) and name; "
+                             "regions are not supported")  # fmt: skip
         if int(number) > 0 and name != "ignore":
             names[int(number)] = name
     return names
@@ -150,37 +148,31 @@ def _names(description: dict[str, Any]) -> dict[int, str]:
 def _decathlon(root: Path, entries: Any) -> list[Case]:
     cases = []
     for entry in entries if isinstance(entries, list) else []:
-        if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
-            raise ValueError(f"{root / 'dataset.json'}: an entry of training needs image and label, got {entry!r}")
-        image, label = root / str(entry["image"]), root / str(entry["label"])
-        cases.append(Case(stem(image), image, label, patient=stem(image)))
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in ("image", "label")):
+            raise ValueError(
+                f"{root / 'dataset.json'}: an entry of training needs image and label, got {str(entry)[:80]}"
+            )
+        image, label = root / entry["image"], root / entry["label"]
+        name = file_name(stem(image), where=str(root / "dataset.json"))
+        cases.append(Case(name, image, label, patient=name))
     return _existing(cases, root / "dataset.json")
 
 
 def _table(path: Path) -> Dataset:
     """A CSV; files are found from its own folder."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no table {path}")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        if not {"image", "label"} <= set(columns):
-            raise ValueError(f"{path} has the columns {columns}; needed: image, label")
-        key = next((c for c in ("id", "case") if c in columns), None)
-        cases = []
-        for row in reader:
-            if not row["image"] or not row["label"]:
-                raise ValueError(f"{path}, line {reader.line_num}: image or label is missing")
-            image, label = path.parent / row["image"], path.parent / row["label"]
-            name = (row[key] if key else None) or stem(image)
-            if Path(name).name != name:
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: {name!r} cannot be the name of a case; leave out '/'"
-                )
-            known = {"image", "label", "patient", "split", key}
-            facts = {c: v or "" for c, v in row.items() if c is not None and c not in known}
-            patient, split = (row.get("patient") or name), (row.get("split") or "")
-            cases.append(Case(name, image, label, patient=patient, split=split, facts=facts))
+    columns, rows = read_table(path)
+    if not {"image", "label"} <= set(columns):
+        raise ValueError(f"{path} has the columns {columns}; needed: image, label")
+    key = next((c for c in ("id", "case") if c in columns), None)
+    cases = []
+    for line, row in rows:
+        if not row["image"] or not row["label"]:
+            raise ValueError(f"{path}, line {line}: image or label is missing")
+        image, label = path.parent / row["image"], path.parent / row["label"]
+        name = file_name((row[key] if key else "") or stem(image), where=f"{path}, line {line}")
+        facts = {c: v for c, v in row.items() if c not in ("image", "label", "patient", "split", key)}
+        patient, split = row.get("patient") or name, row.get("split", "")
+        cases.append(Case(name, image, label, patient=patient, split=split, facts=facts))
     return Dataset(_existing(cases, path))
 
 
@@ -188,30 +180,38 @@ def _existing(cases: list[Case], path: Path) -> list[Case]:
     """The cases, once each, with files that are there."""
     if not cases:
         raise ValueError(f"{path} names no case")
-    missing = [file for case in cases for file in (case.image, case.label) if not file.exists()]
+    missing = [file for case in cases for file in (case.image, case.label) if not _is_there(file)]
     if missing:
-        raise FileNotFoundError(f"{path} names {len(missing)} files that are not there, first {missing[0]}")
-    names = [case.name for case in cases]
-    doubled = sorted({name for name in names if names.count(name) > 1})
+        raise FileNotFoundError(f"{path} names {len(missing)} files that are not there, first {str(missing[0])[:300]}")
+    doubled = sorted(name for name, count in Counter(case.name for case in cases).items() if count > 1)
     if doubled:
         raise ValueError(f"{path} names {', '.join(doubled[:5])} more than once; give the cases ids of their own")
     return cases
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.exists()
+    except (OSError, ValueError):  # a name that is too long for a file
+        return False
 
 
 def _dicom(root: Path, roi: str | None) -> list[Case]:
     """A case for each patient's folder that holds a CT series and one RTSTRUCT or SEG."""
     cases = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        if not any(file.is_file() for file in folder.rglob("*")):
+        if folder.name.startswith(".") or not any(file.is_file() for file in folder.rglob("*")):
             continue
         from ctssl.dicom import drawn_on, find_series
+        from ctssl.dicom_file import text
 
         found = find_series(folder)
         if not found["RTSTRUCT"] and not found["SEG"]:
             continue
         (image, header), (label, _) = drawn_on(found, folder)
-        cases.append(Case(folder.name, image, label, patient=str(header.get("PatientID") or folder.name),
-                          series=str(header.SeriesInstanceUID), roi=roi))  # fmt: skip
+        name = file_name(folder.name, where=str(root))
+        cases.append(Case(name, image, label, patient=text(header, "PatientID") or name,
+                          series=text(header, "SeriesInstanceUID"), roi=roi))  # fmt: skip
     return cases
 
 
@@ -219,7 +219,7 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
     """Scan (HU) and mask (uint8) of a case, on one grid. Raises `ValueError` where they do not fit."""
     scan = read(case.image, series=case.series)
     if case.series is not None:
-        from ctssl.dicom import read_drawn
+        from ctssl.drawn import read_drawn
 
         return scan, read_drawn(case.label, scan, roi=case.roi)
     mask = read(case.label)
@@ -249,8 +249,9 @@ def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, progre
     """Read every case and say what is wrong with it, errors first. An empty list: nothing found.
 
     Errors: unreadable, not a CT in HU, scan and mask on different grids, unknown label values, the same scan twice, a patient
-    in two splits. Warnings: an empty mask, what `ctssl.lint` doubts, and a scan on which `model` was pretrained (exact
-    copies only: the model's folder holds salted hashes of voxels and the SeriesInstanceUIDs that are known).
+    in two splits. Warnings: an empty mask, one that lies outside the body, what `ctssl.lint` doubts, and a scan on which
+    `model` was pretrained (exact copies only: the model's folder holds salted hashes of voxels and the SeriesInstanceUIDs
+    that are known).
     """
     from tqdm import tqdm
 
@@ -267,7 +268,7 @@ def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, progre
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 scan, mask = read_case(case)
-        except (ValueError, OSError, EOFError, ImportError) as error:
+        except (ValueError, OSError, EOFError, ImportError, MemoryError) as error:
             say("error", "unreadable", str(error))
             continue
         for finding in lint(scan):
@@ -275,6 +276,8 @@ def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, progre
         values = {int(v) for v in np.unique(mask.array)} - {0}
         if not values:
             say("warning", "empty", "the mask is empty: nothing to learn or to judge, if there is a tumour")
+        elif outside_body(scan, mask):
+            say("warning", "outside", "the whole mask lies in the air around the body; is it that of another patient?")
         unknown = sorted(values - set(dataset.names)) if dataset.names else []
         if unknown:
             say("error", "labels", f"the mask holds {unknown}, but dataset.json names only {sorted(dataset.names)}")
@@ -319,4 +322,9 @@ def _seen(model: Any) -> dict[str, Any]:
     if not isinstance(model, (str, os.PathLike)):
         return {}
     path = hub.find(model) / SEEN
-    return json.loads(path.read_text()) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    if not isinstance(found, dict) or not all(isinstance(found.get(key, []), list) for key in ("voxels", "series")):
+        raise ValueError(f"{path} is not the list of scans that a model was pretrained on; get the model again")
+    return found

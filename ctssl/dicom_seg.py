@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 import ctssl
 from ctssl.dicom import ordered_slices
 from ctssl.volume import Volume
+from ctssl.writing import write_whole
 
 
 def write_seg(mask: Volume, labels: dict[int, str], source: Path, target: Path, *, series: str | None = None, model: str = "",
@@ -63,10 +63,4 @@ def write_seg(mask: Volume, labels: dict[int, str], source: Path, target: Path, 
         raise ValueError(
             f"{source}: no DICOM-SEG can refer to this series ({error}); write OUT.nii.gz instead"
         ) from error
-    part = target.with_name(f".part-{os.getpid()}-{target.name}")
-    try:
-        found.save_as(part)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-    return target
+    return write_whole(target, found.save_as)

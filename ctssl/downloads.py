@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from ctssl import hub
-from ctssl.remote import REPO, local_trouble
+from ctssl.names import REPOSITORY
+from ctssl.remote import local_trouble
 from ctssl.zoo import MODELS
 
 
@@ -25,7 +25,7 @@ def download(source: str, *, to: str | os.PathLike | None = None, revision: str 
 
     A verified copy that is already there is left; anything else there is kept, with `FileExistsError`.
     """
-    if source not in MODELS and not re.fullmatch(REPO, source):
+    if source not in MODELS and not REPOSITORY.fullmatch(source):
         raise ValueError(f"{source!r} is neither a name of `ctssl list` nor a Hub repository owner/name")
     found = hub.find(source, revision=revision, offline=offline)
     if to is None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ import numpy as np
 
 from ctssl.datasets import niftis
 from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml
+from ctssl.tables import read_table
 from ctssl.volume import Volume, read
+from ctssl.writing import write_whole
 
 METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml")
 FEWEST = 6  # cases below which a paired test is not made
@@ -33,14 +37,15 @@ class Evaluation:
         """`cases.csv`, `report.json`, `report.md` and, with paired results, `paired.png`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "cases.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, list(self.cases[0]))
-            writer.writeheader()
-            writer.writerows(self.cases)
-        (folder / "report.json").write_text(json.dumps(self.plain(), indent=1) + "\n")
-        (folder / "report.md").write_text(self.markdown())
+        rows = io.StringIO(newline="")
+        writer = csv.DictWriter(rows, list(self.cases[0]))
+        writer.writeheader()
+        writer.writerows(self.cases)
+        write_whole(folder / "cases.csv", rows.getvalue())
+        write_whole(folder / "report.json", json.dumps(self.plain(), indent=1) + "\n")
+        write_whole(folder / "report.md", self.markdown())
         if self.paired:
-            self._picture(folder / "paired.png")
+            write_whole(folder / "paired.png", self._picture)
         return folder
 
     def plain(self) -> dict[str, Any]:
@@ -70,7 +75,7 @@ class Evaluation:
         for x, key in ((0, "other_dsc"), (1, "dsc")):
             axes.scatter([x] * len(self.cases), [row[key] for row in self.cases], s=18, zorder=2)
         axes.set(xticks=[0, 1], xticklabels=["the other", "this"], ylabel="DSC", ylim=(-0.02, 1.02), xlim=(-0.3, 1.3))
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=110, format="png")
 
 
 def evaluate(predictions: str | os.PathLike, labels: str | os.PathLike, *, table: str | os.PathLike | None = None,
@@ -214,18 +219,17 @@ def _complete(found: dict[str, Path], wanted: dict[str, Path], folder: Any) -> N
 
 def facts_of(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dict[str, str]]:
     """For each case what the table says in the columns `by`, and its patient."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no table {path}")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        key = next((c for c in ("id", "case") if c in columns), None)
-        missing = [c for c in by if c not in columns]
-        if key is None or missing:
-            raise ValueError(
-                f"{path} has the columns {columns}; needed: id or case" + (f", and {missing}" if missing else "")
-            )
-        rows = {row[key]: row for row in reader}
+    columns, listed = read_table(path)
+    key = next((c for c in ("id", "case") if c in columns), None)
+    missing = [c for c in by if c not in columns]
+    if key is None or missing:
+        raise ValueError(
+            f"{path} has the columns {columns}; needed: id or case" + (f", and {missing}" if missing else "")
+        )
+    rows = {row[key]: row for _, row in listed}
+    doubled = [name for name, count in Counter(row[key] for _, row in listed).items() if count > 1]
+    if doubled:
+        raise ValueError(f"{path} has more than one row for {', '.join(doubled[:5])}; keep one of each")
     absent = [name for name in names if name not in rows]
     if absent:
         raise ValueError(f"{path} has no row for {', '.join(absent[:5])} ({len(absent)} cases)")

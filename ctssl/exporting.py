@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ctssl.writing import write_whole
+
 
 def to_program(encoder: nn.Module, *, size: tuple[int, int, int]) -> torch.export.ExportedProgram:
     """The encoder as a program for images `(1, 1, *size)`; `program.module()(x)` gives its maps, finest first.
@@ -41,14 +43,8 @@ def to_onnx(
     except ImportError as error:
         raise ImportError(f"{error}; ONNX needs more packages: pip install 'ctssl[export]'") from error
     names = [f"map{i}" for i in range(len(encoder.channels))]  # type: ignore[arg-type]
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter, about its own insides
-            program: Any = torch.onnx.export(to_program(encoder, size=size), input_names=["image"], output_names=names,
-                                             dynamo=True, external_data=False, verbose=False)  # fmt: skip
-        program.save(part, external_data=False)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about its own insides
+        program: Any = torch.onnx.export(to_program(encoder, size=size), input_names=["image"], output_names=names,
+                                         dynamo=True, external_data=False, verbose=False)  # fmt: skip
+    return write_whole(path, lambda part: program.save(part, external_data=False))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import distributed as dist
 from tqdm import tqdm
 
 from ctssl.sampling import augment, crop_at, degraded, random_start, turned_and_scaled, warped
+from ctssl.writing import write_weights, write_whole
 
 if TYPE_CHECKING:
     from ctssl.heads.segmenter import Segmenter
@@ -292,8 +292,6 @@ def agreed(value: int, world: int) -> int:
 def keep(folder: Path, net: nn.Module, average: Any, opt: torch.optim.Optimizer, identity: dict,
          now: Progress) -> None:  # fmt: skip
     """Everything a training needs to go on: safetensors and JSON, replaced as one file each."""
-    from safetensors.torch import save_file
-
     state = {f"net.{k}": v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     state |= {f"best.{k}": v for k, v in now.best.items()}
     if average is not None:
@@ -302,11 +300,9 @@ def keep(folder: Path, net: nn.Module, average: Any, opt: torch.optim.Optimizer,
         state |= {f"opt.{number}.{k}": v.detach().cpu().contiguous() for k, v in moments.items()}
     folder.mkdir(parents=True, exist_ok=True)
     name = f"state-{now.step}.safetensors"
-    save_file(state, folder / name)
-    part = folder / "state.json.part"
+    write_weights(folder / name, state)
     place = {"step": now.step, "steps": now.steps, "curve": now.curve}
-    part.write_text(json.dumps({"place": place, "file": name, "training": identity}))
-    os.replace(part, folder / "state.json")
+    write_whole(folder / "state.json", json.dumps({"place": place, "file": name, "training": identity}))
     for old in folder.glob("state-*.safetensors"):
         if old.name != name:
             old.unlink()

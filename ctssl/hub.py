@@ -15,7 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ctssl.remote import CONFIG, REPO, WEIGHTS, fetch
+from ctssl.configs import of_right_types
+from ctssl.names import REPOSITORY
+from ctssl.remote import CONFIG, WEIGHTS, fetch
+from ctssl.tables import read_json
 from ctssl.zoo import MODELS, ModelSpec, unknown
 
 FORMAT = "ctssl-1"
@@ -30,17 +33,17 @@ def find(source: str | os.PathLike, *, revision: str | None = None, offline: boo
     if name in MODELS and revision is None:
         return as_published(_named(name, offline), MODELS[name])
     root, folder = os.environ.get("CTSSL_MODELS"), Path(name).expanduser()
-    if root and re.fullmatch(r"[\w.-]+", name) and Path(root, name, CONFIG).is_file():
+    if root and re.fullmatch(r"\w[\w.-]*", name) and Path(root, name, CONFIG).is_file():
         folder = Path(root, name)
     if folder.is_dir() and revision is None:
         return verified(folder)
-    if folder.is_dir() and name not in MODELS and not re.fullmatch(REPO, name):
+    if folder.is_dir() and name not in MODELS and not REPOSITORY.fullmatch(name):
         raise ValueError(f"revision={revision!r}: {folder} is a folder, which has no revisions; leave it out")
     if folder.is_file():
         raise ValueError(f"{name} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")
     if name in MODELS and MODELS[name].repo:
         name = str(MODELS[name].repo)
-    if not re.fullmatch(REPO, name):
+    if not REPOSITORY.fullmatch(name):
         if revision is not None and name in MODELS:
             raise ValueError(f"revision={revision!r}: {name} has not been published on the Hub, so it has no revisions")
         raise FileNotFoundError(unknown(name))
@@ -90,10 +93,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"no {CONFIG} in {folder}: a model folder holds {CONFIG} and {WEIGHTS}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); {_cure(folder)}") from error
+    config = read_json(path, cure=_cure(folder))
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
         raise ValueError(
@@ -102,7 +102,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     missing = {"name", "kind", "encoder", "encoder_args", "preprocess", "parameters", "sha256"} - set(config)
     if missing:
         raise ValueError(f"{path} lacks {sorted(missing)}; {_cure(folder)}")
-    return config
+    return of_right_types(config, path)
 
 
 def verified(folder: Path, *, sha256: str | None = None) -> Path:

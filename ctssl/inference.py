@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ctssl.lint import check
+from ctssl.names import file_name, part_of_name
 from ctssl.volume import Volume, prepare, read, resample, working_grid
+from ctssl.writing import disk_is_full, write_whole
 from ctssl.zoo import Preprocess
 
 if TYPE_CHECKING:
@@ -79,7 +80,10 @@ def embed(encoder: Any, source: Any, *, progress: bool = False) -> Tensor:
     stride = encoder.strides[-1]
     tissue = torch.nn.functional.max_pool3d(image, stride, ceil_mode=True)[0, 0] > 0
     chosen = features[:, tissue] if tissue.any() else features.flatten(1)
-    return chosen.mean(1)
+    vector = chosen.mean(1)
+    if not torch.isfinite(vector).all():
+        raise ValueError("the encoder gives NaN or infinite features for this scan; its weights are no use")
+    return vector
 
 
 def segment(model: Segmenter, source: Any, *, overlap: float = 0.5, tta: bool = False, max_memory_gb: float = MEMORY_GB,
@@ -158,6 +162,8 @@ def windowed(model: Segmenter, volume: Volume, *, overlap: float, tta: bool, pro
                 if empty and air is not None
                 else (mirrored(model, window) if tta else model(window))[0].float().cpu()
             )
+            if not torch.isfinite(answer).all():
+                raise ValueError(f"the model gives NaN or infinite values for {volume.name}; its weights are no use")
             air = answer if empty else air
             slab[:, :, y : y + side, z : z + side] += answer * weight
             bar.update()
@@ -207,10 +213,12 @@ def segment_all(model: Segmenter, scans: dict[str, Path], out: Path, *, overlap:
                 overwrite: bool = False, progress: bool = False) -> dict[str, str]:  # fmt: skip
     """Write `out/NAME.nii.gz` (and `NAME.ctssl.json`, `NAME_LABEL.nii.gz`) for every scan; what went wrong with which.
 
-    A scan that fails does not stop the others. `resume` leaves out scans whose mask is there.
+    A scan that fails does not stop the others, a full disk does (`OSError`). `resume` leaves out scans whose mask is there.
     """
     from tqdm import tqdm
 
+    for name in scans:
+        file_name(name)
     out.mkdir(parents=True, exist_ok=True)
     failed = {}
     for name, path in tqdm(scans.items(), desc="scans", disable=not progress):
@@ -221,6 +229,8 @@ def segment_all(model: Segmenter, scans: dict[str, Path], out: Path, *, overlap:
             write_mask(model, read(path), target, overlap=overlap, tta=tta, max_memory_gb=max_memory_gb,
                        with_probabilities=with_probabilities, overwrite=overwrite or resume)  # fmt: skip
         except (ValueError, OSError, EOFError, RuntimeError, MemoryError) as error:
+            if disk_is_full(error):  # hours of work for nothing, if it went on
+                raise
             failed[name] = f"{type(error).__name__}: {error}" if not str(error) else str(error)
     return failed
 
@@ -232,9 +242,11 @@ def write_mask(model: Segmenter, scan: Volume, target: Path, *, overlap: float =
     how: dict[str, Any] = {"overlap": overlap, "tta": tta, "max_memory_gb": max_memory_gb, "progress": progress}
     folder, name = target.parent, target.name.removesuffix(".gz").removesuffix(".nii")
     maps: dict[str, Volume] = {}
-    places = {
-        label: folder / f"{name}_{re.sub(r'[^A-Za-z0-9_.-]', '_', label)}.nii.gz" for label in model.labels.values()
-    }
+    places = {label: folder / f"{name}_{part_of_name(label)}.nii.gz" for label in model.labels.values()}
+    if with_probabilities and len(set(places.values())) < len(model.labels):
+        raise ValueError(
+            f"the labels {list(model.labels.values())} would share files; give them names that differ in letters"
+        )
     taken = [path for path in (target, *(places.values() if with_probabilities else ())) if path.exists()]
     if taken and not overwrite:
         raise FileExistsError(f"{taken[0]} exists; choose another name, or overwrite it on purpose")
@@ -251,7 +263,7 @@ def write_mask(model: Segmenter, scan: Volume, target: Path, *, overlap: float =
              "sha256": model.spec.sha256 if model.spec else ""}  # fmt: skip
     for label, one in maps.items():
         one.save(places[label], overwrite=overwrite)
-    (folder / f"{name}.ctssl.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_whole(folder / f"{name}.ctssl.json", json.dumps(facts, indent=1) + "\n")
     mask.save(target, overwrite=overwrite)  # last: a mask that is there is complete
     return mask, facts
 

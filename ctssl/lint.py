@@ -39,6 +39,26 @@ def check(volume: Volume) -> Volume:
     return volume
 
 
+def outside_body(scan: Volume, mask: Volume) -> bool:
+    """Whether every labelled voxel lies in the air around the body: a mask of somebody else, or a shifted one.
+
+    Air inside the body (lungs, airways, bowel) is part of it: each axial slice is filled.
+    """
+    labelled = mask.array > 0
+    if not labelled.any() or float(np.median(scan.array[labelled])) > -800:
+        return False  # most masks; what follows is slow
+    from scipy import ndimage
+
+    axial = int(np.abs(scan.affine[2, :3]).argmax())
+    steps = [max(1, n // 256) if axis != axial else 1 for axis, n in enumerate(scan.shape)]
+    part = tuple(slice(None, None, step) for step in steps)
+    tissue, marked = (np.moveaxis(a[part], axial, 0) for a in (scan.array > -500, labelled))
+    for slice_, here in zip(tissue, marked, strict=True):
+        if here.any() and (ndimage.binary_fill_holes(slice_) & here).any():  # type: ignore[operator]
+            return False
+    return bool(marked.any())
+
+
 def _geometry(volume: Volume) -> list[Finding]:
     found, spacing = [], volume.spacing_mm
     extent = [n * s for n, s in zip(volume.shape, spacing, strict=True)]

@@ -14,10 +14,14 @@ import torch
 from torch import nn
 
 from ctssl import hub
+from ctssl.configs import plausible, preparation
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
 from ctssl.provenance import fingerprint_of, lineage, read_metadata
+from ctssl.writing import write_weights, write_whole
 from ctssl.zoo import MODELS, ModelSpec, Preprocess
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that weights may be stored as
 
 if TYPE_CHECKING:
     from ctssl.encoders.swin import Swin
@@ -83,12 +87,39 @@ def build_encoder(config: dict[str, Any], folder: Path) -> Any:
     known = {**ENCODERS, "pixels": Pixels}
     if kind not in known:
         raise ValueError(f"{folder} needs the encoder {kind!r}; this ctssl has {sorted(known)}: update it")
+    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in args.items()}
+    plausible(settings, folder / hub.CONFIG, weights=len(shapes_of(folder / hub.WEIGHTS)))
     try:
-        return known[kind](**{key: tuple(v) if isinstance(v, list) else v for key, v in args.items()})
-    except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+        with torch.device("meta"):  # shapes without memory: what config.json describes may be of any size
+            sketch = known[kind](**settings)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError, LookupError) as error:
         raise ValueError(
             f"{folder}/config.json does not describe a {kind} that this ctssl can build: {error}"
         ) from error
+    within = "encoder." if config["kind"] == "segmenter" else ""
+    _same({within + key: tuple(v.shape) for key, v in sketch.state_dict().items()}, folder, within=within)
+    return known[kind](**settings)
+
+
+def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights of a safetensors file, from its header alone."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
+
+
+def _same(own: dict[str, tuple[int, ...]], folder: Path, *, within: str = "") -> None:
+    """Raise `ValueError` unless the weights whose names begin with `within` have the names and shapes of `own`."""
+    path = folder / hub.WEIGHTS
+    found = {key: shape for key, shape in shapes_of(path).items() if key.startswith(within)}
+    wrong = sorted(set(own) ^ set(found)) + [k for k in own if k in found and own[k] != found[k]]
+    if wrong:
+        raise ValueError(f"{path} holds another model than its config.json describes: {len(wrong)} weights differ, "
+                         f"first {wrong[0]!r}; the two files belong to different models")  # fmt: skip
 
 
 def fill(model: nn.Module, folder: Path) -> None:
@@ -96,16 +127,21 @@ def fill(model: nn.Module, folder: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = folder / hub.WEIGHTS
+    path, own = folder / hub.WEIGHTS, model.state_dict()
+    _same({key: tuple(value.shape) for key, value in own.items()}, folder)
     try:
         state = load_file(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError) as error:  # KeyError: of a type that torch does not have
         raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
-    own = model.state_dict()
-    wrong = sorted(set(own) ^ set(state)) + [k for k in own if k in state and own[k].shape != state[k].shape]
-    if wrong:
-        raise ValueError(f"{path} holds another model than its config.json describes: {len(wrong)} weights differ, "
-                         f"first {wrong[0]!r}; the two files belong to different models")  # fmt: skip
+    other = [
+        k
+        for k, v in state.items()
+        if v.dtype != own[k].dtype and not (own[k].is_floating_point() and v.dtype in FLOATS)
+    ]
+    if other:
+        raise ValueError(
+            f"{path} holds weights of the type {state[other[0]].dtype}, first {other[0]!r}; get the file again"
+        )
     broken = [k for k, v in state.items() if not torch.isfinite(v).all()]
     if broken:
         raise ValueError(f"{path} holds infinite or NaN weights, first {broken[0]!r}; get the file again")
@@ -119,13 +155,7 @@ def spec_of(config: dict[str, Any]) -> ModelSpec:
     table = MODELS.get(config["name"])
     if table is not None and table.sha256 == config["sha256"]:
         return table
-    pre = config["preprocess"]
-    try:
-        preprocess = Preprocess(float(pre["spacing_mm"]), tuple(float(v) for v in pre["window_hu"]))  # type: ignore[arg-type]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"config.json of {config['name']}: preprocess {pre!r} needs spacing_mm and window_hu"
-        ) from error
+    preprocess = Preprocess(*preparation(config))
     known = ("name", "kind", "encoder", "encoder_args", "corpus", "pretext", "parameters", "sha256", "licence", "data",
              "head", "labels")  # fmt: skip
     return ModelSpec(preprocess=preprocess, **{key: config[key] for key in known if key in config})
@@ -138,8 +168,6 @@ def write_folder(model: nn.Module, folder: str | os.PathLike, config: dict[str, 
 
     `metadata`: where the weights come from (`ctssl.provenance.facts`), for their header; None: what is known of the model.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not empty; choose another folder, or overwrite it on purpose "
@@ -150,16 +178,17 @@ def write_folder(model: nn.Module, folder: str | os.PathLike, config: dict[str, 
         else metadata
     )
     part = folder.with_name(f".part-{os.getpid()}-{folder.name}")
+    shutil.rmtree(part, ignore_errors=True)  # of a process of the same number that was killed
     part.mkdir(parents=True)
     try:
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         if half:
             state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-        save_file(state, part / hub.WEIGHTS, metadata={"format": "pt", **told})
+        write_weights(part / hub.WEIGHTS, state, metadata={"format": "pt", **told})
         config = {"format": hub.FORMAT, **config, "sha256": hub.file_sha256(part / hub.WEIGHTS)}
-        (part / hub.CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        write_whole(part / hub.CONFIG, json.dumps(config, indent=1) + "\n")
         for name, content in (extra or {}).items():
-            (part / name).write_bytes(content.encode() if isinstance(content, str) else content)
+            write_whole(part / name, content)
         (part / hub.WEIGHTS).chmod(
             (part / hub.CONFIG).stat().st_mode
         )  # safetensors writes files that nobody else can read

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 
 from ctssl.volume import Volume, resample, working_grid
+from ctssl.writing import write_whole
 
 COLOURS = ((0.90, 0.15, 0.20), (0.10, 0.60, 0.95), (0.20, 0.75, 0.30), (0.95, 0.70, 0.10))
 
@@ -102,5 +104,8 @@ def _figure(columns: int):
 
 def _write(figure, path: str | os.PathLike | BytesIO, title: str) -> None:
     if title:
-        figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110, format="png")
+        figure.suptitle(title, fontsize=10, parse_math=False)  # names of files may hold $
+    if isinstance(path, BytesIO):
+        figure.savefig(path, dpi=110, format="png")
+    else:
+        write_whole(Path(path), lambda part: figure.savefig(part, dpi=110, format="png"))

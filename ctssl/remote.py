@@ -11,8 +11,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ctssl.names import REPOSITORY
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-REPO, COMMIT = r"\w[\w.-]*/\w[\w.-]*", r"[0-9a-f]{40}"
+COMMIT = r"[0-9a-f]{40}"
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
 SIGN_IN = "`hf auth login`, or set HF_TOKEN to a token of https://huggingface.co/settings/tokens"
 
@@ -123,7 +125,7 @@ def push(model: Any, repo: str, *, private: bool = False, token: str | None = No
     from ctssl.cards import card
     from ctssl.provenance import read_metadata
 
-    if not re.fullmatch(REPO, repo):
+    if not REPOSITORY.fullmatch(repo):
         raise ValueError(f"{repo!r} is not a Hub repository; write owner/name")
     with tempfile.TemporaryDirectory() as place:
         folder = model.save_pretrained(Path(place, repo.split("/")[1]))

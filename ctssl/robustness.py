@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ from ctssl.evaluation import as_plain, facts_of, markdown_table, score_masks, su
 from ctssl.shifts import SHIFTS, check_shift, shift
 from ctssl.sources import Source, complete, find_sources, named
 from ctssl.volume import Volume, read
+from ctssl.writing import write_whole
 
 EXPLAINED = (
     "DSC, HD95 in mm, NSD at {tolerance:g} mm; severity 0 is the scan as it is. `area` is the mean height of a case's curve over "
@@ -65,13 +67,12 @@ class Robustness:
         write_whole(folder / "report.md", self.markdown())
         if self.rows:
             columns = list(dict.fromkeys(key for row in self.rows for key in row))
-            with open(folder / ".rows.csv.part", "w", newline="") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(self.rows)
-            os.replace(folder / ".rows.csv.part", folder / "rows.csv")
-            picture(self.rows, self.models, self.shifts, folder / "curves.png.part")
-            os.replace(folder / "curves.png.part", folder / "curves.png")
+            text = io.StringIO(newline="")
+            writer = csv.DictWriter(text, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_whole(folder / "rows.csv", text.getvalue())
+            write_whole(folder / "curves.png", lambda part: picture(self.rows, self.models, self.shifts, part))
         return folder
 
 
@@ -226,13 +227,6 @@ def kept_rows(path: Path, facts: dict[str, Any], overwrite: bool) -> list[Row] |
 def keep_rows(path: Path, facts: dict[str, Any], rows: list[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(as_plain({"facts": facts, "rows": rows})) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 def notes(sources: list[Source], cases: list[Case]) -> list[str]:

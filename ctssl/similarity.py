@@ -9,6 +9,7 @@ over a grid of 4x4x4 cells and flattened, so that memory is bounded by the batch
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from ctssl.inference import prepared
 from ctssl.sampling import crop_at, tissue_start
+from ctssl.writing import write_whole
 
 CELLS = 4  # along each side of the grid that a map is averaged over
 STEADY = 256  # crops from which the picture does not depend on their choice
@@ -48,7 +50,7 @@ class Similarity:
         axes.set_xticks(range(columns), [str(i + 1) for i in range(columns)])
         axes.set_yticks(range(rows), [str(i + 1) for i in range(rows)])
         figure.colorbar(image)
-        figure.savefig(path, dpi=110)
+        write_whole(Path(path), lambda part: figure.savefig(part, dpi=110, format="png"))
 
 
 def hsic(k: Tensor, other: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 
 from ctssl.curves import CLEAN
 from ctssl.datasets import Case, niftis
+from ctssl.tables import read_json
 from ctssl.volume import Volume, read
 
 
@@ -54,7 +54,9 @@ def from_model(model: Any, device: str) -> Source:
         folder, name = hub.find(model), Path(model).name
         key = hashlib.sha256((folder / hub.WEIGHTS).read_bytes()).hexdigest()
         if (folder / "report.json").is_file():
-            trained = frozenset(json.loads((folder / "report.json").read_text()).get("train", []))
+            report = read_json(folder / "report.json")  # it came with the model, from anywhere
+            named_there = report.get("train") if isinstance(report, dict) else None
+            trained = frozenset(map(str, named_there if isinstance(named_there, list) else []))
         model = load_segmenter(model, device=device)
     else:
         digest = hashlib.sha256()

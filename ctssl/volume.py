@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ctssl.writing import write_whole
 
 if TYPE_CHECKING:
     from ctssl.zoo import Preprocess
@@ -51,13 +53,7 @@ class Volume:
         image.set_sform(self.affine, code=1)
         image.set_qform(self.affine, code=1, strip_shears=True)
         image.header.set_xyzt_units("mm")
-        part = path.with_name(f".part-{os.getpid()}-{path.name}")
-        try:
-            nibabel.save(image, part)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-        return path
+        return write_whole(path, lambda part: nibabel.save(image, part))
 
 
 def read(source: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray], *, series: str | None = None) -> Volume:
@@ -84,22 +80,12 @@ def read(source: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray], *, 
 
 
 def _read_nifti(path: Path) -> Volume:
-    import zlib
-
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
+    from ctssl.nifti import read_nifti
 
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError(f"cannot read {path}: a scan is a .nii or .nii.gz file, or a folder with a DICOM series")
-    try:
-        image: Any = nibabel.load(path)
-        plain = np.issubdtype(image.get_data_dtype(), np.floating) or np.issubdtype(image.get_data_dtype(), np.integer)
-        data = (
-            np.asarray(image.dataobj, np.float32) if plain else np.asanyarray(image.dataobj)
-        )  # by slope and intercept
-    except (OSError, EOFError, ValueError, ImageFileError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or not NIfTI ({error}); copy or convert it again") from error
-    return _volume(data, np.asarray(image.affine, dtype=float), path.name)
+    array, affine = read_nifti(path)
+    return _volume(array, affine, path.name)
 
 
 def _volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
@@ -117,8 +103,12 @@ def _volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
         raise ValueError(f"{name} holds {array.dtype}: numbers in HU are needed")
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise ValueError(f"{name} has no usable affine: a finite 4x4 matrix from voxels to mm is needed")
-    if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise ValueError(f"{name} has a singular affine (an axis without length); its geometry has to be repaired")
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (lengths > 1e-6).all() or not (lengths < 1e6).all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
+        raise ValueError(f"{name} has a singular affine (an axis without length, or without end); its geometry has to be "
+                         "repaired")  # fmt: skip
+    if np.abs(affine[:3, 3]).max() > 1e9 or np.abs(affine[3] - (0, 0, 0, 1)).max() > 1e-6:
+        raise ValueError(f"{name} has no usable affine: it puts the scan nowhere; its geometry has to be repaired")
     values = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(values).all():
         raise ValueError(f"{name} holds NaN or infinite voxels; replace them (air is -1000 HU) and try again")

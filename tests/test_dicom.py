@@ -158,7 +158,7 @@ def grid_in_lps() -> ctssl.Volume:
 
 
 def test_contours_are_filled_even_odd_with_holes(tmp_path):
-    from ctssl.dicom import read_rtstruct
+    from ctssl.drawn import read_rtstruct
 
     ring = [square(2.5, 12.5, 2.0), square(5.5, 8.5, 2.0), square(14.5, 16.5, 2.0), square(0.5, 3.5, 6.0)]
     write_rtstruct(tmp_path / "rs.dcm", {"tumour": ring})
@@ -169,7 +169,7 @@ def test_contours_are_filled_even_odd_with_holes(tmp_path):
 
 def test_a_polygon_fills_the_voxels_whose_centres_it_holds(tmp_path):
     """Against the winding of each voxel's centre, summed up as angles."""
-    from ctssl.dicom import _toggle
+    from ctssl.drawn import _toggle
 
     rng = np.random.default_rng(0)
     for _ in range(10):
@@ -184,7 +184,7 @@ def test_a_polygon_fills_the_voxels_whose_centres_it_holds(tmp_path):
 
 
 def test_a_structure_is_chosen_by_name_and_foreign_contours_are_refused(tmp_path):
-    from ctssl.dicom import read_rtstruct
+    from ctssl.drawn import read_rtstruct
 
     write_rtstruct(tmp_path / "rs.dcm", {"GTV-1": [square(1.5, 4.5, 0.0)], "Lung": [square(1.5, 9.5, 0.0)]})
     assert read_rtstruct(tmp_path / "rs.dcm", grid_in_lps(), roi="GTV-1").array.sum() == 9
@@ -198,7 +198,7 @@ def test_a_structure_is_chosen_by_name_and_foreign_contours_are_refused(tmp_path
 
 
 def test_a_real_rtstruct_agrees_with_the_published_mask(data):
-    from ctssl.dicom import read_rtstruct
+    from ctssl.drawn import read_rtstruct
     from ctssl.metrics import dsc
     from ctssl.volume import resample
 
@@ -260,13 +260,11 @@ def test_kernels_fall_into_the_papers_bins():
     assert {case: kernel_bin(*case) for case in cases} == cases
 
 
-def test_a_segmentation_lands_on_the_grid_of_its_scan(tmp_path):
+def write_segmentation(path: Path) -> None:
     """Frames in any order, a slice left out, half the pixel size; value 1 in LPS x 4..8, y 2..12 mm of slices 1 and 3."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.sequence import Sequence
     from pydicom.uid import ExplicitVRLittleEndian
-
-    from ctssl.dicom import read_seg
 
     def item(**fields):
         dataset = Dataset()
@@ -290,7 +288,13 @@ def test_a_segmentation_lands_on_the_grid_of_its_scan(tmp_path):
                  SharedFunctionalGroupsSequence=Sequence([shared]),
                  PerFrameFunctionalGroupsSequence=Sequence(groups))  # fmt: skip
     image.file_meta = meta
-    image.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
+    image.save_as(path, enforce_file_format=True)
+
+
+def test_a_segmentation_lands_on_the_grid_of_its_scan(tmp_path):
+    from ctssl.drawn import read_seg
+
+    write_segmentation(tmp_path / "seg.dcm")
     mask = read_seg(tmp_path / "seg.dcm", grid_in_lps()).array
     assert mask.sum((0, 1)).tolist() == [0, 40, 0, 40] and mask[4:8, 2:12, 1].all() and mask[4:8, 2:12, 3].all()
     write_rtstruct(tmp_path / "rs.dcm", {"a": [square(1.5, 4.5, 0.0)]})
@@ -302,8 +306,8 @@ def test_a_segmentation_lands_on_the_grid_of_its_scan(tmp_path):
 
 
 def test_a_mask_becomes_a_segmentation_of_its_series_and_comes_back(tmp_path):
-    from ctssl.dicom import read_seg
     from ctssl.dicom_seg import write_seg
+    from ctssl.drawn import read_seg
 
     highdicom = pytest.importorskip("highdicom", reason="highdicom is not installed: pip install 'ctssl[dicom]'")
     write_series(tmp_path / "scan")

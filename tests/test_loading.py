@@ -275,7 +275,7 @@ def test_what_is_no_model_folder_is_refused_in_words(folder, tmp_path):
     with pytest.raises(ValueError, match="give the folder"):
         ctssl.load(folder / "model.safetensors")
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
+    with pytest.raises(ValueError, match="not readable JSON"):
         ctssl.load(folder)
     (folder / "config.json").write_text('{"format": "ctssl-1"}')
     with pytest.raises(ValueError, match="lacks"):

@@ -20,7 +20,8 @@ from typing import Any
 
 import ctssl
 from ctssl import hub, zoo
-from ctssl.remote import COMMIT, REPO, SIGN_IN, failures, upload
+from ctssl.names import REPOSITORY
+from ctssl.remote import COMMIT, SIGN_IN, failures, upload
 from training.card import card
 from training.export import CARDS
 from training.export_segmenter import TASKS
@@ -90,7 +91,7 @@ def publish(names: list[str], *, org: str, private: bool = False, tag: str | Non
     started again, unchanged folders give the commits that are there.
     """
     for name in names:
-        if not re.fullmatch(REPO, f"{org}/{name}"):
+        if not REPOSITORY.fullmatch(f"{org}/{name}"):
             raise ValueError(f"{org}/{name} is not a Hub repository: --org is the name of an organisation or user")
         check(cards / name)
     done: dict[str, tuple[str, str]] = {}
@@ -186,7 +187,7 @@ def write_table(path: Path, placed: dict[str, tuple[str, str]]) -> None:
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"{path} does not have the two lines between which repositories are written:\n{BEGIN}{END}")
     for repo, commit in placed.values():
-        if not re.fullmatch(REPO, repo) or not re.fullmatch(COMMIT, commit):
+        if not REPOSITORY.fullmatch(repo) or not re.fullmatch(COMMIT, commit):
             raise ValueError(f"{repo!r} at {commit!r} is not a repository and a commit of 40 hex digits")
     before, rest = text.split(BEGIN)
     lines, after = rest.split(END)

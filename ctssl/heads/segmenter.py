@@ -13,6 +13,8 @@ from ctssl.encoders.pretrained import Pretrained, on_class
 from ctssl.heads import HEADS
 from ctssl.volume import Volume
 
+WIDEST_WINDOW = 512  # voxels along each side of a piece
+
 
 class Segmenter(nn.Module):
     """`forward(x)`: `(B, 1, X, Y, Z)` as `preprocess` gives it -> logits `(B, classes, X, Y, Z)`.
@@ -107,7 +109,13 @@ def segmenter_settings(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Arguments of `Segmenter` from a `config.json`."""
     try:
         labels = {int(k): str(v) for k, v in config["labels"].items()}
-        return dict(head=config["head"], classes=len(labels) + 1, labels=labels, window=int(config["window"]),
-                    parent=config.get("parent", ""))  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        head, window, parent = config["head"], int(config["window"]), str(config.get("parent", ""))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"{folder}/config.json is not that of a segmenter ({error!r}); export it again") from error
+    if not labels or sorted(labels) != list(range(1, len(labels) + 1)) or len(labels) > 255:
+        raise ValueError(f"{folder}/config.json names the labels {sorted(labels)[:6]}; they are 1, 2, ... up to 255")
+    if not isinstance(head, str) or not 1 <= window <= WIDEST_WINDOW:
+        raise ValueError(
+            f"{folder}/config.json has the head {head!r} and windows of {window} voxels (1 to {WIDEST_WINDOW})"
+        )
+    return dict(head=head, classes=len(labels) + 1, labels=labels, window=window, parent=parent)

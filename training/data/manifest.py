@@ -1,10 +1,10 @@
 """Which scans to train on: a corpus of ours, a CSV, or any folder with NIfTI files and DICOM series."""
 
-import csv
 import os
 from pathlib import Path
 from typing import NamedTuple
 
+from ctssl.tables import read_table
 from training.data import corpora
 
 
@@ -37,13 +37,13 @@ def find_scans(source: str | Path) -> list[Scan]:
 
 
 def _from_csv(path: Path) -> list[Scan]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if "image" not in (reader.fieldnames or []):
-            raise SystemExit(
-                f"{path} has the columns {reader.fieldnames}: one named image is needed (patient, split: optional)"
-            )
-        rows = [row for row in reader if row["image"]]
+    try:
+        columns, listed = read_table(path)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    if "image" not in columns:
+        raise SystemExit(f"{path} has the columns {columns}: one named image is needed (patient, split: optional)")
+    rows = [row for _, row in listed if row["image"]]
     splits: dict[str, set[str]] = {}
     for row in rows:
         splits.setdefault(row.get("patient") or row["image"], set()).add(row.get("split") or "train")

@@ -15,7 +15,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 import ctssl
-from ctssl.dicom import Found, drawn_on, find_series, read_drawn
+from ctssl.dicom import Found, drawn_on, find_series
+from ctssl.drawn import read_drawn
 
 COLUMNS = (
     "image",

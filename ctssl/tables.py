@@ -1,0 +1,62 @@
+"""CSV tables and JSON files that others wrote, read with every fault in words."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+LARGEST = 64 << 20  # bytes of a table or a description; a hundred thousand cases take a tenth of that
+
+
+def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns of a CSV, and its rows with their line numbers; a cell that is not there is "".
+
+    Raises `FileNotFoundError`, or `ValueError` for another encoding, NUL bytes, a doubled column, a row with more cells than
+    there are columns, and endless cells.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no table {path}")
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
+    try:
+        columns = [column or "" for column in reader.fieldnames or []]
+        doubled = sorted({column for column in columns if columns.count(column) > 1})
+        if doubled:
+            raise ValueError(f"{path} has the column {doubled[0]!r} more than once; leave one of them")
+        rows = []
+        for row in reader:
+            if None in row:
+                raise ValueError(f"{path}, line {reader.line_num}: more cells than the {len(columns)} columns; put a cell with "
+                                 "a comma into quotes")  # fmt: skip
+            rows.append((reader.line_num, {key: value or "" for key, value in row.items()}))
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {reader.line_num}: no CSV ({error}); save the table again as CSV, UTF-8"
+        ) from error
+    return columns, rows
+
+
+def read_json(path: Path, *, cure: str = "mend or remove it") -> Any:
+    """What a JSON file holds. Raises `ValueError`, with the `cure`, when it is no JSON, nests without end, or is too large."""
+    text = _text(path)
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{path} is not readable JSON (it nests too deep); {cure}") from error
+    except ValueError as error:  # of a number of thousands of digits too
+        raise ValueError(f"{path} is not readable JSON ({error}); {cure}") from error
+
+
+def _text(path: Path) -> str:
+    size = path.stat().st_size
+    if size > LARGEST:
+        raise ValueError(f"{path} has {size} bytes; ctssl reads up to {LARGEST} of such a file")
+    content = path.read_bytes()
+    if b"\0" in content:
+        raise ValueError(f"{path} holds NUL bytes, so it is damaged or UTF-16; save it again as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it again as UTF-8") from error
