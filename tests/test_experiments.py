@@ -174,6 +174,12 @@ def test_the_interval_covers_and_pairs_are_judged_by_patient():
         assert probe.beats_its_twin(kept, "m") == better
 
 
-def test_the_readme_names_every_model():
-    text = (ROOT / "README.md").read_text()
-    assert all(f"`{name}`" in text for name in MODELS)
+def test_the_readme_names_every_model_with_its_size_and_licence():
+    rows = {
+        line.split("|")[1].strip(): line
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if line.startswith("| `")
+    }
+    for name, spec in MODELS.items():
+        row = rows[f"`{name}`"]
+        assert f"{spec.parameters / 1e6:.1f} M" in row and spec.licence.replace("-", " ") in row, name
