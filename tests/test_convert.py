@@ -333,6 +333,12 @@ def test_an_imported_encoder_is_one_like_any_other(tmp_path, labelled, capsys):
     found = compare(encoder, tuned, [phantom(6.0)[0]], crops=8, batch=8, size=32)
     assert found.matrix.shape == (7, 7) and found.matrix.diagonal().min() > 0.9
     assert encoder.embed(phantom(6.0)[0]).shape == (192,)
+    judged = ctssl.measure_robustness(labelled, model=tmp_path / "model", cases=["case2"], shifts=("thickness",),
+                                      severities=(5,), overlays=0, out=tmp_path / "report")  # fmt: skip
+    assert [row["shift"] for row in judged.rows] == ["clean", "thickness"]
+    assert judged.rows[0]["dsc"] == pytest.approx(model.held_out["case2"]["tumour"])
+    assert main(["info", str(tmp_path / "model"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parent"] == "imported"
 
 
 def test_the_command(tmp_path, capsys):
