@@ -201,7 +201,7 @@ def _embed(args: argparse.Namespace) -> None:
 def _segment(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    if not args.out.endswith((".nii", ".nii.gz")) and _scans_of(Path(args.scan)):
+    if not args.out.endswith((".nii", ".nii.gz", ".dcm")) and _scans_of(Path(args.scan)):
         _segment_folder(args)
         return
     if args.resume or args.shard:

@@ -15,6 +15,8 @@ from ctssl.pictures import features, overlay, principal_colours
 from ctssl.volume import Volume, read
 from ctssl.zoo import info, list_models
 
+ENCODER = "swin-wild-mim"  # whose features are shown
+
 
 def demo(scan: str | os.PathLike | None = None, *, out: str | os.PathLike = "ctssl-demo", model: str | None = None,
          encoder: str | None = None, progress: bool = True) -> dict[str, Any]:  # fmt: skip
@@ -27,7 +29,8 @@ def demo(scan: str | os.PathLike | None = None, *, out: str | os.PathLike = "cts
         raise FileExistsError(f"{folder} is a file; choose another folder (--out)")
     model = model or next((name for name in list_models() if info(name).kind == "segmenter"), None)
     net = load_segmenter(model) if model else None
-    named = encoder or next((name for name in list_models() if info(name).kind == "encoder"), None)
+    known = [name for name in list_models() if info(name).kind == "encoder"]
+    named = encoder or (ENCODER if ENCODER in known else next(iter(known), None))
     if named is None and net is None:
         raise FileNotFoundError("this ctssl carries no encoder")
     backbone = load(named) if named else net.encoder  # type: ignore[union-attr]

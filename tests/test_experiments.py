@@ -155,6 +155,15 @@ def test_the_cost_is_the_first_evaluation_near_the_last_one():
     assert trials.scratch_of("swin-wild-mim", models) == "swin-scratch" and trials.scratch_of("dynunet", models) is None
 
 
+def test_the_middle_is_an_ellipsoid_of_its_share():
+    from training.experiments.middle import ellipsoid
+
+    mask = ellipsoid((40, 60, 20), 0.5)
+    assert mask.sum() / mask.size == pytest.approx(np.pi / 6 * 0.5**3, rel=0.05)
+    np.testing.assert_array_equal(mask, mask[::-1, ::-1, ::-1])
+    assert mask[20, 30, 10] and mask[20, 44, 10] and not mask[20, 46, 10] and not mask[31, 30, 10]
+
+
 def test_no_nodule_patient_is_on_both_sides():
     train, test = nodule_split("train"), nodule_split("test")
     patient = [name.rsplit("_nod", 1)[0] for name in [*train, *test]]
