@@ -141,6 +141,7 @@ def summary(judged: dict[str, Judged], labels: dict[int, str]) -> str:
 
 
 def front_matter(report: Report, name: str) -> str:
+    """What the Hub reads, with the mean DSC of the held-out cases."""
     from huggingface_hub import EvalResult, ModelCardData
 
     found = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -52,17 +51,16 @@ def from_model(model: Any, device: str) -> Source:
         from ctssl.loading import load_segmenter
 
         folder, name = hub.find(model), Path(model).name
-        key = hashlib.sha256((folder / hub.WEIGHTS).read_bytes()).hexdigest()
+        key = hub.file_sha256(folder / hub.WEIGHTS)
         if (folder / "report.json").is_file():
             report = read_json(folder / "report.json")  # it came with the model, from anywhere
             named_there = report.get("train") if isinstance(report, dict) else None
             trained = frozenset(map(str, named_there if isinstance(named_there, list) else []))
         model = load_segmenter(model, device=device)
     else:
-        digest = hashlib.sha256()
-        for value in model.state_dict().values():
-            digest.update(value.detach().cpu().numpy().tobytes())
-        key = digest.hexdigest()
+        from ctssl.provenance import fingerprint_of
+
+        key = fingerprint_of(model)
     return Source(name, lambda *_: key, lambda scan, *_: segment(model, scan), model, trained)
 
 

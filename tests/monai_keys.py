@@ -19,6 +19,19 @@ def swin_key(key: str) -> str:
     return key
 
 
+DECODER_KEYS = {
+    "bottom": "encoder10.", "out": "out.conv.conv.", "skips.0": "encoder1.",
+    **{f"skips.{i}.0": f"encoder{i + 1}." for i in (1, 2, 3)},
+    **{f"ups.{i}": f"decoder{i + 1}." for i in range(5)},
+}  # fmt: skip
+
+
+def our_decoder_state(state: dict) -> dict:
+    """The decoder of a `monai SwinUNETR` state dict, for our head `swin-unetr`."""
+    return {f"{ours}.{key.removeprefix(theirs)}": value for ours, theirs in DECODER_KEYS.items()
+            for key, value in state.items() if key.startswith(theirs)}  # fmt: skip
+
+
 VIT_KEYS = {
     "patch_embedding.position_embeddings": "positions",
     "patch_embedding.patch_embeddings": "patch_embed.proj",

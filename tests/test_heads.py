@@ -11,7 +11,7 @@ from ctssl.heads import HEADS, dynunet
 from ctssl.heads.dynunet import DynUnet
 from ctssl.heads.segmenter import Segmenter
 from ctssl.volume import Volume
-from tests.monai_keys import MONAI_SWIN, our_swin_state
+from tests.monai_keys import MONAI_SWIN, our_decoder_state, our_swin_state
 
 PARTNERS = {"dynunet": Pixels}
 """Heads that are whole networks, and what they stand on."""
@@ -61,14 +61,7 @@ def test_the_decoder_of_swin_unetr_is_monais_on_the_same_weights():
     swin.load_state_dict(our_swin_state(theirs.swinViT.state_dict()))
     for head in ("swin-unetr", "smit"):
         ours = Segmenter(swin, head=head, classes=3).eval()
-        names = {"bottom": "encoder10.", "out": "out.conv.conv.", "skips.0": "encoder1."}
-        names |= {f"skips.{i}.0": f"encoder{i + 1}." for i in (1, 2, 3)} | {
-            f"ups.{i}": f"decoder{i + 1}." for i in range(5)
-        }
-        state = theirs.state_dict()
-        own = {f"{name}.{k.removeprefix(prefix)}": v for name, prefix in names.items() for k, v in state.items()
-               if k.startswith(prefix)}  # fmt: skip
-        ours.head.load_state_dict(own)
+        ours.head.load_state_dict(our_decoder_state(theirs.state_dict()))
         with torch.no_grad():
             image = torch.rand(1, 1, 64, 96, 64)
             torch.testing.assert_close(ours(image), theirs(image), atol=1e-4, rtol=1e-4)

@@ -22,6 +22,7 @@ import ctssl
 from ctssl import hub, zoo
 from ctssl.names import REPOSITORY
 from ctssl.remote import COMMIT, SIGN_IN, failures, upload
+from ctssl.writing import write_whole
 from training.card import card
 from training.export import CARDS
 from training.export_segmenter import TASKS
@@ -196,9 +197,7 @@ def write_table(path: Path, placed: dict[str, tuple[str, str]]) -> None:
         f'    "{name}": ("{repo}", "{commit}"),\n' for name, (repo, commit) in sorted({**known, **placed}.items())
     )
     table = f"PUBLISHED: dict[str, tuple[str, str]] = {{\n{rows}}}  # fmt: skip\n"
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
-    part.write_text(before + BEGIN + table + END + after, encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, before + BEGIN + table + END + after)
 
 
 def main(argv: list[str] | None = None) -> None:

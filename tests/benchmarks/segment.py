@@ -23,7 +23,7 @@ from ctssl.heads.segmenter import Segmenter
 from ctssl.inference import onto, windowed
 from ctssl.volume import Volume, prepare
 from ctssl.zoo import ModelSpec, Preprocess
-from tests.monai_keys import MONAI_SWIN, our_swin_state
+from tests.monai_keys import MONAI_SWIN, our_decoder_state, our_swin_state
 from training.data.corpora import data_folder
 
 WINDOW, OVERLAP, PREPROCESS = 96, 0.5, Preprocess(1.5)
@@ -45,13 +45,7 @@ def pair() -> tuple[SwinUNETR, Segmenter]:
     swin.load_state_dict(our_swin_state(theirs.swinViT.state_dict()))
     swin.spec = ModelSpec("monai", "encoder", "swin", preprocess=PREPROCESS)
     ours = Segmenter(swin, head="swin-unetr").eval()
-    names = {"bottom": "encoder10.", "out": "out.conv.conv.", "skips.0": "encoder1."}
-    names |= {f"skips.{i}.0": f"encoder{i + 1}." for i in (1, 2, 3)} | {
-        f"ups.{i}": f"decoder{i + 1}." for i in range(5)
-    }
-    state = theirs.state_dict()
-    ours.head.load_state_dict({f"{name}.{k.removeprefix(prefix)}": v for name, prefix in names.items()
-                               for k, v in state.items() if k.startswith(prefix)})  # fmt: skip
+    ours.head.load_state_dict(our_decoder_state(theirs.state_dict()))
     ours.window = WINDOW
     return theirs, ours
 
