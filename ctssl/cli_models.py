@@ -40,8 +40,8 @@ def _list(args: argparse.Namespace) -> None:
     if not names:
         raise ValueError(f"no model matches {args.pattern!r}; `ctssl list` shows all")
     rows = [(s.name, s.kind, s.encoder, s.corpus, s.pretext, f"{s.parameters / 1e6:.1f} M", f"{2 * s.parameters / 1e6:.1f} MB",
-             s.licence) for s in map(info, names)]  # fmt: skip
-    rows.insert(0, ("name", "kind", "encoder", "corpus", "pretext", "parameters", "size", "licence"))
+             s.licence, "baseline only" if s.baseline_only else "") for s in map(info, names)]  # fmt: skip
+    rows.insert(0, ("name", "kind", "encoder", "corpus", "pretext", "parameters", "size", "licence", "note"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

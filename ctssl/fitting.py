@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from tqdm import tqdm
 
-from ctssl.sampling import augment, crop_at, degraded, random_start, turned_and_scaled, warped
+from ctssl.sampling import anywhere, augment, crop_at, degraded, random_part, turned_and_scaled, warped
 from ctssl.writing import write_weights, write_whole
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Scans = list[tuple[np.ndarray, np.ndarray]]  # image 0..1 and labels, on the model's grid
 TIMED = 10  # steps from which the speed is known
-JUDGED = 6  # crops of each validation scan
+JUDGED = 3  # crops of each validation scan
 SMOOTH = 0.9  # weight of the past in the average of validation DSCs
 
 
@@ -36,15 +36,18 @@ class Settings:
     about so long instead of `steps`; the number of steps follows from the speed of the first ten. `encoder_lr` is the learning
     rate of a pretrained encoder; one from scratch, and every head, takes `lr`. `layer_decay` multiplies it once more for every
     block further from the end (timm). `freeze`: leave the encoder as it is. `ema`: decay of the average of weights that is judged
-    and kept (timm's), 0 for none.
+    and kept (timm's), 0 for none. `bf16`: half precision on a CPU too, which pays where it has instructions for it (AVX512_BF16,
+    AMX); a GPU always takes it.
 
     `validation`: share of the training patients (of ten or more) on whose crops the weights are judged `evaluations` times.
     The best by a moving average of that DSC are kept, as nnU-Net does (single evaluations on a few crops are noisy), and the
     training ends when `patience` evaluations in a row brought nothing.
 
-    Augmentation: mirroring always; `warp` is the chance of turning by up to `degrees` and scaling by up to `zoom`; `degrade`
-    the chance of each of gamma, blur, noise and a coarser look; `intensity` how far values (0..1) are stretched and moved;
-    `shift_augment` so many copies of each training scan, as another protocol or kernel would have given it (`ctssl.shifts`).
+    Augmentation: mirroring always; `trim` is the chance of cutting margins off the scan first (at most half of it along each
+    axis), so that where a tumour lies between the scan's borders says nothing; `warp` the chance of turning by up to `degrees`
+    and scaling by up to `zoom`; `degrade` the chance of each of gamma, blur, noise and a coarser look; `intensity` how far
+    values (0..1) are stretched and moved; `shift_augment` so many copies of each training scan, as another protocol or kernel
+    would have given it (`ctssl.shifts`).
     """
 
     steps: int = 600
@@ -59,12 +62,14 @@ class Settings:
     weight_decay: float = 0.01
     warmup: float = 0.05
     foreground: float = 0.6  # share of crops around a labelled voxel, anywhere in the crop
+    trim: float = 0.5
     warp: float = 0.3
     degrees: float = 20.0
     zoom: float = 1.3
     degrade: float = 0.15
     intensity: float = 0.1
     shift_augment: int = 0
+    bf16: bool = False
     validation: float = 0.1
     evaluations: int = 20
     patience: int = 10
@@ -104,6 +109,7 @@ def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfin
 
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = next(net.parameters()).device
+    half = settings.bf16 or device.type == "cuda"
     criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
     opt = torch.optim.AdamW(groups(net, settings, from_scratch=facts["from_scratch"]))
     average = averaged(net, settings)
@@ -118,7 +124,7 @@ def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfin
         for group in opt.param_groups:
             group["lr"] = group["peak"] * rate(now.step, now.steps or 10 * TIMED, settings.warmup)
         image, label = draw(scans, settings, now.step, rank=rank)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             found = net.supervised(image.to(device))
         loss = torch.stack([weight * criterion(logits.float(), label.to(device)) for weight, logits in found]).sum()
         opt.zero_grad(set_to_none=True)
@@ -138,7 +144,7 @@ def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfin
         if crops and now.steps and due(now.step, now.steps, settings.evaluations):
             kept: Any = net if average is None else average.module
             now.curve.append(
-                {"step": now.step, "loss": float(np.mean(losses[-50:])), "dsc": crop_dsc(kept, crops, device)}
+                {"step": now.step, "loss": float(np.mean(losses[-50:])), "dsc": crop_dsc(kept, crops, device, half=half)}
             )
             if now.since_best() == 0:
                 now.best = {k: v.detach().cpu().clone() for k, v in kept.state_dict().items()}
@@ -208,7 +214,7 @@ def draw(scans: Scans, settings: Settings, step: int, *, rank: int = 0) -> tuple
 
 def corner(image: np.ndarray, label: np.ndarray, settings: Settings, rng: np.random.Generator) -> tuple[int, ...]:
     """Of a crop anywhere, or of one with a labelled voxel anywhere in it."""
-    start = random_start(image.shape, settings.crop, rng)
+    start = anywhere(image.shape, settings.crop, rng)
     if rng.random() >= settings.foreground or not label.any():
         return start
     labelled = np.flatnonzero(label)
@@ -222,6 +228,9 @@ def corner(image: np.ndarray, label: np.ndarray, settings: Settings, rng: np.ran
 def augmented(image: np.ndarray, label: np.ndarray, settings: Settings,
               rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """One crop of a scan and its labels, as the training sees them."""
+    if rng.random() < settings.trim:
+        box = random_part(image.shape, rng)
+        image, label = image[box], label[box]
     start, size = corner(image, label, settings, rng), settings.crop
     if rng.random() < settings.warp:
         middle = np.array(start) + (size - 1) / 2
@@ -249,13 +258,13 @@ def judged_crops(scans: Scans, settings: Settings) -> list[tuple[Tensor, Tensor]
 
 
 @torch.inference_mode()
-def crop_dsc(net: Any, crops: list[tuple[Tensor, Tensor]], device: torch.device) -> float:
+def crop_dsc(net: Any, crops: list[tuple[Tensor, Tensor]], device: torch.device, *, half: bool = False) -> float:
     """Mean over the labels of the DSC over all voxels of all crops together (nnU-Net's pseudo Dice)."""
     net.eval()
     hits = torch.zeros(net.classes)
     sizes = torch.zeros(net.classes)
     for image, label in crops:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             found = net(image.to(device)).argmax(1, keepdim=True).cpu()
         for k in range(1, net.classes):
             hits[k] += ((found == k) & (label == k)).sum()

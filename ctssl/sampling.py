@@ -19,6 +19,18 @@ def random_start(shape: tuple[int, ...], size: int, rng: np.random.Generator) ->
     return tuple(int(rng.integers(n - size + 1)) if n > size else (n - size) // 2 for n in shape)
 
 
+def anywhere(shape: tuple[int, ...], size: int, rng: np.random.Generator) -> tuple[int, ...]:
+    """Like `random_start`, but an array smaller than the crop lies anywhere in it: its borders say nothing of its middle."""
+    return tuple(int(rng.integers(min(0, n - size), max(0, n - size) + 1)) for n in shape)
+
+
+def random_part(shape: tuple[int, ...], rng: np.random.Generator, *, least: float = 0.5) -> tuple[slice, ...]:
+    """A box in an array, of at least this share of it along each axis: what a tighter field of view would have kept."""
+    kept = [max(1, round(n * rng.uniform(least, 1))) for n in shape]
+    starts = [int(rng.integers(n - k + 1)) for n, k in zip(shape, kept, strict=True)]
+    return tuple(slice(s, s + k) for s, k in zip(starts, kept, strict=True))
+
+
 def tissue_start(array: np.ndarray, size: int, rng: np.random.Generator, *, tries: int = 10) -> tuple[int, ...]:
     """A corner whose crop is not mostly air: the first of `tries` with a quarter of its voxels above 0, else the best."""
     best, found = -1.0, (0, 0, 0)

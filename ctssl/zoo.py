@@ -22,7 +22,8 @@ class ModelSpec:
 
     `kind`: "encoder" or "segmenter". `encoder` and `encoder_args`: a key of `ctssl.encoders.ENCODERS` and what it is
     called with. `corpus`: "wild", "self" or "" (not pretrained). `licence`: of the weights; `data`: what they saw. `head` and
-    `labels` (`{"1": "tumour"}`): of a segmenter.
+    `labels` (`{"1": "tumour"}`): of a segmenter. `baseline_only`: frozen, it tells tumours from other tissue no better than the same
+    encoder with random weights (`training.experiments.probe`): good for comparing, not for use.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ModelSpec:
     data: str = ""
     head: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    baseline_only: bool = False
 
 
 _ARGS: dict[str, dict[str, Any]] = {
@@ -55,11 +57,12 @@ SCANS = {"wild": "26 public CT scans, uncurated", "self": "26 sarcoma CT scans o
 """What each corpus is, in words."""
 
 
-def _pretrained(encoder: str, corpus: str, pretext: str, sha256: str) -> ModelSpec:
+def _pretrained(encoder: str, corpus: str, pretext: str, sha256: str, *, baseline_only: bool = False) -> ModelSpec:
     """One of the small encoders that the package carries."""
     licence = {"wild": "CC-BY-4.0", "self": "CC-BY-3.0"}[corpus]  # the strictest of the scans' own
     return ModelSpec(f"{encoder}-{corpus}-{pretext}", "encoder", encoder, _ARGS[encoder], corpus=corpus, pretext=pretext,
-                     parameters=_PARAMETERS[encoder], sha256=sha256, licence=licence, data=SCANS[corpus])  # fmt: skip
+                     parameters=_PARAMETERS[encoder], sha256=sha256, licence=licence, data=SCANS[corpus],
+                     baseline_only=baseline_only)  # fmt: skip
 
 
 def _segmenter(name: str, encoder: str, parameters: int, sha256: str, *, spacing_mm: float, licence: str,

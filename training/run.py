@@ -20,6 +20,10 @@ STEPS = {"mim": 4500, "contrastive": 2300, "itd": 1800, "itd_mpd": 1700, "smit":
          "rotate_inpaint_contrast": 2250}  # fmt: skip
 """About equal compute for every task: a step of `contrastive` costs two of `mim`, one of `smit` about 2.5."""
 
+CONTRASTIVE: dict[str, Any] = dict(crop=32, batch=32, views=Views(intensity=0.05, gamma=1.15, noise=0.02))
+"""As many voxels a step as four crops of 64, but 62 views to repel instead of six, and values that stay near their HU: with four
+crops and SimCLR's stronger intensity changes no contrastive encoder beat its random twin (`training.experiments.probe`)."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -71,7 +75,8 @@ def find_run(name: str) -> Run:
 
 def own_run(data: str, encoder: str, task: str, name: str) -> Run:
     """The published recipe on other scans."""
-    return Run(name, encoder, task, data, encoder_args=SMALL[encoder], steps=STEPS[task])
+    how = CONTRASTIVE if task == "contrastive" else {}
+    return Run(name, encoder, task, data, encoder_args=SMALL[encoder], steps=STEPS[task], **how)
 
 
 def override(run: Run, changes: list[str]) -> Run:

@@ -3,8 +3,9 @@
 `python -m training.pretrain swin_wild_contrastive`, then `python -m training.export swin_wild_contrastive`.
 """
 
-from training.run import SMALL, STEPS, Run
+from training.run import CONTRASTIVE, SMALL, STEPS, Run
 
 run = Run(
-    "swin-wild-contrastive", "swin", "contrastive", "wild", encoder_args=SMALL["swin"], steps=STEPS["contrastive"]
-)
+    "swin-wild-contrastive", "swin", "contrastive", "wild", encoder_args=SMALL["swin"], steps=STEPS["contrastive"], bf16=True,
+    **CONTRASTIVE,
+)  # fmt: skip

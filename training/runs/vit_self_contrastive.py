@@ -3,6 +3,9 @@
 `python -m training.pretrain vit_self_contrastive`, then `python -m training.export vit_self_contrastive`.
 """
 
-from training.run import SMALL, STEPS, Run
+from training.run import CONTRASTIVE, SMALL, STEPS, Run
 
-run = Run("vit-self-contrastive", "vit", "contrastive", "self", encoder_args=SMALL["vit"], steps=STEPS["contrastive"])
+run = Run(
+    "vit-self-contrastive", "vit", "contrastive", "self", encoder_args=SMALL["vit"], steps=STEPS["contrastive"], bf16=True,
+    **CONTRASTIVE,
+)  # fmt: skip

@@ -3,6 +3,9 @@
 `python -m training.pretrain vit_wild_contrastive`, then `python -m training.export vit_wild_contrastive`.
 """
 
-from training.run import SMALL, STEPS, Run
+from training.run import CONTRASTIVE, SMALL, STEPS, Run
 
-run = Run("vit-wild-contrastive", "vit", "contrastive", "wild", encoder_args=SMALL["vit"], steps=STEPS["contrastive"])
+run = Run(
+    "vit-wild-contrastive", "vit", "contrastive", "wild", encoder_args=SMALL["vit"], steps=STEPS["contrastive"], bf16=True,
+    **CONTRASTIVE,
+)  # fmt: skip
