@@ -118,26 +118,33 @@ def _corrected(rows: list[Row]) -> list[Row]:
     return rows
 
 
+Line = list[tuple[int, float, float, float]]  # severity, mean, and its interval
+
+
 def picture(rows: list[Row], models: list[str], shifts: list[str], path: Path) -> None:
     """DSC against severity, a panel for each shift, a line with its interval for each model."""
+    draw({shift: {model: [(p["severity"], p["dsc"], p["dsc_low"], p["dsc_high"]) for p in curve(rows, model, shift)]
+                  for model in models} for shift in shifts}, path)  # fmt: skip
+
+
+def draw(panels: dict[str, dict[str, Line]], path: Path) -> None:
+    """The same from lines by shift and model."""
     from matplotlib.figure import Figure
 
-    columns = min(4, len(shifts))
-    lines = math.ceil(len(shifts) / columns)
-    figure = Figure(figsize=(3.0 * columns + 0.4, 2.6 * lines + 0.5), layout="constrained", facecolor="white")
-    panels = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
-    for panel, shift in zip(panels, shifts, strict=False):
-        for number, model in enumerate(models):
-            points = curve(rows, model, shift)
-            x = [point["severity"] for point in points]
-            panel.plot(x, [p["dsc"] for p in points], "o-", ms=4, color=f"C{number}", label=model)
-            panel.fill_between(x, [p["dsc_low"] for p in points], [p["dsc_high"] for p in points], alpha=0.15,
-                               color=f"C{number}", lw=0)  # fmt: skip
-        panel.set_title(shift, fontsize=10)
-        panel.set(xlabel="severity", xticks=range(6), ylim=(0, 1))
-    for panel in panels[len(shifts) :]:
-        panel.set_axis_off()
-    for line in range(lines):
-        panels[line * columns].set_ylabel("DSC")
-    panels[0].legend(fontsize=8)
+    columns = min(4, len(panels))
+    count = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.0 * columns + 0.4, 2.6 * count + 0.5), layout="constrained", facecolor="white")
+    places = figure.subplots(count, columns, sharey=True, squeeze=False).ravel()
+    for place, (shift, lines) in zip(places, panels.items(), strict=False):
+        for number, (model, points) in enumerate(lines.items()):
+            severity, mean, low, high = zip(*points, strict=True)
+            place.plot(severity, mean, "o-", ms=4, color=f"C{number}", label=model)
+            place.fill_between(severity, low, high, alpha=0.15, color=f"C{number}", lw=0)
+        place.set_title(shift, fontsize=10)
+        place.set(xlabel="severity", xticks=range(6), ylim=(0, 1))
+    for place in places[len(panels) :]:
+        place.set_axis_off()
+    for line in range(count):
+        places[line * columns].set_ylabel("DSC")
+    places[0].legend(fontsize=8)
     figure.savefig(path, dpi=110, format="png")

@@ -144,7 +144,11 @@ def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfin
         if crops and now.steps and due(now.step, now.steps, settings.evaluations):
             kept: Any = net if average is None else average.module
             now.curve.append(
-                {"step": now.step, "loss": float(np.mean(losses[-50:])), "dsc": crop_dsc(kept, crops, device, half=half)}
+                {
+                    "step": now.step,
+                    "loss": float(np.mean(losses[-50:])),
+                    "dsc": crop_dsc(kept, crops, device, half=half),
+                }
             )
             if now.since_best() == 0:
                 now.best = {k: v.detach().cpu().clone() for k, v in kept.state_dict().items()}
@@ -212,26 +216,23 @@ def draw(scans: Scans, settings: Settings, step: int, *, rank: int = 0) -> tuple
     return torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64))[:, None]
 
 
-def corner(image: np.ndarray, label: np.ndarray, settings: Settings, rng: np.random.Generator) -> tuple[int, ...]:
-    """Of a crop anywhere, or of one with a labelled voxel anywhere in it."""
-    start = anywhere(image.shape, settings.crop, rng)
+def labelled(label: np.ndarray, settings: Settings, rng: np.random.Generator) -> tuple[int, ...] | None:
+    """A labelled voxel for the crop to hold, in `settings.foreground` of all cases."""
     if rng.random() >= settings.foreground or not label.any():
-        return start
-    labelled = np.flatnonzero(label)
-    centre = np.unravel_index(labelled[rng.integers(len(labelled))], label.shape)
-    return tuple(
-        s if n <= settings.crop else int(np.clip(c - rng.integers(settings.crop), 0, n - settings.crop))
-        for c, n, s in zip(centre, image.shape, start, strict=True)
-    )
+        return None
+    found = np.flatnonzero(label)
+    return tuple(int(c) for c in np.unravel_index(found[rng.integers(len(found))], label.shape))
 
 
 def augmented(image: np.ndarray, label: np.ndarray, settings: Settings,
               rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """One crop of a scan and its labels, as the training sees them."""
+    size, around = settings.crop, labelled(label, settings, rng)
     if rng.random() < settings.trim:
-        box = random_part(image.shape, rng)
+        box = random_part(image.shape, rng, around)
         image, label = image[box], label[box]
-    start, size = corner(image, label, settings, rng), settings.crop
+        around = None if around is None else tuple(c - part.start for c, part in zip(around, box, strict=True))
+    start = anywhere(image.shape, size, rng, around)
     if rng.random() < settings.warp:
         middle = np.array(start) + (size - 1) / 2
         matrix = turned_and_scaled(rng, degrees=settings.degrees, zoom=settings.zoom)
@@ -249,7 +250,7 @@ def judged_crops(scans: Scans, settings: Settings) -> list[tuple[Tensor, Tensor]
     for number, (image, label) in enumerate(scans):
         rng = np.random.default_rng([settings.seed, number])
         for _ in range(JUDGED):
-            start = corner(image, label, settings, rng)
+            start = anywhere(image.shape, settings.crop, rng, labelled(label, settings, rng))
             one, two = crop_at(image, start, settings.crop), crop_at(label, start, settings.crop)
             found.append(
                 (torch.from_numpy(one.astype(np.float32))[None, None], torch.from_numpy(two.copy())[None, None])

@@ -19,16 +19,32 @@ def random_start(shape: tuple[int, ...], size: int, rng: np.random.Generator) ->
     return tuple(int(rng.integers(n - size + 1)) if n > size else (n - size) // 2 for n in shape)
 
 
-def anywhere(shape: tuple[int, ...], size: int, rng: np.random.Generator) -> tuple[int, ...]:
-    """Like `random_start`, but an array smaller than the crop lies anywhere in it: its borders say nothing of its middle."""
-    return tuple(int(rng.integers(min(0, n - size), max(0, n - size) + 1)) for n in shape)
+def anywhere(shape: tuple[int, ...], size: int, rng: np.random.Generator,
+             around: tuple[int, ...] | None = None) -> tuple[int, ...]:  # fmt: skip
+    """Like `random_start`, but an array smaller than the crop lies anywhere in it: its borders say nothing of its middle.
+
+    `around`: a voxel that lies anywhere in the crop, too.
+    """
+    start = [int(rng.integers(min(0, n - size), max(0, n - size) + 1)) for n in shape]
+    if around is not None:
+        start = [s if n <= size else int(np.clip(c - rng.integers(size), 0, n - size))
+                 for s, c, n in zip(start, around, shape, strict=True)]  # fmt: skip
+    return tuple(start)
 
 
-def random_part(shape: tuple[int, ...], rng: np.random.Generator, *, least: float = 0.5) -> tuple[slice, ...]:
-    """A box in an array, of at least this share of it along each axis: what a tighter field of view would have kept."""
-    kept = [max(1, round(n * rng.uniform(least, 1))) for n in shape]
-    starts = [int(rng.integers(n - k + 1)) for n, k in zip(shape, kept, strict=True)]
-    return tuple(slice(s, s + k) for s, k in zip(starts, kept, strict=True))
+def random_part(shape: tuple[int, ...], rng: np.random.Generator, around: tuple[int, ...] | None = None, *,
+                least: float = 0.5) -> tuple[slice, ...]:  # fmt: skip
+    """A box in an array, of at least this share of it along each axis: what a tighter field of view would have kept.
+
+    `around`: a voxel that it holds.
+    """
+    box = []
+    for axis, n in enumerate(shape):
+        kept = max(1, round(n * rng.uniform(least, 1)))
+        low, high = (0, n - kept) if around is None else (max(0, around[axis] - kept + 1), min(around[axis], n - kept))
+        start = int(rng.integers(low, high + 1))
+        box.append(slice(start, start + kept))
+    return tuple(box)
 
 
 def tissue_start(array: np.ndarray, size: int, rng: np.random.Generator, *, tries: int = 10) -> tuple[int, ...]:

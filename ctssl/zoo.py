@@ -22,8 +22,8 @@ class ModelSpec:
 
     `kind`: "encoder" or "segmenter". `encoder` and `encoder_args`: a key of `ctssl.encoders.ENCODERS` and what it is
     called with. `corpus`: "wild", "self" or "" (not pretrained). `licence`: of the weights; `data`: what they saw. `head` and
-    `labels` (`{"1": "tumour"}`): of a segmenter. `baseline_only`: frozen, it tells tumours from other tissue no better than the same
-    encoder with random weights (`training.experiments.probe`): good for comparing, not for use.
+    `labels` (`{"1": "tumour"}`): of a segmenter. `baseline_only`: frozen, it tells tumours from other tissue no better than
+    the same encoder with random weights (`training.experiments.probe`): for comparing, not for use.
     """
 
     name: str

@@ -112,7 +112,7 @@ def test_crops_depend_on_nothing_but_settings_and_step():
 def test_crops_keep_image_and_label_together():
     label = np.zeros((40, 30, 20), np.uint8)
     label[12:20, 3:9, 11:15] = 1
-    plain = ctssl.Settings(batch=8, crop=16, intensity=0.0, foreground=1.0, warp=0.0, degrade=0.0)
+    plain = ctssl.Settings(batch=8, crop=16, intensity=0.0, foreground=1.0, trim=1.0, warp=0.0, degrade=0.0)
     image, cut = fitting.draw([(label.astype(np.float32), label)], plain, 3)
     assert torch.equal(image, cut.float()) and all(one.any() for one in cut)
     warped = dataclasses.replace(plain, warp=1.0)
@@ -120,6 +120,24 @@ def test_crops_keep_image_and_label_together():
     assert not torch.equal(image, cut.float())  # linear and nearest
     hits = ((image > 0.5) & (cut > 0)).sum()
     assert 2 * hits / ((image > 0.5).sum() + (cut > 0).sum()) > 0.95
+
+
+def test_a_small_scan_lies_anywhere_in_the_crop_and_a_trimmed_one_keeps_its_tumour():
+    rng = np.random.default_rng(0)
+    starts = np.array([sampling.anywhere((10, 30, 16), 16, rng) for _ in range(400)])
+    assert [(c.min(), c.max()) for c in starts.T] == [(-6, 0), (0, 14), (0, 0)]
+    around = (3, 29, 7)
+    for _ in range(100):
+        start = sampling.anywhere((10, 30, 16), 16, rng, around)
+        assert all(s <= c < s + 16 for s, c in zip(start, around, strict=True))
+        box = sampling.random_part((10, 30, 16), rng, around)
+        assert all(part.start <= c < part.stop <= n for part, c, n in zip(box, around, (10, 30, 16), strict=True))
+    sizes = np.array([[part.stop - part.start for part in sampling.random_part((40, 40, 40), rng)] for _ in range(300)])
+    assert sizes.min() == 20 and sizes.max() == 40
+    image = np.ones((16, 16, 16), np.float32)  # what is trimmed off is air, as outside a scan
+    settings = ctssl.Settings(batch=1, crop=16, intensity=0.0, trim=1.0, warp=0.0, degrade=0.0)
+    one, _ = fitting.augmented(image, image.astype(np.uint8), settings, rng)
+    assert 16**3 / 8 <= one.sum() < 16**3
 
 
 def test_devices_draw_the_crops_that_one_device_would():
@@ -152,7 +170,7 @@ def test_the_best_weights_by_validation_are_kept_and_a_training_without_gain_end
     scripted = iter([0.1, 0.5, 0.05, 0.04, 0.1, 0.9])
     seen = []
 
-    def score(net, crops, device):
+    def score(net, crops, device, half):
         seen.append({k: v.clone() for k, v in net.state_dict().items()})
         return next(scripted)
 

@@ -35,22 +35,38 @@ def test_the_area_is_that_of_the_curve_with_the_clean_scan_at_its_start():
         assert under[case] == pytest.approx(clean[case] - 0.1 * 2.5)
 
 
-def test_what_was_not_measured_is_said(monkeypatch, tmp_path):
-    monkeypatch.setattr(sarcoma, "RESULTS", tmp_path / "none.json")
-    monkeypatch.setattr(robustness, "RESULTS", tmp_path / "none.json")
-    found = study.study()
+def test_what_was_not_measured_is_said(tmp_path):
+    found = study.study(robustness.results(tmp_path / "none.json"), {})
     assert {row["verdict"] for row in found["claims"]} == {"not measured"} and found["costs"] == []
     assert study.markdown(found).count("Not measured yet.") == 4 and "Limits first" in study.markdown(found)
 
 
-def test_results_are_kept_part_by_part(monkeypatch, tmp_path):
-    monkeypatch.setattr(robustness, "RESULTS", tmp_path / "r.json")
-    assert not robustness.known("shifts", "a", "0")
-    robustness.keep("shifts", "a", "0", value={"clean": {}})
-    robustness.keep("cka", "a", "0", value=[[1.0, 0.2], [0.3, 0.8]])
-    robustness.keep("cka", "a", "1", value=[[0.8, 0.2], [0.3, 0.6]])
-    assert robustness.known("shifts", "a", "0") and not robustness.known("shifts", "a", "1")
-    assert study.reused(robustness.results()) == [{"model": "a", "seeds": 2, "blocks": [0.9, 0.7]}]
+def test_results_are_kept_part_by_part(tmp_path):
+    path = tmp_path / "r.json"
+    assert not robustness.known(path, "shifts", "a", "0")
+    robustness.keep(path, "shifts", "a", "0", value={"clean": {}})
+    robustness.keep(path, "cka", "a", "0", value=[[1.0, 0.2], [0.3, 0.8]])
+    robustness.keep(path, "cka", "a", "1", value=[[0.8, 0.2], [0.3, 0.6]])
+    assert robustness.known(path, "shifts", "a", "0") and not robustness.known(path, "shifts", "a", "1")
+    assert study.reused(robustness.results(path)) == [{"model": "a", "seeds": 2, "blocks": [0.9, 0.7]}]
+
+
+def test_other_data_has_results_of_its_own(tmp_path, monkeypatch, capsys):
+    table = tmp_path / "theirs.csv"
+    table.write_text("image,label,split\na.nii.gz,b.nii.gz,test\n")
+    own = robustness.results_of(table)
+    assert own.parent == tmp_path and robustness.results_of(None) == robustness.RESULTS != own
+    robustness.keep(own, "shifts", "swin-wild-smit", "0", value=measured(0.1)["0"])
+    robustness.keep(own, "shifts", "swin-scratch", "0", value=measured(0.0)["0"])
+    robustness.keep(own, "cka", "swin-wild-smit", "0", value=np.eye(12).tolist())
+    monkeypatch.setattr("sys.argv", ["study", "--data", str(table)])
+    study.main()
+    assert "1 test cases of theirs.csv" in capsys.readouterr().out
+    rows = {row["claim"]: row["verdict"] for row in json.loads((tmp_path / "STUDY.json").read_text())["claims"]}
+    assert rows["Swin: wild is better than from scratch"] == "agrees"
+    text = (tmp_path / "STUDY.md").read_text()
+    for name in ("STUDY_curves_swin.png", "STUDY_cka_swin.png"):
+        assert (tmp_path / name).stat().st_size > 5000 and name in text
 
 
 def test_the_kernels_of_the_strata_never_meet(data, tmp_path):
@@ -72,7 +88,9 @@ def test_the_published_study_is_what_its_results_say():
     if not (folder / "STUDY.json").exists():
         pytest.skip("STUDY.json has not been made yet: python -m training.experiments.study")
     found = json.loads((folder / "STUDY.json").read_text())
-    assert found == json.loads(json.dumps(study.study())) and (folder / "STUDY.md").read_text() == study.markdown(found)
+    again = study.study(robustness.results(robustness.RESULTS), trials.read(sarcoma.RESULTS)["models"])
+    assert found == json.loads(json.dumps(again))
+    assert (folder / "STUDY.md").read_text() == study.markdown(found, pictures=sorted(folder.glob("STUDY_*.png")))
 
 
 def test_every_claim_names_models_of_the_design():

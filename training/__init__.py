@@ -1,3 +1,5 @@
 import os
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would spin in the loader's workers and slow the training
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # numpy's threads would spin in the loader's workers and slow the training

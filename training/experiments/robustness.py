@@ -9,8 +9,8 @@
 - CKA between the pretrained and the fine-tuned encoder, block by block.
 
 Everything measured goes to `results/robustness.json` at once, and is not measured again. `--data CSV` takes other labelled
-scans (`image,label,split`, such as the manifests of `training.data.nsclc`) instead of the sarcoma data. Then
-`python -m training.experiments.study` writes what follows from it.
+scans (`image,label,split`, such as the manifests of `training.data.nsclc`) instead of the sarcoma data, and keeps what it
+measures beside the CSV. Then `python -m training.experiments.study [--data CSV]` writes what follows from it.
 """
 
 import argparse
@@ -25,36 +25,41 @@ import numpy as np
 import ctssl
 from ctssl.datasets import find_cases
 from ctssl.similarity import compare
+from ctssl.writing import write_whole
 from training.data.corpora import cases, data_folder, split
 from training.experiments import sarcoma, trials
 
 RESULTS = Path(__file__).parent / "results" / "robustness.json"
 COMMAND = "python -m training.experiments.robustness"
 SEVERITIES = (1, 3, 5)
+CROPS = 256  # for CKA
 KERNELS = ("SOFT", "STANDARD")
 
 
-def results() -> dict[str, Any]:
+def results_of(data: Path | None) -> Path:
+    """Where what is measured on some data is kept: beside the table, or with our own results."""
+    return RESULTS if data is None else data.with_suffix(".robustness.json")
+
+
+def results(path: Path) -> dict[str, Any]:
     """`shifts`: model, seed, shift, severity, case -> DSC. `strata`: direction, model, seed, case. `cka`: model, seed."""
     return (
-        json.loads(RESULTS.read_text())
-        if RESULTS.exists()
-        else {"command": COMMAND, "shifts": {}, "strata": {}, "cka": {}}
+        json.loads(path.read_text()) if path.exists() else {"command": COMMAND, "shifts": {}, "strata": {}, "cka": {}}
     )
 
 
-def keep(part: str, *keys: str, value: Any) -> None:
+def keep(path: Path, part: str, *keys: str, value: Any) -> None:
     """Add what was measured."""
-    kept = results()
+    kept = results(path)
     place = kept[part]
     for key in keys[:-1]:
         place = place.setdefault(key, {})
     place[keys[-1]] = value
-    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+    write_whole(path, json.dumps(kept, indent=1) + "\n")
 
 
-def known(part: str, *keys: str) -> bool:
-    place = results()[part]
+def known(path: Path, part: str, *keys: str) -> bool:
+    place = results(path)[part]
     for key in keys:
         if key not in place:
             return False
@@ -84,7 +89,7 @@ def segmenter(source: trials.Experiment, model: str, seed: int, runs: Path) -> P
     return folder
 
 
-def under_shifts(source: trials.Experiment, model: str, seed: int, runs: Path) -> None:
+def under_shifts(source: trials.Experiment, model: str, seed: int, runs: Path, path: Path) -> None:
     """DSC of every test case under every shift. The shifted scans are made once for all models."""
     folder = segmenter(source, model, seed, runs)
     found = ctssl.measure_robustness(source.data(), model=folder, cases=source.test, severities=SEVERITIES, overlays=0,
@@ -93,7 +98,7 @@ def under_shifts(source: trials.Experiment, model: str, seed: int, runs: Path) -
     table: dict[str, dict[str, dict[str, float]]] = {}
     for row in found.rows:
         table.setdefault(row["shift"], {}).setdefault(str(row["severity"]), {})[row["case"]] = round(row["dsc"], 4)
-    keep("shifts", model, str(seed), value=table)
+    keep(path, "shifts", model, str(seed), value=table)
 
 
 def other_kernel(kernel: str, runs: Path) -> Path:
@@ -114,24 +119,24 @@ def other_kernel(kernel: str, runs: Path) -> Path:
 def across_kernels(model: str, seed: int, runs: Path) -> None:
     """Both directions of the natural strata."""
     for kernel, other in zip(KERNELS, KERNELS[::-1], strict=True):
-        if known("strata", f"{kernel} to {other}", model, str(seed)):
+        if known(RESULTS, "strata", f"{kernel} to {other}", model, str(seed)):
             continue
         settings = replace(sarcoma.EXPERIMENT.settings, seed=seed,
                            steps=trials.steps_of(sarcoma.EXPERIMENT, model, sarcoma.EXPERIMENT.settings.steps))  # fmt: skip
         report = ctssl.finetune(other_kernel(kernel, runs), model=model, settings=settings, overwrite=True,
                                 out=runs / f"sarcoma-{kernel}-{model}-{seed}")  # fmt: skip
         found = {case: round(float(np.mean(list(scores.values()))), 4) for case, scores in report.held_out.items()}
-        keep("strata", f"{kernel} to {other}", model, str(seed), value=found)
+        keep(RESULTS, "strata", f"{kernel} to {other}", model, str(seed), value=found)
 
 
-def reuse(source: trials.Experiment, model: str, seed: int, runs: Path, *, crops: int = 256) -> None:
+def reuse(source: trials.Experiment, model: str, seed: int, runs: Path, path: Path) -> None:
     """CKA between the blocks of a pretrained encoder and of the same one after fine-tuning, on the test scans."""
     tuned = ctssl.load_segmenter(segmenter(source, model, seed, runs))
     spacing = tuned.spec.preprocess.spacing_mm if tuned.spec else 2.0
     chosen = {case.name: case.image for case in find_cases(source.data()).cases}
     scans = [ctssl.read(chosen[name]) for name in source.test]
-    found = compare(ctssl.load(model), tuned, scans, crops=crops, spacing_mm=spacing, progress=True)
-    keep("cka", model, str(seed), value=found.matrix.round(4).tolist())
+    found = compare(ctssl.load(model), tuned, scans, crops=CROPS, spacing_mm=spacing, progress=True)
+    keep(path, "cka", model, str(seed), value=found.matrix.round(4).tolist())
 
 
 def main() -> None:
@@ -143,15 +148,16 @@ def main() -> None:
     parser.add_argument("--strata", action="store_true", help="also train on one kernel and test on the other")
     args = parser.parse_args()
     source = experiment(args.data)
+    path = results_of(args.data)
     for seed in args.seeds:
         for model in args.models:
-            if not known("shifts", model, str(seed)):
-                under_shifts(source, model, seed, args.runs)
-            if model in ctssl.list_models() and not known("cka", model, str(seed)):
-                reuse(source, model, seed, args.runs)
+            if not known(path, "shifts", model, str(seed)):
+                under_shifts(source, model, seed, args.runs, path)
+            if model in ctssl.list_models() and not known(path, "cka", model, str(seed)):
+                reuse(source, model, seed, args.runs, path)
             if args.strata and args.data is None:
                 across_kernels(model, seed, args.runs)
-    print(f"{RESULTS}; next: python -m training.experiments.study")
+    print(f"{path}; next: python -m training.experiments.study" + (f" --data {args.data}" if args.data else ""))
 
 
 if __name__ == "__main__":

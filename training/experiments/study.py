@@ -1,22 +1,26 @@
-"""What the study says: `python -m training.experiments.study` writes `model_cards/STUDY.json` and `STUDY.md`.
+"""What the study says: `python -m training.experiments.study` writes `model_cards/STUDY.json`, `STUDY.md` and its pictures.
 
-Everything follows from `results/sarcoma.json` and `results/robustness.json`. Each claim of the paper is a row: what the paper
+Everything follows from `results/sarcoma.json` and `results/robustness.json`, or with `--data CSV` from what was measured on other
+scans, and is then written beside that table. Each claim of the paper is a row: what the paper
 found, what we found (mean difference over the test patients with its 95% bootstrap interval, seeds averaged), and whether the
 two agree: the interval excludes zero on the claimed side, on the other side, or includes it. A claim whose models were not
 measured says so.
 """
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ctssl.curves import area
+from ctssl.curves import Line, area, draw
 from ctssl.evaluation import interval
-from training.experiments import robustness, sarcoma, trials
+from ctssl.similarity import Similarity
+from training.experiments import robustness, trials
 
 FOLDER = Path(__file__).parent.parent.parent / "model_cards"
+SHOWN = ("{}-wild-smit", "{}-self-smit", "{}-scratch")  # in the picture of the curves
 CLEAN = "clean"
 LIMITS = """**Limits first.** Encoders were pretrained on 26 wild or 26 self scans (the paper: about 10,000 and about 350),
 with 1.6 to 3.2 M parameters (the paper: 46 to 65 M with decoder) and under an hour on two CPU cores. The task is sarcoma of the
@@ -59,8 +63,11 @@ CLAIMS = [
 ]  # fmt: skip
 
 
-def scores(model: str, shift: str, kept: dict[str, Any]) -> dict[str, float]:
-    """DSC of each test case, or the area under its curve, averaged over seeds; empty where it was not measured."""
+def scores(model: str, shift: str, kept: dict[str, Any], trained: dict[str, Any] | None = None) -> dict[str, float]:
+    """DSC of each test case, or the area under its curve, averaged over seeds; empty where it was not measured.
+
+    `trained`: the trainings' own results, for a clean DSC that was not measured again under shifts.
+    """
     found: dict[str, list[float]] = {}
     for table in kept["shifts"].get(model, {}).values():
         places = {
@@ -72,14 +79,14 @@ def scores(model: str, shift: str, kept: dict[str, Any]) -> dict[str, float]:
             values = [places[s][case] for s in order]
             found.setdefault(case, []).append(area(order, values) if len(order) > 1 else values[0])
     if not found and shift == CLEAN:
-        rows = trials.read(sarcoma.RESULTS)["models"].get(model)
+        rows = (trained or {}).get(model)
         return trials.of_cases(rows) if rows else {}
     return {case: float(np.mean(values)) for case, values in found.items()}
 
 
-def judged(claim: Claim, kept: dict[str, Any]) -> dict[str, Any]:
+def judged(claim: Claim, kept: dict[str, Any], trained: dict[str, Any] | None = None) -> dict[str, Any]:
     """The row of a claim."""
-    one, two = (scores(model, claim.shift, kept) for model in (claim.first, claim.second))
+    one, two = (scores(model, claim.shift, kept, trained) for model in (claim.first, claim.second))
     row: dict[str, Any] = {
         "claim": claim.text,
         "paper": claim.paper,
@@ -120,28 +127,28 @@ def reused(kept: dict[str, Any]) -> list[dict[str, Any]]:
             for model, seeds in sorted(kept["cka"].items())]  # fmt: skip
 
 
-def costs() -> list[dict[str, Any]]:
+def costs(trained: dict[str, Any]) -> list[dict[str, Any]]:
     """Steps to 95% of the last validation DSC, by model."""
     rows = []
-    for model, trained in trials.read(sarcoma.RESULTS)["models"].items():
-        found = [steps for row in trained if (steps := trials.steps_to_share(row)) is not None]
+    for model, seeds in trained.items():
+        found = [steps for row in seeds if (steps := trials.steps_to_share(row)) is not None]
         if found:
             rows.append({"model": model, "seeds": len(found), "steps": round(float(np.mean(found)))})
     return rows
 
 
-def study() -> dict[str, Any]:
-    kept = robustness.results()
+def study(kept: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+    """What follows from the results of `training.experiments.robustness` and of the trainings."""
     strata = [{"direction": way, "model": model, "seeds": len(seeds),
                "dsc": round(float(np.mean([list(cases.values()) for cases in seeds.values()])), 3)}
               for way, models in kept["strata"].items() for model, seeds in sorted(models.items())]  # fmt: skip
-    return {"command": "python -m training.experiments.study", "claims": [judged(claim, kept) for claim in CLAIMS],
-            "shifts": losses(kept), "strata": strata, "cka": reused(kept), "costs": costs()}  # fmt: skip
+    return {"command": "python -m training.experiments.study", "claims": [judged(claim, kept, trained) for claim in CLAIMS],
+            "shifts": losses(kept), "strata": strata, "cka": reused(kept), "costs": costs(trained)}  # fmt: skip
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(found: dict[str, Any], limits: str = LIMITS, pictures: list[Path] | None = None) -> str:
     """`STUDY.md` from `STUDY.json`."""
-    lines = ["# Does pretraining in the wild make a segmenter robust? The paper's claims on our data\n", LIMITS,
+    lines = ["# Does pretraining in the wild make a segmenter robust? The paper's claims on our data\n", limits,
              f"Made by `{found['command']}` from what `python -m training.experiments.sarcoma` and "
              f"`{robustness.COMMAND}` measured.\n",
              "| claim | the paper | here: mean difference in DSC (95% interval), n | verdict |", "|---|---|---|---|"]  # fmt: skip
@@ -164,14 +171,48 @@ def markdown(found: dict[str, Any]) -> str:
         lines += ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
         lines += ["| " + " | ".join(" ".join(map(str, v)) if isinstance(v, list) else str(v) for v in row.values()) + " |"
                   for row in rows]  # fmt: skip
+    if pictures:
+        lines.append("\n## Pictures\n")
+        lines += [f"![{path.stem.removeprefix('STUDY_').replace('_', ', ')}]({path.name})" for path in pictures]
     return "\n".join(lines) + "\n"
 
 
+def draw_pictures(kept: dict[str, Any], folder: Path) -> list[Path]:
+    """DSC against severity for each encoder, mean and interval over patients; and CKA before and after fine-tuning."""
+    made = []
+    for encoder in ("swin", "vit"):
+        panels: dict[str, dict[str, Line]] = {}
+        for model in (name.format(encoder) for name in SHOWN):
+            seeds = list(kept["shifts"].get(model, {}).values())
+            for shift in [name for name in seeds[0] if name != CLEAN] if seeds else []:
+                line: Line = []
+                for severity in (0, *robustness.SEVERITIES):
+                    tables = [table[CLEAN if severity == 0 else shift][str(severity)] for table in seeds]
+                    rows = [{"patient": case, "dsc": float(np.mean([t[case] for t in tables]))} for case in tables[0]]
+                    line.append((severity, float(np.mean([r["dsc"] for r in rows])), *interval(rows, "dsc")))
+                panels.setdefault(shift, {})[model] = line
+        if panels:
+            made.append(folder / f"STUDY_curves_{encoder}.png")
+            draw(panels, made[-1])
+        if matrices := list(kept["cka"].get(model := SHOWN[0].format(encoder), {}).values()):
+            made.append(folder / f"STUDY_cka_{encoder}.png")
+            Similarity(np.mean(matrices, 0), robustness.CROPS, (model, "the same, fine-tuned")).picture(made[-1])
+    return sorted(made)
+
+
 def main() -> None:
-    found = study()
-    (FOLDER / "STUDY.json").write_text(json.dumps(found, indent=1) + "\n")
-    (FOLDER / "STUDY.md").write_text(markdown(found))
-    print(markdown(found))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="CSV of other labelled scans, as for training.experiments.robustness")
+    args = parser.parse_args()
+    source, path = robustness.experiment(args.data), robustness.results_of(args.data)
+    folder, limits = (FOLDER, LIMITS) if args.data is None else (args.data.parent, f"On {len(source.test)} test cases of "
+                                                                  f"{args.data.name}.\n")  # fmt: skip
+    kept = robustness.results(path)
+    found = study(kept, trials.read(source.results)["models"])
+    text = markdown(found, limits, draw_pictures(kept, folder))
+    (folder / "STUDY.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / "STUDY.md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":
