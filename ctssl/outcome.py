@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ctssl.datasets import Case, read_case
+from ctssl.evaluation import score_masks
 from ctssl.fitting import Settings
-from ctssl.metrics import dsc, hd95, nsd, volume_ml
 from ctssl.volume import Volume
 
 if TYPE_CHECKING:
@@ -32,13 +32,11 @@ class Judged:
 
 
 def judge(found: Volume, truth: Volume, labels: dict[int, str]) -> Judged:
-    """A mask against the truth on the same grid, label by label; see `ctssl.metrics` for the definitions."""
-    rows = []
-    for number, name in labels.items():
-        one, two, size = found.array == number, truth.array == number, {"spacing_mm": truth.spacing_mm}
-        rows.append({"label": name, "dsc": dsc(one, two), "hd95_mm": hd95(one, two, **size),
-                     "nsd": nsd(one, two, **size, tolerance_mm=TOLERANCE_MM), "volume_ml": volume_ml(two, **size),
-                     "predicted_ml": volume_ml(one, **size)})  # fmt: skip
+    """A mask against the truth on the same grid, label by label; see `ctssl.evaluation` for the columns."""
+    scores = score_masks(found, truth, name=truth.name, tolerance_mm=TOLERANCE_MM, labels=list(labels))
+    rows = [
+        {key: value for key, value in row.items() if key != "case"} | {"label": labels[row["label"]]} for row in scores
+    ]
     return Judged({row["label"]: row["dsc"] for row in rows}, rows, zlib.compress(found.array.tobytes(), 1))
 
 

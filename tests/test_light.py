@@ -80,7 +80,7 @@ ARROWS = {  # module: what it may import of ctssl at import time; a package stan
     "fingerprint": {"phantom", "sampling"},
     "splits": {"datasets"},
     "fitting": {"sampling", "writing"},
-    "outcome": {"datasets", "fitting", "metrics", "volume"},
+    "outcome": {"datasets", "evaluation", "fitting", "volume"},
     "finetuning": {
         "datasets",
         "encoders",
