@@ -34,9 +34,11 @@ class Judged:
 def judge(found: Volume, truth: Volume, labels: dict[int, str]) -> Judged:
     """A mask against the truth on the same grid, label by label; see `ctssl.evaluation` for the columns."""
     scores = score_masks(found, truth, name=truth.name, tolerance_mm=TOLERANCE_MM, labels=list(labels))
-    rows = [
-        {key: value for key, value in row.items() if key != "case"} | {"label": labels[row["label"]]} for row in scores
-    ]
+    rows: list[dict[str, Any]] = []
+    for row in scores:
+        row["label"] = labels[row["label"]]
+        del row["case"]
+        rows.append(row)
     return Judged({row["label"]: row["dsc"] for row in rows}, rows, zlib.compress(found.array.tobytes(), 1))
 
 
