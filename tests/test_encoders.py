@@ -7,7 +7,7 @@ from monai.networks.nets.vit import ViT as MonaiViT
 
 from ctssl import Swin, ViT, segmenter
 from ctssl.encoders import ENCODERS
-from ctssl.encoders.attention import attend
+from ctssl.encoders.attention import attend, attend_learning_bias
 from tests.conftest import SMALL
 from tests.monai_keys import MONAI_SWIN, our_swin_state, our_vit_state
 
@@ -212,11 +212,20 @@ def test_swin_attention_gives_the_blocks_output_when_applied_to_its_values(size,
     torch.testing.assert_close(rebuilt.view(-1, width), rows_out, atol=1e-4, rtol=1e-3)
 
 
-def test_attention_with_a_learned_bias_has_the_right_gradients():
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_with_a_learned_bias_is_attention_and_has_the_right_gradients(padded):
     torch.manual_seed(0)
-    q, k, v = (torch.rand(2, 3, 5, 4, dtype=torch.double, requires_grad=True) for _ in range(3))
-    bias = torch.rand(3, 5, 5, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(attend, (q, k, v, bias))
+    windows, heads, tokens, depth = 2, 3, 5, 4
+    rows = torch.rand(windows * tokens, 3 * heads * depth, dtype=torch.double, requires_grad=True)
+    bias = torch.rand(heads, tokens, tokens + padded, dtype=torch.double, requires_grad=True)
+    padding = torch.rand(2, heads, depth, dtype=torch.double, requires_grad=True) if padded else None
+    found = attend_learning_bias(rows, bias, padding)
+    q, k, v = rows.view(windows, tokens, 3, heads, depth).permute(2, 0, 3, 1, 4)
+    if padding is not None:
+        k, v = (torch.cat([x, pad[None, :, None].expand(windows, -1, 1, -1)], 2)
+                for x, pad in zip((k, v), padding, strict=True))  # fmt: skip
+    torch.testing.assert_close(found, attend(q, k, v, bias).transpose(1, 2).flatten(2).flatten(0, 1))
+    assert torch.autograd.gradcheck(attend_learning_bias, (rows, bias, padding))
 
 
 def test_an_encoder_trains_after_it_has_been_used_in_inference_mode(encoder):

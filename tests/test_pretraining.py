@@ -1,5 +1,6 @@
 """The pretraining loop and its runs, the corpora, the cache, the export. Tasks: `test_pretexts.py`."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -113,6 +114,19 @@ def test_settings_can_be_changed_and_unknown_ones_fail():
     for wrong in ("stepz=3", "steps", "steps=many", "steps.x=3"):
         with pytest.raises(SystemExit, match="cannot set"):
             override(TINY, [wrong])
+
+
+def test_compiled_blocks_train_like_plain_ones(encoder):
+    """Traced as for a compiler, without one."""
+    torch.manual_seed(0)
+    x, twin = torch.rand(2, 1, 32, 32, 32), copy.deepcopy(encoder)
+    pretrain.compile_blocks(twin, backend="aot_eager")
+    for one in (encoder, twin):
+        one.train()(x)[-1].square().mean().backward()
+    assert twin.state_dict().keys() == encoder.state_dict().keys()
+    for (key, one), two in zip(encoder.named_parameters(), twin.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, two.grad, atol=1e-5, rtol=1e-3, msg=key)
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine():

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,8 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     if state:
         task.load_state_dict(state["task"])
         opt.load_state_dict(state["opt"])
+    if run.compile:
+        compile_blocks(task.encoder)
     model: nn.Module = task
     if world > 1:  # buffers are each process's own: a teacher's centre is summed up in after_step
         model = DistributedDataParallel(task, find_unused_parameters=True, broadcast_buffers=False)
@@ -153,6 +156,16 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     if rank == 0 and last == run.steps:
         finish(task.encoder, run, out, scans=[scan.path.name for scan in find_scans(run.corpus)], world=world)
     return task
+
+
+def compile_blocks(encoder: Any, *, backend: str = "inductor") -> None:
+    """`torch.compile` of every block, in place; weights and their names stay as they are."""
+    import torch._dynamo
+
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # of shapes, which stay
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # a program for every block
+    for block in encoder.blocks:
+        block.compile(dynamic=False, backend=backend)
 
 
 def at(batch: Batch, progress: float) -> Batch:

@@ -2,55 +2,88 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """`(W, H, N, d)` queries, `(W, H, M, d)` keys and values, `(H, N, M)` bias -> `(W, H, N, d)`.
 
-    On a CPU, PyTorch's fused kernel takes no bias that needs a gradient; there we do the sums ourselves, a few windows
-    at a time, so that the weights stay in the cache. The bias is given four dimensions: with three, the fused kernel
-    is not used either. A program for other runtimes gets plain sums, since each lays the fused kernel's result out in
-    its own way.
+    The bias is given four dimensions: with three, the fused kernel is not used. A program for other runtimes gets plain sums,
+    since each lays the fused kernel's result out in its own way.
     """
     if torch.compiler.is_exporting():
         logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
         return (logits if bias is None else logits + bias).softmax(-1) @ v
     if bias is None:
         return F.scaled_dot_product_attention(q, k, v)
-    bias = bias.to(q.dtype)
-    if q.device.type == "cpu" and torch.is_grad_enabled() and bias.requires_grad:
-        return _BiasedAttention.apply(q, k, v, bias)  # type: ignore[return-value]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)[None])
+
+
+def learns_bias(qkv: Tensor, bias: Tensor) -> bool:
+    """Whether to use `attend_learning_bias`: on a CPU, PyTorch's fused kernel takes no bias that needs a gradient."""
+    return (
+        qkv.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and bias.requires_grad
+        and not torch.compiler.is_exporting()
+    )
+
+
+def attend_learning_bias(qkv: Tensor, bias: Tensor, padding: Tensor | None = None) -> Tensor:
+    """Rows `(W*N, 3*H*d)` of queries, keys and values, window by window, and `(H, N, M)` bias -> `(W*N, H*d)`.
+
+    `padding`: `(2, H, d)`, a key and a value that every window has after its own (then M is N + 1).
+    """
+    return _BiasedAttention.apply(qkv, bias.to(qkv.dtype), padding)  # type: ignore[return-value]
 
 
 class _BiasedAttention(torch.autograd.Function):
-    """Softmax attention that keeps its weights, and sums the bias gradient window by window instead of scattering."""
+    """Softmax attention that keeps its weights, sums the bias gradient window by window, and moves each number once."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """As `attend`."""
-        windows, heads, tokens, depth = q.shape
-        q, k, v = (x.reshape(windows * heads, -1, depth) for x in (q, k, v))  # copies, which the gradient uses again
+    def forward(ctx, qkv: Tensor, bias: Tensor, padding: Tensor | None) -> Tensor:
+        """See `attend_learning_bias`."""
+        heads, tokens, _ = bias.shape
+        width = qkv.shape[1] // 3
+        parts = qkv.view(-1, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4).contiguous()
+        windows, depth = parts.shape[1], parts.shape[-1]
+        q, k, v = parts.view(3, windows * heads, tokens, depth)
+        if padding is not None:
+            k, v = (torch.cat([x, pad[None, :, None].expand(windows, -1, 1, -1).reshape(-1, 1, depth)], 1)
+                    for x, pad in zip((k, v), padding, strict=True))  # fmt: skip
         weights = product(q, k.transpose(1, 2), depth**-0.5)
         weights.view(windows, heads, tokens, -1).add_(bias)
         weights = weights.softmax(-1)  # (W*H, N, M)
         ctx.save_for_backward(q, k, v, weights)
-        return torch.bmm(weights, v).view(windows, heads, tokens, depth).transpose(1, 2).contiguous().transpose(1, 2)
+        ctx.heads, ctx.padded = heads, padding is not None
+        mixed = torch.bmm(weights, v).view(windows, heads, tokens, depth)
+        return mixed.transpose(1, 2).reshape(-1, width)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads: Tensor):
-        """Gradients of the queries, keys, values and the bias, from that of the result `(W, H, N, d)`."""
+        """Gradients of the rows, the bias and the padding, from that of the result `(W*N, H*d)`."""
         q, k, v, weights = ctx.saved_tensors
-        windows, heads, tokens, depth = grads[0].shape
-        grad, scale = grads[0].reshape(windows * heads, tokens, depth), depth**-0.5
-        grad_v = torch.bmm(weights.transpose(1, 2), grad)
+        _, tokens, depth = q.shape
+        scale, heads = depth**-0.5, ctx.heads
+        grad = grads[0].view(-1, tokens, heads, depth).transpose(1, 2).reshape(q.shape)
         logits = torch.bmm(grad, v.transpose(1, 2))  # gradient of the weights, then of the logits, (W*H, N, M)
         logits = torch.ops.aten._softmax_backward_data(logits, weights, -1, weights.dtype)
-        found = product(logits, k, scale), product(logits.transpose(1, 2), q, scale), grad_v
-        return *(x.view(windows, heads, -1, depth) for x in found), logits.view(windows, heads, tokens, -1).sum(0)
+        found = q.new_empty(3, *q.shape)
+        padding = None
+        if ctx.padded:
+            every = product(logits.transpose(1, 2), q, scale), torch.bmm(weights.transpose(1, 2), grad)
+            padding = torch.stack([x[:, -1].view(-1, heads, depth).sum(0) for x in every])
+            found[0], found[1], found[2] = product(logits, k, scale), every[0][:, :-1], every[1][:, :-1]
+        else:
+            product(logits, k, scale, out=found[0])
+            product(logits.transpose(1, 2), q, scale, out=found[1])
+            torch.bmm(weights.transpose(1, 2), grad, out=found[2])
+        rows = found.view(3, -1, heads, tokens, depth).permute(1, 3, 0, 2, 4).reshape(-1, 3 * heads * depth)
+        return rows, logits.view(-1, heads, tokens, logits.shape[-1]).sum(0), padding
 
 
-def product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+def product(a: Tensor, b: Tensor, scale: float, *, out: Tensor | None = None) -> Tensor:
     """`scale * a @ b` of two stacks of matrices, without a copy of either."""
-    return torch.baddbmm(a.new_empty(1), a, b, beta=0, alpha=scale)
+    return torch.baddbmm(a.new_empty(1), a, b, beta=0, alpha=scale, out=out)

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ctssl.encoders.attention import attend
+from ctssl.encoders.attention import attend, attend_learning_bias, learns_bias
 from ctssl.encoders.layers import DropPath, Mlp, PatchEmbed, block_indices, channels_first, init_weights
 from ctssl.encoders.pretrained import Pretrained
 from ctssl.encoders.windows import CHUNK_ROWS, TRAINED_ROWS, Group, Layout, layout, relative_index, shrink
@@ -72,21 +72,26 @@ class Attention(nn.Module):
     def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
         tokens = bias.shape[1]
         width = qkv.shape[-1] // 3
+        padded = bias.shape[2] > tokens
+        if learns_bias(qkv, bias):
+            return attend_learning_bias(qkv, bias, self._padding(qkv.dtype) if padded else None)
         qkv = qkv.view(-1, tokens, 3, self.heads, width // self.heads)  # (windows, N, 3, heads, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (windows, heads, N, d)
-        if bias.shape[2] > tokens:
+        if padded:
             k, v = self._with_padding(k, v)
         mixed = attend(q, k, v, bias)  # (windows, heads, N, d)
         return mixed.transpose(1, 2).reshape(-1, width)
 
+    def _padding(self, dtype: torch.dtype) -> Tensor:
+        """Key and value `(2, heads, d)` of a zero vector."""
+        if self.qkv.bias is None:
+            return self.qkv.weight.new_zeros(2, self.heads, self.qkv.in_features // self.heads, dtype=dtype)
+        return self.qkv.bias.to(dtype).view(3, self.heads, -1)[1:]
+
     def _with_padding(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         windows, heads, _, depth = k.shape
-        if self.qkv.bias is None:
-            pad_k = pad_v = k.new_zeros(heads, 1, depth)
-        else:
-            _, pad_k, pad_v = self.qkv.bias.to(k.dtype).view(3, heads, 1, depth)
-        k = torch.cat([k, pad_k.expand(windows, heads, 1, depth)], 2)
-        return k, torch.cat([v, pad_v.expand(windows, heads, 1, depth)], 2)
+        pads = self._padding(k.dtype)[:, None, :, None].expand(2, windows, heads, 1, depth)
+        return torch.cat([k, pads[0]], 2), torch.cat([v, pads[1]], 2)
 
 
 class Block(nn.Module):
