@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--freeze", choices=["encoder"], help="leave it as it is, train the head alone")
     sub.add_argument("--layer-decay", type=float, help="of the learning rate, a block (default: 1, none)")
     sub.add_argument("--ema", type=float, metavar="D", help="judge and keep an average of the weights with this decay")
+    sub.add_argument("--bf16", action="store_true", help="half precision on a CPU too (with AVX512_BF16 or AMX, for speed)")
     sub.add_argument("--validation", type=float, metavar="SHARE",
                      help="of the training patients (of ten or more), to choose the best weights by (default: 0.1)")  # fmt: skip
     sub.add_argument(
@@ -327,8 +328,9 @@ def _finetune(args: argparse.Namespace) -> None:
     keys = ("steps", "minutes", "batch", "crop", "seed", "layer_decay", "ema", "validation", "shift_augment")
     chosen = {key: getattr(args, key) for key in keys}
     settings = Settings(
-        **{key: value for key, value in chosen.items() if value is not None}, freeze=args.freeze is not None
-    )
+        **{key: value for key, value in chosen.items() if value is not None},
+        freeze=args.freeze is not None, bf16=args.bf16,
+    )  # fmt: skip
     every = args.folds is not None and args.fold is None
     wanted = list(range(args.folds or 0)) if every else [args.fold or 0]
     reports = [

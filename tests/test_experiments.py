@@ -18,10 +18,18 @@ from training.export_segmenter import card as segmenter_card
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_readme_shows_the_measured_table():
+@pytest.mark.parametrize(("name", "table"), [("sarcoma", sarcoma.table), ("probe", probe.short)])
+def test_the_readme_shows_the_measured_table(name, table):
     text = (ROOT / "README.md").read_text()
-    shown = text.split("<!-- sarcoma -->\n")[1].split("<!-- end -->")[0]
-    assert shown == sarcoma.table()
+    assert text.split(f"<!-- {name} -->\n")[1].split("<!-- end -->")[0] == table()
+
+
+@pytest.mark.parametrize("name", sorted(name for name, spec in MODELS.items() if spec.kind == "encoder"))
+def test_what_does_not_beat_its_random_twin_is_for_comparison_only(name):
+    better = probe.beats_its_twin(json.loads(probe.RESULTS.read_text()), name)
+    assert MODELS[name].baseline_only == (not better)
+    said = "ships for comparison only" in (ROOT / "model_cards" / name / "README.md").read_text()
+    assert said == (not better)
 
 
 def test_the_results_cover_every_test_case_and_add_up():

@@ -156,7 +156,8 @@ def probing(name: str) -> str:
         "In the linear probe it is better than its random twin."
         if beats_its_twin(kept, name)
         else (
-            "**In the linear probe it is not better than the same encoder with random weights**, in neither task with its interval."
+            "**In the linear probe it is not better than the same encoder with random weights**, in neither task with its interval: it "
+            "ships for comparison only (`baseline_only`)."
         )
     )
 

@@ -9,7 +9,8 @@ nodule of 10 mm is one token at 2 mm.
 The scans are cut out around their tumours, so where a voxel lies in the scan tells all (AUROC 0.92 and 0.99), and an encoder with
 learned positions passes that on. Hence the cubes: they lie so that the tumour may be anywhere in them. What is left of
 it is measured beside the models ("position alone"), with the intensity alone (the voxel and three neighbourhoods) and the
-same encoders with random weights. Results go to `results/probe.json`; `--show` only prints.
+same encoders with random weights. Results go to `results/probe.json`; `--show` only prints, `--readme` puts the short table into
+README.md.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from ctssl.sampling import crop_at
 from ctssl.volume import prepare, resample
 from ctssl.zoo import Preprocess
 from training.data.corpora import cases, data_folder, split
+from training.experiments.trials import into_readme
 
 RESULTS = Path(__file__).parent / "results" / "probe.json"
 COMMAND = "python -m training.experiments.probe"
@@ -271,6 +273,23 @@ def table(results: dict | None = None) -> str:
     return text
 
 
+def short(results: dict | None = None) -> str:
+    """Linear AUROC of every model and reference in both tasks, and whether a model beats its random twin."""
+    kept: dict = results or json.loads(RESULTS.read_text())
+    titles = [f"{task.replace('_', ' ')}, {kept['spacing_mm'][task]:g} mm" for task in kept["tasks"]]
+    text = f"| frozen features | {' | '.join(titles)} | better than random weights |\n|{'---|' * (len(titles) + 2)}\n"
+    names = {name: None for models in kept["tasks"].values() for name in models}
+    for name in sorted(names, key=lambda n: (n not in ctssl.list_models(), n)):
+        cells = []
+        for models in kept["tasks"].values():
+            values = patients(models[name], "linear", "auroc")
+            low, high = interval(values)
+            cells.append(f"{values.mean():.3f} ({low:.3f}-{high:.3f})")
+        known = name in ctssl.list_models()
+        text += f"| {name} | {' | '.join(cells)} | {('yes' if beats_its_twin(kept, name) else 'no') if known else ''} |\n"
+    return text
+
+
 def twin(model: str) -> str:
     """What the encoder of this model is called without its training: one for all models that share it."""
     return f"{model.split('-')[0]} (random weights)"
@@ -294,8 +313,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--nodule-spacing", type=float, default=0.75)
     parser.add_argument("--show", action="store_true", help="print what was measured, measure nothing")
+    parser.add_argument("--readme", action="store_true", help="put the short table into README.md, measure nothing")
     args = parser.parse_args()
-    if args.show:
+    if args.readme:
+        into_readme("probe", short())
+    if args.show or args.readme:
         print(table())
         return
     spacing = {"sarcoma": Preprocess().spacing_mm, "lung_nodules": args.nodule_spacing}
