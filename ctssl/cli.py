@@ -99,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--freeze", choices=["encoder"], help="leave it as it is, train the head alone")
     sub.add_argument("--layer-decay", type=float, help="of the learning rate, a block (default: 1, none)")
     sub.add_argument("--ema", type=float, metavar="D", help="judge and keep an average of the weights with this decay")
-    sub.add_argument("--bf16", action="store_true", help="half precision on a CPU too (with AVX512_BF16 or AMX, for speed)")
+    sub.add_argument(
+        "--bf16", action="store_true", help="half precision on a CPU too (with AVX512_BF16 or AMX, for speed)"
+    )
     sub.add_argument("--validation", type=float, metavar="SHARE",
                      help="of the training patients (of ten or more), to choose the best weights by (default: 0.1)")  # fmt: skip
     sub.add_argument(

@@ -19,7 +19,7 @@ from torch import distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from ctssl.datasets import Case, Dataset, find_cases, problems, read_case, refuse
+from ctssl.datasets import Case, Dataset, find_cases, problems, read_case, read_mask, refuse
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
 from ctssl.fitting import Settings, fit
@@ -191,7 +191,7 @@ def sizes(cases: list[Case]) -> tuple[float, float]:
     """Median diameter in mm of the cases' largest tumours (0 when there is none), and their median finest spacing."""
     diameters, finest = [], []
     for case in cases:
-        _, mask = read_case(case)
+        mask = read_mask(case)
         counts = np.bincount(ndimage.label(mask.array)[0].ravel())[1:]  # type: ignore[index]
         if len(counts):
             volume = counts.max() * abs(np.linalg.det(mask.affine[:3, :3]))

@@ -94,7 +94,7 @@ MODELS: dict[str, ModelSpec] = {
         _pretrained("swin", "wild", "mim", "c82a1785895848ed7e31884e9182b3afceb293b0efa4c5a1937eabc929eda5c3"),
         _pretrained("swin", "wild", "smit", "3d34e13689f61696b0fb718c3fa3bc3282d90bf180ddb71ea590ed1fb8f8fa9c"),
         _pretrained("vit", "self", "mim", "a832246c2877c898b077e73569301cdd900eada8b9e567dfcefb4bfd58104a9d"),
-        _pretrained("vit", "wild", "contrastive", "46856049b5f072190100a39dff4ab517dc8f557fda56df4e3253ef2ea2d81584"),
+        _pretrained("vit", "wild", "contrastive", "25a7a1b99c734896ffb051be36abbb5e471cd8e9e08cb31290819608b63b7c97"),
         _pretrained("vit", "wild", "mim", "1878f43187702ce76ed8fe929eaf1fcd29d24474436eaba33e0e01cd03cf73ae"),
         _pretrained("vit", "wild", "smit", "8f3ec043e82f448041c609d3c263e4beaca603b05113a9ca02221e9516511fe4"),
     ]

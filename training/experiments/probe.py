@@ -286,7 +286,9 @@ def short(results: dict | None = None) -> str:
             low, high = interval(values)
             cells.append(f"{values.mean():.3f} ({low:.3f}-{high:.3f})")
         known = name in ctssl.list_models()
-        text += f"| {name} | {' | '.join(cells)} | {('yes' if beats_its_twin(kept, name) else 'no') if known else ''} |\n"
+        text += (
+            f"| {name} | {' | '.join(cells)} | {('yes' if beats_its_twin(kept, name) else 'no') if known else ''} |\n"
+        )
     return text
 
 

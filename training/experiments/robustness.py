@@ -78,7 +78,7 @@ def experiment(data: Path | None) -> trials.Experiment:
             if row["split"] == "test"
         ]
     return replace(sarcoma.EXPERIMENT, name=data.stem, data=lambda: data, test=test, results=data.with_suffix(".results.json"),
-                   settings=ctssl.Settings())  # fmt: skip
+                   settings=ctssl.Settings(), spacing_mm=None)  # fmt: skip
 
 
 def segmenter(source: trials.Experiment, model: str, seed: int, runs: Path) -> Path:
@@ -124,6 +124,7 @@ def across_kernels(model: str, seed: int, runs: Path) -> None:
         settings = replace(sarcoma.EXPERIMENT.settings, seed=seed,
                            steps=trials.steps_of(sarcoma.EXPERIMENT, model, sarcoma.EXPERIMENT.settings.steps))  # fmt: skip
         report = ctssl.finetune(other_kernel(kernel, runs), model=model, settings=settings, overwrite=True,
+                                spacing_mm=sarcoma.EXPERIMENT.spacing_mm,
                                 out=runs / f"sarcoma-{kernel}-{model}-{seed}")  # fmt: skip
         found = {case: round(float(np.mean(list(scores.values()))), 4) for case, scores in report.held_out.items()}
         keep(RESULTS, "strata", f"{kernel} to {other}", model, str(seed), value=found)

@@ -20,7 +20,7 @@ class Experiment:
     """`data`: a folder for `ctssl finetune`; `test`: its cases to judge on; `design`: what is trained without arguments.
 
     `share`: of the steps that a model takes whose step costs more or less than the others', so that all take about the same
-    time. `settings`: what differs from the defaults.
+    time. `settings`: what differs from the defaults. `spacing_mm`: of the segmenters; None as `ctssl finetune` would choose it.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Experiment:
     design: list[str]
     share: dict[str, float]
     settings: ctssl.Settings
+    spacing_mm: float | None = None
 
 
 def label_of(model: str, head: str, few_shot: int | None) -> str:
@@ -65,7 +66,7 @@ def measure(experiment: Experiment, model: str, *, head: str, few_shot: int | No
             out: Path) -> dict:  # fmt: skip
     """One training and its scores. One that was interrupted goes on."""
     report = ctssl.finetune(experiment.data(), model=model, head=head, few_shot=few_shot, out=out, hold_out=experiment.test,
-                            settings=settings, overwrite=True)  # fmt: skip
+                            spacing_mm=experiment.spacing_mm, settings=settings, overwrite=True)  # fmt: skip
     cases = {name: round(float(np.mean(list(scores.values()))), 4) for name, scores in report.held_out.items()}
     curve = [[row["step"], round(row["loss"], 4), round(row["dsc"], 4)] for row in report.curve]
     return {"seed": settings.seed, "mean_dsc": round(report.mean_dsc, 4), "cases": cases, "curve": curve,
