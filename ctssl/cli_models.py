@@ -1,4 +1,4 @@
-"""`ctssl list`, `ctssl info` and `ctssl download`."""
+"""`ctssl list`, `ctssl info`, `ctssl download` and `ctssl import`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """The three commands, by `command(name, run, text)` of `ctssl.cli`."""
+    """The four commands, by `command(name, run, text)` of `ctssl.cli`."""
     sub = command("list", _list, "the models that exist")
     sub.add_argument("pattern", nargs="?", default="*", help="such as '*mim*'")
     sub = command("info", _info, "what is known of a model, and where it comes from")
@@ -28,6 +28,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--to", metavar="FOLDER", help="write FOLDER/NAME; CTSSL_MODELS=FOLDER then serves them, also elsewhere"
     )
     sub.add_argument("--revision", help="commit, tag or branch, of one repository")
+    sub = command("import", _import, "another project's checkpoint into a folder that everything here takes as --model")
+    _import_arguments(sub)
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -117,3 +119,50 @@ def _download(args: argparse.Namespace) -> None:
         print(
             f"\n{len(done)} verified. To use them, here or where you carry them: export CTSSL_MODELS={Path(args.to).resolve()}"
         )
+
+
+def _import_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("file", help=".pt, .pth (opened in a process of its own, tensors only) or .safetensors")
+    sub.add_argument(
+        "--from",
+        dest="family",
+        help="smit, monai-swinunetr, monai-swinvit, monai-vit or timm-vit (default: told by the weights' names)",
+    )
+    sub.add_argument("--out", required=True, help="folder for the encoder")
+    sub.add_argument("--merging", choices=["1.4", "1.5", "v2"], help="of a MONAI Swin: before 1.5, since, or mergingv2")
+    sub.add_argument("--heads", type=int, metavar="N", help="attention heads of a ViT")
+    sub.add_argument("--grid", type=int, nargs=3, metavar=("X", "Y", "Z"), help="tokens of a ViT, if they are no cube")
+    sub.add_argument("--norm-eps", type=float, help="epsilon of a timm ViT's norms (default: 1e-6)")
+    sub.add_argument("--root", help="what stands before the encoder's keys, if the file holds several encoders")
+    sub.add_argument("--spacing", type=float, metavar="MM", help="that it was trained at (default: the family's)")
+    sub.add_argument("--window-hu", type=float, nargs=2, metavar=("LOW", "HIGH"), help="likewise, mapped to 0..1")
+    sub.add_argument("--licence", default="unknown: that of the source file", help="of the weights")
+    sub.add_argument("--overwrite", action="store_true")
+
+
+def _import(args: argparse.Namespace) -> None:
+    import ctssl
+
+    done = ctssl.import_checkpoint(
+        args.file, out=args.out, family=args.family, merging=args.merging, heads=args.heads,
+        grid=tuple(args.grid) if args.grid else None, norm_eps=args.norm_eps, root=args.root, spacing_mm=args.spacing,
+        window_hu=tuple(args.window_hu) if args.window_hu else None, licence=args.licence, overwrite=args.overwrite,
+    )  # fmt: skip
+    if args.json:
+        print(json.dumps({"model": args.out, "family": done.family, "counts": done.counts, "keys": done.keys,
+                          "not_weights": done.skipped}))  # fmt: skip
+        return
+    told = [entry for entry in done.keys if entry["how"]]
+    for how in dict.fromkeys(entry["how"] for entry in told):
+        same = [entry for entry in told if entry["how"] == how]
+        print(f"{same[0]['action']:9} {len(same):4}  {same[0]['key']}{' ...' if len(same) > 1 else ''}: {how}")
+    pre = done.spec.preprocess
+    print(
+        ", ".join(f"{count} {action}" for action, count in done.counts.items())
+        + f"; every key in {args.out}/import.json"
+    )
+    print(f"scans are prepared at {pre.spacing_mm:g} mm, {pre.window_hu[0]:g} to {pre.window_hu[1]:g} HU; say otherwise with "
+          "--spacing and --window-hu if the encoder was trained otherwise")  # fmt: skip
+    print(
+        f"\n{args.out} is ready, a {done.family} encoder. Next: ctssl finetune DATA --out my-model --model {args.out}"
+    )

@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from ctssl.cli_common import free, scans_of
+
 NUMBERS = "SEV"
 
 
@@ -76,17 +78,16 @@ def _wanted(args: argparse.Namespace) -> dict[str, int]:
 def _shift(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from ctssl.cli import _free, _scans_of
     from ctssl.shifts import shift_all
     from ctssl.volume import read
 
     wanted = _wanted(args)
-    if not args.out.endswith((".nii", ".nii.gz")) and (scans := _scans_of(Path(args.scan))):
+    if not args.out.endswith((".nii", ".nii.gz")) and (scans := scans_of(Path(args.scan))):
         written = _shift_folder(args, scans, wanted)
     elif args.every:
         raise ValueError("--every is for a folder of scans and a folder to write to")
     else:
-        _free(args.out, args.overwrite, ".nii", ".nii.gz")
+        free(args.out, args.overwrite, ".nii", ".nii.gz")
         scan = _checked(read(args.scan, series=args.series))
         shift_all(scan, wanted, seed=args.seed).save(args.out, overwrite=args.overwrite)
         written = [args.out]

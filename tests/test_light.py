@@ -103,9 +103,13 @@ ARROWS = {  # module: what it may import of ctssl at import time; a package stan
     "robustness": {"curves", "datasets", "evaluation", "shifts", "sources", "volume", "writing"},
     "similarity": {"inference", "sampling", "writing"},
     "demo": {"inference", "loading", "phantom", "pictures", "volume", "zoo"},
-    "cli": {"", "cli_models", "cli_shifts"},
+    "cli": {"", "cli_common", "cli_judge", "cli_models", "cli_segment", "cli_shifts", "cli_train"},
+    "cli_common": set(),
+    "cli_judge": {"", "cli_common"},
     "cli_models": set(),
-    "cli_shifts": set(),
+    "cli_segment": {"", "cli_common"},
+    "cli_shifts": {"cli_common"},
+    "cli_train": {""},
 }
 
 

@@ -1,0 +1,40 @@
+"""What several commands share: arguments, the scans of a folder, and looking at an output before the work."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def common(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--series", help="SeriesInstanceUID, when a DICOM folder holds several")
+    sub.add_argument("--device", default="cpu")
+    sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def free(path: str, overwrite: bool, *endings: str) -> None:
+    """Complain about an output before hours of work, not after."""
+    if not path.endswith(endings):
+        raise ValueError(f"cannot write {path}: its name must end in {' or '.join(endings)}")
+    if Path(path).exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another name, or add --overwrite")
+    if not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder {Path(path).parent} to write {Path(path).name} in; make it first")
+
+
+def scans_of(folder: Path) -> dict[str, Path]:
+    """The NIfTI files of a folder and its folders (DICOM series) by name; empty for a file or the folder of one series."""
+    if not folder.is_dir():
+        return {}
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() or path.name.endswith((".nii", ".nii.gz")):
+            name = path.name.removesuffix(".gz").removesuffix(".nii").removesuffix("_0000")
+            if name in found:
+                raise ValueError(
+                    f"{path.name} and {found[name].name} would both be written as {name}.nii.gz; rename one"
+                )
+            found[name] = path
+    return found

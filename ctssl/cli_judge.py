@@ -1,0 +1,95 @@
+"""`ctssl evaluate` and `ctssl compare`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+import ctssl
+from ctssl.cli_common import free
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The two commands, by `command(name, run, text)` of `ctssl.cli`."""
+    sub = command("evaluate", _evaluate, "masks against the truth: per case, per stratum, and against other masks")
+    sub.add_argument("predictions", help="folder of masks")
+    sub.add_argument("labels", help="folder of true masks with the same names")
+    sub.add_argument("--table", help="CSV with a row per case (id, and what --by names)")
+    sub.add_argument("--by", default="", help="columns of the table, with commas: a stratum for each value")
+    sub.add_argument("--against", help="folder of other masks for the same cases: paired tests")
+    sub.add_argument("--tolerance", type=float, default=2.0, help="mm, for the surface Dice (default: %(default)s)")
+    sub.add_argument("--out", help="folder for cases.csv, report.json, report.md and pictures")
+    sub = command("compare", _compare, "which blocks of two models see alike (CKA): a heat map")
+    sub.add_argument("first", help="encoder or segmenter: name, folder or repository")
+    sub.add_argument("second")
+    sub.add_argument("--data", required=True, nargs="+", help="scans: files, or a folder of .nii and .nii.gz")
+    sub.add_argument("--out", required=True, help="OUT.png; the numbers go beside it, as .json")
+    sub.add_argument("--crops", type=int, default=256, help="fewer make an unsteady picture (default: %(default)s)")
+    sub.add_argument("--spacing", type=float, metavar="MM", help="at which both see the scans (default: each its own)")
+    sub.add_argument(
+        "--shift", metavar="NAME:SEVERITY", help="the second sees the scans shifted, such as kernel_sharp:3"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="of the crops and the shift (default: %(default)s)")
+    sub.add_argument("--overwrite", action="store_true")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    if args.out and Path(args.out).exists() and (not Path(args.out).is_dir() or any(Path(args.out).iterdir())):
+        raise FileExistsError(f"{args.out} exists and is not empty; choose another folder")
+    by = tuple(column.strip() for column in args.by.split(",") if column.strip())
+    found = ctssl.evaluate(args.predictions, args.labels, table=args.table, by=by, against=args.against,
+                           tolerance_mm=args.tolerance, progress=not args.json)  # fmt: skip
+    if args.out:
+        found.save(args.out)
+    if args.json:
+        print(json.dumps(found.plain()))
+        return
+    print(found.markdown() + (f"\n{args.out}: cases.csv, report.json, report.md" if args.out else ""))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from ctssl.hub import find, read_config
+    from ctssl.similarity import CELLS, compare
+    from ctssl.writing import write_whole
+
+    def label(source: str) -> str:
+        return Path(source).name
+
+    numbers = str(Path(args.out).with_suffix(".json"))
+    free(args.out, args.overwrite, ".png")
+    free(numbers, args.overwrite, ".json")
+    scans: list[Path] = []
+    for source in map(Path, args.data):
+        inside = sorted(p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz"))) if source.is_dir() else []
+        scans += inside or [source]
+    others = _shifted(scans, args.shift, args.seed) if args.shift else None
+    models = [ctssl.load(name) if read_config(find(name))["kind"] == "encoder" else ctssl.load_segmenter(name)
+              for name in (args.first, args.second)]  # fmt: skip
+    found = compare(models[0], models[1], list(scans), other_scans=others, crops=args.crops, spacing_mm=args.spacing,
+                    seed=args.seed, names=(label(args.first), label(args.second) + (f", {args.shift}" if args.shift else "")),
+                    progress=not args.json)  # fmt: skip
+    found.picture(args.out)
+    result = {"blocks": found.matrix.round(5).tolist(), "crops": found.crops, "models": [args.first, args.second],
+              "shift": args.shift, "pooling": f"mean over a grid of {CELLS} x {CELLS} x {CELLS} cells"}  # fmt: skip
+    write_whole(Path(numbers), json.dumps(result) + "\n")
+    if args.json:
+        print(json.dumps(result))
+        return
+    count = min(found.matrix.shape)
+    print("block by block: " + "  ".join(f"{found.matrix[i, i]:.2f}" for i in range(count)))
+    print(f"{args.out}, {numbers}")
+
+
+def _shifted(scans: list[Any], text: str, seed: int) -> list[Any]:
+    """The scans under a shift that is written NAME:SEVERITY."""
+    from ctssl.shifts import check_shift, shift
+
+    name, _, severity = text.partition(":")
+    check_shift(name, int(severity) if severity.isdigit() else 0)
+    return [shift(ctssl.read(scan), name, severity=int(severity), seed=seed) for scan in scans]
