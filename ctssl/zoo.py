@@ -88,15 +88,15 @@ MODELS: dict[str, ModelSpec] = {
     spec.name: _placed(spec)
     for spec in [
         _pretrained("swin", "self", "contrastive", "db7c37dd682b01ab389491365d4e37111e7c7204d3ad70f6ca794f06916a93e1"),
-        _pretrained("swin", "self", "mim", "c1cc0a0686070d9ed9dad9371f742d867658f9848e2ccb97501e7d1d02e7deb4"),
-        _pretrained("swin", "self", "smit", "bf5bd3448e0b5d5a9873535696bfd4e41fe4efe2f2d62a4c7f6bbf9989497cd5"),
+        _pretrained("swin", "self", "mim", "2a494f06a19ff8e06f357da09c4cc1ce7ebebdbf7264c4f6e7279c1febb2341d"),
+        _pretrained("swin", "self", "smit", "f56e406899448bc4189f91a14755f0bbd90c2a798e5df9efdc8ce2416e8ec369"),
         _pretrained("swin", "wild", "contrastive", "317499a06c01c8fea52670825b80ae4251f9fa7bacb3576f368fcc7fba0e49f2"),
-        _pretrained("swin", "wild", "mim", "c82a1785895848ed7e31884e9182b3afceb293b0efa4c5a1937eabc929eda5c3"),
-        _pretrained("swin", "wild", "smit", "3d34e13689f61696b0fb718c3fa3bc3282d90bf180ddb71ea590ed1fb8f8fa9c"),
+        _pretrained("swin", "wild", "mim", "8226b5d29cd3e9967be962043f5f811f148cb08ac2af1819c1e9f121a213224d"),
+        _pretrained("swin", "wild", "smit", "2b80acf5cadfac2db71f2a639eaf0bd413f70c7660c04af7fb46db24b8235904"),
         _pretrained("vit", "self", "mim", "a832246c2877c898b077e73569301cdd900eada8b9e567dfcefb4bfd58104a9d"),
         _pretrained("vit", "wild", "contrastive", "25a7a1b99c734896ffb051be36abbb5e471cd8e9e08cb31290819608b63b7c97"),
-        _pretrained("vit", "wild", "mim", "1878f43187702ce76ed8fe929eaf1fcd29d24474436eaba33e0e01cd03cf73ae"),
-        _pretrained("vit", "wild", "smit", "8f3ec043e82f448041c609d3c263e4beaca603b05113a9ca02221e9516511fe4"),
+        _pretrained("vit", "wild", "mim", "54195a29b8ccb5b59496faee57e72674e20d7b79d8f16b11fea15ddc2dc613e6"),
+        _pretrained("vit", "wild", "smit", "e5082bf52fee5bda74b2381dc7e5cbecbe5004bbf971f3232c4d54547a7fd6a6"),
     ]
 }
 
