@@ -1,6 +1,7 @@
 """Where weights come from: written when they are made, kept while they are the same, and told by `ctssl info`."""
 
 import json
+import re
 import subprocess
 from dataclasses import asdict
 
@@ -86,6 +87,16 @@ def test_info_tells_where_a_published_model_comes_from(name, capsys):
     for key in ("command", "samples", "device", "hours", "torch"):
         assert f"{key:15} {history[key]}\n" in text
     assert json.loads(told(capsys, name, "--json"))["origin"] == origin(hub.bundled() / name)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if MODELS[name].kind == "encoder"])
+def test_a_published_models_own_header_tells_where_it_comes_from(name):
+    history, seen = (json.loads((hub.bundled() / name / file).read_text()) for file in ("training.json", "seen.json"))
+    found = read_metadata(hub.bundled() / name / "model.safetensors")
+    assert re.fullmatch(r"ctssl \d+\.\d+\.\d+, git [0-9a-f]{7,40}(-dirty)?", found.pop("code"))
+    expected = facts(recipe=history["run"], manifest=seen["voxels"], parent=history["run"]["init"],
+                     pretext=MODELS[name].pretext, samples=history["samples"], licence=MODELS[name].licence)  # fmt: skip
+    assert found == {key: value for key, value in expected.items() if key != "code"}
 
 
 def test_info_tells_where_a_users_model_comes_from(known, capsys):
