@@ -90,7 +90,7 @@ MODELS: dict[str, ModelSpec] = {
         _pretrained("swin", "self", "contrastive", "db7c37dd682b01ab389491365d4e37111e7c7204d3ad70f6ca794f06916a93e1"),
         _pretrained("swin", "self", "mim", "2a494f06a19ff8e06f357da09c4cc1ce7ebebdbf7264c4f6e7279c1febb2341d"),
         _pretrained("swin", "self", "smit", "f56e406899448bc4189f91a14755f0bbd90c2a798e5df9efdc8ce2416e8ec369"),
-        _pretrained("swin", "wild", "contrastive", "317499a06c01c8fea52670825b80ae4251f9fa7bacb3576f368fcc7fba0e49f2"),
+        _pretrained("swin", "wild", "contrastive", "bc05d0cded48f007c51b3b4f0b2fc7af698092adda739857afb638405ae19871"),
         _pretrained("swin", "wild", "mim", "8226b5d29cd3e9967be962043f5f811f148cb08ac2af1819c1e9f121a213224d"),
         _pretrained("swin", "wild", "smit", "2b80acf5cadfac2db71f2a639eaf0bd413f70c7660c04af7fb46db24b8235904"),
         _pretrained("vit", "self", "mim", "a832246c2877c898b077e73569301cdd900eada8b9e567dfcefb4bfd58104a9d"),
