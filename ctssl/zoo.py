@@ -87,7 +87,7 @@ def _placed(spec: ModelSpec) -> ModelSpec:
 MODELS: dict[str, ModelSpec] = {
     spec.name: _placed(spec)
     for spec in [
-        _pretrained("swin", "self", "contrastive", "db7c37dd682b01ab389491365d4e37111e7c7204d3ad70f6ca794f06916a93e1"),
+        _pretrained("swin", "self", "contrastive", "85f564dffacff0375936ba0c44c63eaa989a7b1346e42db09824cde89d1872ba"),
         _pretrained("swin", "self", "mim", "2a494f06a19ff8e06f357da09c4cc1ce7ebebdbf7264c4f6e7279c1febb2341d"),
         _pretrained("swin", "self", "smit", "f56e406899448bc4189f91a14755f0bbd90c2a798e5df9efdc8ce2416e8ec369"),
         _pretrained("swin", "wild", "contrastive", "bc05d0cded48f007c51b3b4f0b2fc7af698092adda739857afb638405ae19871"),
