@@ -5,4 +5,4 @@
 
 from training.run import SMALL, STEPS, Run
 
-run = Run("vit-self-smit", "vit", "smit", "self", encoder_args=SMALL["vit"], steps=STEPS["smit"], bf16=True)
+run = Run("vit-self-smit", "vit", "smit", "self", encoder_args=SMALL["vit"], steps=STEPS["smit"])
