@@ -96,7 +96,7 @@ MODELS: dict[str, ModelSpec] = {
         _pretrained("vit", "self", "contrastive", "253c90dbf5536c248a83c8391f851536b950c63579aa0627fe5b21ed33f301ab"),
         _pretrained(
             "vit", "self", "mim", "5418b184c3c663bbed0af6fcc889e2f9d0b17dbf2a37c510ecc6f861ecff1eaa", baseline_only=True
-        ),  # fmt: skip
+        ),
         _pretrained("vit", "wild", "contrastive", "25a7a1b99c734896ffb051be36abbb5e471cd8e9e08cb31290819608b63b7c97"),
         _pretrained("vit", "wild", "mim", "54195a29b8ccb5b59496faee57e72674e20d7b79d8f16b11fea15ddc2dc613e6"),
         _pretrained("vit", "wild", "smit", "e5082bf52fee5bda74b2381dc7e5cbecbe5004bbf971f3232c4d54547a7fd6a6"),
