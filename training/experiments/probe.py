@@ -254,6 +254,13 @@ def beats_its_twin(results: dict, model: str) -> bool:
     return False
 
 
+def cell(runs: list[dict], probe: str, metric: str) -> str:
+    """Mean over patients and its interval, for a table."""
+    values = patients(runs, probe, metric)
+    low, high = interval(values)
+    return f"{values.mean():.3f} ({low:.3f}-{high:.3f})"
+
+
 def table(results: dict | None = None) -> str:
     """The results as Markdown: AUROC over patients, with intervals."""
     kept: dict = results or json.loads(RESULTS.read_text())
@@ -265,9 +272,7 @@ def table(results: dict | None = None) -> str:
             cells = []
             for probe in ("linear", "knn"):
                 for metric in ("auroc", "ap"):
-                    values = patients(runs, probe, metric)
-                    low, high = interval(values)
-                    cells.append(f"{values.mean():.3f} ({low:.3f}-{high:.3f})")
+                    cells.append(cell(runs, probe, metric))
             text += f"| {model} | {' | '.join(cells)} |\n"
         text += "\n"
     return text
@@ -280,11 +285,7 @@ def short(results: dict | None = None) -> str:
     text = f"| frozen features | {' | '.join(titles)} | better than random weights |\n|{'---|' * (len(titles) + 2)}\n"
     names = {name: None for models in kept["tasks"].values() for name in models}
     for name in sorted(names, key=lambda n: (n not in ctssl.list_models(), n)):
-        cells = []
-        for models in kept["tasks"].values():
-            values = patients(models[name], "linear", "auroc")
-            low, high = interval(values)
-            cells.append(f"{values.mean():.3f} ({low:.3f}-{high:.3f})")
+        cells = [cell(models[name], "linear", "auroc") for models in kept["tasks"].values()]
         known = name in ctssl.list_models()
         text += (
             f"| {name} | {' | '.join(cells)} | {('yes' if beats_its_twin(kept, name) else 'no') if known else ''} |\n"
