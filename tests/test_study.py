@@ -1,7 +1,6 @@
 """What the study says follows from what was measured, and from nothing else."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,10 +61,10 @@ def test_other_data_has_results_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["study", "--data", str(table)])
     study.main()
     assert "1 test cases of theirs.csv" in capsys.readouterr().out
-    rows = {row["claim"]: row["verdict"] for row in json.loads((tmp_path / "STUDY.json").read_text())["claims"]}
+    rows = {row["claim"]: row["verdict"] for row in json.loads((tmp_path / "theirs.STUDY.json").read_text())["claims"]}
     assert rows["Swin: wild is better than from scratch"] == "agrees"
-    text = (tmp_path / "STUDY.md").read_text()
-    for name in ("STUDY_curves_swin.png", "STUDY_cka_swin.png"):
+    text = (tmp_path / "theirs.STUDY.md").read_text()
+    for name in ("theirs.STUDY_curves_swin.png", "theirs.STUDY_cka_swin.png"):
         assert (tmp_path / name).stat().st_size > 5000 and name in text
 
 
@@ -84,7 +83,7 @@ def test_the_kernels_of_the_strata_never_meet(data, tmp_path):
 
 
 def test_the_published_study_is_what_its_results_say():
-    folder = Path(study.FOLDER)
+    folder = study.STEM.parent
     if not (folder / "STUDY.json").exists():
         pytest.skip("STUDY.json has not been made yet: python -m training.experiments.study")
     found = json.loads((folder / "STUDY.json").read_text())

@@ -1,7 +1,7 @@
 """What the study says: `python -m training.experiments.study` writes `model_cards/STUDY.json`, `STUDY.md` and its pictures.
 
 Everything follows from `results/sarcoma.json` and `results/robustness.json`, or with `--data CSV` from what was measured on other
-scans, and is then written beside that table. Each claim of the paper is a row: what the paper
+scans, and is then written beside that table, with its name in front. Each claim of the paper is a row: what the paper
 found, what we found (mean difference over the test patients with its 95% bootstrap interval, seeds averaged), and whether the
 two agree: the interval excludes zero on the claimed side, on the other side, or includes it. A claim whose models were not
 measured says so.
@@ -19,7 +19,7 @@ from ctssl.evaluation import interval
 from ctssl.similarity import Similarity
 from training.experiments import robustness, trials
 
-FOLDER = Path(__file__).parent.parent.parent / "model_cards"
+STEM = Path(__file__).parent.parent.parent / "model_cards" / "STUDY"
 SHOWN = ("{}-wild-smit", "{}-self-smit", "{}-scratch")  # in the picture of the curves
 CLEAN = "clean"
 LIMITS = """**Limits first.** Encoders were pretrained on 26 wild or 26 self scans (the paper: about 10,000 and about 350),
@@ -173,11 +173,16 @@ def markdown(found: dict[str, Any], limits: str = LIMITS, pictures: list[Path] |
                   for row in rows]  # fmt: skip
     if pictures:
         lines.append("\n## Pictures\n")
-        lines += [f"![{path.stem.removeprefix('STUDY_').replace('_', ', ')}]({path.name})" for path in pictures]
+        lines += [f"![{path.stem.partition('STUDY_')[2].replace('_', ', ')}]({path.name})" for path in pictures]
     return "\n".join(lines) + "\n"
 
 
-def draw_pictures(kept: dict[str, Any], folder: Path) -> list[Path]:
+def beside(stem: Path, ending: str) -> Path:
+    """A file of the study."""
+    return stem.with_name(stem.name + ending)
+
+
+def draw_pictures(kept: dict[str, Any], stem: Path) -> list[Path]:
     """DSC against severity for each encoder, mean and interval over patients; and CKA before and after fine-tuning."""
     made = []
     for encoder in ("swin", "vit"):
@@ -192,10 +197,10 @@ def draw_pictures(kept: dict[str, Any], folder: Path) -> list[Path]:
                     line.append((severity, float(np.mean([r["dsc"] for r in rows])), *interval(rows, "dsc")))
                 panels.setdefault(shift, {})[model] = line
         if panels:
-            made.append(folder / f"STUDY_curves_{encoder}.png")
+            made.append(beside(stem, f"_curves_{encoder}.png"))
             draw(panels, made[-1])
         if matrices := list(kept["cka"].get(model := SHOWN[0].format(encoder), {}).values()):
-            made.append(folder / f"STUDY_cka_{encoder}.png")
+            made.append(beside(stem, f"_cka_{encoder}.png"))
             Similarity(np.mean(matrices, 0), robustness.CROPS, (model, "the same, fine-tuned")).picture(made[-1])
     return sorted(made)
 
@@ -205,13 +210,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="CSV of other labelled scans, as for training.experiments.robustness")
     args = parser.parse_args()
     source, path = robustness.experiment(args.data), robustness.results_of(args.data)
-    folder, limits = (FOLDER, LIMITS) if args.data is None else (args.data.parent, f"On {len(source.test)} test cases of "
-                                                                  f"{args.data.name}.\n")  # fmt: skip
+    stem, limits = STEM, LIMITS
+    if args.data is not None:
+        stem, limits = args.data.with_suffix(".STUDY"), f"On {len(source.test)} test cases of {args.data.name}.\n"
     kept = robustness.results(path)
     found = study(kept, trials.read(source.results)["models"])
-    text = markdown(found, limits, draw_pictures(kept, folder))
-    (folder / "STUDY.json").write_text(json.dumps(found, indent=1) + "\n")
-    (folder / "STUDY.md").write_text(text)
+    text = markdown(found, limits, draw_pictures(kept, stem))
+    beside(stem, ".json").write_text(json.dumps(found, indent=1) + "\n")
+    beside(stem, ".md").write_text(text)
     print(text)
 
 
