@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ctssl.sampling import anywhere, augment, crop_at, degraded, random_part, turned_and_scaled, warped
@@ -116,14 +120,16 @@ def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfin
     identity = {**facts, "settings": asdict(settings), "world": world}
     now = resume(unfinished, net, average, opt, identity)
     now = now or Progress(0, None if settings.minutes else settings.steps, [], {})
-    crops, losses = judged_crops(judge, settings), []
+    workers = min(8, (os.cpu_count() or 1) - 1) if device.type == "cuda" else 0  # on a CPU they would take its cores
+    crops = batches(scans, settings, now.step, rank=rank, workers=workers)
+    judged, losses = judged_crops(judge, settings), []
     began = saved = time.monotonic()
     bar = tqdm(total=now.steps, initial=now.step, desc="training", disable=not progress or rank > 0)
     while now.steps is None or now.step < now.steps:
         ready(net, settings)
         for group in opt.param_groups:
             group["lr"] = group["peak"] * rate(now.step, now.steps or 10 * TIMED, settings.warmup)
-        image, label = draw(scans, settings, now.step, rank=rank)
+        image, label = next(crops)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             found = net.supervised(image.to(device))
         loss = torch.stack([weight * criterion(logits.float(), label.to(device)) for weight, logits in found]).sum()
@@ -141,13 +147,13 @@ def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfin
         if now.steps is None and now.step == TIMED:
             seconds = 60 * (settings.minutes or 0)
             now.steps = bar.total = agreed(max(now.step, round(seconds * TIMED / (time.monotonic() - began))), world)
-        if crops and now.steps and due(now.step, now.steps, settings.evaluations):
+        if judged and now.steps and due(now.step, now.steps, settings.evaluations):
             kept: Any = net if average is None else average.module
             now.curve.append(
                 {
                     "step": now.step,
                     "loss": float(np.mean(losses[-50:])),
-                    "dsc": crop_dsc(kept, crops, device, half=half),
+                    "dsc": crop_dsc(kept, judged, device, half=half),
                 }
             )
             if now.since_best() == 0:
@@ -203,6 +209,25 @@ def rate(step: int, steps: int, warmup: float) -> float:
     """Linear warm-up, then cosine to zero, as a factor."""
     warm = max(1, round(warmup * steps))
     return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def batches(scans: Scans, settings: Settings, start: int, *, rank: int = 0,
+            workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """What `draw` gives for the steps from `start` on, without end; `workers` processes draw ahead."""
+    steps: Any = itertools.count(start)
+    own = torch.Generator()  # not the global one, which the network may draw from
+    crops = _Steps(scans, settings, rank)
+    return iter(DataLoader(crops, batch_size=None, sampler=steps, num_workers=workers, generator=own))
+
+
+class _Steps(Dataset[tuple[Tensor, Tensor]]):
+    """The crops of every step, by its number."""
+
+    def __init__(self, scans: Scans, settings: Settings, rank: int) -> None:
+        self.scans, self.settings, self.rank = scans, settings, rank
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        return draw(self.scans, self.settings, step, rank=self.rank)
 
 
 def draw(scans: Scans, settings: Settings, step: int, *, rank: int = 0) -> tuple[Tensor, Tensor]:

@@ -148,6 +148,17 @@ def test_devices_draw_the_crops_that_one_device_would():
         assert torch.equal(one, torch.cat(two))
 
 
+def test_crops_drawn_ahead_are_those_of_each_step():
+    rng = np.random.default_rng(0)
+    scans = [(rng.random((20, 24, 18), np.float32), (rng.random((20, 24, 18)) > 0.9).astype(np.uint8))]
+    settings = ctssl.Settings(crop=16, batch=2)
+    for workers in (0, 2):
+        drawn = fitting.batches(scans, settings, 5, workers=workers)
+        for step in (5, 6, 7):
+            for one, two in zip(next(drawn), fitting.draw(scans, settings, step), strict=True):
+                assert torch.equal(one, two)
+
+
 def test_turned_cubes_are_the_voxels_that_they_should_be():
     array = np.random.default_rng(0).random((24, 24, 24)).astype(np.float32)
     centre, size = np.array([11.5, 11.5, 11.5]), 12
