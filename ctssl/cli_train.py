@@ -33,6 +33,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--fold", type=int, metavar="I", help="which, from 0; without it all, each into OUT/foldI")
     sub.add_argument("--few-shot", type=int, metavar="N", help="train on N patients only")
     sub.add_argument("--spacing", type=float, metavar="MM", help="to work at (default: from the tumours' size)")
+    sub.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="HU between which contrast is kept "
+                     "(default: from the tumours)")  # fmt: skip
     sub.add_argument("--steps", type=int, help="training steps (default: 600)")
     sub.add_argument("--minutes", type=float, help="train for about so long instead")
     sub.add_argument("--freeze", choices=["encoder"], help="leave it as it is, train the head alone")
@@ -104,7 +106,8 @@ def _finetune(args: argparse.Namespace) -> None:
         ctssl.finetune(
             args.data, images=args.images, labels=args.labels, roi=args.roi, model=args.model, head=args.head,
             out=Path(args.out) / f"fold{fold}" if every else args.out, hold_out=_hold_out(args.hold_out), folds=args.folds,
-            fold=fold, few_shot=args.few_shot, spacing_mm=args.spacing, settings=settings, from_scratch=args.from_scratch,
+            fold=fold, few_shot=args.few_shot, spacing_mm=args.spacing,
+            window_hu=tuple(args.window) if args.window else None, settings=settings, from_scratch=args.from_scratch,
             device=args.device, overwrite=args.overwrite, progress=not args.json,
         )
         for fold in wanted

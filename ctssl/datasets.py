@@ -238,11 +238,6 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
     return scan, Volume(mask.array.astype(np.uint8), scan.affine, mask.name)
 
 
-def read_mask(case: Case) -> Volume:
-    """The mask of a case that `problems` found nothing wrong with; what is drawn on a DICOM series needs the scan, too."""
-    return read(case.label) if case.series is None else read_case(case)[1]
-
-
 @dataclass(frozen=True)
 class Problem(Finding):
     """What is wrong with one case; see `Finding`."""

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from ctssl.datasets import Case, Dataset, find_cases, problems, read_case, read_mask, refuse
+from ctssl.datasets import Case, Dataset, find_cases, problems, read_case, refuse
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
 from ctssl.fitting import Settings, fit
@@ -28,6 +27,7 @@ from ctssl.inference import segment
 from ctssl.lint import check
 from ctssl.loading import load, segmenter
 from ctssl.outcome import Judged, files, judge
+from ctssl.planning import fitting_crop, fitting_spacing, fitting_window, measure
 from ctssl.provenance import facts as told
 from ctssl.shifts.transform import shifted_copies
 from ctssl.splits import divide, few, part, validation
@@ -38,6 +38,7 @@ BASELINES: dict[str, Callable[[], Any]] = {
     "swin-scratch": lambda: published("swin"), "vit-scratch": lambda: published("vit"), "dynunet": Pixels,
 }  # fmt: skip
 """What can be trained without any pretraining, by name."""
+RECIPE = ("head", "spacing_mm", "window_hu", "from_scratch")  # beside the settings
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
              images: str | os.PathLike | None = None, labels: str | os.PathLike | None = None,
              roi: str | None = None, head: str = "light",
              hold_out: float | list[str] | None = None, few_shot: int | None = None, folds: int | None = None, fold: int = 0,
-             spacing_mm: float | None = None, names: dict[int, str] | None = None, settings: Settings | None = None,
+             spacing_mm: float | None = None, window_hu: tuple[float, float] | None = None,
+             names: dict[int, str] | None = None, settings: Settings | None = None,
              from_scratch: bool = False, device: str = "auto", overwrite: bool = False,
              progress: bool = True) -> Report:  # fmt: skip
     """Train a segmenter on labelled scans, and score it on cases it has not seen, whole and on their own grid.
@@ -85,6 +87,8 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
         folds, fold: hold out part `fold` of `folds` equal parts of the patients instead.
         spacing_mm: at which the segmenter works. None: a tenth of the median tumour's diameter, between the scans' own
             and the encoder's (and `settings.crop` follows from both).
+        window_hu: from which to which HU it sees contrast, `(low, high)`. None: what 99% of the labelled voxels are and a
+            quarter of that more on either side; the encoder's own for `freeze`.
         names: of the labels, `{1: "tumour"}`.
         from_scratch: forget the pretrained weights, to see what they are worth.
         overwrite: replace a finished segmenter in `out`.
@@ -98,6 +102,10 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
         raise FileExistsError(f"{out} is a file; choose another --out")
     if folds is not None and hold_out is not None:
         raise ValueError("give folds or hold_out, not both")
+    if spacing_mm is not None and not 0.1 <= spacing_mm <= 20:
+        raise ValueError(f"spacing_mm={spacing_mm:g} is no spacing to work at; give 0.1 to 20 mm, or leave it out")
+    if window_hu is not None and not -math.inf < window_hu[0] < window_hu[1] < math.inf:
+        raise ValueError(f"window_hu={window_hu}: give a lower and a higher HU, or leave the window out")
     rank, where = device_of(device)
     progress = progress and rank == 0
     dataset = find_cases(data, images=images, labels=labels, roi=roi)
@@ -108,11 +116,12 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     from_scratch = from_scratch or origin in BASELINES
     refuse(problems(Dataset([*train, *held], dataset.names), progress=progress), len(train) + len(held))
     known = encoder.spec or ModelSpec("", "encoder", type(encoder).__name__.lower())
-    size_mm, finest = sizes(train)
-    spacing_mm = spacing_mm or fitting_spacing(size_mm, finest, known.preprocess.spacing_mm)
-    crop = settings.crop or fitting_crop(size_mm / spacing_mm)
+    tumours, own = measure(train, progress=progress), known.preprocess
+    spacing_mm = spacing_mm or fitting_spacing(tumours, own.spacing_mm)
+    window_hu = window_hu or (own.window_hu if settings.freeze else fitting_window(tumours, own.window_hu))
+    crop = settings.crop or fitting_crop(tumours, spacing_mm)
     settings = replace(settings, crop=crop, batch=settings.batch or max(1, round(4 * (64 / crop) ** 2)))
-    encoder.spec = replace(known, preprocess=replace(known.preprocess, spacing_mm=spacing_mm))
+    encoder.spec = replace(known, preprocess=Preprocess(spacing_mm, window_hu))
     judges = validation(train, settings.validation, settings.seed)
     sides = [[case for case in train if (case.name in judges) == side] for side in (False, True)]
     learn, classes = prepare_cases(sides[0], encoder.spec.preprocess, copies=settings.shift_augment, seed=settings.seed,
@@ -128,7 +137,7 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     net.window, net.parent = settings.crop, "" if from_scratch else origin
     began = time.monotonic()
     facts = {"train": [c.name for c in train], "validated": judges, "model": origin, "from_scratch": from_scratch,
-             "head": head, "spacing_mm": spacing_mm}  # fmt: skip
+             "head": head, "spacing_mm": spacing_mm, "window_hu": list(window_hu)}  # fmt: skip
     curve = fit(net.to(where), learn, test, settings, unfinished=out / ".unfinished", facts=facts, progress=progress)
     seconds = time.monotonic() - began
     net.eval()
@@ -149,7 +158,7 @@ def provenance(report: Report, parent: ModelSpec, facts: dict[str, Any], setting
     world = dist.get_world_size() if dist.is_initialized() else 1
     scratch = facts["from_scratch"]
     found = told(
-        recipe={**asdict(settings), **{key: facts[key] for key in ("head", "spacing_mm", "from_scratch")}}, manifest=report.train,
+        recipe={**asdict(settings), **{key: facts[key] for key in RECIPE}}, manifest=report.train,
         parent="" if scratch else f"{facts['model']} sha256:{parent.sha256}" if parent.sha256 else facts["model"],
         pretext="" if scratch else parent.pretext, licence="" if scratch else parent.licence,
         samples="" if steps is None else int(steps) * settings.batch * world,
@@ -185,29 +194,6 @@ def named(given: dict[int, str] | None, found: dict[int, str], classes: int) -> 
         return given, classes
     classes = max(classes, max(found) + 1)
     return {k: found.get(k, f"class {k}") for k in range(1, classes)}, classes
-
-
-def sizes(cases: list[Case]) -> tuple[float, float]:
-    """Median diameter in mm of the cases' largest tumours (0 when there is none), and their median finest spacing."""
-    diameters, finest = [], []
-    for case in cases:
-        mask = read_mask(case)
-        counts = np.bincount(ndimage.label(mask.array)[0].ravel())[1:]  # type: ignore[index]
-        if len(counts):
-            volume = counts.max() * abs(np.linalg.det(mask.affine[:3, :3]))
-            diameters.append(2 * (3 * volume / (4 * np.pi)) ** (1 / 3))
-        finest.append(min(mask.spacing_mm))
-    return float(np.median(diameters)) if diameters else 0.0, float(np.median(finest))
-
-
-def fitting_spacing(size_mm: float, finest: float, widest: float) -> float:
-    """A tenth of the tumours' diameter in mm, not finer than the scans are, nor coarser than `widest`."""
-    return round(min(widest, max(size_mm / 10, finest)), 2) if size_mm else widest
-
-
-def fitting_crop(size: float) -> int:
-    """Voxels along a crop, from the tumours' diameter in voxels."""
-    return 96 if size > 32 else 64
 
 
 def published(kind: str) -> Any:

@@ -111,7 +111,8 @@ def card(report: Report, judged: dict[str, Judged], settings: Settings, facts: d
         "for diagnosis.\n" + (f"It was judged on {len(judged)} held-out cases of the same data, which says little about "
         "scans from elsewhere.\n" if judged else "**It has not been judged: no case was held out.**\n"),
         f"It finds {', '.join(labels.values())} in CT. Encoder: {start}; head: {facts['head']}; it works at "
-        f"{facts['spacing_mm']:g} mm in windows of {settings.crop} voxels.\n",
+        f"{facts['spacing_mm']:g} mm in windows of {settings.crop} voxels, {facts['window_hu'][0]:g} to "
+        f"{facts['window_hu'][1]:g} HU.\n",
         f'```python\nimport ctssl\n\nmask = ctssl.load_segmenter("{name}").segment("scan.nii.gz")\n```\n',
         f"## Training\n{len(report.train) - len(report.validated)} cases, {report.seconds / 60:.0f} minutes"
         + (f"; {len(report.validated)} more cases chose among the weights of the last {len(report.curve)} evaluations "

@@ -65,10 +65,10 @@ def _pretrained(encoder: str, corpus: str, pretext: str, sha256: str, *, baselin
                      baseline_only=baseline_only)  # fmt: skip
 
 
-def _segmenter(name: str, encoder: str, parameters: int, sha256: str, *, spacing_mm: float, licence: str,
+def _segmenter(name: str, encoder: str, parameters: int, sha256: str, *, preprocess: Preprocess, licence: str,
                data: str) -> ModelSpec:  # fmt: skip
     """A fine-tuned one, with the default head and one label."""
-    return ModelSpec(name, "segmenter", encoder, _ARGS[encoder], Preprocess(spacing_mm), parameters=parameters, sha256=sha256,
+    return ModelSpec(name, "segmenter", encoder, _ARGS[encoder], preprocess, parameters=parameters, sha256=sha256,
                      licence=licence, data=data, head="light", labels={"1": "tumour"})  # fmt: skip
 
 

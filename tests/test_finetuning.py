@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import ModelCard
 
 import ctssl
-from ctssl import finetuning, fitting, sampling, splits
+from ctssl import finetuning, fitting, planning, sampling, splits
 from ctssl.cli import main
 from ctssl.datasets import Case, find_cases
 from ctssl.encoders import ENCODERS
@@ -362,13 +362,33 @@ def test_the_spacing_follows_from_the_tumours(tmp_path):
         x, y, z = np.meshgrid(place, place, place, indexing="ij")
         mask = (x**2 + y**2 + z**2 < radius_mm**2).astype(np.uint8)
         path = Volume(mask, np.diag([voxel_mm] * 3 + [1.0])).save(tmp_path / "m.nii.gz", overwrite=True)
-        size_mm, finest = finetuning.sizes([dataclasses.replace(case("x"), image=path, label=path)])
-        return finetuning.fitting_spacing(size_mm, finest, 2.0)
+        return planning.fitting_spacing(planning.measure([dataclasses.replace(case("x"), image=path, label=path)]), 2.0)
 
     assert spacing(6.0, 1.0) == pytest.approx(1.2, abs=0.02)  # 12 mm across
     assert spacing(25.0, 1.0) == 2.0 and spacing(3.0, 1.0) == 1.0
-    assert finetuning.fitting_spacing(0.0, 1.0, 2.0) == 2.0
-    assert finetuning.fitting_crop(10.0) == 64 and finetuning.fitting_crop(45.0) == 96
+    nothing = planning.Tumours(0.0, 1.0, np.zeros(0))
+    assert planning.fitting_spacing(nothing, 2.0) == 2.0
+    assert [planning.fitting_crop(planning.Tumours(mm, 1.0, np.zeros(0)), 2.0) for mm in (20.0, 90.0)] == [64, 96]
+
+
+def test_the_window_follows_from_the_tumours_and_is_kept(labelled, tiny, tmp_path):
+    hu = np.linspace(-100, 100, 20001)
+    window = lambda values: planning.fitting_window(planning.Tumours(30.0, 1.0, values), (-500.0, 500.0))  # noqa: E731
+    assert window(hu) == (-150.0, 150.0) and window(np.full(9, 40.0)) == (-60.0, 140.0)
+    assert window(hu * 9 - 500)[0] == -1020.0 and window(np.zeros(0)) == (-500.0, 500.0)
+    settings = dataclasses.replace(QUICK, steps=1)
+    for given, kept in (((-160.0, 240.0), (-160.0, 240.0)), (None, (100.0, 300.0))):  # of 200 HU
+        ctssl.finetune(
+            labelled, model=tiny, out=tmp_path / "m", settings=settings, window_hu=given, overwrite=True, progress=False
+        )
+        assert ctssl.load_segmenter(tmp_path / "m").spec.preprocess.window_hu == kept
+    frozen = dataclasses.replace(settings, freeze=True)
+    ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=frozen, overwrite=True, progress=False)
+    assert ctssl.load_segmenter(tmp_path / "m").spec.preprocess.window_hu == (-500.0, 500.0)
+    with pytest.raises(ValueError, match="window"):
+        ctssl.finetune(
+            labelled, model=tiny, out=tmp_path / "n", settings=settings, window_hu=(100.0, 100.0), progress=False
+        )
 
 
 @pytest.mark.parametrize("name", ["swin", "vit"])

@@ -15,9 +15,8 @@ import numpy as np
 
 import ctssl
 from ctssl.hub import WEIGHTS, read_config
-from ctssl.provenance import facts as told_by
 from ctssl.provenance import read_metadata
-from ctssl.zoo import MODELS, info
+from ctssl.zoo import info
 from training.card import LICENCES
 from training.export import CARDS
 
@@ -48,23 +47,10 @@ def export(task: str, model: str, source: Path, cards: Path = CARDS) -> Path:
     pictures = {path.name: path.read_bytes() for path in sorted(source.glob("*.png"))}
     parent = info(model).licence if model in ctssl.list_models() else ""
     facts = {"licence": strictest(TASKS[task]["licence"], parent), "data": TASKS[task]["source"]}
-    told = read_metadata(source / WEIGHTS) or provenance(json.loads(texts["report.json"]))
     net.save_pretrained(folder, half=True, overwrite=True, extra={**texts, **pictures}, config=facts,
-                        metadata=told | {"licence": facts["licence"]})  # fmt: skip
+                        metadata=read_metadata(source / WEIGHTS) | {"licence": facts["licence"]})  # fmt: skip
     write_card(folder, task)
     return folder
-
-
-def provenance(report: dict) -> dict[str, str]:
-    """The metadata of a segmenter that was fine-tuned before fine-tuning wrote any."""
-    scratch = report["from_scratch"]
-    known = MODELS.get(report["model"])
-    parent = f"{known.name} sha256:{known.sha256}" if known else report["model"]
-    steps = report["curve"][-1]["step"] if report["curve"] else None
-    recipe = {**report["settings"], **{key: report[key] for key in ("head", "spacing_mm", "from_scratch")}}
-    return told_by(recipe=recipe, manifest=report["train"], parent="" if scratch else parent,
-                   pretext=known.pretext if known and not scratch else "",
-                   samples="" if steps is None else int(steps) * report["settings"]["batch"])  # fmt: skip
 
 
 def strictest(data: str, parent: str) -> str:
@@ -86,6 +72,7 @@ def card(config: dict, report: dict, cases: str, task: str) -> str:
     scores = {key: np.array([float(row[key]) for row in rows]) for key in ("dsc", "hd95_mm", "nsd")}
     known = scores["hd95_mm"][np.isfinite(scores["hd95_mm"])]
     trained = len(report["train"]) - len(report["validated"])
+    pre, (low, high) = config["preprocess"], config["preprocess"]["window_hu"]
     start = "initial weights" if report["from_scratch"] else f"`{report['model']}`"
     return f"""---
 {front_matter(config, report, facts, float(scores["dsc"].mean()), len(rows))}
@@ -95,7 +82,7 @@ def card(config: dict, report: dict, cases: str, task: str) -> str:
 **Limits first.** {facts["limits"]} It is a model for research, not a medical device, and must not be used for diagnosis.
 
 It segments {facts["title"]} in CT: {config["parameters"] / 1e6:.1f} M parameters, from {start}, head `{config["head"]}`, at
-{config["preprocess"]["spacing_mm"]:g} mm.
+{pre["spacing_mm"]:g} mm, {low:g} to {high:g} HU.
 
 ```python
 import ctssl
@@ -140,10 +127,10 @@ def front_matter(config: dict, report: dict, facts: dict, mean: float, cases: in
 def entry(folder: Path) -> str:
     """The line for `ctssl/zoo.py`."""
     c = read_config(folder)
-    spacing = c["preprocess"]["spacing_mm"]
+    spacing, window = c["preprocess"]["spacing_mm"], tuple(c["preprocess"]["window_hu"])
     return (
         f'        _segmenter("{c["name"]}", "{c["encoder"]}", {c["parameters"]}, "{c["sha256"]}",\n'
-        f'                   spacing_mm={spacing}, licence="{c["licence"]}", data="{c["data"]}"),'
+        f'                   preprocess=Preprocess({spacing}, {window}), licence="{c["licence"]}", data="{c["data"]}"),'
     )
 
 

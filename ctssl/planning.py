@@ -1,0 +1,61 @@
+"""How a segmenter is to see scans, from the tumours that it is to find: spacing, HU window and crop (nnU-Net's planning)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from tqdm import tqdm
+
+from ctssl.datasets import Case, read_case
+
+LOOKED_AT = 2000  # labelled voxels of a case
+NARROWEST_HU = 200.0
+
+
+@dataclass(frozen=True)
+class Tumours:
+    """`diameter_mm`: median of the cases' largest (0 without any); `finest_mm`: median of the scans' finest spacing;
+    `hu`: of labelled voxels, as many of each case."""
+
+    diameter_mm: float
+    finest_mm: float
+    hu: np.ndarray
+
+
+def measure(cases: list[Case], *, progress: bool = False) -> Tumours:
+    """Read cases that `ctssl.datasets.problems` found nothing wrong with."""
+    diameters, finest, values = [], [], [np.zeros(0)]
+    for case in tqdm(cases, desc="measuring tumours", disable=not progress):
+        scan, mask = read_case(case)
+        counts = np.bincount(ndimage.label(mask.array)[0].ravel())[1:]  # type: ignore[index]
+        finest.append(min(scan.spacing_mm))
+        if len(counts):
+            volume = counts.max() * abs(np.linalg.det(mask.affine[:3, :3]))
+            diameters.append(2 * (3 * volume / (4 * np.pi)) ** (1 / 3))
+            inside = scan.array[mask.array > 0]
+            values.append(inside[np.linspace(0, len(inside) - 1, min(len(inside), LOOKED_AT)).astype(int)])
+    return Tumours(float(np.median(diameters)) if diameters else 0.0, float(np.median(finest)), np.concatenate(values))
+
+
+def fitting_spacing(tumours: Tumours, widest: float) -> float:
+    """A tenth of the tumours' diameter in mm, not finer than the scans are, nor coarser than `widest`."""
+    if not tumours.diameter_mm:
+        return widest
+    return round(min(widest, max(tumours.diameter_mm / 10, tumours.finest_mm)), 2)
+
+
+def fitting_window(tumours: Tumours, otherwise: tuple[float, float]) -> tuple[float, float]:
+    """HU from which to which contrast is kept: what 99% of the labelled voxels are (nnU-Net's rule for CT), and a quarter of
+    that more on either side, for what is around them. At least 200 HU wide; `otherwise` where nothing is labelled."""
+    if not len(tumours.hu):
+        return otherwise
+    low, high = np.percentile(tumours.hu, (0.5, 99.5))
+    margin = max((high - low) / 4, (NARROWEST_HU - (high - low)) / 2)
+    return max(-1020.0, 10.0 * round((low - margin) / 10)), 10.0 * round((high + margin) / 10)
+
+
+def fitting_crop(tumours: Tumours, spacing_mm: float) -> int:
+    """Voxels along a crop: large tumours need more around them."""
+    return 96 if tumours.diameter_mm / spacing_mm > 32 else 64
