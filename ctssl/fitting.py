@@ -71,7 +71,7 @@ class Settings:
     degrees: float = 20.0
     zoom: float = 1.3
     degrade: float = 0.15
-    intensity: float = 0.1
+    intensity: float = 0.05
     shift_augment: int = 0
     bf16: bool = False
     validation: float = 0.1
