@@ -97,6 +97,12 @@ class Progress:
             found.append(row["dsc"] if not found else SMOOTH * found[-1] + (1 - SMOOTH) * row["dsc"])
         return found
 
+    def evaluated(self, net: nn.Module, loss: float, dsc: float) -> None:
+        """Add an evaluation; keep the weights if it was the best so far."""
+        self.curve.append({"step": self.step, "loss": loss, "dsc": dsc})
+        if self.since_best() == 0:
+            self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
+
     def since_best(self) -> int:
         """Evaluations since the last one whose average was as good as any."""
         scores = self.smoothed()
@@ -109,14 +115,12 @@ def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfin
 
     On several devices each draws its own crops and the gradients are averaged.
     """
-    from monai.losses.dice import DiceCELoss
-
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = next(net.parameters()).device
     half = settings.bf16 or device.type == "cuda"
-    criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
     opt = torch.optim.AdamW(groups(net, settings, from_scratch=facts["from_scratch"]))
     average = averaged(net, settings)
+    kept: Any = net if average is None else average.module
     identity = {**facts, "settings": asdict(settings), "world": world}
     now = resume(unfinished, net, average, opt, identity)
     now = now or Progress(0, None if settings.minutes else settings.steps, [], {})
@@ -129,16 +133,7 @@ def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfin
         ready(net, settings)
         for group in opt.param_groups:
             group["lr"] = group["peak"] * rate(now.step, now.steps or 10 * TIMED, settings.warmup)
-        image, label = next(crops)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            found = net.supervised(image.to(device))
-        loss = torch.stack([weight * criterion(logits.float(), label.to(device)) for weight, logits in found]).sum()
-        opt.zero_grad(set_to_none=True)
-        loss.backward()
-        share_gradients(net, world)
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        opt.step()
-        losses.append(loss.item())
+        losses.append(descend(net, opt, *next(crops), half=half, world=world))
         if not math.isfinite(losses[-1]):
             raise ValueError(f"step {now.step}: the loss is not finite; lower the learning rate ({settings.lr})")
         now.step += 1
@@ -148,16 +143,7 @@ def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfin
             seconds = 60 * (settings.minutes or 0)
             now.steps = bar.total = agreed(max(now.step, round(seconds * TIMED / (time.monotonic() - began))), world)
         if judged and now.steps and due(now.step, now.steps, settings.evaluations):
-            kept: Any = net if average is None else average.module
-            now.curve.append(
-                {
-                    "step": now.step,
-                    "loss": float(np.mean(losses[-50:])),
-                    "dsc": crop_dsc(kept, judged, device, half=half),
-                }
-            )
-            if now.since_best() == 0:
-                now.best = {k: v.detach().cpu().clone() for k, v in kept.state_dict().items()}
+            now.evaluated(kept, float(np.mean(losses[-50:])), crop_dsc(kept, judged, device, half=half))
             if agreed(now.since_best(), world) >= settings.patience:
                 break
         shown = {"loss": f"{np.mean(losses[-30:]):.3f}"} | ({"dsc": f"{now.curve[-1]['dsc']:.3f}"} if now.curve else {})
@@ -167,9 +153,27 @@ def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfin
             keep(unfinished, net, average, opt, identity, now)
             saved = time.monotonic()
     bar.close()
-    last: Any = net if average is None else average.module
-    net.load_state_dict(now.best or last.state_dict())
+    net.load_state_dict(now.best or kept.state_dict())
     return now.curve
+
+
+def descend(
+    net: Segmenter, opt: torch.optim.Optimizer, image: Tensor, label: Tensor, *, half: bool, world: int
+) -> float:
+    """One step of the optimiser; returns the loss, Dice and cross-entropy (with deep supervision, where the head has it)."""
+    from monai.losses.dice import DiceCELoss
+
+    criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    device = next(net.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        found = net.supervised(image.to(device))
+    loss = torch.stack([weight * criterion(logits.float(), label.to(device)) for weight, logits in found]).sum()
+    opt.zero_grad(set_to_none=True)
+    loss.backward()
+    share_gradients(net, world)
+    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    opt.step()
+    return loss.item()
 
 
 def ready(net: Segmenter, settings: Settings) -> None:

@@ -1,6 +1,6 @@
-"""Seconds of a fine-tuning step, models against one another: `python -m tests.benchmarks.finetune [repeats] [crop] [batch] [bf16: 0 or 1]`.
+"""Seconds of a fine-tuning step, models against one another.
 
-The published encoders with the `light` head, and nnU-Net's network with deep supervision, on the same crops; each repeat runs
+`python -m tests.benchmarks.finetune [repeats] [crop] [batch] [bf16: 0 or 1]`. The published encoders with the `light` head, and nnU-Net's network with deep supervision, on the same crops; each repeat runs
 one step of each, in turn. Then what Swin UNETR's decoder costs on the same encoder.
 """
 
@@ -9,11 +9,10 @@ import sys
 import time
 
 import torch
-from monai.losses.dice import DiceCELoss
-from torch import Tensor
 
 import ctssl
 from ctssl.encoders.pixels import Pixels
+from ctssl.fitting import descend
 from ctssl.heads.segmenter import Segmenter
 
 
@@ -26,16 +25,6 @@ def contestants() -> dict[str, Segmenter]:
     }
 
 
-def step(net: Segmenter, opt: torch.optim.Optimizer, image: Tensor, label: Tensor, half: bool) -> None:
-    criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        found = net.supervised(image)
-    loss = torch.stack([weight * criterion(logits.float(), label) for weight, logits in found]).sum()
-    opt.zero_grad(set_to_none=True)
-    loss.backward()
-    opt.step()
-
-
 def main(repeats: int = 5, crop: int = 64, batch: int = 4, half: int = 0) -> None:
     nets = contestants()
     opts = {name: torch.optim.AdamW(net.train().parameters(), 1e-4) for name, net in nets.items()}
@@ -45,7 +34,7 @@ def main(repeats: int = 5, crop: int = 64, batch: int = 4, half: int = 0) -> Non
     for repeat in range(repeats + 1):
         for name, net in nets.items():
             start = time.perf_counter()
-            step(net, opts[name], image, label, bool(half))
+            descend(net, opts[name], image, label, half=bool(half), world=1)
             if repeat:  # the first round warms up
                 seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
