@@ -1,7 +1,8 @@
 """Seconds of a fine-tuning step, models against one another.
 
-`python -m tests.benchmarks.finetune [repeats] [crop] [batch] [bf16: 0 or 1]`. The published encoders with the `light` head, and nnU-Net's network with deep supervision, on the same crops; each repeat runs
-one step of each, in turn. Then what Swin UNETR's decoder costs on the same encoder.
+`python -m tests.benchmarks.finetune [repeats] [crop] [batch] [bf16: 0 or 1]`. The published encoders with the `light` head, and
+nnU-Net's network with deep supervision, on the same crops; each repeat runs one step of each, in turn. Then what Swin UNETR's
+decoder costs on the same encoder.
 """
 
 import statistics
