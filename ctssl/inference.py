@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +27,12 @@ LIBRARIES = 1.2e9  # bytes that Python, torch, MONAI and a model take before the
 ACTIVATIONS = 200  # numbers that a network holds for each voxel of a window, at most
 
 
-def prepared(encoder: Any, source: Any, *, spacing_mm: float | None = None) -> Volume:
-    """The checked scan on the grid that the encoder was trained on (or of `spacing_mm`), 0..1; an encoder without spec takes
-    the default."""
+def prepared(encoder: Any, source: Any, *, spacing_mm: float | None = None,
+             window_hu: tuple[float, float] | None = None) -> Volume:  # fmt: skip
+    """The checked scan on the grid and in the window that the encoder was trained on (or those given), 0..1; an encoder without
+    spec takes the default."""
     known = encoder.spec.preprocess if encoder.spec else Preprocess()
-    return prepare(check(read(source)), replace(known, spacing_mm=spacing_mm) if spacing_mm else known)
+    return prepare(check(read(source)), Preprocess(spacing_mm or known.spacing_mm, window_hu or known.window_hu))
 
 
 def preprocess(encoder: Any, source: Any) -> Tensor:

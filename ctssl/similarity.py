@@ -109,6 +109,12 @@ def block_features(encoder: Any, images: Tensor) -> list[Tensor]:
     return [F.adaptive_avg_pool3d(m.float(), CELLS) for m in encoder.forward_intermediates(images)]
 
 
+def _common_window(first: Any, second: Any) -> tuple[float, float] | None:
+    """Of the segmenter, where one of the two is one; None: each has its own."""
+    tuned = [model for model in (first, second) if hasattr(model, "encoder")]
+    return tuned[0].spec.preprocess.window_hu if len(tuned) == 1 and tuned[0].spec else None
+
+
 @torch.inference_mode()
 def compare(first: Any, second: Any, scans: list[Any], *, other_scans: list[Any] | None = None, crops: int = 256,
             batch: int = 32, size: int = 64, spacing_mm: float | None = None, seed: int = 0,
@@ -123,6 +129,8 @@ def compare(first: Any, second: Any, scans: list[Any], *, other_scans: list[Any]
         spacing_mm: at which both see the scans, for models that were trained at different ones. None: each at its own.
         names: for the picture, instead of the models' own.
 
+    An encoder and a segmenter (the same one fine-tuned, say) both see the HU window of the segmenter.
+
     Raises `ValueError` where the two would not see the same crops.
     """
     encoders = [getattr(model, "encoder", model).eval() for model in (first, second)]
@@ -130,8 +138,9 @@ def compare(first: Any, second: Any, scans: list[Any], *, other_scans: list[Any]
         raise ValueError(f"{len(scans)} scans and {len(other_scans)} others: give one for one")
     if crops < batch or batch < 4:
         raise ValueError(f"crops={crops} in batches of {batch}: a batch needs 4, and there must be one")
-    left = [prepared(encoders[0], scan, spacing_mm=spacing_mm).array for scan in scans]
-    right = [prepared(encoders[1], scan, spacing_mm=spacing_mm).array for scan in (other_scans or scans)]
+    given: dict[str, Any] = {"spacing_mm": spacing_mm, "window_hu": _common_window(first, second)}
+    left = [prepared(encoders[0], scan, **given).array for scan in scans]
+    right = [prepared(encoders[1], scan, **given).array for scan in (other_scans or scans)]
     for one, two in zip(left, right, strict=True):
         if one.shape != two.shape:
             raise ValueError(f"the two see a scan on different grids ({one.shape} and {two.shape} voxels): give "

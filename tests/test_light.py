@@ -80,6 +80,7 @@ ARROWS = {  # module: what it may import of ctssl at import time; a package stan
     "fingerprint": {"phantom", "sampling"},
     "splits": {"datasets"},
     "fitting": {"sampling", "writing"},
+    "planning": {"datasets"},
     "outcome": {"datasets", "evaluation", "fitting", "volume"},
     "finetuning": {
         "datasets",
@@ -90,6 +91,7 @@ ARROWS = {  # module: what it may import of ctssl at import time; a package stan
         "lint",
         "loading",
         "outcome",
+        "planning",
         "provenance",
         "shifts",
         "splits",

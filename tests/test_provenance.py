@@ -114,8 +114,9 @@ def test_info_tells_where_a_fine_tuned_model_comes_from(labelled, tmp_path, caps
     assert found["mean_dsc"] == f"{report.mean_dsc:.3f}"
     assert found["parent"] == f"parent sha256:{hub.read_config(parent)['sha256']}"
     assert found["manifest_sha256"] == facts(manifest=["case0", "case1"])["manifest_sha256"]
-    spacing = ctssl.load_segmenter(tmp_path / "mine").spec.preprocess.spacing_mm
-    recipe = {**asdict(settings), "head": "linear", "spacing_mm": spacing, "from_scratch": False}
+    seen = ctssl.load_segmenter(tmp_path / "mine").spec.preprocess
+    recipe = {**asdict(settings), "head": "linear", "spacing_mm": seen.spacing_mm, "window_hu": seen.window_hu,
+              "from_scratch": False}  # fmt: skip
     assert found["recipe_sha256"] == facts(recipe=recipe)["recipe_sha256"]
     folder = export_segmenter.export("sarcoma", "tiny", tmp_path / "mine", cards=tmp_path / "cards")
     assert read_metadata(folder / "model.safetensors") == found | {"licence": "CC-BY-3.0"}

@@ -134,7 +134,7 @@ def reuse(source: trials.Experiment, model: str, seed: int, runs: Path, path: Pa
     """CKA between the blocks of a pretrained encoder and of the same one after fine-tuning, on the test scans."""
     tuned = ctssl.load_segmenter(segmenter(source, model, seed, runs))
     pretrained = ctssl.load(model)
-    pretrained.spec = tuned.spec  # that both see the same
+    pretrained.spec = tuned.spec  # that both see the same grid
     chosen = {case.name: case.image for case in find_cases(source.data()).cases}
     scans = [ctssl.read(chosen[name]) for name in source.test]
     found = compare(pretrained, tuned, scans, crops=CROPS, progress=True)
