@@ -118,7 +118,8 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     known = encoder.spec or ModelSpec("", "encoder", type(encoder).__name__.lower())
     tumours, own = measure(train, progress=progress), known.preprocess
     spacing_mm = spacing_mm or fitting_spacing(tumours, own.spacing_mm)
-    window_hu = window_hu or (own.window_hu if settings.freeze else fitting_window(tumours, own.window_hu))
+    if window_hu is None:
+        window_hu = own.window_hu if settings.freeze else fitting_window(tumours, own.window_hu)
     crop = settings.crop or fitting_crop(tumours, spacing_mm)
     settings = replace(settings, crop=crop, batch=settings.batch or max(1, round(4 * (64 / crop) ** 2)))
     encoder.spec = replace(known, preprocess=Preprocess(spacing_mm, window_hu))
