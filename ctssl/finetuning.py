@@ -116,7 +116,8 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     from_scratch = from_scratch or origin in BASELINES
     refuse(problems(Dataset([*train, *held], dataset.names), progress=progress), len(train) + len(held))
     known = encoder.spec or ModelSpec("", "encoder", type(encoder).__name__.lower())
-    tumours, own = measure(train, progress=progress), known.preprocess
+    tumours = measure(train, progress=progress)
+    own: Preprocess = known.preprocess
     spacing_mm = spacing_mm or fitting_spacing(tumours, own.spacing_mm)
     if window_hu is None:
         window_hu = own.window_hu if settings.freeze else fitting_window(tumours, own.window_hu)
