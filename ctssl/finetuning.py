@@ -27,7 +27,7 @@ from ctssl.inference import segment
 from ctssl.lint import check
 from ctssl.loading import load, segmenter
 from ctssl.outcome import Judged, files, judge
-from ctssl.planning import fitting_crop, fitting_spacing, fitting_window, measure
+from ctssl.planning import plan
 from ctssl.provenance import facts as told
 from ctssl.shifts.transform import shifted_copies
 from ctssl.splits import divide, few, part, validation
@@ -96,16 +96,7 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     Raises `ValueError` or `FileNotFoundError` for data that cannot be used, before any training.
     """
     settings, out = settings or Settings(), Path(out)
-    if (out / "config.json").exists() and not overwrite:
-        raise FileExistsError(f"{out} holds a finished model; choose another --out, or overwrite it on purpose")
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file; choose another --out")
-    if folds is not None and hold_out is not None:
-        raise ValueError("give folds or hold_out, not both")
-    if spacing_mm is not None and not 0.1 <= spacing_mm <= 20:
-        raise ValueError(f"spacing_mm={spacing_mm:g} is no spacing to work at; give 0.1 to 20 mm, or leave it out")
-    if window_hu is not None and not -math.inf < window_hu[0] < window_hu[1] < math.inf:
-        raise ValueError(f"window_hu={window_hu}: give a lower and a higher HU, or leave the window out")
+    refuse_request(out, overwrite=overwrite, folds=folds, hold_out=hold_out, spacing_mm=spacing_mm, window_hu=window_hu)
     rank, where = device_of(device)
     progress = progress and rank == 0
     dataset = find_cases(data, images=images, labels=labels, roi=roi)
@@ -116,19 +107,17 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     from_scratch = from_scratch or origin in BASELINES
     refuse(problems(Dataset([*train, *held], dataset.names), progress=progress), len(train) + len(held))
     known = encoder.spec or ModelSpec("", "encoder", type(encoder).__name__.lower())
-    tumours = measure(train, progress=progress)
-    own: Preprocess = known.preprocess
-    spacing_mm = spacing_mm or fitting_spacing(tumours, own.spacing_mm)
-    if window_hu is None:
-        window_hu = own.window_hu if settings.freeze else fitting_window(tumours, own.window_hu)
-    crop = settings.crop or fitting_crop(tumours, spacing_mm)
+    if settings.freeze:  # what it was trained on
+        window_hu = window_hu or known.preprocess.window_hu
+    preprocess, crop = plan(train, known.preprocess, spacing_mm=spacing_mm, window_hu=window_hu, crop=settings.crop,
+                            progress=progress)  # fmt: skip
     settings = replace(settings, crop=crop, batch=settings.batch or max(1, round(4 * (64 / crop) ** 2)))
-    encoder.spec = replace(known, preprocess=Preprocess(spacing_mm, window_hu))
+    encoder.spec = replace(known, preprocess=preprocess)
     judges = validation(train, settings.validation, settings.seed)
     sides = [[case for case in train if (case.name in judges) == side] for side in (False, True)]
-    learn, classes = prepare_cases(sides[0], encoder.spec.preprocess, copies=settings.shift_augment, seed=settings.seed,
+    learn, classes = prepare_cases(sides[0], preprocess, copies=settings.shift_augment, seed=settings.seed,
                                    progress=progress)  # fmt: skip
-    test, more = prepare_cases(sides[1], encoder.spec.preprocess, progress=progress)
+    test, more = prepare_cases(sides[1], preprocess, progress=progress)
     if classes == 1:
         raise ValueError(f"all {len(sides[0])} masks are empty: nothing to learn from")
     names, classes = named(names, dataset.names, max(classes, more))
@@ -139,7 +128,7 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     net.window, net.parent = settings.crop, "" if from_scratch else origin
     began = time.monotonic()
     facts = {"train": [c.name for c in train], "validated": judges, "model": origin, "from_scratch": from_scratch,
-             "head": head, "spacing_mm": spacing_mm, "window_hu": list(window_hu)}  # fmt: skip
+             "head": head, "spacing_mm": preprocess.spacing_mm, "window_hu": list(preprocess.window_hu)}  # fmt: skip
     curve = fit(net.to(where), learn, test, settings, unfinished=out / ".unfinished", facts=facts, progress=progress)
     seconds = time.monotonic() - began
     net.eval()
@@ -152,6 +141,21 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     if dist.is_initialized():
         dist.barrier()
     return report
+
+
+def refuse_request(out: Path, *, overwrite: bool, folds: int | None, hold_out: float | list[str] | None,
+                   spacing_mm: float | None, window_hu: tuple[float, float] | None) -> None:  # fmt: skip
+    """Raise for what cannot be done, whatever the data."""
+    if (out / "config.json").exists() and not overwrite:
+        raise FileExistsError(f"{out} holds a finished model; choose another --out, or overwrite it on purpose")
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file; choose another --out")
+    if folds is not None and hold_out is not None:
+        raise ValueError("give folds or hold_out, not both")
+    if spacing_mm is not None and not 0.1 <= spacing_mm <= 20:
+        raise ValueError(f"spacing_mm={spacing_mm:g} is no spacing to work at; give 0.1 to 20 mm, or leave it out")
+    if window_hu is not None and not -math.inf < window_hu[0] < window_hu[1] < math.inf:
+        raise ValueError(f"window_hu={window_hu}: give a lower and a higher HU, or leave the window out")
 
 
 def provenance(report: Report, parent: ModelSpec, facts: dict[str, Any], settings: Settings) -> dict[str, str]:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,8 +125,7 @@ def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfin
     identity = {**facts, "settings": asdict(settings), "world": world}
     now = resume(unfinished, net, average, opt, identity)
     now = now or Progress(0, None if settings.minutes else settings.steps, [], {})
-    workers = min(8, (os.cpu_count() or 1) - 1) if device.type == "cuda" else 0  # on a CPU they would take its cores
-    crops = batches(scans, settings, now.step, rank=rank, workers=workers)
+    crops = batches(scans, settings, now.step, rank=rank, workers=workers_for(device))
     judged, losses = judged_crops(judge, settings), []
     began = saved = time.monotonic()
     bar = tqdm(total=now.steps, initial=now.step, desc="training", disable=not progress or rank > 0)
@@ -157,17 +157,22 @@ def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfin
     return now.curve
 
 
+@cache
+def criterion() -> nn.Module:
+    """Dice and cross-entropy."""
+    from monai.losses.dice import DiceCELoss
+
+    return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+
+
 def descend(
     net: Segmenter, opt: torch.optim.Optimizer, image: Tensor, label: Tensor, *, half: bool, world: int
 ) -> float:
     """One step of the optimiser; returns the loss, Dice and cross-entropy (with deep supervision, where the head has it)."""
-    from monai.losses.dice import DiceCELoss
-
-    criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-    device = next(net.parameters()).device
+    device, loss_of = next(net.parameters()).device, criterion()
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
         found = net.supervised(image.to(device))
-    loss = torch.stack([weight * criterion(logits.float(), label.to(device)) for weight, logits in found]).sum()
+    loss = torch.stack([weight * loss_of(logits.float(), label.to(device)) for weight, logits in found]).sum()
     opt.zero_grad(set_to_none=True)
     loss.backward()
     share_gradients(net, world)
@@ -222,6 +227,13 @@ def batches(scans: Scans, settings: Settings, start: int, *, rank: int = 0,
     own = torch.Generator()  # not the global one, which the network may draw from
     crops = _Steps(scans, settings, rank)
     return iter(DataLoader(crops, batch_size=None, sampler=steps, num_workers=workers, generator=own))
+
+
+def workers_for(device: torch.device) -> int:
+    """How many processes draw crops: this process's share of the cores beside a GPU; none on a CPU, whose cores the training
+    needs."""
+    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1
+    return max(0, min(8, share)) if device.type == "cuda" else 0
 
 
 class _Steps(Dataset[tuple[Tensor, Tensor]]):

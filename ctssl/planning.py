@@ -9,6 +9,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from ctssl.datasets import Case, read_case
+from ctssl.zoo import Preprocess
 
 LOOKED_AT = 2000  # labelled voxels of a case
 NARROWEST_HU = 200.0
@@ -37,6 +38,18 @@ def measure(cases: list[Case], *, progress: bool = False) -> Tumours:
             inside = scan.array[mask.array > 0]
             values.append(inside[np.linspace(0, len(inside) - 1, min(len(inside), LOOKED_AT)).astype(int)])
     return Tumours(float(np.median(diameters)) if diameters else 0.0, float(np.median(finest)), np.concatenate(values))
+
+
+def plan(cases: list[Case], own: Preprocess, *, spacing_mm: float | None, window_hu: tuple[float, float] | None, crop: int,
+         progress: bool = False) -> tuple[Preprocess, int]:  # fmt: skip
+    """How scans are prepared, and the voxels along a crop: what is given (`crop` 0: nothing), the rest from the cases' tumours.
+
+    `own`: what the encoder was trained on, the coarsest spacing and the window where nothing is labelled.
+    """
+    tumours = measure(cases, progress=progress)
+    found = Preprocess(spacing_mm or fitting_spacing(tumours, own.spacing_mm),
+                       window_hu or fitting_window(tumours, own.window_hu))  # fmt: skip
+    return found, crop or fitting_crop(tumours, found.spacing_mm)
 
 
 def fitting_spacing(tumours: Tumours, widest: float) -> float:

@@ -159,6 +159,15 @@ def test_crops_drawn_ahead_are_those_of_each_step():
                 assert torch.equal(one, two)
 
 
+def test_a_gpu_shares_the_cores_with_its_neighbours(monkeypatch):
+    monkeypatch.setattr(fitting.os, "cpu_count", lambda: 16)
+    assert (fitting.workers_for(torch.device("cpu")), fitting.workers_for(torch.device("cuda"))) == (0, 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert fitting.workers_for(torch.device("cuda")) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "32")
+    assert fitting.workers_for(torch.device("cuda")) == 0
+
+
 def test_turned_cubes_are_the_voxels_that_they_should_be():
     array = np.random.default_rng(0).random((24, 24, 24)).astype(np.float32)
     centre, size = np.array([11.5, 11.5, 11.5]), 12

@@ -80,7 +80,7 @@ ARROWS = {  # module: what it may import of ctssl at import time; a package stan
     "fingerprint": {"phantom", "sampling"},
     "splits": {"datasets"},
     "fitting": {"sampling", "writing"},
-    "planning": {"datasets"},
+    "planning": {"datasets", "zoo"},
     "outcome": {"datasets", "evaluation", "fitting", "volume"},
     "finetuning": {
         "datasets",

@@ -133,11 +133,10 @@ def across_kernels(model: str, seed: int, runs: Path) -> None:
 def reuse(source: trials.Experiment, model: str, seed: int, runs: Path, path: Path) -> None:
     """CKA between the blocks of a pretrained encoder and of the same one after fine-tuning, on the test scans."""
     tuned = ctssl.load_segmenter(segmenter(source, model, seed, runs))
-    pretrained = ctssl.load(model)
-    pretrained.spec = tuned.spec  # that both see the same grid
+    spacing = tuned.spec.preprocess.spacing_mm if tuned.spec else 2.0
     chosen = {case.name: case.image for case in find_cases(source.data()).cases}
     scans = [ctssl.read(chosen[name]) for name in source.test]
-    found = compare(pretrained, tuned, scans, crops=CROPS, progress=True)
+    found = compare(ctssl.load(model), tuned, scans, crops=CROPS, spacing_mm=spacing, progress=True)
     keep(path, "cka", model, str(seed), value=found.matrix.round(4).tolist())
 
 

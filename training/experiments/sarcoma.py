@@ -5,7 +5,8 @@ model with each seed; without names the core design, {swin, vit} x {wild, self} 
 nnU-Net's network. A training that is in `results/sarcoma.json` with the same settings is not done again, and one that was
 interrupted goes on. `--show` only prints. All work at 3 mm, where a crop of 64 voxels holds a tumour and what is around it: on
 training cases it was as good as crops of 96 voxels of 2 mm, and a step takes half as long. Three of the training patients choose
-the weights (see `ctssl.Settings`).
+the weights (see `ctssl.Settings`). A step of nnU-Net's network takes as long as 18 to 20 of the Swin's
+(`OMP_NUM_THREADS=1 python -m tests.benchmarks.finetune 2 64 4 1`, twice), so it takes a share of the steps.
 """
 
 from pathlib import Path
@@ -18,10 +19,6 @@ RESULTS = Path(__file__).parent / "results" / "sarcoma.json"
 DESIGN = [f"{encoder}-{corpus}-{pretext}" for encoder in ("swin", "vit") for corpus in ("wild", "self")
           for pretext in ("mim", "smit")] + ["swin-scratch", "vit-scratch", "dynunet"]  # fmt: skip
 
-SHARE = {
-    "dynunet": 1 / 18
-}  # a step of it takes as long as 18 of the Swin's: `python -m tests.benchmarks.finetune 2 64 4 1`
-
 
 def table() -> str:
     """The results as Markdown."""
@@ -30,7 +27,7 @@ def table() -> str:
 
 EXPERIMENT = trials.Experiment(
     "sarcoma", "python -m training.experiments.sarcoma", lambda: data_folder() / "sarcoma", split("test"), RESULTS, DESIGN,
-    share=SHARE, settings=ctssl.Settings(steps=400, crop=64, batch=4, bf16=True), spacing_mm=3.0,
+    share={"dynunet": 1 / 18}, settings=ctssl.Settings(steps=400, crop=64, batch=4, bf16=True), spacing_mm=3.0,
 )  # fmt: skip
 
 

@@ -177,11 +177,6 @@ def markdown(found: dict[str, Any], limits: str = LIMITS, pictures: list[Path] |
     return "\n".join(lines) + "\n"
 
 
-def beside(stem: Path, ending: str) -> Path:
-    """A file of the study."""
-    return stem.with_name(stem.name + ending)
-
-
 def draw_pictures(kept: dict[str, Any], stem: Path) -> list[Path]:
     """DSC against severity for each encoder, mean and interval over patients; and CKA before and after fine-tuning."""
     made = []
@@ -197,10 +192,10 @@ def draw_pictures(kept: dict[str, Any], stem: Path) -> list[Path]:
                     line.append((severity, float(np.mean([r["dsc"] for r in rows])), *interval(rows, "dsc")))
                 panels.setdefault(shift, {})[model] = line
         if panels:
-            made.append(beside(stem, f"_curves_{encoder}.png"))
+            made.append(Path(f"{stem}_curves_{encoder}.png"))
             draw(panels, made[-1])
         if matrices := list(kept["cka"].get(model := SHOWN[0].format(encoder), {}).values()):
-            made.append(beside(stem, f"_cka_{encoder}.png"))
+            made.append(Path(f"{stem}_cka_{encoder}.png"))
             Similarity(np.mean(matrices, 0), robustness.CROPS, (model, "the same, fine-tuned")).picture(made[-1])
     return sorted(made)
 
@@ -216,8 +211,8 @@ def main() -> None:
     kept = robustness.results(path)
     found = study(kept, trials.read(source.results)["models"])
     text = markdown(found, limits, draw_pictures(kept, stem))
-    beside(stem, ".json").write_text(json.dumps(found, indent=1) + "\n")
-    beside(stem, ".md").write_text(text)
+    Path(f"{stem}.json").write_text(json.dumps(found, indent=1) + "\n")
+    Path(f"{stem}.md").write_text(text)
     print(text)
 
 
