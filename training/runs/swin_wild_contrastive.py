@@ -1,4 +1,4 @@
-"""The small Swin, contrastive, in the wild.
+"""The small Swin, contrastive, in the wild; its learning rate is its twin's, `swin_self_contrastive`.
 
 `python -m training.pretrain swin_wild_contrastive`, then `python -m training.export swin_wild_contrastive`.
 """
@@ -6,6 +6,6 @@
 from training.run import CONTRASTIVE, SMALL, STEPS, Run
 
 run = Run(
-    "swin-wild-contrastive", "swin", "contrastive", "wild", encoder_args=SMALL["swin"], steps=STEPS["contrastive"], bf16=True,
-    **CONTRASTIVE,
+    "swin-wild-contrastive", "swin", "contrastive", "wild", encoder_args=SMALL["swin"], steps=STEPS["contrastive"],
+    lr=3e-4, bf16=True, **CONTRASTIVE,
 )  # fmt: skip
