@@ -155,7 +155,9 @@ def test_every_run_builds_and_takes_a_shrunken_step(name, phantoms):
     }
     crop = 64 if run.encoder_args.get("merge_last") else 32
     heads = SMALL_HEADS if run.task == "smit" else {}
-    shrunken = dataclasses.replace(run, encoder_args=small, task_args=heads, crop=crop, batch=2, steps=1, workers=0)
+    shrunken = dataclasses.replace(
+        run, encoder_args=small, task_args={**run.task_args, **heads}, crop=crop, batch=2, steps=1, workers=0
+    )
     pretrain.pretrain(shrunken, phantoms)
     with torch.device("meta"):  # the full size, without its memory
         full = pretrain.ENCODERS[run.encoder](**run.encoder_args)

@@ -118,7 +118,8 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     model: nn.Module = task
     if world > 1:  # buffers are each process's own: a teacher's centre is summed up in after_step
         model = DistributedDataParallel(task, find_unused_parameters=True, broadcast_buffers=False)
-    last, began, saved = min(run.steps, stop_after or run.steps), time.monotonic(), time.monotonic()
+    last, saved = min(run.steps, stop_after or run.steps), time.monotonic()
+    clock = Clock(seconds)
     samples = Samples(corpus, crop=run.crop, views=getattr(task, "views", 1), how=run.views, seed=run.seed)
     places = Places(batch=run.batch, pieces=run.accumulate, rank=rank, world=world, first=first, last=last)
     batches = iter(loader(samples, places, workers=run.workers))
@@ -126,9 +127,8 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
 
     def keep(step: int) -> None:
         if rank == 0:
-            spent = seconds + time.monotonic() - began
             checkpoints.save(out, run, {"task": task.state_dict(), "opt": opt.state_dict(), "step": step,
-                                        "seconds": spent, "world": world, "device": str(device)})  # fmt: skip
+                                        "seconds": clock.seconds, "world": world, "device": str(device)})  # fmt: skip
 
     task.train()
     bar = tqdm(range(first, last), initial=first, total=run.steps, desc=run.name, disable=rank > 0, mininterval=5)
@@ -144,6 +144,7 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
         opt.step()
         if hasattr(task, "after_step"):
             task.after_step((step + 1) / run.steps)
+        clock.tick()
         journal.add({"step": step, **numbers, "norm": float(norm), "lr": opt.param_groups[0]["lr"]})
         bar.set_postfix(
             {"loss": f"{journal.recent():.4f}", "samples/s": f"{rate(bar, first, run, world):.1f}"}, refresh=False
@@ -156,6 +157,24 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     if rank == 0 and last == run.steps:
         finish(task.encoder, run, out, scans=[scan.path.name for scan in find_scans(run.corpus)], world=world)
     return task
+
+
+class Clock:
+    """Seconds spent training; while the process stood still (suspended, say) they do not count.
+
+    A step counts in full up to `LONG` seconds, or ten times the average.
+    """
+
+    LONG = 60.0
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.steps, self.mine, self.last = seconds, 0, 0.0, time.monotonic()
+
+    def tick(self) -> None:
+        """A step is done."""
+        now = time.monotonic()
+        spent = min(now - self.last, max(self.LONG, 10 * self.mine / max(1, self.steps)))
+        self.seconds, self.mine, self.steps, self.last = self.seconds + spent, self.mine + spent, self.steps + 1, now
 
 
 def compile_blocks(encoder: Any, *, backend: str = "inductor") -> None:

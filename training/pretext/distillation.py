@@ -47,24 +47,32 @@ class Distillation(nn.Module):
         momentum: of the teacher, at the start; 1 at the end, along a cosine.
         warm: share of the run in which the teacher's temperature rises; the patch tokens' starts after the image tokens'.
         freeze: share of the run in which the student's prototypes keep still.
+        standardise: bring every channel of the tokens to mean 0 and deviation 1 (of the teacher's, as they were lately) before
+            the heads. Tokens of a transformer are nearly alike at first, and so are the scores of the teacher; where a run is
+            too short for that to change, its targets stay uniform and say nothing. Not in the published code.
     """
 
     def __init__(self, encoder: Any, *, patch: bool, hidden: int = 512, bottleneck: int = 128, out: int = 1024,
                  momentum: float = 0.996, centre_momentum: float = 0.9, student_temperature: float = 0.1,
                  teacher_temperature: tuple[float, float] = (0.04, 0.07), warm: float = 0.06,
-                 freeze: float = 0.002) -> None:  # fmt: skip
+                 freeze: float = 0.002, standardise: bool = False) -> None:  # fmt: skip
         super().__init__()
         self.momentum, self.centre_momentum = momentum, centre_momentum
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
-        self.warm, self.freeze = warm, freeze
+        self.warm, self.freeze, self.standardise = warm, freeze, standardise
         self.kinds = ("image", "patch") if patch else ("image",)
         sizes = dict(hidden=hidden, bottleneck=bottleneck, out=out)
         self.heads = nn.ModuleDict({kind: Prototypes(encoder.channels[-1], **sizes) for kind in self.kinds})
         self.teacher: Any = copy.deepcopy(encoder).requires_grad_(False).eval()
         self.teacher_heads = copy.deepcopy(self.heads).requires_grad_(False)
+        channels = encoder.channels[-1]
         for kind in self.kinds:
             self.register_buffer(f"centre_{kind}", torch.zeros(out))
-        self.seen = {kind: (torch.zeros(out), 0) for kind in self.kinds}  # teacher outputs since the last step
+            self.register_buffer(
+                f"moments_{kind}", torch.zeros(2, channels)
+            )  # means of the teacher's tokens, and their squares
+        # since the last step: sums of the teacher's scores, tokens and squared tokens, and how many there were
+        self.seen = {kind: (torch.zeros(out + 2 * channels), 0) for kind in self.kinds}
 
     def train(self, mode: bool = True) -> "Distillation":
         super().train(mode)
@@ -83,7 +91,7 @@ class Distillation(nn.Module):
     def image_loss(self, batch: Batch, maps: list[Tensor], taught: list[Tensor]) -> dict[str, Tensor]:
         """Each view's pooled map against the teacher's of the other view."""
         frozen = batch.progress < self.freeze
-        student = [self.heads["image"](m.mean((2, 3, 4)), frozen=frozen).float() for m in maps]
+        student = [self.heads["image"](self.even("image", m.mean((2, 3, 4))), frozen=frozen).float() for m in maps]
         targets, outputs = self.targets("image", [t.mean((2, 3, 4)) for t in taught], batch.progress)
         losses = [cross_entropy(s, t, self.student_temperature) for s, t in zip(student, targets[::-1], strict=True)]
         return {"image": torch.stack(losses).mean(), **health("image", torch.cat(targets), torch.cat(outputs))}
@@ -95,7 +103,7 @@ class Distillation(nn.Module):
         targets, outputs = self.targets("patch", [tokens(t) for t in taught], batch.progress)
         losses = []
         for student, target, mask in zip(maps, targets, masks, strict=True):
-            scores = self.heads["patch"](tokens(student), frozen=frozen).float()
+            scores = self.heads["patch"](self.even("patch", tokens(student)), frozen=frozen).float()
             hidden = mask.flatten(1)
             errors = cross_entropy(scores, target, self.student_temperature, reduce=False) * hidden
             losses.append((errors.sum(1) / hidden.sum(1)).mean())
@@ -105,14 +113,20 @@ class Distillation(nn.Module):
     @torch.no_grad()
     def targets(self, kind: str, inputs: list[Tensor], progress: float) -> tuple[list[Tensor], list[Tensor]]:
         """Centred and sharpened teacher distributions, and the scores they come from; the scores are noted for the centre."""
-        outputs = [self.teacher_heads[kind](x).float() for x in inputs]
-        rows = torch.cat([out.flatten(0, -2) for out in outputs])
+        outputs = [self.teacher_heads[kind](self.even(kind, x)).float() for x in inputs]
         if self.training:
+            rows, given = (torch.cat([x.flatten(0, -2).float() for x in side]) for side in (outputs, inputs))
             total, count = self.seen[kind]
-            self.seen[kind] = (total.to(rows.device) + rows.sum(0), count + len(rows))
+            found = torch.cat([rows.sum(0), given.sum(0), (given**2).sum(0)])
+            self.seen[kind] = (total.to(rows.device) + found, count + len(rows))
         centre = getattr(self, f"centre_{kind}")
         heat = self.temperature(kind, progress)
         return [((out - centre) / heat).softmax(-1) for out in outputs], outputs
+
+    def even(self, kind: str, x: Tensor) -> Tensor:
+        """Tokens `(..., channels)` with mean 0 and deviation 1, if they are to be standardised and were ever seen."""
+        mean, square = getattr(self, f"moments_{kind}")
+        return (x - mean) / (square - mean**2).clamp_min(1e-6).sqrt() if self.standardise and square.any() else x
 
     def temperature(self, kind: str, progress: float) -> float:
         """The teacher's: linear from the first to the last during a share `warm` of the run."""
@@ -127,7 +141,7 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def after_step(self, encoder: nn.Module, progress: float) -> None:
-        """Move the teacher towards the student, and each centre towards what the teacher said in this step, everywhere."""
+        """Move the teacher towards the student; centres and moments towards what it said in this step, everywhere."""
         weight = 1.0 - self.momentum_at(progress)
         for teacher, student in ((self.teacher, encoder), (self.teacher_heads, self.heads)):
             for kept, new in zip(teacher.parameters(), student.parameters(), strict=True):
@@ -139,7 +153,10 @@ class Distillation(nn.Module):
             packed = torch.cat([total.to(centre.device), torch.tensor([float(count)], device=centre.device)])
             if dist.is_initialized() and dist.get_world_size() > 1:
                 dist.all_reduce(packed)
-            centre.lerp_(packed[:-1] / packed[-1], 1.0 - self.centre_momentum)
+            moments = getattr(self, f"moments_{kind}")
+            found, now = (packed[:-1] / packed[-1]).split([len(centre), moments.numel()])
+            centre.lerp_(found, 1.0 - self.centre_momentum)
+            moments.lerp_(now.view_as(moments), 1.0 - self.centre_momentum if moments.any() else 1.0)
 
 
 class DistillingTask(MaskedTask):

@@ -3,6 +3,6 @@
 `python -m training.pretrain swin_self_smit`, then `python -m training.export swin_self_smit`.
 """
 
-from training.run import SMALL, STEPS, Run
+from training.run import DISTILLED, SMALL, STEPS, Run
 
-run = Run("swin-self-smit", "swin", "smit", "self", encoder_args=SMALL["swin"], steps=STEPS["smit"])
+run = Run("swin-self-smit", "swin", "smit", "self", encoder_args=SMALL["swin"], steps=STEPS["smit"], **DISTILLED)

@@ -3,6 +3,6 @@
 `python -m training.pretrain swin_wild_smit`, then `python -m training.export swin_wild_smit`.
 """
 
-from training.run import SMALL, STEPS, Run
+from training.run import DISTILLED, SMALL, STEPS, Run
 
-run = Run("swin-wild-smit", "swin", "smit", "wild", encoder_args=SMALL["swin"], steps=STEPS["smit"])
+run = Run("swin-wild-smit", "swin", "smit", "wild", encoder_args=SMALL["swin"], steps=STEPS["smit"], **DISTILLED)

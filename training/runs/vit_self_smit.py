@@ -3,6 +3,6 @@
 `python -m training.pretrain vit_self_smit`, then `python -m training.export vit_self_smit`.
 """
 
-from training.run import SMALL, STEPS, Run
+from training.run import DISTILLED, SMALL, STEPS, Run
 
-run = Run("vit-self-smit", "vit", "smit", "self", encoder_args=SMALL["vit"], steps=STEPS["smit"])
+run = Run("vit-self-smit", "vit", "smit", "self", encoder_args=SMALL["vit"], steps=STEPS["smit"], **DISTILLED)

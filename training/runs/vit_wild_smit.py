@@ -3,6 +3,6 @@
 `python -m training.pretrain vit_wild_smit`, then `python -m training.export vit_wild_smit`.
 """
 
-from training.run import SMALL, STEPS, Run
+from training.run import DISTILLED, SMALL, STEPS, Run
 
-run = Run("vit-wild-smit", "vit", "smit", "wild", encoder_args=SMALL["vit"], steps=STEPS["smit"])
+run = Run("vit-wild-smit", "vit", "smit", "wild", encoder_args=SMALL["vit"], steps=STEPS["smit"], **DISTILLED)
