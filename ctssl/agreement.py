@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ def find_pairs(table: Path) -> list[tuple[str, Path, Path]]:
                          "acquisition, files found from the table's folder), and id if they have a name")  # fmt: skip
     found = [(row.get("id") or f"{stem(row['first'])}, {stem(row['second'])}", table.parent / row["first"],
               table.parent / row["second"]) for _, row in rows]  # fmt: skip
+    names = [name for name, *_ in found]
+    if len(set(names)) < len(names):  # files of one name in the folders of several patients
+        found = [(row.get("id") or f"{row['first']}, {row['second']}", one, two)
+                 for (_, row), (_, one, two) in zip(rows, found, strict=True)]  # fmt: skip
+    doubled = [name for name, count in Counter(name for name, *_ in found).items() if count > 1]
+    if doubled:
+        raise ValueError(f"{table} has the pair {doubled[0]!r} more than once; keep one, or give each an id")
     missing = [path for _, *both in found for path in both if not path.exists()]
     if missing or not found:
         raise FileNotFoundError(f"{table} names {len(missing)} scans that are not there, first {missing[0]}" if missing else
@@ -48,9 +56,11 @@ def agreement(model: Any, pairs: list[tuple[str, Path, Path]], *, progress: bool
     for name, *both in tqdm(pairs, desc="pairs", disable=not progress):
         one, two = (read(path) for path in both)
         masks = [segment(model, scan) for scan in (one, two)]
-        vectors = [embed(model.encoder, scan).numpy().astype(float) for scan in (one, two)]
-        features = {"embedding_cosine": float(vectors[0] @ vectors[1] / np.linalg.norm(vectors[0]) / np.linalg.norm(vectors[1])),
-                    "embedding_concordance": concordance(*vectors)}  # fmt: skip
+        features = {"embedding_cosine": math.nan, "embedding_concordance": math.nan}
+        if hasattr(model.encoder, "forward_intermediates"):  # nnU-Net's network has no embedding
+            a, b = (embed(model.encoder, scan).numpy().astype(float) for scan in (one, two))
+            features = {"embedding_cosine": float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)),
+                        "embedding_concordance": concordance(a, b)}  # fmt: skip
         for label in model.labels:
             rows.append({"pair": name, "label": label, **_masks(*masks, label=label), **features})
     return rows
@@ -73,16 +83,19 @@ def concordance(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over the pairs, and the concordance of the volumes (NaN for fewer than 3 pairs)."""
+    """Means over the pairs, and the concordance of the volumes, the mean over the labels (NaN for fewer than 3 pairs)."""
     pairs = len({row["pair"] for row in rows})
-    volumes = np.array([[row["first_ml"], row["second_ml"]] for row in rows])
+    labels = sorted({row["label"] for row in rows})
+    volumes = [np.array([[r["first_ml"], r["second_ml"]] for r in rows if r["label"] == label]) for label in labels]
     differences = [abs(row["volume_difference"]) for row in rows if not math.isnan(row["volume_difference"])]
     return {
         "pairs": pairs,
         "dsc": float(np.mean([row["dsc"] for row in rows])),
         "both_empty": sum(row["first_ml"] == row["second_ml"] == 0 for row in rows),
         "volume_difference": float(np.mean(differences)) if differences else math.nan,
-        "volume_concordance": concordance(*volumes.T) if pairs >= FEWEST else math.nan,
+        "volume_concordance": float(np.mean([concordance(*of_label.T) for of_label in volumes]))
+        if pairs >= FEWEST
+        else math.nan,
         "embedding_cosine": float(np.mean([row["embedding_cosine"] for row in rows])),
         "embedding_concordance": float(np.mean([row["embedding_concordance"] for row in rows])),
     }

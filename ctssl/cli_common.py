@@ -22,6 +22,17 @@ def free(path: str, overwrite: bool, *endings: str) -> None:
         raise FileNotFoundError(f"no folder {Path(path).parent} to write {Path(path).name} in; make it first")
 
 
+NOT_DICOM = (".nii", ".nii.gz", ".json", ".csv", ".md", ".txt", ".png", ".py", ".log")
+
+
+def may_be_series(folder: Path) -> bool:
+    """Whether a folder holds any file that DICOM could be; one of masks, say, does not."""
+    return any(
+        file.is_file() and not file.name.startswith(".") and not file.name.lower().endswith(NOT_DICOM)
+        for file in folder.iterdir()
+    )
+
+
 def scans_of(folder: Path) -> dict[str, Path]:
     """The NIfTI files of a folder and its folders (DICOM series) by name; empty for a file or the folder of one series."""
     if not folder.is_dir():
@@ -30,7 +41,7 @@ def scans_of(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        if path.is_dir() or path.name.endswith((".nii", ".nii.gz")):
+        if (path.is_dir() and may_be_series(path)) or path.name.endswith((".nii", ".nii.gz")):
             name = path.name.removesuffix(".gz").removesuffix(".nii").removesuffix("_0000")
             if name in found:
                 raise ValueError(

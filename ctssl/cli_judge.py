@@ -27,7 +27,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--data", required=True, nargs="+", help="scans: files, or a folder of .nii and .nii.gz")
     sub.add_argument("--out", required=True, help="OUT.png; the numbers go beside it, as .json")
     sub.add_argument("--crops", type=int, default=256, help="fewer make an unsteady picture (default: %(default)s)")
-    sub.add_argument("--spacing", type=float, metavar="MM", help="at which both see the scans (default: each its own)")
+    sub.add_argument("--size", type=int, default=64, help="voxels along each side of a crop (default: %(default)s)")
+    sub.add_argument("--spacing", type=float, metavar="MM", help="at which both see the scans (default: that of the segmenter, "
+                     "where one of the two is one; else each its own)")  # fmt: skip
     sub.add_argument(
         "--shift", metavar="NAME:SEVERITY", help="the second sees the scans shifted, such as kernel_sharp:3"
     )
@@ -71,9 +73,9 @@ def _compare(args: argparse.Namespace) -> None:
     others = _shifted(scans, args.shift, args.seed) if args.shift else None
     models = [ctssl.load(name) if read_config(find(name))["kind"] == "encoder" else ctssl.load_segmenter(name)
               for name in (args.first, args.second)]  # fmt: skip
-    found = compare(models[0], models[1], list(scans), other_scans=others, crops=args.crops, spacing_mm=args.spacing,
-                    seed=args.seed, names=(label(args.first), label(args.second) + (f", {args.shift}" if args.shift else "")),
-                    progress=not args.json)  # fmt: skip
+    names = label(args.first), label(args.second) + (f", {args.shift}" if args.shift else "")
+    found = compare(models[0], models[1], list(scans), other_scans=others, crops=args.crops, size=args.size, names=names,
+                    spacing_mm=args.spacing, seed=args.seed, progress=not args.json)  # fmt: skip
     found.picture(args.out)
     result = {"blocks": found.matrix.round(5).tolist(), "crops": found.crops, "models": [args.first, args.second],
               "shift": args.shift, "pooling": f"mean over a grid of {CELLS} x {CELLS} x {CELLS} cells"}  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ctssl
-from ctssl.cli_common import common, free, scans_of
+from ctssl.cli_common import common, free, may_be_series, scans_of
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -26,7 +26,11 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--max-memory", type=float, default=8.0, metavar="GB", help="that it may take (default: %(default)s)"
     )
-    sub.add_argument("--probabilities", action="store_true", help="also a map of each label, OUT_LABEL.nii.gz")
+    sub.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="also a map of each label, OUT_LABEL.nii.gz (folder: OUT/probabilities)",
+    )
     sub.add_argument("--resume", action="store_true", help="of a folder, leave out scans that have their mask")
     sub.add_argument("--shard", metavar="I/N", help="of a folder, only part I of N (from 0)")
     common(sub)
@@ -35,9 +39,12 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _segment(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    if not args.out.endswith((".nii", ".nii.gz", ".dcm")) and scans_of(Path(args.scan)):
-        _segment_folder(args)
-        return
+    if not args.out.endswith((".nii", ".nii.gz", ".dcm")):
+        if scans_of(Path(args.scan)):
+            _segment_folder(args)
+            return
+        if not Path(args.scan).exists() or (Path(args.scan).is_dir() and not may_be_series(Path(args.scan))):
+            raise FileNotFoundError(f"no scans in {args.scan}: give .nii, .nii.gz, a DICOM series, or a folder of them")
     if args.resume or args.shard:
         raise ValueError("--resume and --shard are for a folder of scans and a folder to write to")
     from ctssl.inference import write_mask
@@ -78,6 +85,10 @@ def _segment_dicom(args: argparse.Namespace, model: Any, scan: Any) -> None:
     known = (model.spec.name, model.spec.sha256) if model.spec else ("", "")
     write_seg(mask, model.labels, Path(args.scan), Path(args.out), series=args.series, model=known[0], sha256=known[1],
               overwrite=args.overwrite)  # fmt: skip
+    if args.overlay:
+        from ctssl.pictures import overlay
+
+        overlay(scan, mask, args.overlay, title=f"{scan.name}: {args.model}")
     print(
         json.dumps({"mask": args.out}) if args.json else f"{args.out}: DICOM-SEG of {', '.join(model.labels.values())}"
     )
@@ -88,8 +99,8 @@ def _segment_folder(args: argparse.Namespace) -> None:
 
     from ctssl.inference import segment_all
 
-    if args.overlay:
-        raise ValueError("--overlay is for one scan")
+    if args.overlay or args.series:
+        raise ValueError(f"{'--overlay' if args.overlay else '--series'} is for one scan")
     scans, out = scans_of(Path(args.scan)), Path(args.out)
     if args.shard:
         part, _, parts = args.shard.partition("/")

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import ctssl
+
+if TYPE_CHECKING:
+    from ctssl.finetuning import Report
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -25,7 +32,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         default="swin-wild-mim",
         help="encoder: name, folder or repository; or a baseline: swin-scratch, vit-scratch, dynunet (default: %(default)s)",
     )
-    sub.add_argument("--head", default="light", help="segmentation head (default: %(default)s)")
+    sub.add_argument("--head", default="light", help="light, linear, smit, swin-unetr or unetr (default: %(default)s)")
     sub.add_argument(
         "--hold-out", help="share of patients, or case names with commas (default: the table's column split, or 0.2)"
     )
@@ -86,13 +93,16 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _finetune(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from ctssl.fitting import Settings
 
     if args.fold is not None and args.folds is None:
         raise ValueError("--fold needs --folds")
-    if args.resume and not any(Path(args.out).glob("**/.unfinished/state.json")):
+    every = args.folds is not None and args.fold is None
+    begun = [
+        *Path(args.out).glob("**/.unfinished/state.json"),
+        *(Path(args.out).glob("fold*/report.json") if every else []),
+    ]
+    if args.resume and not begun:
         raise FileNotFoundError(f"{args.out} holds no unfinished training; leave out --resume to start one")
     keys = ("steps", "minutes", "batch", "crop", "seed", "layer_decay", "ema", "validation", "shift_augment")
     chosen = {key: getattr(args, key) for key in keys}
@@ -100,10 +110,11 @@ def _finetune(args: argparse.Namespace) -> None:
         **{key: value for key, value in chosen.items() if value is not None},
         freeze=args.freeze is not None, bf16=args.bf16,
     )  # fmt: skip
-    every = args.folds is not None and args.fold is None
     wanted = list(range(args.folds or 0)) if every else [args.fold or 0]
     reports = [
-        ctssl.finetune(
+        done
+        if every and not args.overwrite and (done := _done(Path(args.out) / f"fold{fold}", args, chosen))
+        else ctssl.finetune(
             args.data, images=args.images, labels=args.labels, roi=args.roi, model=args.model, head=args.head,
             out=Path(args.out) / f"fold{fold}" if every else args.out, hold_out=_hold_out(args.hold_out), folds=args.folds,
             fold=fold, few_shot=args.few_shot, spacing_mm=args.spacing,
@@ -112,8 +123,12 @@ def _finetune(args: argparse.Namespace) -> None:
         )
         for fold in wanted
     ]  # fmt: skip
+    if int(os.environ.get("RANK", 0)) > 0:  # of torchrun's processes the first one speaks
+        return
+    for note in dict.fromkeys(note for report in reports for note in report.warnings):
+        print(f"warning: {note}", file=sys.stderr)
     if args.json:
-        results = [{"model": str(report.folder), "held_out": report.held_out,
+        results = [{"model": str(report.folder), "warnings": report.warnings, "held_out": report.held_out,
                     "mean_dsc": report.mean_dsc if report.held_out else None, "train": report.train}
                    for report in reports]  # fmt: skip
         print(json.dumps(results if every else results[0]))
@@ -128,6 +143,28 @@ def _finetune(args: argparse.Namespace) -> None:
             f"{'mean of ' + str(len(reports)) + ' folds':24} DSC {sum(r.mean_dsc for r in reports) / len(reports):.3f}"
         )
     print(f"\n{reports[0].folder} is ready. Next: ctssl segment SCAN OUT.nii.gz --model {reports[0].folder}")
+
+
+def _done(out: Path, args: argparse.Namespace, chosen: dict[str, Any]) -> Report | None:
+    """The report of a fold that is finished, if it was trained as is asked for now."""
+    from ctssl.finetuning import finished
+    from ctssl.tables import read_json
+
+    if not (out / "config.json").exists():
+        return None
+    kept, asked = read_json(out / "report.json"), {k: v for k, v in chosen.items() if v is not None}
+    there = {**kept.get("settings", {}), "model": Path(str(kept.get("model"))).name, "head": kept.get("head")}
+    asked |= {"model": Path(args.model).name, "head": args.head}
+    other = [
+        key
+        for key, value in asked.items()
+        if there.get(key) != value and not (key == "head" and args.model == "dynunet")
+    ]
+    if other:
+        raise FileExistsError(
+            f"{out} was trained with another {', '.join(other)}; choose another --out, or add --overwrite"
+        )
+    return finished(out)
 
 
 def _hold_out(text: str | None) -> float | list[str] | None:

@@ -65,7 +65,8 @@ def overview(rows: list[Row], models: list[str], shifts: list[str]) -> list[Row]
             low, high = interval(each, "dsc")
             worst = min(points[1:], key=lambda point: point["dsc"])
             fallen = biggest_fall(rows, model, shift)
-            result.append({"model": model, "shift": shift, "cases": len(each), "clean_dsc": points[0]["dsc"],
+            count = len({row["case"] for row in each})
+            result.append({"model": model, "shift": shift, "cases": count, "clean_dsc": points[0]["dsc"],
                            "area_dsc": float(np.mean([row["dsc"] for row in each])), "low": low, "high": high,
                            "worst_dsc": worst["dsc"], "at_severity": worst["severity"], "worst_case": fallen["case"],
                            "from_dsc": fallen["from_dsc"], "to_dsc": fallen["dsc"]})  # fmt: skip

@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ctssl.tables import read_json, read_table
 from ctssl.volume import Volume, read
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
+RARE = 5  # cases from which a label in one of them alone is odd
 SEEN = "seen.json"  # in a model's folder: hashes of the scans that it was pretrained on
 LAYOUTS = """
   images/ and labels/ with the same file names (--images A --labels B for folders apart)
@@ -154,6 +156,9 @@ def _decathlon(root: Path, entries: Any) -> list[Case]:
             )
         image, label = root / entry["image"], root / entry["label"]
         name = file_name(stem(image), where=str(root / "dataset.json"))
+        first = image.with_name(image.name.replace(name, f"{name}_0000", 1))
+        if not _is_there(image) and _is_there(first):  # nnU-Net 1 lists cases, and keeps channels
+            image = first
         cases.append(Case(name, image, label, patient=name))
     return _existing(cases, root / "dataset.json")
 
@@ -245,19 +250,26 @@ class Problem(Finding):
     case: str = ""
 
 
-def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, progress: bool = False) -> list[Problem]:
+def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, progress: bool = False,
+             look: Callable[[Case, Volume, Volume], object] | None = None) -> list[Problem]:  # fmt: skip
     """Read every case and say what is wrong with it, errors first. An empty list: nothing found.
 
+    `look` is called with each case that could be read, its scan and its mask.
+
     Errors: unreadable, not a CT in HU, scan and mask on different grids, unknown label values, the same scan twice, a patient
-    in two splits. Warnings: an empty mask, one that lies outside the body, what `ctssl.lint` doubts, and a scan on which
-    `model` was pretrained (exact copies only: the model's folder holds salted hashes of voxels and the SeriesInstanceUIDs
-    that are known).
+    in two splits, labels that are not 1, 2, ... Warnings: an empty mask, one that lies outside the body, a label that no other
+    case has, what `ctssl.lint` doubts, and a scan on which `model` was pretrained, or the encoder that it was fine-tuned from
+    (exact copies only: the encoder's folder holds salted hashes of voxels and the SeriesInstanceUIDs that are known).
     """
     from tqdm import tqdm
 
     found: list[Problem] = []
     first: dict[str, Case] = {}
+    held: dict[str, set[int]] = {}
     pretrained = _seen(model)
+    if model is not None and not pretrained:
+        text = "nobody wrote down which scans it was pretrained on: whether these are among them cannot be told"
+        found.append(Problem("warning", "unknown-pretraining", text, str(model)))
     salt, known, uids = pretrained.get("salt", ""), set(pretrained.get("voxels", [])), set(pretrained.get("series", []))
     for case in tqdm(dataset.cases, desc="checking cases", disable=not progress):
 
@@ -271,6 +283,8 @@ def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, progre
         except (ValueError, OSError, EOFError, ImportError, MemoryError) as error:
             say("error", "unreadable", str(error))
             continue
+        if look is not None:
+            look(case, scan, mask)
         for finding in lint(scan):
             say(finding.level, finding.code, finding.message)
         values = {int(v) for v in np.unique(mask.array)} - {0}
@@ -278,6 +292,7 @@ def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, progre
             say("warning", "empty", "the mask is empty: nothing to learn or to judge, if there is a tumour")
         elif outside_body(scan, mask):
             say("warning", "outside", "the whole mask lies in the air around the body; is it that of another patient?")
+        held[case.name] = values
         unknown = sorted(values - set(dataset.names)) if dataset.names else []
         if unknown:
             say("error", "labels", f"the mask holds {unknown}, but dataset.json names only {sorted(dataset.names)}")
@@ -289,8 +304,9 @@ def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, progre
             say(
                 "warning",
                 "pretrained",
-                f"{model} was pretrained on this scan (without its mask); a test case must not be",
+                f"{model} was pretrained on this very scan (without its mask; only exact copies are found); do not test on it",
             )
+    found += [] if dataset.names else _odd_labels(held)
     splits: dict[str, Case] = {}
     for case in dataset.cases:
         other = splits.setdefault(case.patient, case)
@@ -298,6 +314,21 @@ def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, progre
             text = f"patient {case.patient} is in {other.split or 'no split'!r} ({other.name}) and {case.split or 'no split'!r}"
             found.append(Problem("error", "patient", text, case.name))
     return sorted(found, key=lambda problem: problem.level != "error")
+
+
+def _odd_labels(held: dict[str, set[int]]) -> list[Problem]:
+    """Where nothing says what the labels are: they must be 1, 2, ... (a mask of 0 and 255 has one label), none in one case
+    alone."""
+    counts = Counter(value for values in held.values() for value in values)
+    gaps = [value for value in counts if value > len(counts)]
+    found = []
+    for name, values in held.items():
+        if odd := sorted(values & set(gaps)):
+            found.append(Problem("error", "labels", f"the mask holds {odd}, but the {len(counts)} labels of these masks must be "
+                                 f"{', '.join(map(str, range(1, len(counts) + 1)))}: renumber them", name))  # fmt: skip
+        elif lone := sorted(value for value in values if counts[value] == 1 and len(held) >= RARE):
+            found.append(Problem("warning", "labels", f"no other mask holds {lone}; is it meant to be a label?", name))
+    return found
 
 
 def refuse(found: list[Problem], cases: int) -> None:
@@ -316,12 +347,15 @@ def voxel_hash(scan: Volume, salt: str = "") -> str:
 
 
 def _seen(model: Any) -> dict[str, Any]:
-    """`seen.json` of a model; empty for one that has none."""
+    """`seen.json` of a model, or of the published encoder that it was fine-tuned from; empty where there is none."""
     from ctssl import hub
+    from ctssl.zoo import MODELS
 
     if not isinstance(model, (str, os.PathLike)):
         return {}
-    path = hub.find(model) / SEEN
+    folder = hub.find(model)
+    parent = hub.read_config(folder).get("parent")
+    path = (hub.find(parent) if not (folder / SEEN).is_file() and parent in MODELS else folder) / SEEN
     if not path.is_file():
         return {}
     found = read_json(path)

@@ -159,6 +159,10 @@ def drawn_on(found: Found, whose: str | Path) -> tuple[tuple[Path, Any], tuple[P
     file, header = drawn[0]
     wanted = _referenced(header)
     matching = [pair for pair in found["CT"] if text(pair[1], "SeriesInstanceUID") == wanted] or found["CT"]
+    patients = [text(one, "PatientID") for one in (header, matching[0][1])]
+    if all(patients) and patients[0] != patients[1]:
+        raise ValueError(f"{whose}: {file.name} belongs to the patient {patients[0]!r}, the CT to {patients[1]!r}; keep what "
+                         "belongs together in one folder")  # fmt: skip
     if len(matching) > 1:
         raise ValueError(f"{whose}: {len(matching)} CT series, and {file.name} does not say which one it was drawn on")
     return matching[0], drawn[0]

@@ -27,9 +27,9 @@ def opened(file: Path, *, pixels: bool = True) -> Any:
 
     A file whose content is deflated as a whole is refused: nobody knows its size before it is unpacked.
     """
-    pydicom = library()
     if not is_dicom(file):
         return None
+    pydicom = library()
     if file.stat().st_size > LARGEST:
         raise ValueError(f"{file} has {file.stat().st_size} bytes, more than an image of a series can have")
     try:

@@ -8,30 +8,34 @@ import json
 import math
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ctssl.datasets import niftis
+from ctssl.datasets import niftis, stem
 from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml
 from ctssl.tables import read_table
 from ctssl.volume import Volume, read
 from ctssl.writing import write_whole
 
 METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml")
-FEWEST = 6  # cases below which a paired test is not made
+FEWEST = 6  # patients below which a paired test is not made
+TAKEN = {"case", "label", "patient", "model", "shift", "severity", "dsc", "nsd", "hd95_mm", "lesions", "lesions_found",
+         "false_positives", "volume_ml", "volume_error_ml"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`cases`: one row per case and label. `strata`: one row per stratum. `paired`: against the other masks, if given."""
+    """`cases`: one row per case and label. `strata`: one row per stratum. `paired`: against the other masks, if given.
+    `missing`: true masks without a prediction, which do not count."""
 
     cases: list[dict[str, Any]]
     strata: list[dict[str, Any]]
     paired: list[dict[str, Any]]
     tolerance_mm: float
+    missing: list[str] = field(default_factory=list)
 
     def save(self, folder: str | os.PathLike) -> Path:
         """`cases.csv`, `report.json`, `report.md` and, with paired results, `paired.png`."""
@@ -57,10 +61,14 @@ class Evaluation:
         text = (
             f"DSC, HD95 in mm, NSD at {self.tolerance_mm:g} mm; means with 95% bootstrap intervals over patients.\n\n"
         )
+        if self.missing:
+            shown = ", ".join(self.missing[:5]) + (" ..." if len(self.missing) > 5 else "")
+            text += f"**{len(self.missing)} true masks have no prediction and do not count: {shown}**\n\n"
         text += markdown_table(self.strata)
         if self.paired:
             text += (
-                "\nPaired, first minus second; Wilcoxon signed-rank, two-sided, corrected by Holm over the rows.\n\n"
+                "\nPaired by patient, first minus second; Wilcoxon signed-rank, two-sided, Holm over the rows; no p below "
+                f"{FEWEST} patients.\n\n"
             )
             text += markdown_table(self.paired)
         return text
@@ -84,13 +92,14 @@ def evaluate(predictions: str | os.PathLike, labels: str | os.PathLike, *, table
     """Compare masks of the same names in two folders.
 
     Args:
-        table: CSV with a row per case: `id` (or `case`) as the files are named, `patient` if several cases share one,
-            and the columns that `by` names.
+        table: CSV with a row per case: `id` or `case` as the files are named (or `image`, whose file's name it is),
+            `patient` if several cases share one, and the columns that `by` names.
         by: columns of the table; every value becomes a stratum of its own.
         against: a second folder of predictions for the same cases.
         tolerance_mm: of the surface Dice.
 
-    Raises `ValueError` or `FileNotFoundError` for masks that are missing or do not fit.
+    A true mask without a prediction does not count and is listed in `missing`. Raises `ValueError` or `FileNotFoundError` for
+    predictions without a true mask, and for masks that do not fit.
     """
     from tqdm import tqdm
 
@@ -114,12 +123,18 @@ def evaluate(predictions: str | os.PathLike, labels: str | os.PathLike, *, table
     for column in by:
         for value in sorted({str(row[column]) for row in rows}):
             strata.append(summary([row for row in rows if str(row[column]) == value], column, value))
-    return Evaluation(rows, strata, paired(rows) if against is not None else [], tolerance_mm)
+    missing = sorted(set(truth) - set(found))
+    return Evaluation(rows, strata, paired(rows) if against is not None else [], tolerance_mm, missing)
 
 
 def compare(predicted: Path, truth: Path, *, name: str, tolerance_mm: float) -> list[dict[str, Any]]:
     """`score_masks` of two files."""
-    return score_masks(read(predicted), read(truth), name=name, tolerance_mm=tolerance_mm)
+    one, two = read(predicted), read(truth)
+    for path, mask in ((predicted, one), (truth, two)):
+        if (mask.array != np.round(mask.array)).any():
+            raise ValueError(f"{path} holds fractions, so it is a map of probabilities and no mask: give masks of whole "
+                             "numbers")  # fmt: skip
+    return score_masks(one, two, name=name, tolerance_mm=tolerance_mm)
 
 
 def score_masks(one: Volume, two: Volume, *, name: str, tolerance_mm: float,
@@ -142,8 +157,8 @@ def score_masks(one: Volume, two: Volume, *, name: str, tolerance_mm: float,
 
 
 def summary(rows: list[dict[str, Any]], column: str, value: str) -> dict[str, Any]:
-    """One row of the strata table."""
-    result: dict[str, Any] = {"stratum": f"{column} {value}".strip(), "cases": len(rows)}
+    """One row of the strata table, over all labels of its cases."""
+    result: dict[str, Any] = {"stratum": f"{column} {value}".strip(), "cases": len({row["case"] for row in rows})}
     for key in ("dsc", "nsd"):
         low, high = interval(rows, key)
         values = [row[key] for row in rows]
@@ -161,7 +176,7 @@ def summary(rows: list[dict[str, Any]], column: str, value: str) -> dict[str, An
     result["false_positives_per_scan"] = sum(row["false_positives"] for row in rows) / len(
         {row["case"] for row in rows}
     )
-    if len(rows) >= FEWEST:
+    if result["cases"] >= FEWEST:
         from scipy.stats import spearmanr
 
         sizes, scores = [row["volume_ml"] for row in rows], [row["dsc"] for row in rows]
@@ -182,18 +197,22 @@ def interval(rows: list[dict[str, Any]], key: str, *, draws: int = 2000) -> tupl
 
 
 def paired(rows: list[dict[str, Any]], metrics: tuple[str, ...] = ("dsc", "nsd", "hd95_mm")) -> list[dict[str, Any]]:
-    """Each metric of these masks against the others': mean difference, rank-biserial effect, Holm-corrected p."""
+    """Each metric of these masks against the others': mean difference, rank-biserial effect, Holm-corrected p. The unit is a
+    patient: labels and scans of one are averaged first."""
     from scipy.stats import rankdata, wilcoxon
 
     results = []
     for key in metrics:
-        pairs = np.array([[row[key], row[f"other_{key}"]] for row in rows], float)
-        away = (pairs[:, 0] - pairs[:, 1])[np.isfinite(pairs).all(1)]
+        patients: dict[str, list[float]] = {}
+        for row in rows:
+            if math.isfinite(one := row[key] - row[f"other_{key}"]):
+                patients.setdefault(str(row["patient"]), []).append(one)
+        away = np.array([np.mean(each) for each in patients.values()])
         moved = away[away != 0]
         ranks = rankdata(np.abs(moved))
         effect = float((ranks * np.sign(moved)).sum() / ranks.sum()) if len(moved) else 0.0
         p = float(wilcoxon(away).pvalue) if len(away) >= FEWEST and len(moved) else math.nan  # type: ignore[union-attr]
-        results.append({"metric": key, "cases": len(away), "difference": float(away.mean()) if len(away) else math.nan,
+        results.append({"metric": key, "patients": len(away), "difference": float(away.mean()) if len(away) else math.nan,
                         "rank_biserial": effect, "p": p})  # fmt: skip
     for row, corrected in zip(results, holm([row["p"] for row in results]), strict=True):
         row["p_holm"] = corrected
@@ -220,21 +239,29 @@ def _complete(found: dict[str, Path], wanted: dict[str, Path], folder: Any) -> N
 def facts_of(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dict[str, str]]:
     """For each case what the table says in the columns `by`, and its patient."""
     columns, listed = read_table(path)
-    key = next((c for c in ("id", "case") if c in columns), None)
+    key = next((c for c in ("id", "case", "image") if c in columns), None)
     missing = [c for c in by if c not in columns]
     if key is None or missing:
         raise ValueError(
-            f"{path} has the columns {columns}; needed: id or case" + (f", and {missing}" if missing else "")
+            f"{path} has the columns {columns}; needed: id, case or image" + (f", and {missing}" if missing else "")
         )
-    rows = {row[key]: row for _, row in listed}
-    doubled = [name for name, count in Counter(row[key] for _, row in listed).items() if count > 1]
+    taken = [c for c in by if c in TAKEN]
+    if taken:
+        raise ValueError(f"{path}: a stratum cannot be called {', '.join(taken)}, as the results have such a column of their "
+                         "own; rename the column of the table")  # fmt: skip
+
+    def name_of(row: dict[str, str]) -> str:
+        return row[key] if key != "image" else stem(Path(row[key])).removesuffix("_0000")
+
+    rows = {name_of(row): row for _, row in listed}
+    doubled = [name for name, count in Counter(name_of(row) for _, row in listed).items() if count > 1]
     if doubled:
         raise ValueError(f"{path} has more than one row for {', '.join(doubled[:5])}; keep one of each")
     absent = [name for name in names if name not in rows]
     if absent:
         raise ValueError(f"{path} has no row for {', '.join(absent[:5])} ({len(absent)} cases)")
-    kept = [*by, *(["patient"] if "patient" in columns else [])]
-    return {name: {column: rows[name][column] for column in kept} for name in names}
+    return {name: {**{column: rows[name][column] for column in by}, "patient": rows[name].get("patient") or name}
+            for name in names}  # fmt: skip
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:

@@ -8,7 +8,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,21 @@ from torch import distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from ctssl.datasets import Case, Dataset, find_cases, problems, read_case, refuse
+from ctssl.datasets import Case, Dataset, Problem, find_cases, problems, read_case, refuse
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
 from ctssl.fitting import Settings, fit
 from ctssl.heads import HEADS
+from ctssl.hub import WEIGHTS
 from ctssl.inference import segment
 from ctssl.lint import check
 from ctssl.loading import load, segmenter
-from ctssl.outcome import Judged, files, judge
-from ctssl.planning import plan
+from ctssl.outcome import WRITTEN, Judged, files, judge
+from ctssl.planning import Tumours, measure, plan
 from ctssl.provenance import facts as told
-from ctssl.shifts.transform import shifted_copies
+from ctssl.shifts.copies import shifted_copies
 from ctssl.splits import divide, few, part, validation
+from ctssl.tables import read_json
 from ctssl.volume import Volume, prepare, resample
 from ctssl.zoo import ModelSpec, Preprocess, info, list_models
 
@@ -38,6 +41,7 @@ BASELINES: dict[str, Callable[[], Any]] = {
     "swin-scratch": lambda: published("swin"), "vit-scratch": lambda: published("vit"), "dynunet": Pixels,
 }  # fmt: skip
 """What can be trained without any pretraining, by name."""
+PATIENCE = timedelta(days=1)  # for which the other devices wait while the first one judges whole scans
 RECIPE = ("head", "spacing_mm", "window_hu", "from_scratch")  # beside the settings
 
 
@@ -45,7 +49,8 @@ RECIPE = ("head", "spacing_mm", "window_hu", "from_scratch")  # beside the setti
 class Report:
     """What came out: the folder of the segmenter, the DSC of every held-out case for every label, and how it got there.
 
-    `curve`: step, loss and validation DSC at each evaluation; `validated`: the patients' cases that chose the weights.
+    `curve`: step, loss and (with validation cases) their DSC at each evaluation; `validated`: the patients' cases that chose
+    the weights; `warnings`: what is doubtful about the cases.
     """
 
     folder: Path
@@ -54,6 +59,7 @@ class Report:
     validated: list[str]
     curve: list[dict[str, float]]
     seconds: float
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def mean_dsc(self) -> float:
@@ -96,21 +102,31 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     Raises `ValueError` or `FileNotFoundError` for data that cannot be used, before any training.
     """
     settings, out = settings or Settings(), Path(out)
-    refuse_request(out, overwrite=overwrite, folds=folds, hold_out=hold_out, spacing_mm=spacing_mm, window_hu=window_hu)
+    refuse_request(out, overwrite=overwrite, head=head, folds=folds, hold_out=hold_out, spacing_mm=spacing_mm,
+                   window_hu=window_hu)  # fmt: skip
     rank, where = device_of(device)
     progress = progress and rank == 0
     dataset = find_cases(data, images=images, labels=labels, roi=roi)
     chosen = part(dataset.cases, folds, fold, settings.seed) if folds else hold_out
-    train, held = divide(dataset.cases, chosen, settings.seed)
+    try:
+        train, held = divide(dataset.cases, chosen, settings.seed)
+    except ValueError:
+        refuse(problems(dataset, progress=progress), len(dataset.cases))  # everything that is wrong, at once
+        raise
     train = few(train, few_shot, settings.seed) if few_shot is not None else train
     encoder, origin, head = start(model, head)
     from_scratch = from_scratch or origin in BASELINES
-    refuse(problems(Dataset([*train, *held], dataset.names), progress=progress), len(train) + len(held))
+    tumours: dict[str, Tumours] = {}
+    found = problems(Dataset([*train, *held], dataset.names), progress=progress,
+                     model=None if from_scratch or not isinstance(model, (str, os.PathLike)) else model,
+                     look=lambda case, scan, mask: tumours.update({case.name: measure(scan, mask)}))  # fmt: skip
+    refuse(found, len(train) + len(held))
+    doubts = doubtful(found, {case.name for case in held})
     known = encoder.spec or ModelSpec("", "encoder", type(encoder).__name__.lower())
     if settings.freeze:  # what it was trained on
         window_hu = window_hu or known.preprocess.window_hu
-    preprocess, crop = plan(train, known.preprocess, spacing_mm=spacing_mm, window_hu=window_hu, crop=settings.crop,
-                            progress=progress)  # fmt: skip
+    preprocess, crop = plan([tumours[case.name] for case in train], known.preprocess, spacing_mm=spacing_mm,
+                            window_hu=window_hu, crop=settings.crop)  # fmt: skip
     settings = replace(settings, crop=crop, batch=settings.batch or max(1, round(4 * (64 / crop) ** 2)))
     encoder.spec = replace(known, preprocess=preprocess)
     judges = validation(train, settings.validation, settings.seed)
@@ -124,32 +140,61 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     if from_scratch:
         encoder = fresh(encoder, settings.seed)
     torch.manual_seed(settings.seed)
-    net = segmenter(encoder, head=head, classes=classes, labels=names)
-    net.window, net.parent = settings.crop, "" if from_scratch else origin
+    net = segmenter(encoder, head=head, classes=classes, labels=names, window=settings.crop)
+    net.parent = "" if from_scratch else origin
     began = time.monotonic()
     facts = {"train": [c.name for c in train], "validated": judges, "model": origin, "from_scratch": from_scratch,
              "head": head, "spacing_mm": preprocess.spacing_mm, "window_hu": list(preprocess.window_hu)}  # fmt: skip
+    (out / ".unfinished").mkdir(parents=True, exist_ok=True)  # from here on the folder is ours
     curve = fit(net.to(where), learn, test, settings, unfinished=out / ".unfinished", facts=facts, progress=progress)
     seconds = time.monotonic() - began
     net.eval()
     judged = judged_cases(net, held, progress=progress) if rank == 0 else {}
-    report = Report(out, {name: found.dsc for name, found in judged.items()}, facts["train"], judges, curve, seconds)
+    report = Report(
+        out, {name: found.dsc for name, found in judged.items()}, facts["train"], judges, curve, seconds, doubts
+    )
     if rank == 0:
         extra = files(report, judged, settings, facts, cases={case.name: case for case in held}, labels=net.labels)
         net.cpu().save_pretrained(out, overwrite=True, extra=extra, metadata=provenance(report, known, facts, settings))
+        for name in set(WRITTEN) - set(extra):  # of the model that was there before
+            (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / ".unfinished", ignore_errors=True)
     if dist.is_initialized():
         dist.barrier()
     return report
 
 
-def refuse_request(out: Path, *, overwrite: bool, folds: int | None, hold_out: float | list[str] | None,
+def finished(out: Path) -> Report:
+    """The report of a segmenter that an earlier training left."""
+    found = read_json(out / "report.json")
+    try:
+        return Report(out, *(found[key] for key in ("held_out", "train", "validated", "curve", "seconds", "warnings")))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{out}/report.json is not that of `ctssl finetune`; choose another --out") from error
+
+
+def doubtful(found: list[Problem], held: set[str]) -> list[str]:
+    """The warnings that concern a training: that an encoder has seen a scan matters for those it is judged on."""
+    return [f"{p.case}: {p.message}" for p in found if p.level == "warning" and p.code != "unknown-pretraining"
+            and (p.code != "pretrained" or p.case in held)]  # fmt: skip
+
+
+def refuse_request(out: Path, *, overwrite: bool, head: str, folds: int | None, hold_out: float | list[str] | None,
                    spacing_mm: float | None, window_hu: tuple[float, float] | None) -> None:  # fmt: skip
     """Raise for what cannot be done, whatever the data."""
-    if (out / "config.json").exists() and not overwrite:
+    if head not in HEADS:
+        raise ValueError(f"no head is called {head!r}; there are {', '.join(sorted(HEADS))}")
+    ours = (out / WEIGHTS).exists() and (out / "config.json").exists()
+    if ours and not overwrite:
         raise FileExistsError(f"{out} holds a finished model; choose another --out, or overwrite it on purpose")
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; choose another --out")
+    began = ours or (out / ".unfinished").is_dir()
+    foreign = [name for name in ("config.json", WEIGHTS, *WRITTEN) if not began and (out / name).exists()]
+    if foreign:
+        raise FileExistsError(
+            f"{out} holds a {foreign[0]} that is not of a model, and would be replaced; choose another --out"
+        )
     if folds is not None and hold_out is not None:
         raise ValueError("give folds or hold_out, not both")
     if spacing_mm is not None and not 0.1 <= spacing_mm <= 20:
@@ -175,13 +220,18 @@ def provenance(report: Report, parent: ModelSpec, facts: dict[str, Any], setting
 
 def device_of(device: str) -> tuple[int, torch.device]:
     """This process's rank (0 unless torchrun started several) and its device."""
-    cuda = torch.cuda.is_available()
+    cuda, local = torch.cuda.is_available(), int(os.environ.get("LOCAL_RANK", 0))
+    where = torch.device(device) if device != "auto" else torch.device("cuda", local) if cuda else torch.device("cpu")
+    if where.type == "cuda" and not cuda:
+        raise ValueError(
+            f"device {device}: this machine, or this PyTorch, has no CUDA; leave --device out, or give cpu"
+        )
+    if where.type == "cuda":
+        where = torch.device("cuda", local if where.index is None else where.index)
+        torch.cuda.set_device(where)  # what NCCL takes for objects
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    if device != "auto":
-        return rank, torch.device(device)
-    return rank, torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
+    return dist.get_rank() if dist.is_initialized() else 0, where
 
 
 def start(model: Any, head: str) -> tuple[Any, str, str]:

@@ -81,10 +81,29 @@ class Settings:
     seed: int = 0
     save_minutes: float = 5.0
 
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name}={getattr(self, name)} (at least {least})"
+            for name, least in (("steps", 1), ("batch", 0), ("crop", 0), ("evaluations", 1), ("patience", 1),
+                                ("shift_augment", 0), ("seed", 0))
+            if getattr(self, name) < least
+        ]  # fmt: skip
+        wrong += [f"{name}={getattr(self, name):g} (above 0)" for name in ("lr", "encoder_lr", "layer_decay", "zoom")
+                  if not 0 < getattr(self, name) < math.inf]  # fmt: skip
+        wrong += [f"{name}={getattr(self, name):g} (0 to below 1)" for name in ("ema", "validation", "warmup")
+                  if not 0 <= getattr(self, name) < 1]  # fmt: skip
+        wrong += [f"{name}={getattr(self, name):g} (0 to 1)" for name in ("foreground", "trim", "warp", "degrade")
+                  if not 0 <= getattr(self, name) <= 1]  # fmt: skip
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            wrong.append(f"minutes={self.minutes:g} (above 0)")
+        if wrong:
+            raise ValueError(f"settings that cannot be: {', '.join(wrong)}")
+
 
 @dataclass
 class Progress:
-    """Where a training is: steps done and to do, loss and validation DSC so far, the best weights by the latter."""
+    """Where a training is: steps done and to do, loss and (where there are validation cases) DSC so far, the best weights by
+    the latter."""
 
     step: int
     steps: int | None
@@ -112,7 +131,8 @@ class Progress:
 
 def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfinished: Path, facts: dict[str, Any],
         progress: bool) -> list[dict[str, float]]:  # fmt: skip
-    """Train in place, from where a training with the same facts stopped; returns the curve (step, loss, dsc on `judge`).
+    """Train in place, from where a training with the same facts stopped; returns the curve (step, loss, dsc on `judge` if there
+    is any).
 
     On several devices each draws its own crops and the gradients are averaged.
     """
@@ -142,11 +162,17 @@ def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfin
         if now.steps is None and now.step == TIMED:
             seconds = 60 * (settings.minutes or 0)
             now.steps = bar.total = agreed(max(now.step, round(seconds * TIMED / (time.monotonic() - began))), world)
-        if judged and now.steps and due(now.step, now.steps, settings.evaluations):
-            now.evaluated(kept, float(np.mean(losses[-50:])), crop_dsc(kept, judged, device, half=half))
-            if agreed(now.since_best(), world) >= settings.patience:
-                break
-        shown = {"loss": f"{np.mean(losses[-30:]):.3f}"} | ({"dsc": f"{now.curve[-1]['dsc']:.3f}"} if now.curve else {})
+        if now.steps and due(now.step, now.steps, settings.evaluations):
+            loss = float(np.mean(losses[-50:]))
+            if not judged:
+                now.curve.append({"step": now.step, "loss": loss})
+            else:
+                now.evaluated(kept, loss, crop_dsc(kept, judged, device, half=half))
+                if agreed(now.since_best(), world) >= settings.patience:
+                    break
+        shown = {"loss": f"{np.mean(losses[-30:]):.3f}"}
+        if judged and now.curve:
+            shown["dsc"] = f"{now.curve[-1]['dsc']:.3f}"
         bar.set_postfix(shown, refresh=False)
         bar.update()
         if rank == 0 and now.steps is not None and time.monotonic() - saved > 60 * settings.save_minutes:

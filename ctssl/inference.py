@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,14 @@ def prepared(encoder: Any, source: Any, *, spacing_mm: float | None = None,
 def preprocess(encoder: Any, source: Any) -> Tensor:
     """See `encoder.preprocess`."""
     return torch.from_numpy(prepared(encoder, source).array)[None, None]
+
+
+def blocks_of(encoder: Any) -> Any:
+    """The encoder, if it has features; nnU-Net's network has none."""
+    if not hasattr(encoder, "forward_intermediates"):
+        raise ValueError("this model is one network without an encoder (nnU-Net's), so it has no features to embed or to "
+                         "compare; take one with a Swin or ViT")  # fmt: skip
+    return encoder
 
 
 @torch.inference_mode()
@@ -75,7 +84,7 @@ def _starts(size: int, tile: int, step: int) -> list[int]:
 
 def embed(encoder: Any, source: Any, *, progress: bool = False) -> Tensor:
     """See `encoder.embed`."""
-    image = preprocess(encoder, source)
+    image = preprocess(blocks_of(encoder), source)
     features = feature_maps(encoder, image, progress=progress)[-1]
     stride = encoder.strides[-1]
     tissue = torch.nn.functional.max_pool3d(image, stride, ceil_mode=True)[0, 0] > 0
@@ -92,7 +101,7 @@ def segment(model: Segmenter, source: Any, *, overlap: float = 0.5, tta: bool = 
     volume = read(source)
     slices = plan(model, volume, max_memory_gb)
     found, affine = windowed(model, volume, overlap=overlap, tta=tta, progress=progress)
-    return Volume(onto(found, affine, volume, slices), volume.affine, volume.name)
+    return replace(volume, array=onto(found, affine, volume, slices))
 
 
 def probabilities(model: Segmenter, source: Any, *, overlap: float = 0.5, tta: bool = False,
@@ -101,20 +110,21 @@ def probabilities(model: Segmenter, source: Any, *, overlap: float = 0.5, tta: b
     volume = read(source)
     plan(model, volume, max_memory_gb, maps=len(model.labels))
     found, affine = windowed(model, volume, overlap=overlap, tta=tta, progress=progress)
-    return {name: Volume(resample(found[k], affine, volume.shape, volume.affine), volume.affine, f"{volume.name} {name}")
+    return {name: replace(volume, array=resample(found[k], affine, volume.shape, volume.affine), name=f"{volume.name} {name}")
             for k, name in model.labels.items()}  # fmt: skip
 
 
 def plan(model: Segmenter, volume: Volume, max_memory_gb: float, *, maps: int = 0) -> int:
     """Slices of the scan's last axis that the mask is brought back at a time, so that a run stays under `max_memory_gb`.
 
-    `maps`: float volumes on the scan's grid that are kept too. Raises `ValueError` when one slice at a time does not fit.
+    `maps`: float volumes on the scan's grid that are kept too, with what makes a mask of them. Raises `ValueError` when one
+    slice at a time does not fit.
     The mask does not depend on the ceiling.
     """
     own = math.prod(volume.shape)
     shape, _ = working_grid(volume, (model.spec.preprocess if model.spec else Preprocess()).spacing_mm)
     grid = [max(n, model.window) for n in shape]
-    fixed = LIBRARIES + own * (4 + 1 + 4 * maps)  # the scan, the mask
+    fixed = LIBRARIES + own * (4 + 1 + (4 * maps + 14 if maps else 0))  # the scan, the mask
     fixed += math.prod(grid) * (4 + 2 * model.classes)  # the image, probabilities
     fixed += (
         math.prod(grid[1:]) * model.window * 4 * model.classes + model.window**3 * 4 * ACTIVATIONS
@@ -211,38 +221,50 @@ def mirrored(model: Segmenter, window: Tensor) -> Tensor:
 def segment_all(model: Segmenter, scans: dict[str, Path], out: Path, *, overlap: float = 0.5, tta: bool = False,
                 max_memory_gb: float = MEMORY_GB, with_probabilities: bool = False, resume: bool = False,
                 overwrite: bool = False, progress: bool = False) -> dict[str, str]:  # fmt: skip
-    """Write `out/NAME.nii.gz` (and `NAME.ctssl.json`, `NAME_LABEL.nii.gz`) for every scan; what went wrong with which.
+    """Write `out/NAME.nii.gz` (and `NAME.ctssl.json`, `probabilities/NAME_LABEL.nii.gz`) for every scan; what went wrong with
+    which.
 
-    A scan that fails does not stop the others, a full disk does (`OSError`). `resume` leaves out scans whose mask is there.
+    A scan that fails does not stop the others, a full disk does (`OSError`). `resume` leaves out scans whose mask is there,
+    and its maps where they are wanted.
     """
     from tqdm import tqdm
 
     for name in scans:
         file_name(name)
     out.mkdir(parents=True, exist_ok=True)
+    maps = out / "probabilities"
+    if with_probabilities:
+        maps.mkdir(exist_ok=True)
     failed = {}
     for name, path in tqdm(scans.items(), desc="scans", disable=not progress):
         target = out / f"{name}.nii.gz"
-        if target.exists() and resume:
+        wanted = [target, *(maps_of(model, maps, name).values() if with_probabilities else ())]
+        if resume and all(file.exists() for file in wanted):
             continue
         try:
-            write_mask(model, read(path), target, overlap=overlap, tta=tta, max_memory_gb=max_memory_gb,
+            write_mask(model, read(path), target, overlap=overlap, tta=tta, max_memory_gb=max_memory_gb, maps_in=maps,
                        with_probabilities=with_probabilities, overwrite=overwrite or resume)  # fmt: skip
-        except (ValueError, OSError, EOFError, RuntimeError, MemoryError) as error:
+        except (ValueError, OSError, EOFError, RuntimeError, MemoryError, ImportError) as error:
             if disk_is_full(error):  # hours of work for nothing, if it went on
                 raise
             failed[name] = f"{type(error).__name__}: {error}" if not str(error) else str(error)
     return failed
 
 
+def maps_of(model: Segmenter, folder: Path, name: str) -> dict[str, Path]:
+    """Where the maps of a scan's labels go."""
+    return {label: folder / f"{name}_{part_of_name(label)}.nii.gz" for label in model.labels.values()}
+
+
 def write_mask(model: Segmenter, scan: Volume, target: Path, *, overlap: float = 0.5, tta: bool = False,
-               max_memory_gb: float = MEMORY_GB, with_probabilities: bool = False, overwrite: bool = False,
-               progress: bool = False) -> tuple[Volume, dict[str, Any]]:  # fmt: skip
-    """The mask as `target`, beside it what it holds as JSON (labels, ml, model), and on demand a map of each label."""
+               max_memory_gb: float = MEMORY_GB, with_probabilities: bool = False, maps_in: Path | None = None,
+               overwrite: bool = False, progress: bool = False) -> tuple[Volume, dict[str, Any]]:  # fmt: skip
+    """The mask as `target`, beside it what it holds as JSON (labels, ml, model), and on demand a map of each label, there too
+    or in the folder `maps_in`."""
     how: dict[str, Any] = {"overlap": overlap, "tta": tta, "max_memory_gb": max_memory_gb, "progress": progress}
     folder, name = target.parent, target.name.removesuffix(".gz").removesuffix(".nii")
     maps: dict[str, Volume] = {}
-    places = {label: folder / f"{name}_{part_of_name(label)}.nii.gz" for label in model.labels.values()}
+    places = maps_of(model, maps_in or folder, name)
     if with_probabilities and len(set(places.values())) < len(model.labels):
         raise ValueError(
             f"the labels {list(model.labels.values())} would share files; give them names that differ in letters"
@@ -252,9 +274,7 @@ def write_mask(model: Segmenter, scan: Volume, target: Path, *, overlap: float =
         raise FileExistsError(f"{taken[0]} exists; choose another name, or overwrite it on purpose")
     if with_probabilities:
         maps = probabilities(model, scan, **how)
-        stack = np.stack([one.array for one in maps.values()])
-        numbers = np.array(list(model.labels))[stack.argmax(0)]
-        mask = Volume(np.where(stack.max(0) > 1 - stack.sum(0), numbers, 0).astype(np.uint8), scan.affine, scan.name)
+        mask = replace(scan, array=likeliest([one.array for one in maps.values()], list(model.labels)))
     else:
         mask = segment(model, scan, **how)
     ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
@@ -266,6 +286,17 @@ def write_mask(model: Segmenter, scan: Volume, target: Path, *, overlap: float =
     write_whole(folder / f"{name}.ctssl.json", json.dumps(facts, indent=1) + "\n")
     mask.save(target, overwrite=overwrite)  # last: a mask that is there is complete
     return mask, facts
+
+
+def likeliest(maps: list[np.ndarray], labels: list[int]) -> np.ndarray:
+    """The label (uint8) whose probability is highest, where it is higher than that of the background, which is the rest."""
+    total, best, numbers = np.zeros_like(maps[0]), np.zeros_like(maps[0]), np.zeros(maps[0].shape, np.uint8)
+    for label, one in zip(labels, maps, strict=True):
+        total += one
+        better = one > best
+        best[better], numbers[better] = one[better], label
+    numbers[best <= 1 - total] = 0
+    return numbers
 
 
 def onto(found: np.ndarray, affine: np.ndarray, volume: Volume, slices: int | None = None) -> np.ndarray:

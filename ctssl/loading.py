@@ -69,16 +69,17 @@ def load_segmenter(source: str | os.PathLike, *, revision: str | None = None, of
 
 
 def segmenter(encoder: nn.Module | str | os.PathLike, *, head: str = "light", classes: int = 2,
-              labels: dict[int, str] | None = None) -> Segmenter:  # fmt: skip
+              labels: dict[int, str] | None = None, window: int = 64) -> Segmenter:  # fmt: skip
     """An encoder with an untrained head of `ctssl.heads.HEADS`. `classes` counts the background.
 
-    `encoder` is an encoder or what `ctssl.load` takes; `labels` names the classes, `{1: "tumour"}`.
+    `encoder` is an encoder or what `ctssl.load` takes; `labels` names the classes, `{1: "tumour"}`; `window`: voxels along each
+    side of the crops it is trained on, and of the pieces in which it segments.
     """
     from ctssl.heads.segmenter import Segmenter
 
     if isinstance(encoder, (str, os.PathLike)):
         encoder = load(encoder)
-    return Segmenter(encoder, head=head, classes=classes, labels=labels)
+    return Segmenter(encoder, head=head, classes=classes, labels=labels, window=window)
 
 
 def build_encoder(config: dict[str, Any], folder: Path) -> Any:
@@ -177,6 +178,7 @@ def write_folder(model: nn.Module, folder: str | os.PathLike, config: dict[str, 
         if metadata is None
         else metadata
     )
+    folder = Path(os.path.abspath(folder))  # "." has no name
     part = folder.with_name(f".part-{os.getpid()}-{folder.name}")
     shutil.rmtree(part, ignore_errors=True)  # of a process of the same number that was killed
     part.mkdir(parents=True)

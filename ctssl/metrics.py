@@ -21,7 +21,10 @@ def dsc(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 
 def hd95(predicted: np.ndarray, truth: np.ndarray, *, spacing_mm: tuple[float, ...]) -> float:
-    """95th percentile of the Hausdorff distance in mm: the larger of both directions, between surface voxels (MONAI's)."""
+    """95th percentile of the Hausdorff distance in mm: the larger of both directions, between surface voxels (MONAI's).
+
+    DeepMind's `surface-distance` takes the percentile over the surfaces' area instead, which gives other numbers.
+    """
     predicted, truth = _masks(predicted, truth)
     if not predicted.any() or not truth.any():
         return 0.0 if predicted.any() == truth.any() else math.nan

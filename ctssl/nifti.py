@@ -23,8 +23,9 @@ PLANES = 16  # planes scaled at a time
 QUIET = logging.Logger("nifti", level=logging.CRITICAL + 1)  # what nibabel says of a header, in its own words
 
 
-def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels of a `.nii` or `.nii.gz` (float32 after slope and intercept, as nibabel gives them; others as they are), affine.
+def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Voxels of a `.nii` or `.nii.gz` (float32 after slope and intercept, as nibabel gives them; others as they are), affine,
+    header.
 
     Raises `ValueError` when the file is damaged, or claims more than it can hold or than `VOXELS`.
     """
@@ -38,7 +39,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
             raw = _voxels(stream, offset - start, header.get_data_dtype(), shape)
             if len(stream.read(TRAILING + 1)) > TRAILING:  # to the end, where gzip keeps its checksum
                 raise ValueError(f"it goes on behind the {math.prod(shape)} voxels that its header names")
-        return _scaled(raw, *header.get_slope_inter()), np.asarray(header.get_best_affine(), dtype=float)
+        return _scaled(raw, *header.get_slope_inter()), np.asarray(header.get_best_affine(), dtype=float), header
     except MemoryError as error:
         raise ValueError(f"{path} takes more memory than there is; cut or resample the scan") from error
     except (OSError, EOFError, ValueError, OverflowError, HeaderDataError, zlib.error) as error:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ctssl.finetuning import Report
 
 TOLERANCE_MM = 2.0
+WRITTEN = ("README.md", "best.png", "cases.csv", "curves.png", "median.png", "report.json", "worst.png")
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ def judge(found: Volume, truth: Volume, labels: dict[int, str]) -> Judged:
 
 def files(report: Report, judged: dict[str, Judged], settings: Settings, facts: dict[str, Any], *,
           cases: dict[str, Case], labels: dict[int, str]) -> dict[str, str | bytes]:  # fmt: skip
-    """Name and content of every file for the segmenter's folder."""
+    """Name and content of every file for the segmenter's folder, some of `WRITTEN`."""
     mean = report.mean_dsc if report.held_out else None
-    text = {"held_out": report.held_out, "mean_dsc": mean, **facts, "curve": report.curve,
+    text = {"held_out": report.held_out, "mean_dsc": mean, **facts, "warnings": report.warnings, "curve": report.curve,
             "seconds": round(report.seconds, 1), "settings": asdict(settings)}  # fmt: skip
     found: dict[str, str | bytes] = {"report.json": json.dumps(text, indent=1) + "\n"}
     if judged:
@@ -84,13 +85,12 @@ def portrait(case: Case, judged: Judged, *, title: str) -> bytes:
 
 
 def curves(curve: list[dict[str, float]]) -> bytes:
-    """PNG of loss and validation DSC over the steps."""
+    """PNG of the loss, and the validation DSC where there is one, over the steps."""
     from matplotlib.figure import Figure
 
-    figure, picture = Figure(figsize=(6.4, 2.6), layout="constrained"), io.BytesIO()
-    for axes, key, title in zip(
-        figure.subplots(1, 2), ("loss", "dsc"), ("training loss", "validation DSC"), strict=True
-    ):
+    titles = {key: title for key, title in (("loss", "training loss"), ("dsc", "validation DSC")) if key in curve[0]}
+    figure, picture = Figure(figsize=(3.2 * len(titles), 2.6), layout="constrained"), io.BytesIO()
+    for axes, (key, title) in zip(figure.subplots(1, len(titles), squeeze=False)[0], titles.items(), strict=True):
         axes.plot([row["step"] for row in curve], [row[key] for row in curve], lw=1.4, marker=".")
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
@@ -116,8 +116,10 @@ def card(report: Report, judged: dict[str, Judged], settings: Settings, facts: d
         f'```python\nimport ctssl\n\nmask = ctssl.load_segmenter("{name}").segment("scan.nii.gz")\n```\n',
         f"## Training\n{len(report.train) - len(report.validated)} cases, {report.seconds / 60:.0f} minutes"
         + (f"; {len(report.validated)} more cases chose among the weights of the last {len(report.curve)} evaluations "
-           f"(DSC on crops: {max(row['dsc'] for row in report.curve):.3f})" if report.curve else "") + ".\n",
+           f"(DSC on crops: {max(row['dsc'] for row in report.curve):.3f})" if report.validated else "") + ".\n",
     ]  # fmt: skip
+    if report.warnings:
+        lines.append("## Doubtful cases\n" + "".join(f"- {note}\n" for note in report.warnings))
     if judged:
         lines.append(
             f"## What it is worth\nWhole scans on their own grid; NSD at {TOLERANCE_MM:g} mm. All rows: `cases.csv`.\n"

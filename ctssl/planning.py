@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
-from tqdm import tqdm
 
-from ctssl.datasets import Case, read_case
+from ctssl.volume import Volume
 from ctssl.zoo import Preprocess
 
 LOOKED_AT = 2000  # labelled voxels of a case
@@ -17,36 +16,40 @@ NARROWEST_HU = 200.0
 
 @dataclass(frozen=True)
 class Tumours:
-    """`diameter_mm`: median of the cases' largest (0 without any); `finest_mm`: median of the scans' finest spacing;
-    `hu`: of labelled voxels, as many of each case."""
+    """Of one case, or the median over cases. `diameter_mm`: of the largest, as a ball of its volume (0 without any);
+    `finest_mm`: the scan's finest spacing; `hu`: of labelled voxels, as many of each case."""
 
     diameter_mm: float
     finest_mm: float
     hu: np.ndarray
 
 
-def measure(cases: list[Case], *, progress: bool = False) -> Tumours:
-    """Read cases that `ctssl.datasets.problems` found nothing wrong with."""
-    diameters, finest, values = [], [], [np.zeros(0)]
-    for case in tqdm(cases, desc="measuring tumours", disable=not progress):
-        scan, mask = read_case(case)
-        counts = np.bincount(ndimage.label(mask.array)[0].ravel())[1:]  # type: ignore[index]
-        finest.append(min(scan.spacing_mm))
-        if len(counts):
-            volume = counts.max() * abs(np.linalg.det(mask.affine[:3, :3]))
-            diameters.append(2 * (3 * volume / (4 * np.pi)) ** (1 / 3))
-            inside = scan.array[mask.array > 0]
-            values.append(inside[np.linspace(0, len(inside) - 1, min(len(inside), LOOKED_AT)).astype(int)])
-    return Tumours(float(np.median(diameters)) if diameters else 0.0, float(np.median(finest)), np.concatenate(values))
+def measure(scan: Volume, mask: Volume) -> Tumours:
+    """Look at one case."""
+    finest, counts = min(scan.spacing_mm), np.bincount(ndimage.label(mask.array)[0].ravel())[1:]  # type: ignore[index]
+    if not len(counts):
+        return Tumours(0.0, finest, np.zeros(0))
+    volume = counts.max() * abs(np.linalg.det(mask.affine[:3, :3]))
+    inside = scan.array[mask.array > 0]
+    some = inside[np.linspace(0, len(inside) - 1, min(len(inside), LOOKED_AT)).astype(int)]
+    return Tumours(2 * (3 * volume / (4 * np.pi)) ** (1 / 3), finest, some)
 
 
-def plan(cases: list[Case], own: Preprocess, *, spacing_mm: float | None, window_hu: tuple[float, float] | None, crop: int,
-         progress: bool = False) -> tuple[Preprocess, int]:  # fmt: skip
+def together(cases: list[Tumours]) -> Tumours:
+    """What the cases have in common."""
+    diameters = [case.diameter_mm for case in cases if case.diameter_mm]
+    return Tumours(float(np.median(diameters)) if diameters else 0.0, float(np.median([case.finest_mm for case in cases])),
+                   np.concatenate([case.hu for case in cases]))  # fmt: skip
+
+
+def plan(
+    cases: list[Tumours], own: Preprocess, *, spacing_mm: float | None, window_hu: tuple[float, float] | None, crop: int
+) -> tuple[Preprocess, int]:
     """How scans are prepared, and the voxels along a crop: what is given (`crop` 0: nothing), the rest from the cases' tumours.
 
     `own`: what the encoder was trained on, the coarsest spacing and the window where nothing is labelled.
     """
-    tumours = measure(cases, progress=progress)
+    tumours = together(cases)
     found = Preprocess(spacing_mm or fitting_spacing(tumours, own.spacing_mm),
                        window_hu or fitting_window(tumours, own.window_hu))  # fmt: skip
     return found, crop or fitting_crop(tumours, found.spacing_mm)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ctssl.curves import CLEAN, Row, against_clean, against_model, biggest_fall, curve, overview, picture
-from ctssl.datasets import Case, find_cases, read_case
-from ctssl.evaluation import as_plain, facts_of, markdown_table, score_masks, summary
+from ctssl.datasets import Case, find_cases, read_case, voxel_hash
+from ctssl.evaluation import TAKEN, as_plain, facts_of, markdown_table, score_masks, summary
 from ctssl.shifts import SHIFTS, check_shift, shift
 from ctssl.sources import Source, complete, find_sources, named
 from ctssl.volume import Volume, read
@@ -112,8 +112,15 @@ def measure_robustness(data: str | os.PathLike | None = None, *, out: str | os.P
     wanted = chosen_cases(data, images, labels, roi, cases) if data is not None or images is not None else []
     if not wanted and pairs is None:
         raise ValueError("nothing to measure: give labelled scans (DATA), or --pairs with a table of scan pairs")
+    if taken := sorted(set(by) & TAKEN):
+        raise ValueError(f"a stratum cannot be called {', '.join(taken)}, as the results have such a column of their own; rename "
+                         "the column of the table")  # fmt: skip
     if table is None and any(column not in case.facts for column in by for case in wanted):
         raise ValueError(f"by={by} needs a table with these columns (--table cases.csv)")
+    if predictions is not None and model is None and pairs is not None:
+        raise ValueError(
+            "--pairs needs a --model that segments both scans of a pair; masks of another tool cannot be paired"
+        )
     if wanted and not (shifts and severities):
         raise ValueError("give at least one shift and one severity")
     facts = facts_of(Path(table), by, [case.name for case in wanted]) if table is not None and wanted else {}
@@ -162,16 +169,16 @@ def measure(sources: list[Source], cases: list[Case], places: list[tuple[str, in
     rows: dict[str, list[Row]] = {source.name: [] for source in sources}
     bar = tqdm(total=len(cases) * len(places), desc="shifts", disable=not progress or not cases)
     for case in cases:
-        scan = truth = None
+        scan, truth = read_case(case)
+        voxels = voxel_hash(scan), voxel_hash(truth)
         for place in places:
             shifted = None
             for number, source in enumerate(sources):
                 path = folder / str(number) / f"{case.name}--{named(*place)}.json"
-                facts = {"source": source.key(case.name, named(*place)), "seed": seed, "tolerance_mm": tolerance_mm}
-                kept = kept_rows(path, facts, overwrite)
+                facts = {"source": source.key(case.name, named(*place)), "seed": seed, "tolerance_mm": tolerance_mm,
+                         "case": voxels}  # fmt: skip
+                kept = kept_rows(path, as_plain(json.loads(json.dumps(facts))), overwrite)
                 if kept is None:
-                    if scan is None or truth is None:
-                        scan, truth = read_case(case)
                     if shifted is None:
                         shifted = scan if source.model is None else shifted_scan(scan, case.name, place, scans, seed)
                     mask = source.mask(shifted, case.name, named(*place))
@@ -202,12 +209,31 @@ def shifted_scan(scan: Volume, case: str, place: tuple[str, int], folder: Path |
         return scan
     path = folder / named(*place) / f"{case}.nii.gz" if folder else None
     if path and path.exists():
-        return read(path)
-    found = shift(scan, place[0], severity=place[1], seed=seed)
+        kept = read(path)
+        told = bytes(kept.header["descrip"]).rstrip(b"\0").decode("latin-1")
+        if told.startswith("ctssl ") and told != stamp(scan, place, seed):
+            raise ValueError(f"{path} was made of another scan or with another seed ({told}); choose another --scans")
+        return kept
+    found = stamped(shift(scan, place[0], severity=place[1], seed=seed), scan, place, seed)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        found.save(path)
+        found.save(path, overwrite=True)  # another process may have been as fast
     return found
+
+
+def stamped(found: Volume, scan: Volume, place: tuple[str, int], seed: int) -> Volume:
+    """The shifted scan with a header that tells what it was made of, and how."""
+    import nibabel
+
+    header = (
+        nibabel.Nifti1Header() if found.header is None else nibabel.Nifti1Header.from_header(found.header, check=False)
+    )
+    header["descrip"] = stamp(scan, place, seed).encode()
+    return replace(found, header=header)
+
+
+def stamp(scan: Volume, place: tuple[str, int], seed: int) -> str:
+    return f"ctssl {named(*place)} seed {seed} of {voxel_hash(scan)[:16]}"
 
 
 def kept_rows(path: Path, facts: dict[str, Any], overwrite: bool) -> list[Row] | None:
@@ -219,7 +245,7 @@ def kept_rows(path: Path, facts: dict[str, Any], overwrite: bool) -> list[Row] |
         if overwrite:
             return None
         raise ValueError(
-            f"{path} was measured with another model, seed or tolerance; choose another --out, or add --overwrite"
+            f"{path} was measured with another model, scan, mask, seed or tolerance; choose another --out, or add --overwrite"
         )
     return [{key: float("nan") if value is None else value for key, value in row.items()} for row in kept["rows"]]
 

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ctssl.inference import prepared
+from ctssl.inference import blocks_of, prepared
 from ctssl.sampling import crop_at, tissue_start
 from ctssl.writing import write_whole
 
 CELLS = 4  # along each side of the grid that a map is averaged over
+TRIES = 20  # draws for each crop, before the scans are taken to be too small
 STEADY = 256  # crops from which the picture does not depend on their choice
 
 
@@ -106,13 +107,15 @@ def gram(x: Tensor) -> Tensor:
 
 def block_features(encoder: Any, images: Tensor) -> list[Tensor]:
     """Of every block `(n, C, 4, 4, 4)`: its map averaged over a grid of cells."""
-    return [F.adaptive_avg_pool3d(m.float(), CELLS) for m in encoder.forward_intermediates(images)]
+    device = next(encoder.parameters()).device
+    return [F.adaptive_avg_pool3d(m.float(), CELLS).cpu() for m in encoder.forward_intermediates(images.to(device))]
 
 
-def _common_window(first: Any, second: Any) -> tuple[float, float] | None:
-    """Of the segmenter, where one of the two is one; None: each has its own."""
+def _common(first: Any, second: Any) -> dict[str, Any]:
+    """Spacing and window of the segmenter, where one of the two is one; None: each has its own."""
     tuned = [model for model in (first, second) if hasattr(model, "encoder")]
-    return tuned[0].spec.preprocess.window_hu if len(tuned) == 1 and tuned[0].spec else None
+    known = tuned[0].spec.preprocess if len(tuned) == 1 and tuned[0].spec else None
+    return {"spacing_mm": known and known.spacing_mm, "window_hu": known and known.window_hu}
 
 
 @torch.inference_mode()
@@ -124,39 +127,60 @@ def compare(first: Any, second: Any, scans: list[Any], *, other_scans: list[Any]
     Args:
         scans: what `ctssl.read` takes.
         other_scans: what the second sees instead, scan by scan the same anatomy on the same grid (shifted copies, say).
-        crops: at least 256 are needed for a steady picture (in the tests, batches of 24 come within 0.02 of all at once).
-        size: voxels along each side of a crop.
+        crops: different ones, of which at least 256 are needed for a steady picture (in the tests, batches of 24 come within
+            0.02 of all at once).
+        size: voxels along each side of a crop. Small scans hold few different crops.
         spacing_mm: at which both see the scans, for models that were trained at different ones. None: each at its own.
         names: for the picture, instead of the models' own.
 
-    An encoder and a segmenter (the same one fine-tuned, say) both see the HU window of the segmenter.
+    An encoder and a segmenter (the same one fine-tuned, say) both see the scans at the segmenter's spacing and HU window.
 
-    Raises `ValueError` where the two would not see the same crops.
+    Raises `ValueError` where the two would not see the same crops, or the scans do not hold so many different ones.
     """
-    encoders = [getattr(model, "encoder", model).eval() for model in (first, second)]
+    encoders = [blocks_of(getattr(model, "encoder", model)).eval() for model in (first, second)]
     if other_scans is not None and len(other_scans) != len(scans):
         raise ValueError(f"{len(scans)} scans and {len(other_scans)} others: give one for one")
     if crops < batch or batch < 4:
         raise ValueError(f"crops={crops} in batches of {batch}: a batch needs 4, and there must be one")
-    given: dict[str, Any] = {"spacing_mm": spacing_mm, "window_hu": _common_window(first, second)}
+    given = _common(first, second)
+    given["spacing_mm"] = spacing_mm or given["spacing_mm"]
     left = [prepared(encoders[0], scan, **given).array for scan in scans]
-    right = [prepared(encoders[1], scan, **given).array for scan in (other_scans or scans)]
+    alike = other_scans is None and (all(given.values()) or _own(encoders[0]) == _own(encoders[1]))
+    right = left if alike else [prepared(encoders[1], scan, **given).array for scan in (other_scans or scans)]
     for one, two in zip(left, right, strict=True):
         if one.shape != two.shape:
             raise ValueError(f"the two see a scan on different grids ({one.shape} and {two.shape} voxels): give "
                              "spacing_mm (--spacing) for models of different ones, and copies of one grid")  # fmt: skip
-    rng, total = np.random.default_rng(seed), None
-    for _ in tqdm(range(crops // batch), desc="comparing", disable=not progress):
-        pair: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        for _ in range(batch):
-            number = int(rng.integers(len(left)))
-            start = tissue_start(left[number], size, rng)
-            for side, arrays in zip(pair, (left, right), strict=True):
-                side.append(crop_at(arrays[number], start, size))
-        found = [block_features(encoder, torch.from_numpy(np.stack(side))[:, None])
+    places, total = different_crops(left, crops // batch * batch, size, np.random.default_rng(seed)), None
+    for first_one in tqdm(range(0, len(places), batch), desc="comparing", disable=not progress):
+        chosen = places[first_one : first_one + batch]
+        pair = [
+            np.stack([crop_at(arrays[number], start, size) for number, start in chosen]) for arrays in (left, right)
+        ]
+        found = [block_features(encoder, torch.from_numpy(side)[:, None])
                  for encoder, side in zip(encoders, pair, strict=True)]  # fmt: skip
         total = total or Minibatches(len(found[0]), len(found[1]))
         total.add(*found)
     assert total is not None
     own = tuple(e.spec.name if e.spec and e.spec.name else type(e).__name__ for e in encoders)
-    return Similarity(total.matrix(), crops // batch * batch, names or own)  # type: ignore[arg-type]
+    return Similarity(total.matrix(), len(places), names or own)  # type: ignore[arg-type]
+
+
+def _own(encoder: Any) -> Any:
+    return encoder.spec.preprocess if encoder.spec else None
+
+
+def different_crops(
+    scans: list[np.ndarray], count: int, size: int, rng: np.random.Generator
+) -> list[tuple[int, tuple[int, ...]]]:
+    """Scan and corner of `count` crops, none of them twice: two of the same would count as two examples that agree."""
+    places: dict[tuple[int, tuple[int, ...]], None] = {}
+    for _ in range(TRIES * count):
+        if len(places) == count:
+            break
+        number = int(rng.integers(len(scans)))
+        places.setdefault((number, tissue_start(scans[number], size, rng)))
+    if len(places) < count:
+        raise ValueError(f"these {len(scans)} scans hold hardly more than {len(places)} different crops of {size} voxels, and "
+                         f"{count} are wanted: give smaller crops (--size), or more scans")  # fmt: skip
+    return list(places)

@@ -12,6 +12,10 @@ FEWEST = 10  # patients below which all of them are needed for training
 def divide(cases: list[Case], hold_out: float | list[str] | None, seed: int) -> tuple[list[Case], list[Case]]:
     """Training and held-out cases. The scans of one patient stay together."""
     if hold_out is None and any(case.split for case in cases):
+        if blank := [case.name for case in cases if not case.split]:
+            raise ValueError(
+                f"{len(blank)} cases have no split ({', '.join(blank[:5])}): write train or test in that column"
+            )
         hold_out = [case.name for case in cases if case.split.lower() not in ("train", "training")]
     hold_out = 0.2 if hold_out is None else hold_out
     if isinstance(hold_out, (int, float)):

@@ -7,9 +7,9 @@ y back-to-front, z feet-to-head), as in nibabel. CT values are Hounsfield units 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,8 @@ class Volume:
     array: np.ndarray
     affine: np.ndarray
     name: str = "array"
+    header: Any = field(default=None, repr=False, compare=False)
+    """The NIfTI header that it was read with; what is saved keeps it, but for what the array and the affine say."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -49,9 +51,13 @@ class Volume:
             raise FileExistsError(f"{path} exists; choose another name, or overwrite it on purpose (overwrite=True)")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"no folder {path.parent} to save {path.name} in; make it first")
-        image = nibabel.Nifti1Image(self.array, self.affine)
-        image.set_sform(self.affine, code=1)
-        image.set_qform(self.affine, code=1, strip_shears=True)
+        known = None if self.header is None else nibabel.Nifti1Header.from_header(self.header, check=False)
+        image = nibabel.Nifti1Image(self.array, self.affine, known, dtype=self.array.dtype)
+        codes = [1, 1] if known is None else [int(known[key]) for key in ("sform_code", "qform_code")]
+        image.set_sform(self.affine, code=codes[0] or 1)
+        image.set_qform(self.affine, code=codes[1] or 1, strip_shears=True)
+        image.header.set_slope_inter(None, None)
+        image.header["cal_min"] = image.header["cal_max"] = 0
         image.header.set_xyzt_units("mm")
         return write_whole(path, lambda part: nibabel.save(image, part))
 
@@ -84,8 +90,8 @@ def _read_nifti(path: Path) -> Volume:
 
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError(f"cannot read {path}: a scan is a .nii or .nii.gz file, or a folder with a DICOM series")
-    array, affine = read_nifti(path)
-    return _volume(array, affine, path.name)
+    array, affine, header = read_nifti(path)
+    return replace(_volume(array, affine, path.name), header=header)
 
 
 def _volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
@@ -111,7 +117,9 @@ def _volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
         raise ValueError(f"{name} has no usable affine: it puts the scan nowhere; its geometry has to be repaired")
     values = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(values).all():
-        raise ValueError(f"{name} holds NaN or infinite voxels; replace them (air is -1000 HU) and try again")
+        raise ValueError(
+            f"{name} holds NaN or infinite voxels; replace them (in a CT air is -1000 HU, in a mask 0) and try again"
+        )
     return Volume(values, affine, name)
 
 

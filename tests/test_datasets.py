@@ -64,6 +64,62 @@ def write_table(path, rows):
     return path
 
 
+def test_the_first_nnunet_lists_cases_and_keeps_channels(labelled):
+    for i in range(3):
+        (labelled / "images" / f"case{i}.nii.gz").rename(labelled / "images" / f"case{i}_0000.nii.gz")
+    entries = [{"image": f"./images/case{i}.nii.gz", "label": f"./labels/case{i}.nii.gz"} for i in range(3)]
+    described(labelled, modality={"0": "CT"}, labels={"0": "background", "1": "tumour"}, training=entries)
+    cases = find_cases(labelled).cases
+    assert [case.name for case in cases] == ["case0", "case1", "case2"] and cases[0].image.name == "case0_0000.nii.gz"
+
+
+def test_labels_that_nothing_names_must_be_counted_from_one(labelled):
+    """A mask of 0 and 255 is not one of 256 classes."""
+    for i in range(3):
+        mask = ctssl.read(labelled / "labels" / f"case{i}.nii.gz")
+        Volume((mask.array * 255).astype(np.uint8), mask.affine).save(
+            labelled / "labels" / f"case{i}.nii.gz", overwrite=True
+        )
+    found = problems(find_cases(labelled))
+    assert [p.level for p in found] == ["error"] * 3 and "holds [255], but the 1 labels" in found[0].message
+
+
+def test_a_label_of_one_case_alone_is_doubted(labelled):
+    rng = np.random.default_rng(0)
+    for i in range(3, 6):
+        scan, mask = (ctssl.read(labelled / kind / "case0.nii.gz") for kind in ("images", "labels"))
+        noisy = scan.array + rng.normal(0, 5, scan.shape).astype(np.float32)
+        Volume(noisy, scan.affine).save(labelled / "images" / f"case{i}.nii.gz")
+        array = mask.array.astype(np.uint8)
+        if i == 5:
+            array[0, 0, 0] = 2
+        Volume(array, scan.affine).save(labelled / "labels" / f"case{i}.nii.gz")
+    (found,) = [p for p in problems(find_cases(labelled)) if p.code == "labels"]
+    assert (found.case, found.level) == ("case5", "warning") and "no other mask holds [2]" in found.message
+
+
+def test_everything_wrong_is_named_at_once_even_a_patient_on_both_sides(labelled, tmp_path):
+    rows = [f"images/case{i}.nii.gz,labels/case{i}.nii.gz,p{i % 2},{'train' if i else 'test'}" for i in range(3)]
+    (labelled / "cases.csv").write_text("image,label,patient,split\n" + "\n".join(rows) + "\n")
+    (labelled / "labels" / "case1.nii.gz").write_bytes(b"no NIfTI")
+    with pytest.raises(ValueError, match="2 of 3 cases cannot be used") as refused:
+        ctssl.finetune(labelled / "cases.csv", out=tmp_path / "m", progress=False)
+    assert "patient p0 is in" in str(refused.value) and "case1" in str(refused.value)
+
+
+def test_a_case_without_split_is_not_held_out_by_silence(labelled, tmp_path):
+    rows = [f"images/case{i}.nii.gz,labels/case{i}.nii.gz,{split}" for i, split in enumerate(["train", "test", ""])]
+    (labelled / "cases.csv").write_text("image,label,split\n" + "\n".join(rows) + "\n")
+    with pytest.raises(ValueError, match=r"1 cases have no split \(case2\)"):
+        ctssl.finetune(labelled / "cases.csv", out=tmp_path / "m", progress=False)
+
+
+def test_it_is_said_when_nobody_knows_what_a_model_has_seen(labelled, encoder, tmp_path):
+    folder = encoder.save_pretrained(tmp_path / "theirs")
+    (found,) = problems(find_cases(labelled), model=folder)
+    assert found.code == "unknown-pretraining" and "cannot be told" in found.message
+
+
 def test_a_table(labelled):
     def row(i, **more):
         return {"image": f"images/case{i}.nii.gz", "label": f"labels/case{i}.nii.gz", "patient": f"p{i % 2}",

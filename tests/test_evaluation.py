@@ -43,8 +43,14 @@ def test_rows_strata_and_pairs(folders, tmp_path):
         strata["all"]["lesion_sensitivity"] == pytest.approx(7 / 8) and strata["all"]["false_positives_per_scan"] == 0
     )
     paired = {row["metric"]: row for row in found.paired}
-    assert paired["dsc"]["difference"] == pytest.approx((7 * 0.1 - 0.8) / 8) and paired["dsc"]["cases"] == 8
-    assert paired["hd95_mm"]["cases"] == 7 and paired["hd95_mm"]["rank_biserial"] == -1.0
+    assert paired["dsc"]["difference"] == pytest.approx((7 * 0.1 - 0.8) / 8) and paired["dsc"]["patients"] == 4
+    assert paired["hd95_mm"]["patients"] == 4 and paired["hd95_mm"]["rank_biserial"] == -1.0
+    assert math.isnan(paired["dsc"]["p"])  # eight cases, but four patients
+    alone = {
+        row["metric"]: row
+        for row in ctssl.evaluate(folders / "this", folders / "truth", against=folders / "other").paired
+    }
+    assert alone["dsc"]["patients"] == 8 and alone["hd95_mm"]["patients"] == 7 and 0 < alone["dsc"]["p"] < 1
     out = found.save(tmp_path / "report")
     assert {p.name for p in out.iterdir()} == {"cases.csv", "report.json", "report.md", "paired.png"}
     assert json.loads((out / "report.json").read_text())["cases"][7]["hd95_mm"] is None
@@ -56,7 +62,44 @@ def test_no_p_value_below_six_cases(folders):
         for kind in ("truth", "this", "other"):
             (folders / kind / f"c{i}.nii.gz").unlink()
     found = ctssl.evaluate(folders / "this", folders / "truth", against=folders / "other")
-    assert len(found.cases) == 5 and all(math.isnan(row["p"]) for row in found.paired)
+    assert len(found.cases) == 5 and found.missing == [] and all(math.isnan(row["p"]) for row in found.paired)
+
+
+def test_labels_of_one_patient_are_no_patients(tmp_path):
+    """Three cases with two labels are three, not six."""
+    for kind, off in (("truth", 0), ("this", 1), ("other", 2)):
+        (tmp_path / kind).mkdir()
+        for i in range(3):
+            mask = np.zeros((24, 16, 8), np.uint8)
+            mask[4 + off : 14 + off, :6], mask[4 + off : 14 + off, 8:14] = 1, 2
+            ctssl.Volume(mask, np.eye(4)).save(tmp_path / kind / f"c{i}.nii.gz")
+    found = ctssl.evaluate(tmp_path / "this", tmp_path / "truth", against=tmp_path / "other")
+    assert len(found.cases) == 6 and found.strata[0]["cases"] == 3
+    assert all(row["patients"] == 3 and math.isnan(row["p"]) for row in found.paired)
+
+
+def test_what_was_not_predicted_is_said(folders, capsys):
+    for i in (2, 5):
+        (folders / "this" / f"c{i}.nii.gz").unlink()
+    found = ctssl.evaluate(folders / "this", folders / "truth")
+    assert len(found.cases) == 6 and found.missing == ["c2", "c5"]
+    assert main(["evaluate", str(folders / "this"), str(folders / "truth")]) == 0
+    assert "2 true masks have no prediction and do not count: c2, c5" in capsys.readouterr().out
+
+
+def test_maps_of_probabilities_are_no_masks(folders):
+    soft = ctssl.Volume(np.full((24, 16, 8), 0.3, np.float32), np.diag([2.0, 1.0, 3.0, 1.0]))
+    soft.save(folders / "this" / "c0.nii.gz", overwrite=True)
+    with pytest.raises(ValueError, match=r"c0.nii.gz holds fractions"):
+        ctssl.evaluate(folders / "this", folders / "truth")
+
+
+def test_the_table_of_a_training_serves_for_strata(folders):
+    """Its column `image` names the cases."""
+    rows = "".join(f"images/c{i}_0000.nii.gz,{'SOFT' if i < 4 else 'STANDARD'}\n" for i in range(8))
+    (folders / "train.csv").write_text("image,kernel\n" + rows)
+    found = ctssl.evaluate(folders / "this", folders / "truth", table=folders / "train.csv", by=("kernel",))
+    assert [row["stratum"] for row in found.strata] == ["all", "kernel SOFT", "kernel STANDARD"]
 
 
 def test_holm_by_hand():
@@ -79,7 +122,7 @@ def test_what_does_not_fit_is_said(folders, capsys):
     (folders / "this" / "extra.nii.gz").unlink()
     with pytest.raises(ValueError, match="needs a table"):
         ctssl.evaluate(folders / "this", folders / "truth", by=("kernel",))
-    with pytest.raises(ValueError, match=r"needed: id or case, and \['age'\]"):
+    with pytest.raises(ValueError, match=r"needed: id, case or image, and \['age'\]"):
         ctssl.evaluate(folders / "this", folders / "truth", by=("age",), table=folders / "cases.csv")
     ctssl.Volume(np.zeros((9, 9, 9), np.uint8), np.eye(4)).save(folders / "this" / "c0.nii.gz", overwrite=True)
     with pytest.raises(ValueError, match="c0: prediction and truth are on different grids"):

@@ -1,5 +1,7 @@
 """Fine-tuning on small labelled scans: it learns, resumes exactly, holds out, and refuses bad data before training."""
 
+import contextlib
+import copy
 import csv
 import dataclasses
 import itertools
@@ -261,6 +263,31 @@ def test_two_processes_train_one_segmenter(labelled, tiny, tmp_path):
     }
     assert max(moved.values()) > 1e-5  # it did learn
     assert all(torch.isfinite(value).all() and value.shape == one[key].shape for key, value in two.items())
+    said = done.stdout.splitlines()
+    assert sum("is ready" in line for line in said) == 1  # one of the two speaks
+
+
+SHARED = """
+import sys, torch, torch.distributed as dist
+from ctssl.fitting import share_gradients
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+net = torch.nn.Linear(3, 2)
+for number, weight in enumerate(net.parameters()):
+    weight.grad = torch.full_like(weight, float(10 * number + 4 * rank))
+share_gradients(net, 2)
+torch.save([weight.grad for weight in net.parameters()], f"{sys.argv[1]}/{rank}.pt")
+"""
+
+
+def test_devices_share_their_gradients(tmp_path):
+    (tmp_path / "shared.py").write_text(SHARED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*command, str(tmp_path / "shared.py"), str(tmp_path)], check=True, capture_output=True)
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert [float(grad.unique()) for grad in found] == [2.0, 12.0]  # the means of 0 and 4, of 10 and 14
 
 
 def test_cases_are_divided_by_share_or_by_name(labelled):
@@ -364,14 +391,14 @@ def test_a_table_says_which_cases_are_held_out():
     assert splits.divide(cases, 0, 0)[1] == []
 
 
-def test_the_spacing_follows_from_the_tumours(tmp_path):
+def test_the_spacing_follows_from_the_tumours():
     def spacing(radius_mm, voxel_mm):
         n = round(60 / voxel_mm)
         place = (np.arange(n) - n / 2 + 0.5) * voxel_mm
         x, y, z = np.meshgrid(place, place, place, indexing="ij")
         mask = (x**2 + y**2 + z**2 < radius_mm**2).astype(np.uint8)
-        path = Volume(mask, np.diag([voxel_mm] * 3 + [1.0])).save(tmp_path / "m.nii.gz", overwrite=True)
-        return planning.fitting_spacing(planning.measure([dataclasses.replace(case("x"), image=path, label=path)]), 2.0)
+        ball = Volume(mask, np.diag([voxel_mm] * 3 + [1.0]))
+        return planning.fitting_spacing(planning.together([planning.measure(ball, ball)]), 2.0)
 
     assert spacing(6.0, 1.0) == pytest.approx(1.2, abs=0.02)  # 12 mm across
     assert spacing(25.0, 1.0) == 2.0 and spacing(3.0, 1.0) == 1.0
@@ -440,6 +467,161 @@ def test_all_folds_from_the_command(labelled, tiny, tmp_path, capsys):
     assert all((tmp_path / "m" / f"fold{i}" / "model.safetensors").is_file() for i in range(3))
     assert main(["finetune", str(labelled), "--out", str(tmp_path / "n"), "--fold", "1"]) == 2
     assert "--folds" in capsys.readouterr().err
+
+
+def test_folds_go_on_where_they_stopped(labelled, tiny, tmp_path, capsys, monkeypatch):
+    """Killed between two folds, and within one: what is finished is not done again."""
+    tiny.save_pretrained(tmp_path / "tiny")
+    ask = ["finetune", str(labelled), "--model", str(tmp_path / "tiny"), "--out", str(tmp_path / "m"), "--folds", "3",
+           "--steps", "2", "--crop", "16", "--batch", "1", "--json"]  # fmt: skip
+    whole, calls = finetuning.fit, []
+
+    def killed(*args, **kwargs):
+        calls.append(kwargs["unfinished"].parent.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(finetuning, "fit", killed)
+    with contextlib.suppress(KeyboardInterrupt):
+        main(ask)
+    capsys.readouterr()
+    assert main([*ask, "--resume"]) == 0 and calls == ["fold0", "fold1", "fold1", "fold2"]
+    reports = json.loads(capsys.readouterr().out)
+    assert sorted(name for report in reports for name in report["held_out"]) == ["case0", "case1", "case2"]
+    assert main(ask) == 0 and len(calls) == 4
+    assert main([*ask, "--seed", "5"]) == 2
+    assert "was trained with another seed" in capsys.readouterr().err
+    assert main([*ask, "--seed", "5", "--overwrite"]) == 0 and len(calls) == 7
+
+
+def test_files_of_the_user_stay(labelled, tiny, tmp_path, monkeypatch):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "cases.csv").write_text("id\n1\n")
+    with pytest.raises(FileExistsError, match="holds a cases.csv that is not of a model"):
+        ctssl.finetune(labelled, model=tiny, out=mine, settings=QUICK, progress=False)
+    assert (mine / "cases.csv").read_text() == "id\n1\n" and len(list(mine.iterdir())) == 1
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    ctssl.finetune(labelled, model=tiny, out=".", settings=QUICK, progress=False)
+    assert ctssl.load_segmenter(".").window == 16 and (tmp_path / "here" / "cases.csv").is_file()
+    ctssl.finetune(labelled, model=tiny, out=".", settings=QUICK, hold_out=0, overwrite=True, progress=False)
+    left = {path.name for path in (tmp_path / "here").iterdir()}
+    assert left == {
+        "README.md",
+        "config.json",
+        "curves.png",
+        "model.safetensors",
+        "report.json",
+    }  # no scores of another model
+
+
+def test_settings_that_cannot_be_are_refused_before_anything_is_read(labelled, tmp_path, capsys):
+    ask = ["finetune", str(labelled), "--out", str(tmp_path / "m")]
+    for flags, words in ((["--steps", "0"], "steps=0"), (["--batch", "-1"], "batch=-1"), (["--validation", "1"], "validation=1"),
+                         (["--ema", "1"], "ema=1"), (["--minutes", "0"], "minutes=0"), (["--layer-decay", "0"], "layer_decay=0"),
+                         (["--head", "unet"], "there are dynunet, light"), (["--spacing", "0"], "no spacing to work at"),
+                         (["--few-shot", "9"], "there are 2 patients")):  # fmt: skip
+        assert main([*ask, *flags]) == 2
+        assert words in capsys.readouterr().err and not (tmp_path / "m").exists()
+    if not torch.cuda.is_available():
+        assert main([*ask, "--device", "cuda"]) == 2 and "no CUDA" in capsys.readouterr().err
+
+
+def test_every_flag_reaches_the_training(labelled, tiny, tmp_path, capsys):
+    tiny.save_pretrained(tmp_path / "tiny")
+    ask = ["finetune", str(labelled), "--model", str(tmp_path / "tiny"), "--out", str(tmp_path / "m"), "--steps", "2", "--crop",
+           "16", "--batch", "1", "--hold-out", "case2", "--few-shot", "1", "--freeze", "encoder", "--ema", "0.5", "--bf16",
+           "--spacing", "3", "--window", "-100", "300", "--validation", "0.2", "--layer-decay", "0.7", "--seed", "3"]  # fmt: skip
+    assert main(ask) == 0
+    report = json.loads((tmp_path / "m" / "report.json").read_text())
+    for key, value in dict(steps=2, crop=16, batch=1, freeze=True, ema=0.5, bf16=True, validation=0.2, layer_decay=0.7,
+                           seed=3).items():  # fmt: skip
+        assert report["settings"][key] == value, key
+    assert len(report["train"]) == 1 and list(report["held_out"]) == ["case2"]
+    assert (report["spacing_mm"], report["window_hu"]) == (3.0, [-100.0, 300.0])
+    kept = ctssl.load_segmenter(tmp_path / "m")
+    for key, value in tiny.state_dict().items():
+        assert torch.equal(kept.encoder.state_dict()[key], value)  # frozen
+
+
+def test_few_cases_have_a_curve_of_the_loss(labelled, tiny, tmp_path):
+    report = ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=QUICK, progress=False)
+    assert [set(row) for row in report.curve] == [{"step", "loss"}] * 4 and report.validated == []
+    assert (tmp_path / "m" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_doubtful_about_a_case_is_told(labelled, tiny, tmp_path, capsys):
+    mask = ctssl.read(labelled / "labels" / "case1.nii.gz")
+    Volume(np.zeros_like(mask.array), mask.affine).save(labelled / "labels" / "case1.nii.gz", overwrite=True)
+    tiny.save_pretrained(tmp_path / "tiny")
+    ask = ["finetune", str(labelled), "--model", str(tmp_path / "tiny"), "--out", str(tmp_path / "m"), "--steps", "1", "--crop",
+           "16", "--batch", "1", "--hold-out", "case2", "--json"]  # fmt: skip
+    assert main(ask) == 0
+    said = capsys.readouterr()
+    assert "warning: case1: the mask is empty" in said.err
+    assert json.loads(said.out)["warnings"][0].startswith("case1: the mask is empty")
+    assert "case1: the mask is empty" in (tmp_path / "m" / "README.md").read_text()
+
+
+def test_held_out_cases_that_the_encoder_has_seen_are_told(labelled, tmp_path):
+    from ctssl.datasets import voxel_hash
+
+    folder = ctssl.Swin(12, depths=(1, 1), heads=(2, 4), window=4, patch=2, merge_last=False).save_pretrained(
+        tmp_path / "seen"
+    )
+    hashes = [voxel_hash(ctssl.read(labelled / "images" / f"case{i}.nii.gz"), "salt") for i in (0, 2)]
+    (folder / "seen.json").write_text(json.dumps({"salt": "salt", "voxels": hashes, "series": []}))
+    report = ctssl.finetune(
+        labelled, model=folder, out=tmp_path / "m", settings=QUICK, hold_out=["case2"], progress=False
+    )
+    assert [note.split(":")[0] for note in report.warnings] == [
+        "case2"
+    ] and "pretrained on this very scan" in report.warnings[0]
+
+
+def test_the_baselines_network_fits_its_crops(labelled, tmp_path):
+    """nnU-Net's rule: crops of 16 voxels can be halved twice."""
+    report = ctssl.finetune(labelled, model="dynunet", out=tmp_path / "m", settings=dataclasses.replace(QUICK, steps=1, ema=0.0),
+                            progress=False)  # fmt: skip
+    kept = ctssl.load_segmenter(report.folder)
+    assert len(kept.head.up) == 2 and kept.window == 16
+
+
+def test_rates_warm_up_and_fall_to_zero():
+    rates = [fitting.rate(step, 100, 0.1) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)]) and rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0.0)
+
+
+def test_large_gradients_are_clipped(tiny, monkeypatch):
+    net = ctssl.segmenter(tiny, head="linear")
+    image, label = torch.rand(1, 1, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16, dtype=torch.long)
+    monkeypatch.setattr(fitting, "criterion", lambda: lambda logits, _: 1e6 * logits.square().sum())
+    opt = torch.optim.SGD(net.parameters(), lr=1.0)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    fitting.descend(net, opt, image, label, half=False, world=1)
+    moved = torch.cat([(v - before[k]).flatten() for k, v in net.state_dict().items()])
+    assert moved.norm().item() == pytest.approx(1.0, rel=1e-3)
+
+
+def test_the_average_of_the_weights_is_what_is_kept(tiny, tmp_path):
+    """Without validation: after one step the slow start gives the average most of the new weights, but not all."""
+    scan = np.random.default_rng(0).random((24, 24, 24)).astype(np.float16)
+    mask = np.zeros((24, 24, 24), np.uint8)
+    mask[8:16, 8:16, 8:16] = 1
+    found = {}
+    for ema in (0.0, 0.9):
+        net = ctssl.segmenter(copy.deepcopy(tiny), head="linear")
+        settings = dataclasses.replace(QUICK, steps=3, ema=ema, warmup=0.0)
+        fitting.fit(net, [(scan, mask)], [], settings, unfinished=tmp_path / str(ema), facts={"from_scratch": True},
+                    progress=False)  # fmt: skip
+        found[ema] = torch.cat([v.flatten() for v in net.state_dict().values() if v.is_floating_point()])
+    start = torch.cat([v.flatten() for v in ctssl.segmenter(tiny, head="linear").encoder.state_dict().values()])
+    assert not torch.equal(found[0.0], found[0.9])
+    moved = [(found[ema][: len(start)] - start).norm() for ema in (0.0, 0.9)]
+    assert 0 < moved[1] < moved[0]
 
 
 @pytest.mark.parametrize("model", sorted(finetuning.BASELINES))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,8 +97,13 @@ def test_a_changed_feature_is_seen_by_the_fingerprint():
     assert deviation(expected, fingerprint(model)) > 1e-3
 
 
-def test_every_folder_of_models_is_in_the_table():
-    assert {p.name for p in hub.bundled().iterdir() if p.is_dir()} == set(MODELS)
+def test_every_folder_of_models_is_in_the_table_and_the_wheel_or_of_unclear_licence():
+    toml = pytest.importorskip("tomllib")  # Python 3.11
+    root = Path(__file__).parent.parent
+    wheel = toml.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {f"model_cards/{name}": f"ctssl/_models/{name}" for name in MODELS}
+    others = {path for path in (root / "model_cards").iterdir() if path.is_dir() and path.name not in MODELS}
+    assert all(json.loads((path / "config.json").read_text())["licence"] == "unclear" for path in others)
 
 
 def test_names_match_patterns():

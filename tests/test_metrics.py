@@ -53,6 +53,21 @@ def test_hd95_is_its_definition_on_random_shapes():
         assert hd95(a, b, spacing_mm=SPACING) == pytest.approx(naive_hd95(a, b, SPACING), rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_nsd_is_that_of_deepminds_surface_distance():
+    """On random shapes that lie inside the image: the same elements of the surface, the same areas."""
+    theirs = pytest.importorskip("surface_distance")
+    rng = np.random.default_rng(1)
+    for tolerance in (1.0, 2.0, 3.5):
+        a, b = (ndimage.gaussian_filter(rng.normal(size=(30, 24, 20)), 3) > 0.01 for _ in range(2))
+        for mask in (a, b):
+            mask[[0, -1]] = mask[:, [0, -1]] = mask[:, :, [0, -1]] = False
+        distances = theirs.compute_surface_distances(a, b, SPACING)
+        expected = theirs.compute_surface_dice_at_tolerance(distances, tolerance)
+        assert nsd(a, b, spacing_mm=SPACING, tolerance_mm=tolerance) == pytest.approx(expected, abs=1e-6)
+        assert 0.2 < expected < 0.9
+
+
 def test_a_ball_against_a_larger_one():
     x, y, z = np.meshgrid(*[np.arange(40) - 20] * 3, indexing="ij")
     small, large = (x**2 + y**2 + z**2 < r**2 for r in (10, 13))

@@ -67,7 +67,7 @@ def test_paired_tests_need_six_cases_and_are_corrected_over_the_table():
     few = [row for row in better + worse if row["case"] in ("c0", "c1", "c2", "c3", "c4")]
     assert all(math.isnan(row["p"]) for row in curves.against_model(few, "a", "b", ["dose"]))
     down = {row["metric"]: row for row in curves.against_clean(better, "a", ["dose"])}
-    assert down["dsc"]["difference"] < 0 and down["dsc"]["cases"] == 8
+    assert down["dsc"]["difference"] < 0 and down["dsc"]["patients"] == 8
 
 
 def test_a_model_against_itself_and_going_on(labelled, model, tmp_path, monkeypatch):
@@ -92,7 +92,9 @@ def test_a_model_against_itself_and_going_on(labelled, model, tmp_path, monkeypa
     calls.clear()
     again = measure_robustness(labelled, **{**how, "overlays": 0})
     assert again.plain()["rows"] == found.plain()["rows"] and calls == []  # the one scan came from the folder
-    with pytest.raises(ValueError, match="another model, seed or tolerance"):
+    with pytest.raises(ValueError, match="made of another scan or with another seed"):
+        measure_robustness(labelled, **{**how, "seed": 1, "out": tmp_path / "other"})
+    with pytest.raises(ValueError, match="another model, scan, mask, seed or tolerance"):
         measure_robustness(labelled, **{**how, "seed": 1})
     wider = measure_robustness(labelled, **{**how, "tolerance_mm": 4.0, "overwrite": True, "overlays": 0})
     assert wider.tolerance_mm == 4.0 and "NSD at 4 mm" in (out / "report.md").read_text()
@@ -151,11 +153,52 @@ def test_strata_and_pairs(labelled, model, tmp_path):
         and same["embedding_cosine"] == pytest.approx(1)
         and same["embedding_concordance"] == pytest.approx(1)
     )
-    assert 0 <= other["dsc"] <= 1 and 0 < other["embedding_concordance"] < 1 - 1e-6
+    masks = [ctssl.load_segmenter(model).segment(s) for s in (scan, cut)]
+    first, second = masks[0].array[:, 1:] == 1, masks[1].array == 1  # the second scan lies one row further on
+    assert first.any() and other["dsc"] == pytest.approx(ctssl.metrics.dsc(first, second), abs=1e-9)
+    assert other["first_ml"] == pytest.approx(ctssl.metrics.volume_ml(first, spacing_mm=scan.spacing_mm))
+    assert 0 < other["embedding_concordance"] < 1 - 1e-6
     assert math.isnan(found.pairs_summary[0]["volume_concordance"]) and found.pairs_summary[0]["pairs"] == 2
     assert "## Two reconstructions" in (tmp_path / "out" / "report.md").read_text()
     alone = measure_robustness(model=model, pairs=tmp_path / "pairs.csv", out=tmp_path / "alone")
     assert not alone.rows and len(alone.pairs) == 2
+
+
+def test_a_corrected_mask_is_not_judged_by_old_scores(labelled, model, tmp_path):
+    import shutil
+
+    data = shutil.copytree(labelled, tmp_path / "copy")
+    how = dict(model=model, out=tmp_path / "out", shifts=("truncation",), severities=(1,), overlays=0)
+    before = measure_robustness(data, **how)
+    path = data / "labels" / "case0.nii.gz"
+    mask = ctssl.read(path)
+    Volume(np.roll(mask.array, 3, 0).astype(np.uint8), mask.affine).save(path, overwrite=True)
+    with pytest.raises(ValueError, match="another model, scan, mask"):
+        measure_robustness(data, **how)
+    after = measure_robustness(data, **how, overwrite=True)
+    assert [row["volume_ml"] for row in after.rows] == [row["volume_ml"] for row in before.rows]
+
+
+def test_pairs_of_the_same_file_names_stay_apart(tmp_path):
+    for patient in "ab":
+        (tmp_path / patient).mkdir()
+        for name in ("smooth", "sharp"):
+            (tmp_path / patient / f"{name}.nii.gz").write_bytes(b"")
+    text = "first,second\na/smooth.nii.gz,a/sharp.nii.gz\nb/smooth.nii.gz,b/sharp.nii.gz\n"
+    (tmp_path / "pairs.csv").write_text(text)
+    names = [name for name, *_ in agreement.find_pairs(tmp_path / "pairs.csv")]
+    assert names == ["a/smooth.nii.gz, a/sharp.nii.gz", "b/smooth.nii.gz, b/sharp.nii.gz"]
+    (tmp_path / "pairs.csv").write_text(text + "b/smooth.nii.gz,b/sharp.nii.gz\n")
+    with pytest.raises(ValueError, match="more than once"):
+        agreement.find_pairs(tmp_path / "pairs.csv")
+
+
+def test_volumes_agree_label_by_label():
+    """Organs of different size would agree with each other whatever a model says."""
+    rows = [{"pair": str(i), "label": label, "first_ml": size * a, "second_ml": size * b, "volume_difference": 0.0, "dsc": 1.0,
+             "embedding_cosine": 1.0, "embedding_concordance": 1.0}
+            for label, size in ((1, 1.0), (2, 1000.0)) for i, (a, b) in enumerate([(1, 3), (2, 2), (3, 1)])]  # fmt: skip
+    assert agreement.summarise(rows)["volume_concordance"] == pytest.approx(-1.0)
 
 
 def test_concordance_by_hand():
@@ -188,6 +231,11 @@ def test_what_does_not_fit_is_said_before_any_work(labelled, model, tmp_path, ca
     assert "needs a table" in refused(capsys, *ask, "--by", "kernel")
     assert "no case is called case9" in refused(capsys, *ask, "--cases", "case9")
     assert "no table" in refused(capsys, *ask, "--pairs", tmp_path / "none.csv")
+    assert "rename the column" in refused(capsys, *ask, "--by", "model")
+    (tmp_path / "cases.csv").write_text("id,model\ncase0,a\n")
+    assert "rename the column" in refused(capsys, *ask, "--by", "model", "--table", tmp_path / "cases.csv")
+    bare = ["robustness", "--predictions", tmp_path, "--out", tmp_path / "out", "--pairs", tmp_path / "none.csv"]
+    assert "cannot be paired" in refused(capsys, *bare)
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     assert "needed: first, second" in refused(capsys, *ask, "--pairs", tmp_path / "bad.csv")
     assert not (tmp_path / "out").exists()

@@ -77,6 +77,38 @@ def test_an_encoder_equals_itself_and_differs_from_another(encoder, tmp_path):
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_no_crop_counts_twice():
+    """Twice the same crop would be two examples that agree, which the unbiased estimate takes for evidence."""
+    scans = [np.ones((18, 16, 16), np.float32), np.ones((16, 16, 16), np.float32)]
+    rng = np.random.default_rng(0)
+    places = similarity.different_crops(scans, 4, 16, rng)
+    assert sorted(places) == [(0, (0, 0, 0)), (0, (1, 0, 0)), (0, (2, 0, 0)), (1, (0, 0, 0))]
+    with pytest.raises(ValueError, match="hardly more than 4 different crops of 16 voxels, and 8 are wanted"):
+        similarity.different_crops(scans, 8, 16, rng)
+
+
+def test_an_encoder_is_compared_with_its_segmenter_as_the_segmenter_sees(encoder):
+    """A fine-tuned one works at its own spacing and window."""
+    from dataclasses import replace
+
+    from ctssl.zoo import ModelSpec, Preprocess
+
+    encoder.spec = ModelSpec("one", "encoder", "swin", preprocess=Preprocess(6.0))
+    tuned = ctssl.segmenter(encoder)
+    tuned.encoder = type(encoder)(**encoder.config)
+    tuned.encoder.load_state_dict(encoder.state_dict())
+    tuned.encoder.spec = replace(encoder.spec, preprocess=Preprocess(5.0, (-100.0, 100.0)))
+    found = similarity.compare(encoder, tuned, [phantom(6.0)[0]], crops=8, batch=8, size=16)
+    assert np.allclose(np.diag(found.matrix), 1.0)
+
+
+def test_a_network_without_an_encoder_is_refused():
+    from ctssl.encoders.pixels import Pixels
+
+    with pytest.raises(ValueError, match="no features"):
+        similarity.compare(Pixels(), Pixels(), [phantom(6.0)[0]], crops=8, batch=8, size=16)
+
+
 def test_other_scans_must_be_the_same_anatomy_on_the_same_grid():
     swin = ctssl.Swin(**SMALL["swin"])
     scan = phantom(6.0)[0]
@@ -113,9 +145,9 @@ def test_compare_clean_with_shifted(tmp_path, capsys, monkeypatch):
     torch.manual_seed(0)
     folder = ctssl.Swin(**SMALL["swin"]).save_pretrained(tmp_path / "model")
     whole = similarity.compare
-    monkeypatch.setattr(similarity, "compare", lambda *a, **how: whole(*a, **how, size=16, batch=8))
+    monkeypatch.setattr(similarity, "compare", lambda *a, **how: whole(*a, **how, batch=8))
     scan = phantom(6.0)[0].save(tmp_path / "scan.nii.gz")
-    ask = ["compare", str(folder), str(folder), "--data", str(scan), "--crops", "16", "--spacing", "4"]
+    ask = ["compare", str(folder), str(folder), "--data", str(scan), "--crops", "16", "--size", "16", "--spacing", "4"]
     off = []
     for number, extra in enumerate(([], ["--shift", "thickness:4"], ["--shift", "thickness:5"])):
         assert main([*ask, "--out", str(tmp_path / f"{number}.png"), *extra]) == 0

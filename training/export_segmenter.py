@@ -1,8 +1,9 @@
 """A segmenter of an experiment -> a published model: `python -m training.export_segmenter sarcoma swin-wild-mim --seed 0`.
 
-Takes the folder that the experiment left in `runs/`, writes `model_cards/<experiment>-<model>/` (weights in fp16, config, card,
-scores of every test case, pictures) and prints the entry for `ctssl/zoo.py`. `--card` writes only the card again, from the
-files that are there.
+Takes the folder that the experiment left in `runs/`, writes `model_cards/<task>-<model>/` (weights in fp16, config, card,
+scores of every test case, pictures) and prints the entry for `ctssl/zoo.py` and the line for `pyproject.toml` that puts it into
+the wheel. What was trained on data of unclear licence gets neither: it is loaded by its folder. `--card` writes only the card
+again, from the files that are there.
 """
 
 import argparse
@@ -27,7 +28,7 @@ TASKS = {
         limits="The scans it was trained and tested on are cut around their tumours (8 to 50 mm of margin at each side), GE "
         "scanners, no contrast, 3.27 mm slices; on whole bodies, and in other body parts, it will mark what is no tumour.",
     ),
-    "lung-nodules": dict(
+    "lung-nodule": dict(
         title="lung nodules", dataset="lung-nodules-of-lidc-origin", licence="unclear",
         source="cubes of 51 mm around nodules, LIDC origin inferred; the source has no licence file",
         command="python -m training.experiments.lung_nodules",
@@ -51,6 +52,11 @@ def export(task: str, model: str, source: Path, cards: Path = CARDS) -> Path:
                         metadata=read_metadata(source / WEIGHTS) | {"licence": facts["licence"]})  # fmt: skip
     write_card(folder, task)
     return folder
+
+
+def free(licence: str) -> bool:
+    """Whether a wheel may carry weights of this licence."""
+    return licence.replace("-", " ") in LICENCES
 
 
 def strictest(data: str, parent: str) -> str:
@@ -87,7 +93,7 @@ It segments {facts["title"]} in CT: {config["parameters"] / 1e6:.1f} M parameter
 ```python
 import ctssl
 
-mask = ctssl.load_segmenter("{config["name"]}").segment("scan.nii.gz")
+mask = ctssl.load_segmenter("{loaded_as(config)}").segment("scan.nii.gz")
 ```
 
 ## Data and training
@@ -110,12 +116,17 @@ rows are in `cases.csv`. NSD at 2 mm; cases without a distance (nothing found): 
 """
 
 
+def loaded_as(config: dict) -> str:
+    """By name what the wheel carries, by its folder in a checkout what it does not."""
+    return config["name"] if free(config["licence"]) else f"model_cards/{config['name']}"
+
+
 def front_matter(config: dict, report: dict, facts: dict, mean: float, cases: int) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     found = EvalResult("image-segmentation", facts["dataset"], f"{facts['dataset']}, {cases} held-out cases", "dice",
                        round(mean, 4), metric_name="mean DSC")  # fmt: skip
-    known = facts["licence"] in LICENCES
+    known = free(config["licence"])
     data = ModelCardData(
         license=config["licence"].lower() if known else "other", library_name="ctssl", pipeline_tag="image-segmentation",
         tags=["ct", "medical-imaging", "3d", "segmentation", config["encoder"]], datasets=[facts["dataset"]],
@@ -146,7 +157,10 @@ def main() -> None:
         write_card(CARDS / f"{args.task}-{args.model}", args.task)
         return
     folder = export(args.task, args.model, args.runs / f"{args.task}-{args.model}-{args.seed}")
-    print(f"{folder}. The entry for ctssl/zoo.py:\n{entry(folder)}")
+    print(folder)
+    if free(read_config(folder)["licence"]):
+        print(f"The entry for ctssl/zoo.py:\n{entry(folder)}\nThe line for pyproject.toml:\n"
+              f'"model_cards/{folder.name}" = "ctssl/_models/{folder.name}"')  # fmt: skip
 
 
 if __name__ == "__main__":

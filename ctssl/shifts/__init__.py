@@ -50,7 +50,7 @@ def shift(volume: Volume | str | os.PathLike | tuple, name: str, *, severity: in
     ready = turned(volume)
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # each shift its own chance
     array = SHIFTS[name](ready, int(severity), rng).astype(np.float32, copy=False)
-    return Volume(turned_back(array, volume), volume.affine, volume.name)
+    return Volume(turned_back(array, volume), volume.affine, volume.name, volume.header)
 
 
 def shift_all(volume: Volume, severities: dict[str, int], *, seed: int = 0) -> Volume:

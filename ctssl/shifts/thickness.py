@@ -13,8 +13,9 @@ SEVERITIES = {1: (3.0, 0.0), 2: (4.0, 0.0), 3: (5.0, 0.0), 4: (7.5, 0.0), 5: (10
 def thicken(volume: Volume, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Thicker slices: the mean over each slab, then linear interpolation between the middles of the slabs.
 
-    Model: a rectangular slice profile, slices of the scan as thick as they are apart. Averaging n slices of independent noise
-    leaves 1/sqrt(n) of it. Chance places the first slab. A scan whose slices are already that far apart stays as it is.
+    Model: a rectangular slice sensitivity profile (IEC 61223-3-5 judges a scanner by its width), slices of the scan as thick as
+    they are apart. Averaging n slices of independent noise leaves 1/sqrt(n) of it. Chance places the first slab. A scan whose
+    slices are already that far apart stays as it is.
     """
     thickness, gap = SEVERITIES[severity]
     step = volume.spacing_mm[2]

@@ -1,27 +1,28 @@
-"""A shift as a MONAI transform, and shifted copies of training scans."""
+"""A shift as a MONAI transform."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.transform import RandomizableTransform
 
-from ctssl.shifts import SHIFTS, check_shift, shift
+from ctssl.shifts import check_shift, shift
+from ctssl.shifts.copies import TRAINED
 from ctssl.volume import Volume
 
-TRAINED = tuple(name for name in SHIFTS if name != "truncation")
-"""What copies for a training are made with: a label outside the field of view teaches nothing."""
 
-
-class ShiftTransform:
-    """A MONAI transform, by its shape alone: it is called with an image, or with a dictionary if there are `keys`.
+class ShiftTransform(RandomizableTransform):
+    """A MONAI transform: it is called with an image, or with a dictionary if there are `keys`.
 
     Args:
         names: one shift or several, of which each call draws one.
         severity: 1 to 5; None draws one.
         prob: share of the calls that shift at all.
         keys: of a dictionary, the scans to shift, all of them alike. Labels need no shift.
-        seed: of the draws; MONAI's `set_random_state` (workers of a data loader) sets it anew.
+        seed: of the draws; a `Compose` with a state of its own, and MONAI's `DataLoader` for each worker, set it anew.
 
     An image is a `MetaTensor` in HU, `(C, X, Y, Z)` with C = 1 or `(X, Y, Z)`, since the spacing comes from its affine. Use it
     before anything that scales intensities or crops.
@@ -29,22 +30,18 @@ class ShiftTransform:
 
     def __init__(self, names: str | tuple[str, ...] = TRAINED, *, severity: int | None = None, prob: float = 1.0,
                  keys: tuple[str, ...] = (), seed: int = 0) -> None:  # fmt: skip
+        super().__init__(prob)
         self.names = (names,) if isinstance(names, str) else tuple(names)
         for name in self.names:
-            check_shift(name, severity or 1)
-        self.severity, self.prob, self.keys = severity, prob, keys
+            check_shift(name, 1 if severity is None else severity)
+        self.severity, self.keys = severity, keys
         self.set_random_state(seed)
 
-    def set_random_state(self, seed: int | None = None, state: Any = None) -> ShiftTransform:
-        """Start the draws again; `state` is there for MONAI and not used."""
-        self.rng = np.random.default_rng(seed)
-        return self
-
     def __call__(self, data: Any) -> Any:
-        name = self.names[int(self.rng.integers(len(self.names)))]
-        severity = self.severity or int(self.rng.integers(1, 6))
-        seed, wanted = int(self.rng.integers(2**31)), self.rng.random() < self.prob
-        if not wanted:
+        self.randomize(None)  # whether at all
+        name = self.names[self.R.randint(len(self.names))]
+        severity, seed = self.severity or self.R.randint(1, 6), self.R.randint(2**31 - 1)
+        if not self._do_transform:
             return data
         if not self.keys:
             return self._image(data, name, severity, seed)
@@ -52,9 +49,6 @@ class ShiftTransform:
 
     @staticmethod
     def _image(image: Any, name: str, severity: int, seed: int) -> Any:
-        import torch
-        from monai.data.meta_tensor import MetaTensor
-
         if not isinstance(image, MetaTensor):
             raise ValueError(f"a {type(image).__name__} has no affine, and a shift needs the spacing: load the scan with "
                              "MONAI's LoadImage, or make a MetaTensor(array, affine=...)")  # fmt: skip
@@ -62,17 +56,5 @@ class ShiftTransform:
         if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[0] != 1):
             raise ValueError(f"a shift takes one scan, (1, X, Y, Z) or (X, Y, Z), not {tuple(array.shape)}")
         scan = Volume(array.reshape(array.shape[-3:]).astype(np.float32), np.asarray(image.affine, float))
-        found = shift(scan, name, severity=severity, seed=seed).array.reshape(array.shape)
-        return MetaTensor(torch.from_numpy(found), meta=image.meta)  # with its affine
-
-
-def shifted_copies(scan: Volume, count: int, *, seed: int = 0) -> list[Volume]:
-    """`count` copies of a scan, each with a shift and a severity drawn by the seed: augmentation made before a training,
-    since a shift takes seconds."""
-    if count < 0:
-        raise ValueError(f"{count} shifted copies: a number from 0")
-    rng, copies = np.random.default_rng([seed, 7]), []
-    for _ in range(count):
-        name = TRAINED[int(rng.integers(len(TRAINED)))]
-        copies.append(shift(scan, name, severity=int(rng.integers(1, 6)), seed=int(rng.integers(2**31))))
-    return copies
+        found = torch.from_numpy(shift(scan, name, severity=severity, seed=seed).array.reshape(array.shape))
+        return MetaTensor(found, meta=image.meta, applied_operations=image.applied_operations).to(image.device)

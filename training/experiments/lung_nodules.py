@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results" / "lung_nodules.json"
 DESIGN = [f"{encoder}-wild-{pretext}" for encoder in ("swin", "vit") for pretext in ("mim", "contrastive", "smit")]
 DESIGN += ["swin-scratch", "vit-scratch", "dynunet"]
 EXPERIMENT = trials.Experiment(
-    "lung-nodules", "python -m training.experiments.lung_nodules", lambda: data_folder() / "lung_nodules",
+    "lung-nodule", "python -m training.experiments.lung_nodules", lambda: data_folder() / "lung_nodules",
     nodule_split("test"), RESULTS, DESIGN, share={"dynunet": 1 / 17}, settings=ctssl.Settings(crop=32, batch=8),
 )  # fmt: skip
 

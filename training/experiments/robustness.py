@@ -4,27 +4,33 @@
 `training.experiments.sarcoma` (those that are not in `--runs` any more are trained again), and for each of them measures
 
 - every shift of `ctssl.shifts` at severities 1, 3 and 5 on the 12 test cases;
-- the natural strata: trained on the SOFT training cases, tested on the STANDARD test cases, and back (`--strata`). One maker, and
-  both kernels are smooth in the paper's bins: a weak shift;
-- CKA between the pretrained and the fine-tuned encoder, block by block.
+- CKA between the encoder before and after fine-tuning, block by block (from scratch: before is its initial weights);
+- the natural strata, for the models of `STRATA`: trained on the training cases of one kernel, SOFT or STANDARD, and tested on all
+  test cases, so that every patient is seen by a model of the own and by one of the other kernel. One maker, and both kernels
+  are smooth in the paper's bins: a weak shift. `--no-strata` leaves them out.
 
-Everything measured goes to `results/robustness.json` at once, and is not measured again. `--data CSV` takes other labelled
-scans (`image,label,split`, such as the manifests of `training.data.nsclc`) instead of the sarcoma data, and keeps what it
-measures beside the CSV. Then `python -m training.experiments.study [--data CSV]` writes what follows from it.
+Everything measured goes to `results/robustness.json` at once, with the sha256 of the weights, and is not measured again while
+they are the same. `--data CSV` takes other labelled scans (`image,label`, and `split` where the table says what is tested on,
+such as the manifests of `training.data.nsclc`) instead of the sarcoma data, and keeps what it measures beside the CSV; no strata.
+Then `python -m training.experiments.study [--data CSV]` writes what follows from it.
 """
 
 import argparse
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import ctssl
-from ctssl.datasets import find_cases
+from ctssl.datasets import find_cases, read_case
+from ctssl.finetuning import fresh, published
+from ctssl.hub import read_config
+from ctssl.metrics import volume_ml
 from ctssl.similarity import compare
+from ctssl.splits import divide
 from ctssl.writing import write_whole
 from training.data.corpora import cases, data_folder, split
 from training.experiments import sarcoma, trials
@@ -32,8 +38,10 @@ from training.experiments import sarcoma, trials
 RESULTS = Path(__file__).parent / "results" / "robustness.json"
 COMMAND = "python -m training.experiments.robustness"
 SEVERITIES = (1, 3, 5)
-CROPS = 256  # for CKA
+CROPS, SIZE = 256, 32  # for CKA: at 3 mm the scans are hardly larger than 64 voxels, and each would give one crop
 KERNELS = ("SOFT", "STANDARD")
+MODELS = [model for model in sarcoma.DESIGN if model != "dynunet"] + ["swin-wild-contrastive", "vit-wild-contrastive"]
+STRATA = [f"{encoder}-{start}" for encoder in ("swin", "vit") for start in ("wild-smit", "self-smit", "scratch")]
 
 
 def results_of(data: Path | None) -> Path:
@@ -42,20 +50,21 @@ def results_of(data: Path | None) -> Path:
 
 
 def results(path: Path) -> dict[str, Any]:
-    """`shifts`: model, seed, shift, severity, case -> DSC. `strata`: direction, model, seed, case. `cka`: model, seed."""
-    return (
-        json.loads(path.read_text()) if path.exists() else {"command": COMMAND, "shifts": {}, "strata": {}, "cka": {}}
-    )
+    """`shifts`: model, seed, shift, severity, case -> DSC. `strata`: kernel trained on, model, seed, case. `cka`: model, seed.
+    `weights`: what was measured (shifts, cka), model, seed -> sha256. `facts`: kernel and tumour volume of each test case."""
+    empty = {"command": COMMAND, "facts": {}, "shifts": {}, "strata": {}, "cka": {}, "weights": {}}
+    return json.loads(path.read_text()) if path.exists() else empty
 
 
 def keep(path: Path, part: str, *keys: str, value: Any) -> None:
     """Add what was measured."""
-    kept = results(path)
-    place = kept[part]
-    for key in keys[:-1]:
-        place = place.setdefault(key, {})
-    place[keys[-1]] = value
-    write_whole(path, json.dumps(kept, indent=1) + "\n")
+    with trials.alone(path.parent):
+        kept = results(path)
+        place = kept[part]
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+        place[keys[-1]] = value
+        write_whole(path, json.dumps(kept, indent=1) + "\n")
 
 
 def known(path: Path, part: str, *keys: str) -> bool:
@@ -71,93 +80,133 @@ def experiment(data: Path | None) -> trials.Experiment:
     """The sarcoma experiment, or the same on other labelled scans, whose results are kept beside the table."""
     if data is None:
         return sarcoma.EXPERIMENT
-    with open(data, newline="", encoding="utf-8-sig") as file:
-        test = [
-            row.get("id") or Path(row["image"]).name.split(".")[0]
-            for row in csv.DictReader(file)
-            if row["split"] == "test"
-        ]
-    return replace(sarcoma.EXPERIMENT, name=data.stem, data=lambda: data, test=test, results=data.with_suffix(".results.json"),
-                   settings=ctssl.Settings(), spacing_mm=None)  # fmt: skip
+    held = divide(find_cases(data).cases, None, 0)[1]
+    return replace(sarcoma.EXPERIMENT, name=data.stem, data=lambda: data, test=[case.name for case in held],
+                   results=data.with_suffix(".results.json"), settings=ctssl.Settings(), spacing_mm=None)  # fmt: skip
+
+
+def note_facts(source: trials.Experiment, path: Path) -> None:
+    """Write down what the study needs to know of the test cases."""
+    chosen = {case.name: case for case in find_cases(source.data()).cases}
+    kernels = {row["id"]: row["kernel"] for row in cases("sarcoma")} if source is sarcoma.EXPERIMENT else {}
+    for name in source.test:
+        mask = read_case(chosen[name])[1]
+        volume = round(volume_ml(mask.array > 0, spacing_mm=mask.spacing_mm), 2)
+        keep(path, "facts", name, value={"kernel": kernels.get(name, ""), "volume_ml": volume})
 
 
 def segmenter(source: trials.Experiment, model: str, seed: int, runs: Path) -> Path:
-    """The folder of a fine-tuned model; trained now where it is missing."""
+    """The folder of a fine-tuned model; trained now where it is missing, or was trained otherwise."""
     folder = trials.folder_of(source, runs, model, seed)
-    if not (folder / "config.json").exists():
+    settings = replace(source.settings, steps=trials.steps_of(source, model, source.settings.steps), seed=seed)
+    report = folder / "report.json"
+    there = json.loads(report.read_text()) if report.exists() and (folder / "config.json").exists() else {}
+    wanted = {
+        key: value for key, value in asdict(settings).items() if value or key not in ("crop", "batch")
+    }  # 0: it chose
+    same = all(there.get("settings", {}).get(key) == value for key, value in wanted.items())
+    if not there or not same or there["spacing_mm"] != (source.spacing_mm or there["spacing_mm"]):
         trials.train(source, model, seed=seed, runs=runs, again=True)
     return folder
+
+
+def measured(path: Path, part: str, model: str, seed: int, folder: Path) -> bool:
+    """Whether this was measured on the weights that are in the folder now."""
+    weights = results(path).get("weights", {}).get(part, {}).get(model, {}).get(str(seed))
+    return known(path, part, model, str(seed)) and weights == read_config(folder)["sha256"]
 
 
 def under_shifts(source: trials.Experiment, model: str, seed: int, runs: Path, path: Path) -> None:
     """DSC of every test case under every shift. The shifted scans are made once for all models."""
     folder = segmenter(source, model, seed, runs)
+    if measured(path, "shifts", model, seed, folder):
+        return
     found = ctssl.measure_robustness(source.data(), model=folder, cases=source.test, severities=SEVERITIES, overlays=0,
                                      out=runs / f"robustness-{folder.name}", scans=runs / f"shifted-{source.name}",
-                                     progress=True)  # fmt: skip
-    table: dict[str, dict[str, dict[str, float]]] = {}
+                                     overwrite=True, progress=True)  # fmt: skip
+    labels: dict[tuple[str, str, str], list[float]] = {}
     for row in found.rows:
-        table.setdefault(row["shift"], {}).setdefault(str(row["severity"]), {})[row["case"]] = round(row["dsc"], 4)
+        labels.setdefault((row["shift"], str(row["severity"]), row["case"]), []).append(row["dsc"])
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for (shift, severity, case), values in labels.items():
+        table.setdefault(shift, {}).setdefault(severity, {})[case] = round(float(np.mean(values)), 4)
     keep(path, "shifts", model, str(seed), value=table)
+    keep(path, "weights", "shifts", model, str(seed), value=read_config(folder)["sha256"])
 
 
-def other_kernel(kernel: str, runs: Path) -> Path:
-    """A table that trains on the training cases of one kernel and tests on the test cases of the other."""
+def of_one_kernel(kernel: str, runs: Path) -> Path:
+    """A table that trains on the training cases of one kernel and tests on all test cases."""
     path = runs / f"sarcoma-{kernel}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     train, test = set(split("train")), set(split("test"))
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "image", "label", "split"])
-        for row in cases("sarcoma"):
-            side = "train" if row["kernel"] == kernel and row["id"] in train else "test"
-            if side == "train" or (row["kernel"] != kernel and row["id"] in test):
-                writer.writerow([row["id"], *(data_folder() / row[key] for key in ("image", "label")), side])
+    lines = [["id", "image", "label", "split"]]
+    for row in cases("sarcoma"):
+        if row["id"] in test or (row["id"] in train and row["kernel"] == kernel):
+            side = "test" if row["id"] in test else "train"
+            lines.append([row["id"], *(str(data_folder() / row[key]) for key in ("image", "label")), side])
+    with trials.alone(runs), open(path, "w", newline="") as file:
+        csv.writer(file).writerows(lines)
     return path
 
 
-def across_kernels(model: str, seed: int, runs: Path) -> None:
-    """Both directions of the natural strata."""
-    for kernel, other in zip(KERNELS, KERNELS[::-1], strict=True):
-        if known(RESULTS, "strata", f"{kernel} to {other}", model, str(seed)):
+def across_kernels(model: str, seed: int, runs: Path, path: Path) -> None:
+    """Trained on one kernel, and on the other."""
+    settings = replace(sarcoma.EXPERIMENT.settings, seed=seed,
+                       steps=trials.steps_of(sarcoma.EXPERIMENT, model, sarcoma.EXPERIMENT.settings.steps))  # fmt: skip
+    for kernel in KERNELS:
+        if known(path, "strata", kernel, model, str(seed)):
             continue
-        settings = replace(sarcoma.EXPERIMENT.settings, seed=seed,
-                           steps=trials.steps_of(sarcoma.EXPERIMENT, model, sarcoma.EXPERIMENT.settings.steps))  # fmt: skip
-        report = ctssl.finetune(other_kernel(kernel, runs), model=model, settings=settings, overwrite=True,
+        report = ctssl.finetune(of_one_kernel(kernel, runs), model=model, settings=settings, overwrite=True,
                                 spacing_mm=sarcoma.EXPERIMENT.spacing_mm,
                                 out=runs / f"sarcoma-{kernel}-{model}-{seed}")  # fmt: skip
         found = {case: round(float(np.mean(list(scores.values()))), 4) for case, scores in report.held_out.items()}
-        keep(RESULTS, "strata", f"{kernel} to {other}", model, str(seed), value=found)
+        keep(path, "strata", kernel, model, str(seed), value=found)
+
+
+def before_tuning(model: str, seed: int) -> Any:
+    """The encoder that a fine-tuning started from."""
+    if model not in ("swin-scratch", "vit-scratch"):
+        return ctssl.load(model)
+    return fresh(published(model.split("-")[0]), seed)
 
 
 def reuse(source: trials.Experiment, model: str, seed: int, runs: Path, path: Path) -> None:
-    """CKA between the blocks of a pretrained encoder and of the same one after fine-tuning, on the test scans."""
-    tuned = ctssl.load_segmenter(segmenter(source, model, seed, runs))
-    spacing = tuned.spec.preprocess.spacing_mm if tuned.spec else 2.0
+    """CKA between the blocks of an encoder before and after fine-tuning, on the test scans."""
+    folder = segmenter(source, model, seed, runs)
+    if measured(path, "cka", model, seed, folder):
+        return
     chosen = {case.name: case.image for case in find_cases(source.data()).cases}
     scans = [ctssl.read(chosen[name]) for name in source.test]
-    found = compare(ctssl.load(model), tuned, scans, crops=CROPS, spacing_mm=spacing, progress=True)
+    found = compare(
+        before_tuning(model, seed), ctssl.load_segmenter(folder), scans, crops=CROPS, size=SIZE, progress=True
+    )
     keep(path, "cka", model, str(seed), value=found.matrix.round(4).tolist())
+    keep(path, "weights", "cka", model, str(seed), value=read_config(folder)["sha256"])
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=[m for m in sarcoma.DESIGN if m != "dynunet"])
+    parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the segmenters")
     parser.add_argument("--data", type=Path, help="CSV of other labelled scans")
-    parser.add_argument("--strata", action="store_true", help="also train on one kernel and test on the other")
-    args = parser.parse_args()
+    parser.add_argument("--steps", type=int, help="of a fine-tuning, instead of the experiment's own")
+    parser.add_argument("--strata", action=argparse.BooleanOptionalAction, default=True,
+                        help="train on one kernel and test on the other too")  # fmt: skip
+    args = parser.parse_args(arguments)
     source = experiment(args.data)
+    if args.steps:
+        source = replace(source, settings=replace(source.settings, steps=args.steps))
     path = results_of(args.data)
+    note_facts(source, path)
     for seed in args.seeds:
         for model in args.models:
-            if not known(path, "shifts", model, str(seed)):
-                under_shifts(source, model, seed, args.runs, path)
-            if model in ctssl.list_models() and not known(path, "cka", model, str(seed)):
+            under_shifts(source, model, seed, args.runs, path)
+            if model != "dynunet":
                 reuse(source, model, seed, args.runs, path)
-            if args.strata and args.data is None:
-                across_kernels(model, seed, args.runs)
+    for seed in args.seeds if args.strata and args.data is None else []:
+        for model in [model for model in STRATA if model in args.models]:
+            across_kernels(model, seed, args.runs, path)
     print(f"{path}; next: python -m training.experiments.study" + (f" --data {args.data}" if args.data else ""))
 
 

@@ -1,8 +1,11 @@
 """Trainings of segmenters on a fixed split, one after the other, each kept as a row of a JSON file; and the table of them."""
 
 import argparse
+import fcntl
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import numpy as np
 
 import ctssl
 from ctssl.evaluation import holm, interval, paired
+from ctssl.writing import write_whole
 
 README = Path(__file__).parent.parent.parent / "README.md"
 SHARE = 0.95  # of the last validation DSC, for the cost of a fine-tuning
@@ -47,19 +51,32 @@ def read(results: Path) -> dict:
     return json.loads(results.read_text()) if results.exists() else {"models": {}}
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """While one process changes the results in a folder, others wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
+
+
 def keep(results: Path, command: str, label: str, row: dict) -> None:
     """Add a training to the results; the same seed replaces its older entry."""
-    results.parent.mkdir(exist_ok=True)
-    kept = {"command": command, "models": read(results)["models"]}
-    rows = [r for r in kept["models"].get(label, []) if r["seed"] != row["seed"]] + [row]
-    kept["models"][label] = sorted(rows, key=lambda r: r["seed"])
-    results.write_text(json.dumps(kept, indent=1) + "\n")
+    with alone(results.parent):
+        kept = {"command": command, "models": read(results)["models"]}
+        rows = [r for r in kept["models"].get(label, []) if r["seed"] != row["seed"]] + [row]
+        kept["models"][label] = sorted(rows, key=lambda r: r["seed"])
+        write_whole(results, json.dumps(kept, indent=1) + "\n")
 
 
-def done(results: Path, label: str, settings: ctssl.Settings) -> bool:
+def done(results: Path, label: str, settings: ctssl.Settings, spacing_mm: float | None) -> bool:
     """Whether this training is in the results. Settings that came later count as their defaults."""
     rows = read(results)["models"].get(label, [])
-    return any({**asdict(ctssl.Settings()), **row["settings"]} == asdict(settings) for row in rows)
+    return any(row.get("spacing_mm") == spacing_mm and {**asdict(ctssl.Settings()), **row["settings"]} == asdict(settings)
+               for row in rows)  # fmt: skip
 
 
 def measure(experiment: Experiment, model: str, *, head: str, few_shot: int | None, settings: ctssl.Settings,
@@ -68,9 +85,9 @@ def measure(experiment: Experiment, model: str, *, head: str, few_shot: int | No
     report = ctssl.finetune(experiment.data(), model=model, head=head, few_shot=few_shot, out=out, hold_out=experiment.test,
                             spacing_mm=experiment.spacing_mm, settings=settings, overwrite=True)  # fmt: skip
     cases = {name: round(float(np.mean(list(scores.values()))), 4) for name, scores in report.held_out.items()}
-    curve = [[row["step"], round(row["loss"], 4), round(row["dsc"], 4)] for row in report.curve]
+    curve = [[row["step"], *(round(row[key], 4) for key in ("loss", "dsc") if key in row)] for row in report.curve]
     return {"seed": settings.seed, "mean_dsc": round(report.mean_dsc, 4), "cases": cases, "curve": curve,
-            "seconds": round(report.seconds), "settings": asdict(settings)}  # fmt: skip
+            "seconds": round(report.seconds), "spacing_mm": experiment.spacing_mm, "settings": asdict(settings)}  # fmt: skip
 
 
 def of_cases(rows: list[dict]) -> dict[str, float]:
@@ -80,7 +97,7 @@ def of_cases(rows: list[dict]) -> dict[str, float]:
 
 def steps_to_share(row: dict) -> int | None:
     """The first evaluation with 95% of the last one's validation DSC; None where none was made."""
-    curve = row.get("curve") or []
+    curve = [point for point in row.get("curve") or [] if len(point) == 3]  # with a DSC
     return next((step for step, _, dsc in curve if dsc >= SHARE * curve[-1][2]), None) if curve else None
 
 
@@ -135,7 +152,7 @@ def train(experiment: Experiment, model: str, *, seed: int, runs: Path, head: st
     out = folder_of(experiment, runs, label, seed)
     steps = steps_of(experiment, model, steps or experiment.settings.steps)
     settings = replace(experiment.settings, steps=steps, seed=seed)
-    if again or not done(experiment.results, label, settings):
+    if again or not done(experiment.results, label, settings, experiment.spacing_mm):
         row = measure(experiment, model, head=head, few_shot=few_shot, settings=settings, out=out)
         keep(experiment.results, experiment.command, label, row)
 
@@ -163,4 +180,4 @@ def run(experiment: Experiment, description: str | None) -> None:
 def into_readme(name: str, text: str) -> None:
     """Replace the table between `<!-- name -->` and `<!-- end -->`."""
     before, _, rest = README.read_text().partition(f"<!-- {name} -->\n")
-    README.write_text(f"{before}<!-- {name} -->\n{text}{rest[rest.index('<!-- end -->') :]}")
+    write_whole(README, f"{before}<!-- {name} -->\n{text}{rest[rest.index('<!-- end -->') :]}")
