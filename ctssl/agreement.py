@@ -82,6 +82,12 @@ def concordance(x: np.ndarray, y: np.ndarray) -> float:
     return float(2 * ((x - x.mean()) * (y - y.mean())).mean() / spread) if spread > 0 else math.nan
 
 
+def _mean(values: list[float]) -> float:
+    """Of those that are defined."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
+
+
 def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Means over the pairs, and the concordance of the volumes, the mean over the labels (NaN for fewer than 3 pairs)."""
     pairs = len({row["pair"] for row in rows})
@@ -93,7 +99,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
         "dsc": float(np.mean([row["dsc"] for row in rows])),
         "both_empty": sum(row["first_ml"] == row["second_ml"] == 0 for row in rows),
         "volume_difference": float(np.mean(differences)) if differences else math.nan,
-        "volume_concordance": float(np.mean([concordance(*of_label.T) for of_label in volumes]))
+        "volume_concordance": _mean([concordance(*of_label.T) for of_label in volumes])
         if pairs >= FEWEST
         else math.nan,
         "embedding_cosine": float(np.mean([row["embedding_cosine"] for row in rows])),

@@ -26,10 +26,10 @@ NOT_DICOM = (".nii", ".nii.gz", ".json", ".csv", ".md", ".txt", ".png", ".py", "
 
 
 def may_be_series(folder: Path) -> bool:
-    """Whether a folder holds any file that DICOM could be; one of masks, say, does not."""
+    """Whether a folder holds, at any depth, a file that DICOM could be; one of masks, say, does not."""
     return any(
         file.is_file() and not file.name.startswith(".") and not file.name.lower().endswith(NOT_DICOM)
-        for file in folder.iterdir()
+        for file in folder.rglob("*")
     )
 
 

@@ -9,12 +9,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import ctssl
-
-if TYPE_CHECKING:
-    from ctssl.finetuning import Report
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -23,7 +19,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "check", _check, "what is wrong with labelled scans, case by case, before anything is trained on them"
     )
     _data(sub)
-    sub.add_argument("--model", help="also say which scans this model was pretrained on (exact copies)")
+    sub.add_argument(
+        "--model", help="also say which scans this model was pretrained on (exact copies, and known DICOM series)"
+    )
     sub = command("finetune", _finetune, "train a segmenter on labelled scans; hold cases out and report their DSC")
     _data(sub)
     sub.add_argument("--out", required=True, help="folder for the segmenter")
@@ -112,14 +110,12 @@ def _finetune(args: argparse.Namespace) -> None:
     )  # fmt: skip
     wanted = list(range(args.folds or 0)) if every else [args.fold or 0]
     reports = [
-        done
-        if every and not args.overwrite and (done := _done(Path(args.out) / f"fold{fold}", args, chosen))
-        else ctssl.finetune(
+        ctssl.finetune(
             args.data, images=args.images, labels=args.labels, roi=args.roi, model=args.model, head=args.head,
             out=Path(args.out) / f"fold{fold}" if every else args.out, hold_out=_hold_out(args.hold_out), folds=args.folds,
             fold=fold, few_shot=args.few_shot, spacing_mm=args.spacing,
             window_hu=tuple(args.window) if args.window else None, settings=settings, from_scratch=args.from_scratch,
-            device=args.device, overwrite=args.overwrite, progress=not args.json,
+            device=args.device, overwrite=args.overwrite, keep=every, progress=not args.json,
         )
         for fold in wanted
     ]  # fmt: skip
@@ -143,28 +139,6 @@ def _finetune(args: argparse.Namespace) -> None:
             f"{'mean of ' + str(len(reports)) + ' folds':24} DSC {sum(r.mean_dsc for r in reports) / len(reports):.3f}"
         )
     print(f"\n{reports[0].folder} is ready. Next: ctssl segment SCAN OUT.nii.gz --model {reports[0].folder}")
-
-
-def _done(out: Path, args: argparse.Namespace, chosen: dict[str, Any]) -> Report | None:
-    """The report of a fold that is finished, if it was trained as is asked for now."""
-    from ctssl.finetuning import finished
-    from ctssl.tables import read_json
-
-    if not (out / "config.json").exists():
-        return None
-    kept, asked = read_json(out / "report.json"), {k: v for k, v in chosen.items() if v is not None}
-    there = {**kept.get("settings", {}), "model": Path(str(kept.get("model"))).name, "head": kept.get("head")}
-    asked |= {"model": Path(args.model).name, "head": args.head}
-    other = [
-        key
-        for key, value in asked.items()
-        if there.get(key) != value and not (key == "head" and args.model == "dynunet")
-    ]
-    if other:
-        raise FileExistsError(
-            f"{out} was trained with another {', '.join(other)}; choose another --out, or add --overwrite"
-        )
-    return finished(out)
 
 
 def _hold_out(text: str | None) -> float | list[str] | None:

@@ -20,6 +20,7 @@ from ctssl.tables import read_json, read_table
 from ctssl.volume import Volume, read
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
+MISSING = 20  # labels that a few cases may lack
 RARE = 5  # cases from which a label in one of them alone is odd
 SEEN = "seen.json"  # in a model's folder: hashes of the scans that it was pretrained on
 LAYOUTS = """
@@ -250,11 +251,12 @@ class Problem(Finding):
     case: str = ""
 
 
-def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, progress: bool = False,
+def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, whole: bool = True, progress: bool = False,
              look: Callable[[Case, Volume, Volume], object] | None = None) -> list[Problem]:  # fmt: skip
     """Read every case and say what is wrong with it, errors first. An empty list: nothing found.
 
-    `look` is called with each case that could be read, its scan and its mask.
+    `whole`: False for a part of some data, in which a label may be missing. `look` is called with each case that could be read,
+    its scan and its mask.
 
     Errors: unreadable, not a CT in HU, scan and mask on different grids, unknown label values, the same scan twice, a patient
     in two splits, labels that are not 1, 2, ... Warnings: an empty mask, one that lies outside the body, a label that no other
@@ -268,7 +270,7 @@ def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, progre
     held: dict[str, set[int]] = {}
     pretrained = _seen(model)
     if model is not None and not pretrained:
-        text = "nobody wrote down which scans it was pretrained on: whether these are among them cannot be told"
+        text = "nothing says which scans it was pretrained on, if it was: whether these are among them cannot be told"
         found.append(Problem("warning", "unknown-pretraining", text, str(model)))
     salt, known, uids = pretrained.get("salt", ""), set(pretrained.get("voxels", [])), set(pretrained.get("series", []))
     for case in tqdm(dataset.cases, desc="checking cases", disable=not progress):
@@ -304,9 +306,10 @@ def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, progre
             say(
                 "warning",
                 "pretrained",
-                f"{model} was pretrained on this very scan (without its mask; only exact copies are found); do not test on it",
+                f"{model} was pretrained on this very scan (without its mask): do not test on it. Only exact copies, and series "
+                "that are known, are found",
             )
-    found += [] if dataset.names else _odd_labels(held)
+    found += [] if dataset.names else _odd_labels(held, missing=0 if whole else MISSING)
     splits: dict[str, Case] = {}
     for case in dataset.cases:
         other = splits.setdefault(case.patient, case)
@@ -316,11 +319,11 @@ def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, progre
     return sorted(found, key=lambda problem: problem.level != "error")
 
 
-def _odd_labels(held: dict[str, set[int]]) -> list[Problem]:
+def _odd_labels(held: dict[str, set[int]], *, missing: int) -> list[Problem]:
     """Where nothing says what the labels are: they must be 1, 2, ... (a mask of 0 and 255 has one label), none in one case
-    alone."""
+    alone. So many may be `missing`."""
     counts = Counter(value for values in held.values() for value in values)
-    gaps = [value for value in counts if value > len(counts)]
+    gaps = [value for value in counts if value > len(counts) + missing]
     found = []
     for name, values in held.items():
         if odd := sorted(values & set(gaps)):

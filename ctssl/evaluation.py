@@ -260,7 +260,7 @@ def facts_of(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dic
     absent = [name for name in names if name not in rows]
     if absent:
         raise ValueError(f"{path} has no row for {', '.join(absent[:5])} ({len(absent)} cases)")
-    return {name: {**{column: rows[name][column] for column in by}, "patient": rows[name].get("patient") or name}
+    return {name: {column: rows[name][column] for column in (*by, *(["patient"] if rows[name].get("patient") else []))}
             for name in names}  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import os
 import shutil
@@ -32,7 +33,7 @@ from ctssl.outcome import WRITTEN, Judged, files, judge
 from ctssl.planning import Tumours, measure, plan
 from ctssl.provenance import facts as told
 from ctssl.shifts.copies import shifted_copies
-from ctssl.splits import divide, few, part, validation
+from ctssl.splits import astride, divide, few, part, validation
 from ctssl.tables import read_json
 from ctssl.volume import Volume, prepare, resample
 from ctssl.zoo import ModelSpec, Preprocess, info, list_models
@@ -77,7 +78,7 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
              hold_out: float | list[str] | None = None, few_shot: int | None = None, folds: int | None = None, fold: int = 0,
              spacing_mm: float | None = None, window_hu: tuple[float, float] | None = None,
              names: dict[int, str] | None = None, settings: Settings | None = None,
-             from_scratch: bool = False, device: str = "auto", overwrite: bool = False,
+             from_scratch: bool = False, device: str = "auto", overwrite: bool = False, keep: bool = False,
              progress: bool = True) -> Report:  # fmt: skip
     """Train a segmenter on labelled scans, and score it on cases it has not seen, whole and on their own grid.
 
@@ -98,31 +99,35 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
         names: of the labels, `{1: "tumour"}`.
         from_scratch: forget the pretrained weights, to see what they are worth.
         overwrite: replace a finished segmenter in `out`.
+        keep: where `out` holds the segmenter of this very request (encoder, cases, settings), return its report and do nothing.
 
     Raises `ValueError` or `FileNotFoundError` for data that cannot be used, before any training.
     """
     settings, out = settings or Settings(), Path(out)
-    refuse_request(out, overwrite=overwrite, head=head, folds=folds, hold_out=hold_out, spacing_mm=spacing_mm,
+    refuse_request(out, overwrite=overwrite or keep, head=head, folds=folds, hold_out=hold_out, spacing_mm=spacing_mm,
                    window_hu=window_hu)  # fmt: skip
     rank, where = device_of(device)
     progress = progress and rank == 0
     dataset = find_cases(data, images=images, labels=labels, roi=roi)
     chosen = part(dataset.cases, folds, fold, settings.seed) if folds else hold_out
-    try:
-        train, held = divide(dataset.cases, chosen, settings.seed)
-    except ValueError:
+    if chosen is None and astride(dataset.cases):
         refuse(problems(dataset, progress=progress), len(dataset.cases))  # everything that is wrong, at once
-        raise
+    train, held = divide(dataset.cases, chosen, settings.seed)
     train = few(train, few_shot, settings.seed) if few_shot is not None else train
     encoder, origin, head = start(model, head)
     from_scratch = from_scratch or origin in BASELINES
+    known = encoder.spec or ModelSpec("", "encoder", type(encoder).__name__.lower())
+    how = asdict(replace(settings, save_minutes=0.0))  # which changes nothing
+    asked = request(train, held, known, settings=how, head=head, spacing_mm=spacing_mm, window_hu=window_hu, names=names,
+                    from_scratch=from_scratch)  # fmt: skip
+    if keep and (kept := finished(out, asked, overwrite=overwrite)):
+        return kept
     tumours: dict[str, Tumours] = {}
-    found = problems(Dataset([*train, *held], dataset.names), progress=progress,
+    found = problems(Dataset([*train, *held], names or dataset.names), progress=progress, whole=few_shot is None,
                      model=None if from_scratch or not isinstance(model, (str, os.PathLike)) else model,
                      look=lambda case, scan, mask: tumours.update({case.name: measure(scan, mask)}))  # fmt: skip
     refuse(found, len(train) + len(held))
     doubts = doubtful(found, {case.name for case in held})
-    known = encoder.spec or ModelSpec("", "encoder", type(encoder).__name__.lower())
     if settings.freeze:  # what it was trained on
         window_hu = window_hu or known.preprocess.window_hu
     preprocess, crop = plan([tumours[case.name] for case in train], known.preprocess, spacing_mm=spacing_mm,
@@ -150,11 +155,11 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     seconds = time.monotonic() - began
     net.eval()
     judged = judged_cases(net, held, progress=progress) if rank == 0 else {}
-    report = Report(
-        out, {name: found.dsc for name, found in judged.items()}, facts["train"], judges, curve, seconds, doubts
-    )
+    scores = {name: found.dsc for name, found in judged.items()}
+    report = Report(out, scores, facts["train"], judges, curve, seconds, doubts)
     if rank == 0:
-        extra = files(report, judged, settings, facts, cases={case.name: case for case in held}, labels=net.labels)
+        extra = files(report, judged, settings, facts, cases={case.name: case for case in held}, labels=net.labels,
+                      asked=asked)  # fmt: skip
         net.cpu().save_pretrained(out, overwrite=True, extra=extra, metadata=provenance(report, known, facts, settings))
         for name in set(WRITTEN) - set(extra):  # of the model that was there before
             (out / name).unlink(missing_ok=True)
@@ -164,13 +169,27 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     return report
 
 
-def finished(out: Path) -> Report:
-    """The report of a segmenter that an earlier training left."""
-    found = read_json(out / "report.json")
-    try:
+def request(train: list[Case], held: list[Case], encoder: ModelSpec, **how: Any) -> dict[str, Any]:
+    """What a segmenter follows from, as JSON has it: cases, encoder (by its weights, if they are known) and options."""
+    text = json.dumps({"train": [case.name for case in train], "held_out": [case.name for case in held],
+                       "encoder": encoder.sha256 or encoder.name, **how})  # fmt: skip
+    return json.loads(text)
+
+
+def finished(out: Path, asked: dict[str, Any], *, overwrite: bool) -> Report | None:
+    """The report of a segmenter that an earlier call left, if it was the same request. Of another one: None if it may be
+    overwritten, `FileExistsError` if not."""
+    if not (out / WEIGHTS).exists() or not (out / "config.json").exists():
+        return None
+    found = read_json(out / "report.json") if (out / "report.json").exists() else None
+    before = found.get("asked") if isinstance(found, dict) else None
+    if before == asked:
         return Report(out, *(found[key] for key in ("held_out", "train", "validated", "curve", "seconds", "warnings")))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{out}/report.json is not that of `ctssl finetune`; choose another --out") from error
+    if overwrite:
+        return None
+    other = sorted(key for key, value in asked.items() if before and before.get(key) != value)
+    raise FileExistsError(f"{out} holds a model that was trained with another {' and '.join(other) or 'request'}; choose "
+                          "another --out, or overwrite it on purpose")  # fmt: skip
 
 
 def doubtful(found: list[Problem], held: set[str]) -> list[str]:

@@ -224,8 +224,8 @@ def segment_all(model: Segmenter, scans: dict[str, Path], out: Path, *, overlap:
     """Write `out/NAME.nii.gz` (and `NAME.ctssl.json`, `probabilities/NAME_LABEL.nii.gz`) for every scan; what went wrong with
     which.
 
-    A scan that fails does not stop the others, a full disk does (`OSError`). `resume` leaves out scans whose mask is there,
-    and its maps where they are wanted.
+    A scan that fails does not stop the others, a full disk does (`OSError`). `resume` leaves masks that are there as they are,
+    and makes what maps are missing where they are wanted.
     """
     from tqdm import tqdm
 
@@ -238,12 +238,17 @@ def segment_all(model: Segmenter, scans: dict[str, Path], out: Path, *, overlap:
     failed = {}
     for name, path in tqdm(scans.items(), desc="scans", disable=not progress):
         target = out / f"{name}.nii.gz"
-        wanted = [target, *(maps_of(model, maps, name).values() if with_probabilities else ())]
-        if resume and all(file.exists() for file in wanted):
+        places, masked = maps_of(model, maps, name) if with_probabilities else {}, resume and target.exists()
+        if masked and all(file.exists() for file in places.values()):
             continue
         try:
-            write_mask(model, read(path), target, overlap=overlap, tta=tta, max_memory_gb=max_memory_gb, maps_in=maps,
-                       with_probabilities=with_probabilities, overwrite=overwrite or resume)  # fmt: skip
+            scan, how = read(path), {"overlap": overlap, "tta": tta, "max_memory_gb": max_memory_gb}
+            if masked:  # a mask that is there stays as it is
+                for label, one in probabilities(model, scan, **how).items():
+                    one.save(places[label], overwrite=True)
+                continue
+            write_mask(model, scan, target, maps_in=maps, with_probabilities=with_probabilities,
+                       overwrite=overwrite or resume, **how)  # fmt: skip
         except (ValueError, OSError, EOFError, RuntimeError, MemoryError, ImportError) as error:
             if disk_is_full(error):  # hours of work for nothing, if it went on
                 raise

@@ -44,11 +44,11 @@ def judge(found: Volume, truth: Volume, labels: dict[int, str]) -> Judged:
 
 
 def files(report: Report, judged: dict[str, Judged], settings: Settings, facts: dict[str, Any], *,
-          cases: dict[str, Case], labels: dict[int, str]) -> dict[str, str | bytes]:  # fmt: skip
+          cases: dict[str, Case], labels: dict[int, str], asked: dict[str, Any]) -> dict[str, str | bytes]:  # fmt: skip
     """Name and content of every file for the segmenter's folder, some of `WRITTEN`."""
     mean = report.mean_dsc if report.held_out else None
     text = {"held_out": report.held_out, "mean_dsc": mean, **facts, "warnings": report.warnings, "curve": report.curve,
-            "seconds": round(report.seconds, 1), "settings": asdict(settings)}  # fmt: skip
+            "seconds": round(report.seconds, 1), "settings": asdict(settings), "asked": asked}  # fmt: skip
     found: dict[str, str | bytes] = {"report.json": json.dumps(text, indent=1) + "\n"}
     if judged:
         found["cases.csv"] = table(judged)

@@ -23,7 +23,7 @@ from ctssl.writing import write_whole
 EXPLAINED = (
     "DSC, HD95 in mm, NSD at {tolerance:g} mm; severity 0 is the scan as it is. `area` is the mean height of a case's curve over "
     "severity; intervals are 95% bootstrap over patients. Differences are first minus second; Wilcoxon signed-rank, two-sided, "
-    "Holm over each table; no p below 6 cases.\n"
+    "Holm over each table; no p below 6 patients, whose scans and labels are averaged first.\n"
 )
 
 

@@ -43,6 +43,14 @@ def divide(cases: list[Case], hold_out: float | list[str] | None, seed: int) -> 
     return train, held
 
 
+def astride(cases: list[Case]) -> list[str]:
+    """Patients whose cases have different words in the column `split`."""
+    sides: dict[str, set[str]] = {}
+    for case in cases:
+        sides.setdefault(case.patient, set()).add(case.split)
+    return sorted(patient for patient, found in sides.items() if len(found) > 1)
+
+
 def patients(cases: list[Case]) -> list[str]:
     """Each once, in the order of the cases."""
     return list(dict.fromkeys(case.patient for case in cases))

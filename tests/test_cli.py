@@ -1,5 +1,6 @@
 """The command: what it prints, what it writes, what it refuses, and its exit codes."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -103,6 +104,31 @@ def test_segment_a_folder(capsys, scan, model, tmp_path):
     np.testing.assert_array_equal(ctssl.read(out / "a.nii.gz").array, ctssl.read(out / "b.nii.gz").array)
     assert "from 0 to N-1" in refused(capsys, *args, "--shard", "2/2")
     assert "one scan" in refused(capsys, *args, "--overlay", tmp_path / "x.png")
+    assert "one scan" in refused(capsys, *args, "--series", "1.2.3")
+    (tmp_path / "empty").mkdir()
+    for nothing in (tmp_path / "empty", tmp_path / "typo"):
+        assert f"no scans in {nothing}" in refused(capsys, "segment", nothing, tmp_path / "new", "--model", model)
+
+
+def test_a_folder_with_its_masks_inside_and_maps_of_every_label(capsys, scan, model, tmp_path):
+    """Masks may lie in the folder of the scans; maps lie apart, so that the masks can be evaluated as they are."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name in "ab":
+        (scans / f"{name}.nii.gz").write_bytes(scan.read_bytes())
+    args = ["segment", str(scans), str(scans / "masks"), "--model", str(model)]
+    assert "2 of 2" in said(capsys, *args)
+    mine = ctssl.read(scans / "masks" / "a.nii.gz")  # corrected by hand
+    dataclasses.replace(mine, array=np.ones(mine.shape, np.uint8)).save(scans / "masks" / "a.nii.gz", overwrite=True)
+    assert "2 of 2" in said(capsys, *args, "--resume", "--probabilities")
+    assert ctssl.read(scans / "masks" / "a.nii.gz").array.min() == 1
+    assert sorted(p.name for p in (scans / "masks").glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz"]
+    maps = scans / "masks" / "probabilities"
+    assert sorted(p.name for p in maps.iterdir()) == ["a_tumour.nii.gz", "b_tumour.nii.gz"]
+    before = (maps / "a_tumour.nii.gz").stat().st_mtime_ns
+    assert "2 of 2" in said(capsys, *args, "--resume", "--probabilities")
+    assert (maps / "a_tumour.nii.gz").stat().st_mtime_ns == before
+    assert main(["evaluate", str(scans / "masks"), str(scans / "masks")]) == 0
 
 
 def test_finetune(capsys, labelled, tmp_path):

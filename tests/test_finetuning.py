@@ -124,6 +124,16 @@ def test_crops_keep_image_and_label_together():
     assert 2 * hits / ((image > 0.5).sum() + (cut > 0).sum()) > 0.95
 
 
+def test_intensity_changes_stay_in_the_window_and_come_by_chance():
+    image = np.random.default_rng(0).random((16, 16, 16)).astype(np.float32)
+    assert sampling.degraded(image, np.random.default_rng(0), chance=0.0) is image
+    found = [sampling.degraded(image, np.random.default_rng(seed), chance=1.0) for seed in range(8)]
+    assert all(one.shape == image.shape and one.min() >= 0 and one.max() <= 1 for one in found)
+    assert min(np.abs(one - image).mean() for one in found) > 0.01
+    some = sum(sampling.degraded(image, np.random.default_rng(seed), chance=0.15) is image for seed in range(200))
+    assert pytest.approx(some, abs=25) == 200 * 0.85**4  # left alone
+
+
 def test_a_small_scan_lies_anywhere_in_the_crop_and_a_trimmed_one_keeps_its_tumour():
     rng = np.random.default_rng(0)
     starts = np.array([sampling.anywhere((10, 30, 16), 16, rng) for _ in range(400)])
@@ -490,9 +500,23 @@ def test_folds_go_on_where_they_stopped(labelled, tiny, tmp_path, capsys, monkey
     reports = json.loads(capsys.readouterr().out)
     assert sorted(name for report in reports for name in report["held_out"]) == ["case0", "case1", "case2"]
     assert main(ask) == 0 and len(calls) == 4
-    assert main([*ask, "--seed", "5"]) == 2
-    assert "was trained with another seed" in capsys.readouterr().err
-    assert main([*ask, "--seed", "5", "--overwrite"]) == 0 and len(calls) == 7
+    for other in (["--freeze", "encoder"], ["--spacing", "3"], ["--head", "linear"]):
+        assert main([*ask, *other]) == 2
+        assert "fold0 holds a model that was trained with another" in capsys.readouterr().err
+    assert len(calls) == 4
+    assert main([*ask, "--steps", "1", "--overwrite"]) == 0 and len(calls) == 7
+
+
+def test_a_finished_request_is_not_done_again(labelled, tiny, tmp_path, monkeypatch):
+    how = dict(model=tiny, out=tmp_path / "m", settings=QUICK, progress=False)
+    first = ctssl.finetune(labelled, **how)
+    monkeypatch.setattr(finetuning, "fit", lambda *_, **__: pytest.fail("trained again"))
+    again = ctssl.finetune(labelled, **how, keep=True)
+    assert again.held_out == first.held_out and again.curve == first.curve and again.train == first.train
+    with pytest.raises(FileExistsError, match="finished model"):
+        ctssl.finetune(labelled, **how)
+    with pytest.raises(FileExistsError, match="trained with another held_out and train"):
+        ctssl.finetune(labelled, **how, keep=True, hold_out=[first.train[0]])
 
 
 def test_files_of_the_user_stay(labelled, tiny, tmp_path, monkeypatch):

@@ -36,6 +36,12 @@ def test_logits_have_the_size_of_the_image_and_every_parameter_learns(fitting, h
     assert all(p.grad is not None for p in model.encoder.patch_embed.parameters())
 
 
+@pytest.mark.parametrize("name", ["swin-wild-mim", "vit-wild-mim"])
+def test_the_default_head_is_small(name):
+    head = ctssl.segmenter(name).head
+    assert sum(p.numel() for p in head.parameters()) <= 2e6
+
+
 @pytest.mark.parametrize("head", sorted(HEADS))
 def test_a_head_sees_the_image_where_it_is(fitting, head):
     """A bright corner moves the logits near that corner more than those at the far end."""

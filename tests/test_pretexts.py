@@ -167,6 +167,34 @@ def distillation():
     return encoder, Distillation(encoder, patch=True, warm=0.1, **HEADS).train()
 
 
+def test_tokens_are_standardised_by_what_the_teacher_saw_lately():
+    torch.manual_seed(0)
+    encoder = ctssl.Swin(**SMALL["swin"])
+    task = Distillation(encoder, patch=True, standardise=True, **HEADS).train()
+    x = torch.randn(5, encoder.channels[-1])
+    assert torch.equal(task.even("patch", x), x)  # nothing seen yet
+    batch = batch_of(progress=0.5)
+    masks = [torch.rand(2, 8, 8, 8) < 0.5 for _ in range(2)]
+    kept = []
+    for _ in range(2):
+        task(batch, [encoder(view)[-1].detach() for view in batch.views], masks)
+        taught = torch.cat(
+            [task.teacher(view)[-1].flatten(2).transpose(1, 2).flatten(0, 1) for view in batch.views]
+        ).detach()
+        kept.append(torch.stack([taught.mean(0), taught.square().mean(0)]))
+        task.after_step(encoder, 0.5)
+        if len(kept) == 1:
+            torch.testing.assert_close(task.moments_patch, kept[0])
+            even = task.even("patch", taught)
+            torch.testing.assert_close(even.mean(0), torch.zeros(len(even[0])), atol=1e-4, rtol=0)
+            torch.testing.assert_close(even.std(0, correction=0), torch.ones(len(even[0])), atol=1e-2, rtol=0)
+            with torch.no_grad():
+                task.teacher.patch_embed.proj.bias.add_(0.5)  # other tokens
+    torch.testing.assert_close(task.moments_patch, 0.9 * kept[0] + 0.1 * kept[1], atol=1e-5, rtol=1e-4)
+    plain = Distillation(encoder, patch=True, **HEADS)
+    assert torch.equal(plain.even("patch", x), x) and not any("moments" in name for name, _ in plain.named_buffers())
+
+
 def test_the_losses_are_cross_entropies_with_the_centred_teacher(distillation):
     """Recomputed token by token with numpy."""
     encoder, task = distillation

@@ -33,7 +33,7 @@ RUNS = sorted(
 TINY = Run(
     "tiny", "swin", "mim", "wild", encoder_args=SMALL["swin"], crop=32, batch=2, steps=6, save_minutes=0, workers=0
 )
-SMALL_HEADS = dict(hidden=32, bottleneck=16, out=64)
+SMALL_HEADS = dict(hidden=32, bottleneck=16, out=64, standardise=True)
 
 
 @pytest.fixture
@@ -129,6 +129,16 @@ def test_compiled_blocks_train_like_plain_ones(encoder):
             torch.testing.assert_close(one.grad, two.grad, atol=1e-5, rtol=1e-3, msg=key)
 
 
+def test_a_process_that_stood_still_was_not_training(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(pretrain.time, "monotonic", lambda: now[0])
+    clock = pretrain.Clock(100.0)
+    for spent in (2.0, 2.0, 5000.0, 2.0):  # suspended for more than an hour
+        now[0] += spent
+        clock.tick()
+    assert clock.seconds == 100.0 + 2 + 2 + pretrain.Clock.LONG + 2
+
+
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
     run = dataclasses.replace(TINY, steps=100, lr=1.0, warmup=0.1)
     opt, scheduler = pretrain.optimizer(torch.nn.Linear(2, 2), run)
@@ -198,6 +208,9 @@ def gradient_case(name, *, world, rank, batch, pieces):
     args = {"mim": {}, "contrastive": {}, "smit": SMALL_HEADS}[name]
     run = dataclasses.replace(TINY, task=name, encoder_args=SMALL["swin"] | {"drop_path": 0.2}, task_args=args)
     task = pretrain.build(run).train()
+    if name == "smit":  # as in the middle of a run: tokens of a mean and a deviation that are known
+        for kind in task.distillation.kinds:
+            task.distillation.get_buffer(f"moments_{kind}").copy_(torch.tensor([[0.1], [0.26]]))
     scans = [np.random.default_rng(i).random((40, 44, 36), dtype=np.float32) for i in range(3)]
 
     class Three:

@@ -1,5 +1,6 @@
 """Reading, saving, and moving between grids, against shapes whose place in millimetres is known."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -169,6 +170,27 @@ def test_slope_and_intercept_of_the_file_are_applied(tmp_path):
     image.to_filename(path)
     data = np.asarray(nibabel.load(path).dataobj)
     np.testing.assert_allclose(ctssl.read(path).array, data)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_mask_keeps_the_header_of_its_scan(tmp_path, kind):
+    """But for what its own voxels say: type, slope, window."""
+    image = kind(np.arange(64, dtype=np.int16).reshape(4, 4, 4), np.diag([-2.0, 2, 3, 1]))
+    image.set_sform(image.affine, code=2)
+    image.set_qform(image.affine, code=1)
+    image.header.set_slope_inter(2.0, -1024.0)
+    image.header["descrip"], image.header["cal_max"] = b"scanner 7", 400
+    nibabel.save(image, tmp_path / "scan.nii.gz")
+    scan = ctssl.read(tmp_path / "scan.nii.gz")
+    mask = dataclasses.replace(scan, array=(scan.array > -950).astype(np.uint8))
+    found = nibabel.load(mask.save(tmp_path / "mask.nii.gz"))
+    assert bytes(found.header["descrip"]).rstrip(b"\0") == b"scanner 7"
+    assert (int(found.header["sform_code"]), int(found.header["qform_code"])) == (2, 1)
+    assert found.get_data_dtype() == np.uint8 and float(found.header["cal_max"]) == 0
+    np.testing.assert_array_equal(np.asarray(found.dataobj), mask.array)
+    np.testing.assert_allclose(found.affine, image.affine)
+    again = nibabel.load(scan.save(tmp_path / "again.nii.gz"))
+    np.testing.assert_allclose(np.asarray(again.dataobj), scan.array)
 
 
 def bad_inputs(folder: Path) -> dict:

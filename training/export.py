@@ -21,6 +21,8 @@ from tqdm import tqdm
 import ctssl
 from ctssl.datasets import SEEN, voxel_hash
 from ctssl.demo import picture_features
+from ctssl.dicom import find_series
+from ctssl.dicom_file import text
 from ctssl.fingerprint import fingerprint
 from ctssl.hub import CONFIG, read_config
 from ctssl.loading import encoder_config, load, write_folder
@@ -30,9 +32,9 @@ from ctssl.zoo import SCANS, ModelSpec
 from training import checkpoints, log
 from training.card import card, strictest
 from training.data.cache import prepared
-from training.data.corpora import provenance
+from training.data.corpora import NAMES, data_folder, provenance
 from training.data.loader import Places, Samples, loader
-from training.data.manifest import find_scans
+from training.data.manifest import Scan, find_scans
 from training.pretrain import build
 from training.run import Run, find_run
 
@@ -80,11 +82,24 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
 
 
 def seen(run: Run) -> str:
-    """Salted hashes of the scans of a run, as JSON: `ctssl check` tells with them who is about to test on training data."""
-    voxels = [
-        voxel_hash(ctssl.read(scan.path), run.name) for scan in tqdm(find_scans(run.corpus), desc="hashing scans")
-    ]
-    return json.dumps({"salt": run.name, "voxels": sorted(voxels), "series": []}, indent=1) + "\n"
+    """Salted hashes of the scans of a run, and the DICOM series that they come from where those are known, as JSON: `ctssl check`
+    tells with them who is about to test on training data."""
+    scans = find_scans(run.corpus)
+    voxels = [voxel_hash(ctssl.read(scan.path), run.name) for scan in tqdm(scans, desc="hashing scans")]
+    folders = [scan.path if scan.path.is_dir() else original(scan, run.corpus) for scan in scans]
+    series = {uid for folder in folders if folder is not None for uid in series_uids(folder)}
+    return json.dumps({"salt": run.name, "voxels": sorted(voxels), "series": sorted(series)}, indent=1) + "\n"
+
+
+def original(scan: Scan, corpus: str) -> Path | None:
+    """The DICOM folder that one of our own scans was made of, where the data hold it."""
+    folder = data_folder() / "dicom" / scan.patient if corpus in NAMES else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def series_uids(folder: Path) -> list[str]:
+    """The SeriesInstanceUID of each CT series below a folder."""
+    return [text(header, "SeriesInstanceUID") for _, header in find_series(folder)["CT"]]
 
 
 @torch.inference_mode()

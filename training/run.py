@@ -24,9 +24,7 @@ CONTRASTIVE: dict[str, Any] = dict(crop=32, batch=32, views=Views(intensity=0.05
 """As many voxels a step as four crops of 64, but 62 views to repel instead of six, and values that stay near their HU: with four
 crops and SimCLR's stronger intensity changes no contrastive encoder beat its random twin (`training.experiments.probe`)."""
 
-DISTILLED: dict[str, Any] = dict(
-    bf16=True, task_args=dict(standardise=True, momentum=0.99, teacher_temperature=(0.04, 0.04))
-)
+DISTILLED: dict[str, Any] = dict(task_args=dict(standardise=True, momentum=0.99, teacher_temperature=(0.04, 0.04)))
 """For runs of 1,800 steps. As published (tokens as they are, momentum 0.996, temperature rising to 0.07) the targets of the
 Swins' teachers were uniform from the first hundred steps to the last (entropy 6.93, the log of 1024): SMIT was masked image
 prediction alone."""

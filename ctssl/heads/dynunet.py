@@ -17,6 +17,8 @@ class DynUnet(nn.Module):
         crop: voxels along each side of the training crops.
     """
 
+    whole = True
+
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, *, crop: int = 64) -> None:
         super().__init__()
         if tuple(strides) != (1,) or tuple(channels) != (1,):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ctssl.encoders.pretrained import Pretrained, on_class
 from ctssl.heads import HEADS
-from ctssl.heads.dynunet import DynUnet
 from ctssl.volume import Volume
 
 WIDEST_WINDOW = 512  # voxels along each side of a piece
@@ -38,7 +37,8 @@ class Segmenter(nn.Module):
             raise ValueError(f"classes={classes}: at least 2, the background is one")
         self.encoder = encoder
         kind: Any = HEADS[head]
-        self.head = kind(encoder.channels, encoder.strides, classes, **({"crop": window} if kind is DynUnet else {}))
+        whole = {"crop": window} if getattr(kind, "whole", False) else {}
+        self.head = kind(encoder.channels, encoder.strides, classes, **whole)
         self.head_name, self.classes, self.window = head, classes, window
         self.labels = labels or ({1: "tumour"} if classes == 2 else {i: f"class {i}" for i in range(1, classes)})
         self.origin: tuple[dict[str, str], str] | None = None

@@ -17,8 +17,9 @@ Then `python -m training.experiments.study [--data CSV]` writes what follows fro
 
 import argparse
 import csv
+import io
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import numpy as np
 
 import ctssl
 from ctssl.datasets import find_cases, read_case
-from ctssl.finetuning import fresh, published
+from ctssl.finetuning import BASELINES, fresh, published
 from ctssl.hub import read_config
 from ctssl.metrics import volume_ml
 from ctssl.similarity import compare
@@ -49,9 +50,14 @@ def results_of(data: Path | None) -> Path:
     return RESULTS if data is None else data.with_suffix(".robustness.json")
 
 
+def trainings_of(data: Path) -> Path:
+    """Where the trainings on other data are kept."""
+    return data.with_suffix(".results.json")
+
+
 def results(path: Path) -> dict[str, Any]:
     """`shifts`: model, seed, shift, severity, case -> DSC. `strata`: kernel trained on, model, seed, case. `cka`: model, seed.
-    `weights`: what was measured (shifts, cka), model, seed -> sha256. `facts`: kernel and tumour volume of each test case."""
+    `weights`: the same keys -> sha256 of the segmenter. `facts`: kernel and tumour volume of each test case."""
     empty = {"command": COMMAND, "facts": {}, "shifts": {}, "strata": {}, "cka": {}, "weights": {}}
     return json.loads(path.read_text()) if path.exists() else empty
 
@@ -82,7 +88,7 @@ def experiment(data: Path | None) -> trials.Experiment:
         return sarcoma.EXPERIMENT
     held = divide(find_cases(data).cases, None, 0)[1]
     return replace(sarcoma.EXPERIMENT, name=data.stem, data=lambda: data, test=[case.name for case in held],
-                   results=data.with_suffix(".results.json"), settings=ctssl.Settings(), spacing_mm=None)  # fmt: skip
+                   results=trainings_of(data), settings=ctssl.Settings(), spacing_mm=None)  # fmt: skip
 
 
 def note_facts(source: trials.Experiment, path: Path) -> None:
@@ -96,30 +102,29 @@ def note_facts(source: trials.Experiment, path: Path) -> None:
 
 
 def segmenter(source: trials.Experiment, model: str, seed: int, runs: Path) -> Path:
-    """The folder of a fine-tuned model; trained now where it is missing, or was trained otherwise."""
-    folder = trials.folder_of(source, runs, model, seed)
-    settings = replace(source.settings, steps=trials.steps_of(source, model, source.settings.steps), seed=seed)
-    report = folder / "report.json"
-    there = json.loads(report.read_text()) if report.exists() and (folder / "config.json").exists() else {}
-    wanted = {
-        key: value for key, value in asdict(settings).items() if value or key not in ("crop", "batch")
-    }  # 0: it chose
-    same = all(there.get("settings", {}).get(key) == value for key, value in wanted.items())
-    if not there or not same or there["spacing_mm"] != (source.spacing_mm or there["spacing_mm"]):
-        trials.train(source, model, seed=seed, runs=runs, again=True)
-    return folder
+    """The folder of a fine-tuned model; trained now where it is missing, or was trained otherwise, or from other weights."""
+    trials.train(source, model, seed=seed, runs=runs, again=True)
+    return trials.folder_of(source, runs, model, seed)
 
 
-def measured(path: Path, part: str, model: str, seed: int, folder: Path) -> bool:
+def measured(path: Path, folder: Path, *keys: str) -> bool:
     """Whether this was measured on the weights that are in the folder now."""
-    weights = results(path).get("weights", {}).get(part, {}).get(model, {}).get(str(seed))
-    return known(path, part, model, str(seed)) and weights == read_config(folder)["sha256"]
+    place = results(path)["weights"]
+    for key in keys:
+        place = place.get(key, {})
+    return known(path, *keys) and place == read_config(folder)["sha256"]
+
+
+def note(path: Path, folder: Path, *keys: str, value: Any) -> None:
+    """Keep what was measured, and on which weights."""
+    keep(path, *keys, value=value)
+    keep(path, "weights", *keys, value=read_config(folder)["sha256"])
 
 
 def under_shifts(source: trials.Experiment, model: str, seed: int, runs: Path, path: Path) -> None:
     """DSC of every test case under every shift. The shifted scans are made once for all models."""
     folder = segmenter(source, model, seed, runs)
-    if measured(path, "shifts", model, seed, folder):
+    if measured(path, folder, "shifts", model, str(seed)):
         return
     found = ctssl.measure_robustness(source.data(), model=folder, cases=source.test, severities=SEVERITIES, overlays=0,
                                      out=runs / f"robustness-{folder.name}", scans=runs / f"shifted-{source.name}",
@@ -130,8 +135,7 @@ def under_shifts(source: trials.Experiment, model: str, seed: int, runs: Path, p
     table: dict[str, dict[str, dict[str, float]]] = {}
     for (shift, severity, case), values in labels.items():
         table.setdefault(shift, {}).setdefault(severity, {})[case] = round(float(np.mean(values)), 4)
-    keep(path, "shifts", model, str(seed), value=table)
-    keep(path, "weights", "shifts", model, str(seed), value=read_config(folder)["sha256"])
+    note(path, folder, "shifts", model, str(seed), value=table)
 
 
 def of_one_kernel(kernel: str, runs: Path) -> Path:
@@ -144,23 +148,22 @@ def of_one_kernel(kernel: str, runs: Path) -> Path:
         if row["id"] in test or (row["id"] in train and row["kernel"] == kernel):
             side = "test" if row["id"] in test else "train"
             lines.append([row["id"], *(str(data_folder() / row[key]) for key in ("image", "label")), side])
-    with trials.alone(runs), open(path, "w", newline="") as file:
-        csv.writer(file).writerows(lines)
-    return path
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(lines)
+    return write_whole(path, text.getvalue())
 
 
 def across_kernels(model: str, seed: int, runs: Path, path: Path) -> None:
     """Trained on one kernel, and on the other."""
-    settings = replace(sarcoma.EXPERIMENT.settings, seed=seed,
-                       steps=trials.steps_of(sarcoma.EXPERIMENT, model, sarcoma.EXPERIMENT.settings.steps))  # fmt: skip
+    source = sarcoma.EXPERIMENT
+    settings = replace(source.settings, seed=seed, steps=trials.steps_of(source, model, source.settings.steps))
     for kernel in KERNELS:
-        if known(path, "strata", kernel, model, str(seed)):
-            continue
-        report = ctssl.finetune(of_one_kernel(kernel, runs), model=model, settings=settings, overwrite=True,
-                                spacing_mm=sarcoma.EXPERIMENT.spacing_mm,
-                                out=runs / f"sarcoma-{kernel}-{model}-{seed}")  # fmt: skip
-        found = {case: round(float(np.mean(list(scores.values()))), 4) for case, scores in report.held_out.items()}
-        keep(path, "strata", kernel, model, str(seed), value=found)
+        folder = runs / f"sarcoma-{kernel}-{model}-{seed}"
+        report = ctssl.finetune(of_one_kernel(kernel, runs), model=model, settings=settings, overwrite=True, keep=True,
+                                spacing_mm=source.spacing_mm, out=folder)  # fmt: skip
+        if not measured(path, folder, "strata", kernel, model, str(seed)):
+            found = {case: round(float(np.mean(list(scores.values()))), 4) for case, scores in report.held_out.items()}
+            note(path, folder, "strata", kernel, model, str(seed), value=found)
 
 
 def before_tuning(model: str, seed: int) -> Any:
@@ -173,15 +176,18 @@ def before_tuning(model: str, seed: int) -> Any:
 def reuse(source: trials.Experiment, model: str, seed: int, runs: Path, path: Path) -> None:
     """CKA between the blocks of an encoder before and after fine-tuning, on the test scans."""
     folder = segmenter(source, model, seed, runs)
-    if measured(path, "cka", model, seed, folder):
+    if measured(path, folder, "cka", model, str(seed)):
         return
     chosen = {case.name: case.image for case in find_cases(source.data()).cases}
     scans = [ctssl.read(chosen[name]) for name in source.test]
-    found = compare(
-        before_tuning(model, seed), ctssl.load_segmenter(folder), scans, crops=CROPS, size=SIZE, progress=True
-    )
-    keep(path, "cka", model, str(seed), value=found.matrix.round(4).tolist())
-    keep(path, "weights", "cka", model, str(seed), value=read_config(folder)["sha256"])
+    try:
+        found = compare(
+            before_tuning(model, seed), ctssl.load_segmenter(folder), scans, crops=CROPS, size=SIZE, progress=True
+        )
+    except ValueError as error:  # scans that are too small
+        print(f"{model}, seed {seed}: no CKA, {error}")
+        return
+    note(path, folder, "cka", model, str(seed), value=found.matrix.round(4).tolist())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -195,6 +201,11 @@ def main(arguments: list[str] | None = None) -> None:
                         help="train on one kernel and test on the other too")  # fmt: skip
     args = parser.parse_args(arguments)
     source = experiment(args.data)
+    unknown = [name for name in args.models if name not in (*BASELINES, *ctssl.list_models())]
+    if unknown:
+        parser.error(f"no model is called {', '.join(unknown)}")
+    if args.steps and args.data is None:
+        parser.error("--steps is for --data: the sarcoma experiment has its own")
     if args.steps:
         source = replace(source, settings=replace(source.settings, steps=args.steps))
     path = results_of(args.data)

@@ -2,8 +2,10 @@
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -53,14 +55,12 @@ def read(results: Path) -> dict:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """While one process changes the results in a folder, others wait."""
+    """While one process of this machine changes the results in a folder, others wait."""
     folder.mkdir(parents=True, exist_ok=True)
-    place = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(place, fcntl.LOCK_EX)
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    with open(Path(tempfile.gettempdir()) / f"ctssl-{os.getuid()}-{name}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(place)
 
 
 def keep(results: Path, command: str, label: str, row: dict) -> None:
@@ -81,9 +81,9 @@ def done(results: Path, label: str, settings: ctssl.Settings, spacing_mm: float 
 
 def measure(experiment: Experiment, model: str, *, head: str, few_shot: int | None, settings: ctssl.Settings,
             out: Path) -> dict:  # fmt: skip
-    """One training and its scores. One that was interrupted goes on."""
+    """One training and its scores. One that was interrupted goes on, one that is finished is not done again."""
     report = ctssl.finetune(experiment.data(), model=model, head=head, few_shot=few_shot, out=out, hold_out=experiment.test,
-                            spacing_mm=experiment.spacing_mm, settings=settings, overwrite=True)  # fmt: skip
+                            spacing_mm=experiment.spacing_mm, settings=settings, overwrite=True, keep=True)  # fmt: skip
     cases = {name: round(float(np.mean(list(scores.values()))), 4) for name, scores in report.held_out.items()}
     curve = [[row["step"], *(round(row[key], 4) for key in ("loss", "dsc") if key in row)] for row in report.curve]
     return {"seed": settings.seed, "mean_dsc": round(report.mean_dsc, 4), "cases": cases, "curve": curve,

@@ -68,11 +68,10 @@ class Distillation(nn.Module):
         channels = encoder.channels[-1]
         for kind in self.kinds:
             self.register_buffer(f"centre_{kind}", torch.zeros(out))
-            self.register_buffer(
-                f"moments_{kind}", torch.zeros(2, channels)
-            )  # means of the teacher's tokens, and their squares
-        # since the last step: sums of the teacher's scores, tokens and squared tokens, and how many there were
-        self.seen = {kind: (torch.zeros(out + 2 * channels), 0) for kind in self.kinds}
+            if standardise:  # means of the teacher's tokens, and of their squares
+                self.register_buffer(f"moments_{kind}", torch.zeros(2, channels))
+        # since the last step: sums of the teacher's scores (and of tokens and squared tokens), and how many there were
+        self.seen = {kind: (torch.zeros(out + 2 * channels * standardise), 0) for kind in self.kinds}
 
     def train(self, mode: bool = True) -> "Distillation":
         super().train(mode)
@@ -117,7 +116,8 @@ class Distillation(nn.Module):
         if self.training:
             rows, given = (torch.cat([x.flatten(0, -2).float() for x in side]) for side in (outputs, inputs))
             total, count = self.seen[kind]
-            found = torch.cat([rows.sum(0), given.sum(0), (given**2).sum(0)])
+            moments = [given.sum(0), (given**2).sum(0)] if self.standardise else []
+            found = torch.cat([rows.sum(0), *moments])
             self.seen[kind] = (total.to(rows.device) + found, count + len(rows))
         centre = getattr(self, f"centre_{kind}")
         heat = self.temperature(kind, progress)
@@ -125,8 +125,10 @@ class Distillation(nn.Module):
 
     def even(self, kind: str, x: Tensor) -> Tensor:
         """Tokens `(..., channels)` with mean 0 and deviation 1, if they are to be standardised and were ever seen."""
+        if not self.standardise:
+            return x
         mean, square = getattr(self, f"moments_{kind}")
-        return (x - mean) / (square - mean**2).clamp_min(1e-6).sqrt() if self.standardise and square.any() else x
+        return (x - mean) / (square - mean**2).clamp_min(1e-6).sqrt() if square.any() else x
 
     def temperature(self, kind: str, progress: float) -> float:
         """The teacher's: linear from the first to the last during a share `warm` of the run."""
@@ -153,10 +155,12 @@ class Distillation(nn.Module):
             packed = torch.cat([total.to(centre.device), torch.tensor([float(count)], device=centre.device)])
             if dist.is_initialized() and dist.get_world_size() > 1:
                 dist.all_reduce(packed)
-            moments = getattr(self, f"moments_{kind}")
-            found, now = (packed[:-1] / packed[-1]).split([len(centre), moments.numel()])
-            centre.lerp_(found, 1.0 - self.centre_momentum)
-            moments.lerp_(now.view_as(moments), 1.0 - self.centre_momentum if moments.any() else 1.0)
+            found = packed[:-1] / packed[-1]
+            centre.lerp_(found[: len(centre)], 1.0 - self.centre_momentum)
+            if self.standardise:
+                moments = getattr(self, f"moments_{kind}")
+                now = found[len(centre) :].view_as(moments)
+                moments.lerp_(now, 1.0 - self.centre_momentum if moments.any() else 1.0)
 
 
 class DistillingTask(MaskedTask):

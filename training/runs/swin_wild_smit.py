@@ -5,4 +5,6 @@
 
 from training.run import DISTILLED, SMALL, STEPS, Run
 
-run = Run("swin-wild-smit", "swin", "smit", "wild", encoder_args=SMALL["swin"], steps=STEPS["smit"], **DISTILLED)
+run = Run(
+    "swin-wild-smit", "swin", "smit", "wild", encoder_args=SMALL["swin"], steps=STEPS["smit"], bf16=True, **DISTILLED
+)

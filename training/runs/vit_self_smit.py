@@ -5,4 +5,6 @@
 
 from training.run import DISTILLED, SMALL, STEPS, Run
 
-run = Run("vit-self-smit", "vit", "smit", "self", encoder_args=SMALL["vit"], steps=STEPS["smit"], **DISTILLED)
+run = Run(
+    "vit-self-smit", "vit", "smit", "self", encoder_args=SMALL["vit"], steps=STEPS["smit"], bf16=True, **DISTILLED
+)
