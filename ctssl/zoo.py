@@ -89,10 +89,10 @@ MODELS: dict[str, ModelSpec] = {
     for spec in [
         _pretrained("swin", "self", "contrastive", "85f564dffacff0375936ba0c44c63eaa989a7b1346e42db09824cde89d1872ba"),
         _pretrained("swin", "self", "mim", "2a494f06a19ff8e06f357da09c4cc1ce7ebebdbf7264c4f6e7279c1febb2341d"),
-        _pretrained("swin", "self", "smit", "f56e406899448bc4189f91a14755f0bbd90c2a798e5df9efdc8ce2416e8ec369"),
-        _pretrained("swin", "wild", "contrastive", "abbae7cd31cee44f5feb720d5eca447b3cf4691fdc00ce0d438ec0cce0a43a1d"),
+        _pretrained("swin", "self", "smit", "5bc9b4de3994ca17bd75e5bce4a38d7705139fe1658ec192af86167f4c8f94f5"),
+        _pretrained("swin", "wild", "contrastive", "aaca6fad9be7840fd661a72fa409c6f1b0344ff3fea7664521d614aff2faea84"),
         _pretrained("swin", "wild", "mim", "8226b5d29cd3e9967be962043f5f811f148cb08ac2af1819c1e9f121a213224d"),
-        _pretrained("swin", "wild", "smit", "2b80acf5cadfac2db71f2a639eaf0bd413f70c7660c04af7fb46db24b8235904"),
+        _pretrained("swin", "wild", "smit", "bd2ca93cdb2d79117d2e1bc3e7c7c0eb1254917e838d458d30846801175df394"),
         _pretrained("vit", "self", "contrastive", "253c90dbf5536c248a83c8391f851536b950c63579aa0627fe5b21ed33f301ab"),
         _pretrained(
             "vit", "self", "mim", "5418b184c3c663bbed0af6fcc889e2f9d0b17dbf2a37c510ecc6f861ecff1eaa", baseline_only=True
