@@ -32,6 +32,12 @@ def test_what_does_not_beat_its_random_twin_is_for_comparison_only(name):
     assert said == (not better)
 
 
+def test_the_probe_measured_the_weights_that_are_published():
+    weights = json.loads(probe.RESULTS.read_text())["weights"]
+    encoders = {name: spec.sha256 for name, spec in MODELS.items() if spec.kind == "encoder"}
+    assert weights == {"sarcoma": encoders, "lung_nodules": encoders}
+
+
 def test_the_results_cover_every_test_case_and_add_up():
     kept = json.loads(sarcoma.RESULTS.read_text())
     for rows in kept["models"].values():

@@ -31,9 +31,10 @@ import ctssl
 from ctssl.encoders import ENCODERS
 from ctssl.sampling import crop_at
 from ctssl.volume import prepare, resample
+from ctssl.writing import write_whole
 from ctssl.zoo import Preprocess
 from training.data.corpora import cases, data_folder, split
-from training.experiments.trials import into_readme
+from training.experiments.trials import alone, into_readme
 
 RESULTS = Path(__file__).parent / "results" / "probe.json"
 COMMAND = "python -m training.experiments.probe"
@@ -327,6 +328,8 @@ def main() -> None:
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if (kept.get("spacing_mm"), kept.get("seeds")) != (spacing, args.seeds):
         kept = {"command": COMMAND, "seeds": args.seeds, "spacing_mm": spacing, "tasks": {task: {} for task in spacing}}
+        kept["weights"] = {}
+        write_whole(RESULTS, json.dumps(kept) + "\n")
     for task, mm in spacing.items():
         group = scans(task, Preprocess(mm))
         train = set(split("train")) if task == "sarcoma" else None
@@ -340,9 +343,12 @@ def main() -> None:
             else:
                 features = plain.get(label) or encoded(ctssl.load(label))
                 per_seed = measure(group, features, seeds=args.seeds, train=train)
-            kept["tasks"][task][label] = per_seed
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(kept) + "\n")
+            with alone(RESULTS.parent):  # another process may have measured other models
+                kept = json.loads(RESULTS.read_text())
+                kept["tasks"][task][label] = per_seed
+                if label in args.models:
+                    kept["weights"].setdefault(task, {})[label] = ctssl.info(label).sha256
+                write_whole(RESULTS, json.dumps(kept) + "\n")
     print(table(kept))
     for name in args.models:
         print(f"{name}: {'beats' if beats_its_twin(kept, name) else 'does not beat'} its random twin")
