@@ -181,7 +181,7 @@ def finished(out: Path, asked: dict[str, Any], *, overwrite: bool) -> Report | N
     overwritten, `FileExistsError` if not."""
     if not (out / WEIGHTS).exists() or not (out / "config.json").exists():
         return None
-    found = read_json(out / "report.json") if (out / "report.json").exists() else None
+    found = read_json(out / "report.json") if (out / "report.json").exists() else {}
     before = found.get("asked") if isinstance(found, dict) else None
     if before == asked:
         return Report(out, *(found[key] for key in ("held_out", "train", "validated", "curve", "seconds", "warnings")))

@@ -1,6 +1,10 @@
 """Does a model, or a tool of your own, stand CT acquisition shifts? `python examples/robustness.py OUT [DATA MODEL]`.
 
-Without DATA (labelled scans) and MODEL (a segmenter), on two phantoms and with a tool that is a threshold.
+Without DATA (labelled scans) and MODEL (a segmenter), on two phantoms and with a tool that is a threshold. From the shell:
+
+    ctssl shift DATA/images SCANS --every              # then let the tool segment SCANS into MASKS
+    ctssl robustness DATA --predictions MASKS --model MODEL --out REPORT
+    ctssl compare MODEL MODEL --data DATA/images --shift thickness:5 --out cka.png
 """
 
 import sys
@@ -48,11 +52,11 @@ def main(out: str, data: str | None = None, model: str | None = None) -> None:
         print(f"{row['model']}, {row['shift']}: DSC {row['clean_dsc']:.2f} clean, {row['worst_dsc']:.2f} at its worst")
     print(f"the report is in {folder / 'report'}")
 
-    # 3. which blocks of an encoder see thick slices as another picture? (256 crops for a steady one)
-    encoder = ctssl.load(ctssl.pair("swin", "mim")[0].name)
+    # 3. which blocks of a model see thick slices as another picture? (256 crops for a steady one)
+    seen_by = ctssl.load_segmenter(model) if model else ctssl.load(ctssl.pair("swin", "mim")[0].name)
     scans = [ctssl.read(path) for path in sorted((cases / "images").glob("*.nii.gz"))[:4]]
     thick = [ctssl.shift(scan, "thickness", severity=5) for scan in scans]
-    alike = compare(encoder, encoder, scans, other_scans=thick, crops=16, batch=8, size=32)
+    alike = compare(seen_by, seen_by, scans, other_scans=thick, crops=16, batch=8, size=16)
     print("CKA clean against thick, block by block: " + " ".join(f"{v:.2f}" for v in np.diag(alike.matrix)))
     alike.picture(folder / "cka.png")
 

@@ -52,6 +52,16 @@ def test_robustness_of_a_tool(tmp_path):
     assert (tmp_path / "cka.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_robustness_of_a_model(labelled, tmp_path):
+    settings = ctssl.Settings(steps=2, batch=1, crop=32)
+    model = ctssl.finetune(
+        labelled, model="swin-wild-mim", out=tmp_path / "mine", settings=settings, progress=False
+    ).folder
+    out = run("robustness.py", tmp_path / "out", labelled, model)
+    assert "mine, thickness: DSC" in out and "masks, thickness: DSC" in out and "CKA clean against thick" in out
+    assert "One model against another" in (tmp_path / "out" / "report" / "report.md").read_text()
+
+
 def test_every_example_is_run_here():
     here = Path(__file__).read_text()
     assert all(f'"{path.name}"' in here for path in FOLDER.glob("*.py"))
