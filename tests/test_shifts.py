@@ -185,6 +185,30 @@ def test_the_noise_of_a_dose_is_what_the_dose_says():
     )
 
 
+def test_the_reference_protocol_has_the_noise_that_is_stated():
+    """9 HU in 300 mm of water, pixels of 0.7 mm, slices of 5 mm; half the dose adds as much variance as there was."""
+    body = cylinder(150.0, slices=3, spacing=(0.71, 0.71, 5.0))
+    middle = np.s_[body.shape[0] // 2 - 30 : body.shape[0] // 2 + 30]
+    added = (shift(body, "dose", severity=2).array - body.array)[middle, middle]
+    assert added.std() == pytest.approx(9.0, rel=0.1)
+
+
+def test_readings_deviate_as_the_severity_says():
+    """Small noise on a signal is the same noise on its logarithm; a reading without signal is no infinity."""
+    rng = np.random.default_rng(0)
+    for wanted in (0.005, 0.02, 0.08):
+        assert dose.log_noise(np.full(200_000, wanted, np.float32), rng).std() == pytest.approx(wanted, rel=0.02)
+    assert np.isfinite(dose.log_noise(np.full(1000, 50.0, np.float32), rng)).all()
+
+
+def test_the_perfusion_is_smooth_around_one():
+    field = contrast.perfusion((60, 50, 40), np.random.default_rng(0))
+    assert field.shape == (60, 50, 40) and field.mean() == pytest.approx(1.0, abs=0.05)
+    assert 0.2 <= field.min() < 0.8 and 1.2 < field.max() <= 1.8
+    steps = [np.abs(np.diff(field, axis=axis)).max() for axis in range(3)]  # 2 mm apart
+    assert max(steps) < 0.15
+
+
 def test_a_noisy_scan_gets_noise_by_its_own():
     """Half the dose doubles the variance: as much again is added as there was."""
     body = cylinder(100.0, slices=16, hu=40.0)
