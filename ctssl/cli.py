@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("scan", nargs="?", help="your own scan instead of the phantom")
     sub.add_argument("--model", help="a segmenter, for a mask")
     sub.add_argument("--out", default="ctssl-demo", help="folder (default: %(default)s)")
+    sub.add_argument("--series", help="SeriesInstanceUID, when a DICOM folder holds several")
     return parser
 
 
@@ -70,12 +71,13 @@ def _embed(args: argparse.Namespace) -> None:
 
     import numpy as np
 
+    from ctssl.inference import embed
     from ctssl.writing import write_whole
 
     if args.out:
         free(args.out, args.overwrite, ".npy")
     encoder = ctssl.load(args.model, device=args.device)
-    vector = encoder.embed(ctssl.read(args.scan, series=args.series)).numpy()
+    vector = embed(encoder, ctssl.read(args.scan, series=args.series), progress=not args.json).cpu().numpy()
     if args.out:
         content = BytesIO()
         np.save(content, vector)
@@ -91,7 +93,7 @@ def _embed(args: argparse.Namespace) -> None:
 def _demo(args: argparse.Namespace) -> None:
     from ctssl.demo import demo
 
-    written = demo(args.scan, out=args.out, model=args.model, progress=not args.json)
+    written = demo(args.scan, out=args.out, model=args.model, series=args.series, progress=not args.json)
     if args.json:
         print(json.dumps(written))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,28 @@ from ctssl.loading import load, load_segmenter
 from ctssl.phantom import phantom
 from ctssl.pictures import features, overlay, principal_colours
 from ctssl.volume import Volume, read
+from ctssl.writing import write_whole
 from ctssl.zoo import info, list_models
 
+WRITTEN = ("phantom.nii.gz", "phantom-tumour.nii.gz", "features.png", "mask.nii.gz", "overlay.png")
 ENCODER = "swin-wild-mim"  # whose features are shown
 
 
 def demo(scan: str | os.PathLike | None = None, *, out: str | os.PathLike = "ctssl-demo", model: str | None = None,
-         encoder: str | None = None, progress: bool = True) -> dict[str, Any]:  # fmt: skip
+         encoder: str | None = None, series: str | None = None, progress: bool = True) -> dict[str, Any]:  # fmt: skip
     """Write a phantom (unless there is a scan), its features as a picture, and a mask by `model`, or by a published segmenter.
 
-    Returns what was written, by name. Files of an earlier demo in `out` are replaced, others are not touched.
+    `series`: SeriesInstanceUID, when a DICOM folder holds several. Returns what was written, by name. Files of an earlier demo in
+    `out` (it leaves a `demo.json`) are replaced; in a folder of something else nothing is, `FileExistsError`.
     """
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; choose another folder (--out)")
+    taken = [name for name in WRITTEN if (folder / name).exists()]
+    if taken and not (folder / "demo.json").exists():
+        raise FileExistsError(
+            f"{folder} holds a {taken[0]} that is not of a demo, and would be replaced; choose another --out"
+        )
     model = model or next((name for name in list_models() if info(name).kind == "segmenter"), None)
     net = load_segmenter(model) if model else None
     known = [name for name in list_models() if info(name).kind == "encoder"]
@@ -34,8 +43,9 @@ def demo(scan: str | os.PathLike | None = None, *, out: str | os.PathLike = "cts
     if named is None and net is None:
         raise FileNotFoundError("this ctssl carries no encoder")
     backbone = load(named) if named else net.encoder  # type: ignore[union-attr]
-    volume, truth = (read(scan), None) if scan else phantom()
+    volume, truth = (read(scan, series=series), None) if scan else phantom()
     folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "demo.json", json.dumps({"made by": "ctssl demo"}) + "\n")
     written: dict[str, Any] = {"encoder": named or model}
     if truth is not None:
         written["scan"] = str(volume.save(folder / "phantom.nii.gz", overwrite=True))

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from ctssl.datasets import niftis, stem
 from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml
 from ctssl.tables import read_table
-from ctssl.volume import Volume, read
+from ctssl.volume import Volume, read, resample, working_grid
 from ctssl.writing import write_whole
 
 METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml")
@@ -143,6 +143,7 @@ def score_masks(one: Volume, two: Volume, *, name: str, tolerance_mm: float,
     if one.shape != two.shape or not np.allclose(one.affine, two.affine, atol=0.1 * min(two.spacing_mm)):
         raise ValueError(f"{name}: prediction and truth are on different grids ({one.shape}, {two.shape}); "
                          "write the prediction on the scan's own grid")  # fmt: skip
+    one, two = squared(one), squared(two)
     values = labels or sorted({int(v) for mask in (one, two) for v in np.unique(mask.array) if v > 0}) or [1]
     rows = []
     for value in values:
@@ -154,6 +155,19 @@ def score_masks(one: Volume, two: Volume, *, name: str, tolerance_mm: float,
                      "false_positives": false, "volume_ml": volume_ml(t, **size),
                      "volume_error_ml": volume_ml(p, **size) - volume_ml(t, **size)})  # fmt: skip
     return rows
+
+
+def squared(mask: Volume) -> Volume:
+    """The mask on a grid with right angles, on which distances are those along the axes: itself, unless it is sheared (gantry
+    tilt)."""
+    axes = mask.affine[:3, :3] / np.linalg.norm(mask.affine[:3, :3], axis=0)
+    if np.abs(axes.T @ axes - np.eye(3)).max() <= 1e-3:
+        return mask
+    shape, affine = working_grid(mask, min(mask.spacing_mm))
+    labels = np.zeros(shape, np.uint8)
+    for value in np.unique(mask.array[mask.array > 0]):
+        labels[resample(mask.array == value, mask.affine, shape, affine) > 0.5] = value
+    return replace(mask, array=labels, affine=affine)
 
 
 def summary(rows: list[dict[str, Any]], column: str, value: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from ctssl.heads import HEADS
 from ctssl.hub import WEIGHTS
 from ctssl.inference import segment
 from ctssl.lint import check
-from ctssl.loading import load, segmenter
+from ctssl.loading import device_named, load, segmenter
 from ctssl.outcome import WRITTEN, Judged, files, judge
 from ctssl.planning import Tumours, measure, plan
 from ctssl.provenance import facts as told
@@ -123,9 +123,15 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     if keep and (kept := finished(out, asked, overwrite=overwrite)):
         return kept
     tumours: dict[str, Tumours] = {}
+    there: set[int] = set()
+
+    def look(case: Case, scan: Volume, mask: Volume) -> None:
+        tumours[case.name] = measure(scan, mask)
+        there.update(int(value) for value in np.unique(mask.array) if value > 0)
+
     found = problems(Dataset([*train, *held], names or dataset.names), progress=progress, whole=few_shot is None,
                      model=None if from_scratch or not isinstance(model, (str, os.PathLike)) else model,
-                     look=lambda case, scan, mask: tumours.update({case.name: measure(scan, mask)}))  # fmt: skip
+                     look=look)  # fmt: skip
     refuse(found, len(train) + len(held))
     doubts = doubtful(found, {case.name for case in held})
     if settings.freeze:  # what it was trained on
@@ -154,11 +160,14 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     curve = fit(net.to(where), learn, test, settings, unfinished=out / ".unfinished", facts=facts, progress=progress)
     seconds = time.monotonic() - began
     net.eval()
-    judged = judged_cases(net, held, progress=progress) if rank == 0 else {}
+    labels = {
+        k: name for k, name in net.labels.items() if k in there
+    }  # of one that nobody has there is nothing to judge
+    judged = judged_cases(net, held, labels, progress=progress) if rank == 0 else {}
     scores = {name: found.dsc for name, found in judged.items()}
     report = Report(out, scores, facts["train"], judges, curve, seconds, doubts)
     if rank == 0:
-        extra = files(report, judged, settings, facts, cases={case.name: case for case in held}, labels=net.labels,
+        extra = files(report, judged, settings, facts, cases={case.name: case for case in held}, labels=labels,
                       asked=asked)  # fmt: skip
         net.cpu().save_pretrained(out, overwrite=True, extra=extra, metadata=provenance(report, known, facts, settings))
         for name in set(WRITTEN) - set(extra):  # of the model that was there before
@@ -239,12 +248,7 @@ def provenance(report: Report, parent: ModelSpec, facts: dict[str, Any], setting
 
 def device_of(device: str) -> tuple[int, torch.device]:
     """This process's rank (0 unless torchrun started several) and its device."""
-    cuda, local = torch.cuda.is_available(), int(os.environ.get("LOCAL_RANK", 0))
-    where = torch.device(device) if device != "auto" else torch.device("cuda", local) if cuda else torch.device("cpu")
-    if where.type == "cuda" and not cuda:
-        raise ValueError(
-            f"device {device}: this machine, or this PyTorch, has no CUDA; leave --device out, or give cpu"
-        )
+    where, local = device_named(device), int(os.environ.get("LOCAL_RANK", 0))
     if where.type == "cuda":
         where = torch.device("cuda", local if where.index is None else where.index)
         torch.cuda.set_device(where)  # what NCCL takes for objects
@@ -309,10 +313,10 @@ def onto_grid(mask: Volume, grid: Volume) -> np.ndarray:
     return shares.argmax(0).astype(np.uint8)
 
 
-def judged_cases(net: Any, cases: list[Case], *, progress: bool) -> dict[str, Judged]:
-    """What the segmenter says of each held-out case, on the case's own grid."""
+def judged_cases(net: Any, cases: list[Case], labels: dict[int, str], *, progress: bool) -> dict[str, Judged]:
+    """What the segmenter says of these labels in each held-out case, on the case's own grid."""
     found = {}
     for case in tqdm(cases, desc="held-out cases", disable=not progress or not cases):
         scan, mask = read_case(case)
-        found[case.name] = judge(segment(net, scan), mask, net.labels)
+        found[case.name] = judge(segment(net, scan), mask, labels)
     return found

@@ -387,15 +387,20 @@ def keep(folder: Path, net: nn.Module, average: Any, opt: torch.optim.Optimizer,
 
 def resume(folder: Path, net: nn.Module, average: Any, opt: torch.optim.Optimizer, identity: dict) -> Progress | None:
     """Where to go on from; None where there is nothing to resume."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not (folder / "state.json").exists():
         return None
-    kept = json.loads((folder / "state.json").read_text())
+    try:
+        kept = json.loads((folder / "state.json").read_text())
+        state = load_file(folder / kept["file"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} holds a training that cannot go on, its state is damaged ({error}); remove that folder to "
+                         "start again") from error  # fmt: skip
     if kept["training"] != json.loads(json.dumps(identity)):
         raise ValueError(f"{folder} holds an unfinished training with other settings or cases; finish it with the same "
                          "command, or remove that folder")  # fmt: skip
-    state = load_file(folder / kept["file"])
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

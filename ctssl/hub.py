@@ -47,7 +47,10 @@ def find(source: str | os.PathLike, *, revision: str | None = None, offline: boo
         if revision is not None and name in MODELS:
             raise ValueError(f"revision={revision!r}: {name} has not been published on the Hub, so it has no revisions")
         raise FileNotFoundError(unknown(name))
-    return verified(fetch(name, revision=revision, offline=offline))
+    try:
+        return verified(fetch(name, revision=revision, offline=offline))
+    except (FileNotFoundError, PermissionError, ConnectionError) as error:
+        raise type(error)(f"{error}. There is no folder {folder} here either") from error
 
 
 def as_published(folder: Path, spec: ModelSpec) -> Path:
@@ -135,7 +138,8 @@ def file_sha256(path: Path) -> str:
 
 def _cure(folder: Path) -> str:
     if bundled() in folder.parents:
-        return "reinstall it: pip install --force-reinstall --no-deps ctssl (in a checkout: git checkout model_cards)"
+        return ("install ctssl again from where it came, such as pip install --force-reinstall --no-deps . in its checkout "
+                "(there, git checkout model_cards)")  # fmt: skip
     if folder.parent.name == "snapshots":  # links into blobs/, which a new download would take as they are
         return (f"remove {folder.parent.parent} and load the model again to download it afresh; if that changes nothing, the "
                 "repository itself is wrong: take another revision, or ask its owner")  # fmt: skip

@@ -62,7 +62,11 @@ def outside_body(scan: Volume, mask: Volume) -> bool:
 def _geometry(volume: Volume) -> list[Finding]:
     found, spacing = [], volume.spacing_mm
     extent = [n * s for n, s in zip(volume.shape, spacing, strict=True)]
-    if np.allclose(volume.affine, np.eye(4)):
+    codes = [int(volume.header[key]) for key in ("sform_code", "qform_code")] if volume.header is not None else [1]
+    if not any(codes):
+        found.append(Finding("warning", "no-geometry", "the file does not say where its voxels lie (sform and qform are 0), so "
+                             "orientation, left and right are guessed; export the scan again with its geometry"))  # fmt: skip
+    elif np.allclose(volume.affine, np.eye(4)):  # ITK's, diag(-1, -1, 1), is that of honest crops at 1 mm too
         found.append(Finding("warning", "identity-affine", "the affine is the identity, so spacing and orientation were "
                              "probably lost on the way; export the scan again with its geometry"))  # fmt: skip
     if min(spacing) < 0.02 or max(spacing) > 50:
@@ -106,7 +110,10 @@ def _intensities(volume: Volume) -> list[Finding]:
             return error("rescale-missing", "the lowest value is 0 and tissue lies near 1024: RescaleIntercept was not "
                          "applied; add it (usually -1024)")  # fmt: skip
         return [Finding("warning", "not-ct", "no value is negative, as fat and air are in HU; is this a CT?")]
-    floor = np.percentile(values, 0.5)
+    scanned = (
+        values[values > low] if low < -1500 else values
+    )  # corners of the field of view hold one value, such as -3024
+    floor = np.percentile(scanned, 0.5) if scanned.size else low
     if air > 0.02 and floor < -1500 and ((values > -1250) & (values < -850)).mean() > 0.05 > (values > -850).mean():
         return error("rescaled-twice", "nothing is denser than -850: RescaleIntercept was applied twice; add 1024")
     if floor < -1800 and ((values > -1300) & (values < -800)).mean() > 2 * (np.abs(values) < 300).mean():

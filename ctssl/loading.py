@@ -44,11 +44,14 @@ def load(source: str | os.PathLike, *, revision: str | None = None, offline: boo
     folder = hub.find(source, revision=revision, offline=offline)
     config = hub.read_config(folder)
     if config["kind"] != "encoder":
-        raise ValueError(f"{source} is a {config['kind']}; load it with ctssl.load_segmenter({str(source)!r})")
+        raise ValueError(
+            f"{source} is a {config['kind']}; give the name of an encoder, or load it with "
+            f"ctssl.load_segmenter({str(source)!r})"
+        )
     encoder = build_encoder(config, folder)
     fill(encoder, folder)
     encoder.spec = spec_of(config)
-    return encoder.to(device).eval()
+    return encoder.to(device_named(device)).eval()
 
 
 def load_segmenter(source: str | os.PathLike, *, revision: str | None = None, offline: bool | None = None,
@@ -65,7 +68,20 @@ def load_segmenter(source: str | os.PathLike, *, revision: str | None = None, of
     encoder.spec = spec_of(config)
     model = Segmenter(encoder, **segmenter_settings(config, folder))
     fill(model, folder)
-    return model.to(device).eval()
+    return model.to(device_named(device)).eval()
+
+
+def device_named(name: str | torch.device) -> torch.device:
+    """A device; "auto" is a GPU where there is one. Raises `ValueError` for one that is not there."""
+    there = torch.cuda.is_available()
+    try:
+        device = torch.device(("cuda" if there else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise ValueError(f"no device is called {name!r}; there are cpu, cuda, cuda:1, mps, ...") from error
+    if (device.type == "cuda" and not there) or (device.type == "mps" and not torch.backends.mps.is_available()):
+        raise ValueError(f"device {name}: this machine, or this PyTorch, has no {device.type.upper()}; leave --device out, or "
+                         "give cpu")  # fmt: skip
+    return device
 
 
 def segmenter(encoder: nn.Module | str | os.PathLike, *, head: str = "light", classes: int = 2,
@@ -178,8 +194,7 @@ def write_folder(model: nn.Module, folder: str | os.PathLike, config: dict[str, 
         if metadata is None
         else metadata
     )
-    folder = Path(os.path.abspath(folder))  # "." has no name
-    part = folder.with_name(f".part-{os.getpid()}-{folder.name}")
+    part = folder / f".part-{os.getpid()}"  # within: beside it may be another file system, or one that is not ours
     shutil.rmtree(part, ignore_errors=True)  # of a process of the same number that was killed
     part.mkdir(parents=True)
     try:
@@ -194,7 +209,6 @@ def write_folder(model: nn.Module, folder: str | os.PathLike, config: dict[str, 
         (part / hub.WEIGHTS).chmod(
             (part / hub.CONFIG).stat().st_mode
         )  # safetensors writes files that nobody else can read
-        folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(part.iterdir(), key=lambda f: f.name == hub.CONFIG):  # the config comes last
             os.replace(file, folder / file.name)
     finally:

@@ -34,7 +34,8 @@ def divide(cases: list[Case], hold_out: float | list[str] | None, seed: int) -> 
             )
     train, held = [c for c in cases if c.name not in chosen], [c for c in cases if c.name in chosen]
     if not train:
-        raise ValueError(f"nothing is left to train on: {len(cases)} cases, {len(chosen)} held out")
+        raise ValueError(f"nothing is left to train on: {len(cases)} cases, {len(chosen)} held out; to train on all, hold out "
+                         "none (--hold-out 0)")  # fmt: skip
     both = sorted({c.patient for c in train} & {c.patient for c in held})
     if both:
         raise ValueError(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ctssl.zoo import Preprocess
 
 AIR_HU = -1024.0
+NOT_FINITE = "NaN or infinite voxels; replace them (in a CT air is -1000 HU, in a mask 0) and try again"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Volume:
         if not path.parent.is_dir():
             raise FileNotFoundError(f"no folder {path.parent} to save {path.name} in; make it first")
         known = None if self.header is None else nibabel.Nifti1Header.from_header(self.header, check=False)
-        image = nibabel.Nifti1Image(self.array, self.affine, known, dtype=self.array.dtype)
+        array = self.array.astype(np.uint8) if self.array.dtype == bool else self.array
+        image = nibabel.Nifti1Image(array, self.affine, known, dtype=array.dtype)
         codes = [1, 1] if known is None else [int(known[key]) for key in ("sform_code", "qform_code")]
         image.set_sform(self.affine, code=codes[0] or 1)
         image.set_qform(self.affine, code=codes[1] or 1, strip_shears=True)
@@ -69,6 +71,8 @@ def read(source: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray], *, 
     is there, `ValueError` for what is not one 3D scan (4D, colour, missing slices, a broken affine).
     """
     if isinstance(source, Volume):
+        if np.issubdtype(source.array.dtype, np.floating) and not np.isfinite(source.array).all():
+            raise ValueError(f"{source.name} holds {NOT_FINITE}")
         return source
     if isinstance(source, (tuple, list)):
         if len(source) != 2:
@@ -117,9 +121,7 @@ def _volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
         raise ValueError(f"{name} has no usable affine: it puts the scan nowhere; its geometry has to be repaired")
     values = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(values).all():
-        raise ValueError(
-            f"{name} holds NaN or infinite voxels; replace them (in a CT air is -1000 HU, in a mask 0) and try again"
-        )
+        raise ValueError(f"{name} holds {NOT_FINITE}")
     return Volume(values, affine, name)
 
 

@@ -2,6 +2,8 @@
 
 import sys
 
+import numpy as np
+
 import ctssl
 from ctssl.pictures import overlay
 
@@ -12,7 +14,7 @@ def main(scan: str, model: str, mask: str, picture: str) -> None:
     found = segmenter.segment(volume, progress=True)
     found.save(mask)
     overlay(volume, found, picture, title=volume.name)
-    voxel_ml = volume.spacing_mm[0] * volume.spacing_mm[1] * volume.spacing_mm[2] / 1000
+    voxel_ml = abs(np.linalg.det(volume.affine[:3, :3])) / 1000
     millilitres = (found.array == 1).sum() * voxel_ml
     print(f"{segmenter.labels[1]}: {millilitres:.1f} ml; {mask}, {picture}")
 

@@ -155,6 +155,29 @@ def test_demo(capsys, model, tmp_path):
     assert set(written) == {"encoder", "features", "embedding"} and not (tmp_path / "own" / "phantom.nii.gz").exists()
 
 
+def test_a_demo_replaces_its_own_files_alone(capsys, scan, model, tmp_path):
+    (tmp_path / "mask.nii.gz").write_bytes(b"an expert's")
+    assert "not of a demo" in refused(capsys, "demo", scan, "--model", model, "--out", tmp_path)
+    assert (tmp_path / "mask.nii.gz").read_bytes() == b"an expert's"
+    for _ in range(2):
+        said(capsys, "demo", scan, "--model", model, "--out", tmp_path / "demo")
+
+
+def test_a_device_that_is_not_there(capsys, scan, model, tmp_path):
+    import torch
+
+    for name in ["tpu-7", *([] if torch.cuda.is_available() else ["cuda", "cuda:1"])]:
+        for command in (["embed", scan], ["segment", scan, tmp_path / "m.nii.gz", "--model", model]):
+            words = refused(capsys, *command, "--device", name)
+            assert "no device is called" in words or "has no CUDA" in words
+    said(capsys, "embed", scan, tmp_path / "v.npy", "--device", "auto")
+
+
+def test_a_folder_that_is_not_there_is_not_only_looked_for_on_the_hub(capsys, scan, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "no folder runs/my-modle here" in refused(capsys, "embed", scan, "--model", "runs/my-modle")
+
+
 def test_a_command_that_does_not_exist_and_a_damaged_scan(capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         main(["segmnt"])

@@ -102,6 +102,23 @@ def test_the_table_of_a_training_serves_for_strata(folders):
     assert [row["stratum"] for row in found.strata] == ["all", "kernel SOFT", "kernel STANDARD"]
 
 
+def test_a_tilted_gantry_changes_neither_volume_nor_distance():
+    """A ball on a grid that is sheared by 20 degrees, against one that is 6 mm further on."""
+    shear = np.diag([1.0, 1.0, 2.0, 1.0])
+    shear[1, 2] = 2.0 * np.tan(np.radians(20))
+    index = np.stack(np.meshgrid(*map(np.arange, (60, 80, 30)), indexing="ij"), -1)
+    place = index @ shear[:3, :3].T
+    balls = [
+        ctssl.Volume((np.linalg.norm(place - [30 + off, 50, 30], axis=-1) < 14).astype(np.uint8), shear)
+        for off in (0, 6)
+    ]
+    (row,) = evaluation.score_masks(balls[1], balls[0], name="x", tolerance_mm=2.0)
+    assert row["volume_ml"] == pytest.approx(4 / 3 * np.pi * 14**3 / 1000, rel=0.03)
+    assert row["hd95_mm"] == pytest.approx(5.5, abs=1.0)
+    overlap = 1 - 6 / 28 * (1.5 - 0.5 * (6 / 28) ** 2)
+    assert row["dsc"] == pytest.approx(overlap, abs=0.02)
+
+
 def test_holm_by_hand():
     assert evaluation.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     corrected = evaluation.holm([0.5, math.nan, 0.9])

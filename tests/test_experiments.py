@@ -149,7 +149,7 @@ def test_the_place_of_a_voxel_tells_nothing_even_in_scans_with_the_tumour_in_the
     tumour = np.zeros(image.shape, bool)
     tumour[28:36, 28:36, 28:36] = True
     group = [probe.Scan(str(n), image, tumour) for n in range(30)]
-    for run in probe.measure(group, probe.position, seeds=2, train=None):
+    for run in probe.measure(group, probe.position, seeds=2):
         assert np.mean(run["linear"]["auroc"]) < 0.6
     for cube in probe.cubes(group[0], np.random.default_rng(0)):
         assert cube.tumour.sum() == (~cube.tumour).sum() == probe.PER_CUBE
@@ -189,12 +189,21 @@ def test_the_interval_covers_and_pairs_are_judged_by_patient():
     assert low < 1.0 < high and high - low == pytest.approx(4 / 20, rel=0.15)
 
     def runs(values):
-        return [{"fixed": True, "linear": {"auroc": values, "ap": values}}] * 2
+        names = [str(i) for i in range(len(values))]
+        return [{"patients": names, "linear": {"auroc": values, "ap": values}}] * 2
 
     for gain, better in ((0.05, True), (0.0, False)):
         own = [0.6 + 0.02 * i + gain for i in range(8)]
         kept = {"tasks": {"t": {"m": runs(own), probe.twin("m"): runs([v - gain for v in own])}}}
         assert probe.beats_its_twin(kept, "m") == better
+
+
+def test_a_patient_whom_several_seeds_judge_is_one_patient():
+    runs = [
+        {"patients": names, "linear": {"auroc": values}}
+        for names, values in ((["a", "b"], [0.2, 0.6]), (["b", "c"], [0.8, 1.0]))
+    ]
+    assert probe.patients(runs, "linear", "auroc").tolist() == pytest.approx([0.2, 0.7, 1.0])
 
 
 def test_the_readme_names_every_model_with_its_size_and_licence():

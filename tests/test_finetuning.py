@@ -74,6 +74,42 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(labelled, tiny, tm
         torch.testing.assert_close(one[key], two[key], atol=0, rtol=0, msg=key)
 
 
+def test_a_damaged_state_says_what_to_do(labelled, tiny, tmp_path, monkeypatch):
+    whole = fitting.descend
+    steps = itertools.count()
+
+    def stopped(*args, **kwargs):
+        if next(steps) == 3:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(fitting, "descend", stopped)
+    how = dict(model=tiny, out=tmp_path / "m", settings=QUICK, hold_out=["case2"], progress=False)
+    with contextlib.suppress(KeyboardInterrupt):
+        ctssl.finetune(labelled, **how)
+    monkeypatch.setattr(fitting, "descend", whole)
+    (weights,) = (tmp_path / "m" / ".unfinished").glob("*.safetensors")
+    state = tmp_path / "m" / ".unfinished" / "state.json"
+    kept = weights.read_bytes(), state.read_bytes()
+    for file, content in ((weights, kept[0][:-200]), (state, kept[1][:50]), (state, b"[]")):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match="state is damaged .*; remove that folder"):
+            ctssl.finetune(labelled, **how)
+        weights.write_bytes(kept[0])
+        state.write_bytes(kept[1])
+    assert ctssl.finetune(labelled, **how).held_out
+
+
+def test_a_label_that_nobody_has_raises_no_score(labelled, tiny, tmp_path):
+    """dataset.json names two labels, the masks hold one: of the other there is nothing to judge."""
+    (labelled / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "tumour": 1, "node": 2}}))
+    report = ctssl.finetune(
+        labelled, model=tiny, out=tmp_path / "m", settings=QUICK, hold_out=["case2"], progress=False
+    )
+    assert list(report.held_out["case2"]) == ["tumour"]
+    assert ctssl.load_segmenter(tmp_path / "m").labels == {1: "tumour", 2: "node"}
+
+
 def test_an_unfinished_training_with_other_settings_is_not_mixed_up(labelled, tiny, tmp_path, monkeypatch):
     def broken(*args):
         raise KeyboardInterrupt

@@ -3,6 +3,7 @@
 import csv
 import warnings
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -57,6 +58,28 @@ def test_wrong_intensities_are_named(scan, change, expected):
 )
 def test_wrong_geometry_is_named(scan, affine, expected):
     assert codes(Volume(scan.array, affine)) == [expected]
+
+
+def test_corners_outside_the_field_of_view_are_no_second_rescale():
+    """GE stores them as -2000, which becomes -3024: 21% of the scan, half of it air, a quarter of it tissue."""
+    rng = np.random.default_rng(0)
+    array = np.full((60, 60, 40), -1000.0, np.float32) + rng.normal(0, 15, (60, 60, 40)).astype(np.float32)
+    x, y = np.meshgrid(np.arange(60) - 29.5, np.arange(60) - 29.5, indexing="ij")
+    array[np.hypot(x / 17, y / 16) < 1] = 40
+    array[np.hypot(x, y) > 30] = -3024
+    volume = Volume(array, np.diag([7.0, 7, 5, 1]))
+    assert 0.15 < (array == -3024).mean() < 0.25 and codes(volume) == []
+    twice = np.where(array == -3024, -2048, array - 1024)
+    assert codes(Volume(twice, volume.affine)) == [("error", "rescaled-twice")]
+
+
+def test_a_lost_geometry_is_seen_in_every_form(scan, tmp_path):
+    """No transform at all, which NIfTI allows; the identity."""
+    bare = nibabel.Nifti1Image(scan.array, None)
+    assert int(bare.header["sform_code"]) == int(bare.header["qform_code"]) == 0
+    nibabel.save(bare, tmp_path / "bare.nii.gz")
+    assert codes(ctssl.read(tmp_path / "bare.nii.gz")) == [("warning", "no-geometry")]
+    assert codes(Volume(scan.array, np.eye(4))) == [("warning", "identity-affine")]
 
 
 def test_errors_raise_and_doubts_warn(scan):

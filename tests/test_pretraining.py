@@ -17,10 +17,12 @@ import torch
 import ctssl
 from ctssl.phantom import phantom
 from ctssl.provenance import facts, read_metadata
+from ctssl.zoo import Preprocess
 from tests.conftest import SMALL
 from training import checkpoints, export, log, pretrain
 from training.data import cache, corpora, manifest
 from training.data.loader import Places, Samples, loader
+from training.data.manifest import Scan
 from training.data.views import Views
 from training.pretext.batch import Batch
 from training.run import Run, find_run, override
@@ -203,10 +205,11 @@ dist.destroy_process_group()
 """
 
 
-def gradient_case(name, *, world, rank, batch, pieces):
+def gradient_case(name, *, world, rank, batch, pieces, encoder="swin"):
     """A task as it starts, and the batches of its first step as one process of `world` gets them."""
     args = {"mim": {}, "contrastive": {}, "smit": SMALL_HEADS}[name]
-    run = dataclasses.replace(TINY, task=name, encoder_args=SMALL["swin"] | {"drop_path": 0.2}, task_args=args)
+    run = dataclasses.replace(TINY, task=name, encoder=encoder, encoder_args=SMALL[encoder] | {"drop_path": 0.2},
+                              task_args=args)  # fmt: skip
     task = pretrain.build(run).train()
     if name == "smit":  # as in the middle of a run: tokens of a mean and a deviation that are known
         for kind in task.distillation.kinds:
@@ -244,6 +247,21 @@ def same(found, expected):
             norm = torch.stack([v.double().norm() for v in two.values()]).norm()
             away = torch.stack([(one[k].double() - two[k].double()).norm() for k in two]).norm()
             assert away <= 1e-5 * norm, (away / norm).item()
+
+
+@pytest.mark.parametrize("encoder", ["swin", "vit"])
+@pytest.mark.parametrize("name", ["contrastive", "smit"])
+def test_recomputed_blocks_give_the_same_gradient(name, encoder):
+    """Of both views, each with its own draw of stochastic depth."""
+    found = []
+    for checkpointing in (False, True):
+        task, batches = gradient_case(name, world=1, rank=0, batch=4, pieces=1, encoder=encoder)
+        task.encoder.checkpointing = checkpointing
+        for block in task.encoder.blocks:
+            block.drop_path.rate = 0.5
+        pretrain.backward(task, batches)
+        found.append(({k: p.grad for k, p in task.named_parameters() if p.grad is not None}, {}))
+    same(*found)
 
 
 @pytest.mark.parametrize("name", ["mim", "contrastive", "smit"])
@@ -434,3 +452,82 @@ def test_a_finished_run_becomes_a_model_folder_that_loads(phantoms, tmp_path):
     card = (folder / "README.md").read_text()
     assert "has not been measured" in card and f"{history['curve'][-1]['loss']:.3f}" in card
     assert export.entry(folder).strip().startswith('_pretrained("swin", "wild", "mim", "')
+
+
+def test_ones_own_scans_become_an_encoder_and_a_segmenter(labelled, tmp_path):
+    """The README's recipe, from the command line; held-out scans that the pretraining has seen are named."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    sizes = ["crop=32", "batch=2", "steps=2", "workers=0", f"encoder_args={SMALL['swin']}", f"task_args={SMALL_HEADS}"]
+    parent = pretrain.ENCODERS["swin"](**SMALL["swin"]).save_pretrained(tmp_path / "parent")
+    pretraining = ["training.pretrain", "--data", labelled, "--model", "swin", "--task", "smit", "--init", parent, "--out",
+                   tmp_path / "my-encoder", "--set", *sizes]  # fmt: skip
+    finetuning = ["ctssl.cli", "finetune", labelled, "--model", tmp_path / "my-encoder", "--out", tmp_path / "my-model",
+                  "--steps", "2", "--crop", "16", "--batch", "1"]  # fmt: skip
+    for command in (pretraining, finetuning):
+        done = subprocess.run([sys.executable, "-m", *map(str, command)], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert "was pretrained on this very scan" in done.stderr
+    seen = json.loads((tmp_path / "my-encoder" / "seen.json").read_text())
+    assert len(seen["voxels"]) == 3  # the scans, and not the masks that lie beside them
+    report = json.loads((tmp_path / "my-model" / "report.json").read_text())
+    assert report["model"] == "my-encoder" and len(report["held_out"]) == 1
+
+
+def test_what_cannot_be_trained_is_said_before_any_scan_is_read(labelled, tmp_path):
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ask = [sys.executable, "-m", "training.pretrain", "--data", labelled, "--model", "swin", "--out", tmp_path / "x"]
+    for more in (
+        ["--task", "mae"],
+        ["--task", "mim", "--init", "swin-wild-mum"],
+        ["--task", "mim", "--set", "task_args.foo=1"],
+    ):
+        done = subprocess.run([*map(str, ask), *more], env=env, capture_output=True, text=True)
+        assert done.returncode == 1 and "Traceback" not in done.stderr and "Error: " in done.stderr
+        assert not (tmp_path / "cache").exists()
+
+
+def test_a_run_goes_on_with_the_same_scans_and_processes_alone(phantoms, monkeypatch):
+    pretrain.pretrain(TINY, phantoms, stop_after=2)
+    state = torch.load(phantoms / "checkpoint.pt", weights_only=True)
+    for key, other in (("world", 2), ("corpus", "table-of-other-scans")):
+        torch.save({**state, key: other}, phantoms / "checkpoint.pt")
+        with pytest.raises(SystemExit, match="was trained with other"):
+            pretrain.pretrain(TINY, phantoms)
+    torch.save(state, phantoms / "checkpoint.pt")
+    pretrain.pretrain(TINY, phantoms)
+
+
+def test_what_the_disk_refused_once_is_tried_again(tmp_path, monkeypatch):
+    scan = phantom(6.0)[0].save(tmp_path / "scan.nii.gz")
+    scans = [Scan(scan, "p")]
+    whole = cache._save
+
+    def full(path, array):
+        if path.suffix == ".npy" and not path.name.startswith("table"):
+            raise OSError(28, "no space left")
+        whole(path, array)
+
+    monkeypatch.setattr(cache, "_save", full)
+    with pytest.raises(SystemExit, match="1 scans are unusable"):
+        cache.prepared(scans, Preprocess(), tmp_path / "cache")
+    monkeypatch.setattr(cache, "_save", whole)
+    assert len(cache.prepared(scans, Preprocess(), tmp_path / "cache")) == 1
+
+
+def test_a_scan_that_is_no_ct_in_hu_is_left_out(tmp_path):
+    scan = phantom(6.0)[0]
+    good = [
+        Scan(dataclasses.replace(scan, array=scan.array + i).save(tmp_path / f"{i}.nii.gz"), str(i)) for i in range(30)
+    ]
+    windowed = dataclasses.replace(scan, array=np.clip(scan.array / 1000, 0, 1)).save(tmp_path / "windowed.nii.gz")
+    corpus = cache.prepared([*good, Scan(windowed, "w")], Preprocess(), tmp_path / "cache")
+    assert len(corpus) == 30
+
+
+def test_the_damaged_checkpoint_never_takes_the_place_of_a_good_one(phantoms):
+    pretrain.pretrain(TINY, phantoms, stop_after=3)
+    newest, before = phantoms / "checkpoint.pt", phantoms / "checkpoint.before.pt"
+    before.write_bytes(newest.read_bytes())
+    newest.write_bytes(newest.read_bytes()[:-2000])
+    pretrain.pretrain(TINY, phantoms, stop_after=4)
+    assert all(torch.load(path, weights_only=True)["step"] >= 3 for path in (newest, before))

@@ -172,6 +172,14 @@ def test_slope_and_intercept_of_the_file_are_applied(tmp_path):
     np.testing.assert_allclose(ctssl.read(path).array, data)
 
 
+def test_a_volume_made_in_python_is_looked_at_too(tmp_path):
+    array = np.zeros((4, 4, 4), np.float32)
+    array[1, 1, 1] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinite voxels; replace them"):
+        ctssl.read(Volume(array, np.eye(4)))
+    assert ctssl.read(Volume(array == 0, np.diag([2.0, 2, 2, 1])).save(tmp_path / "m.nii.gz")).array.sum() == 63
+
+
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 def test_a_mask_keeps_the_header_of_its_scan(tmp_path, kind):
     """But for what its own voxels say: type, slope, window."""

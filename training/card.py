@@ -57,7 +57,7 @@ disease. It is not a medical device and must not be used for diagnosis. Scans mu
 that are not.
 
 A 3D {architecture} encoder for CT with {config["parameters"] / 1e6:.2f} M parameters, pretrained with
-{PRETEXTS[run["task"]]}, {CORPORA[run["corpus"]]}.
+{PRETEXTS[run["task"]]}, {CORPORA[run["corpus"]]}.{started(run)}
 
 ```python
 import ctssl
@@ -94,19 +94,38 @@ def front_matter(config: dict, history: dict) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     rows = measured(config["name"])
-    found = None
+    found = []
     if rows:
         found = [EvalResult("image-segmentation", "soft-tissue-sarcoma", "Soft-tissue-Sarcoma (TCIA), 12 held-out cases",
                             "dice", round(sum(rows) / len(rows), 4), metric_name="mean DSC after fine-tuning")]  # fmt: skip
+    for task, value in probed(config["name"]).items():
+        found.append(EvalResult("image-feature-extraction", task.replace("_", "-"), PROBED[task], "roc_auc", value,
+                                metric_name="mean AUROC of a linear probe of voxels, over patients"))  # fmt: skip
     names = {
         re.sub(r"[^a-z0-9]+", "-", (row["collection"] or row["source"]).lower()).strip("-") for row in history["scans"]
     }
     data = ModelCardData(
         license=strictest(history["scans"]), library_name="ctssl", pipeline_tag="image-feature-extraction",
         tags=["ct", "medical-imaging", "3d", "self-supervised", config["encoder"], config["pretext"]],
-        datasets=sorted(names), eval_results=found, model_name=config["name"] if found else None,
+        datasets=sorted(names), eval_results=found or None, model_name=config["name"] if found else None,
     )  # fmt: skip
     return data.to_yaml().strip()
+
+
+PROBED = {
+    "sarcoma": "Soft-tissue-Sarcoma (TCIA), thirds of 26 cases",
+    "lung_nodules": "thirds of 94 nodules, LIDC origin inferred",
+}
+
+
+def probed(name: str) -> dict[str, float]:
+    """AUROC of the linear probe by task."""
+    path = RESULTS / "probe.json"
+    kept = json.loads(path.read_text()) if path.exists() else {"tasks": {}}
+    from training.experiments.probe import patients
+
+    return {task: round(float(patients(models[name], "linear", "auroc").mean()), 4)
+            for task, models in kept["tasks"].items() if name in models}  # fmt: skip
 
 
 def measured(label: str) -> list[float]:
@@ -114,6 +133,13 @@ def measured(label: str) -> list[float]:
     path = RESULTS / "sarcoma.json"
     kept = json.loads(path.read_text()) if path.exists() else {"models": {}}
     return [row["mean_dsc"] for row in kept["models"].get(label, [])]
+
+
+def started(run: dict) -> str:
+    """What the encoder was before this run."""
+    return (
+        f" It started from `{run['init']}`, whose own scans and licence count too: see its card." if run["init"] else ""
+    )
 
 
 def config_channels(config: dict) -> int:

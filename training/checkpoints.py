@@ -41,6 +41,7 @@ def latest(out: Path, run: Run, device: torch.device | str = "cpu") -> dict[str,
             state = torch.load(path, map_location=device, weights_only=True)
         except Exception as error:  # a torn file can fail in any layer of the format
             print(f"{path} is damaged ({type(error).__name__}); going on from the one before it, if there is one")
+            path.rename(path.with_suffix(".damaged"))  # so that it never takes the place of a good one
             continue
         if state["run"] != settings(run):
             raise SystemExit(f"{path} belongs to a run with other settings; choose another --out or remove it")

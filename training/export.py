@@ -16,13 +16,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from tqdm import tqdm
 
-import ctssl
-from ctssl.datasets import SEEN, voxel_hash
+from ctssl.datasets import SEEN
 from ctssl.demo import picture_features
-from ctssl.dicom import find_series
-from ctssl.dicom_file import text
 from ctssl.fingerprint import fingerprint
 from ctssl.hub import CONFIG, read_config
 from ctssl.loading import encoder_config, load, write_folder
@@ -32,9 +28,10 @@ from ctssl.zoo import SCANS, ModelSpec
 from training import checkpoints, log
 from training.card import card, strictest
 from training.data.cache import prepared
-from training.data.corpora import NAMES, data_folder, provenance
+from training.data.corpora import provenance
 from training.data.loader import Places, Samples, loader
-from training.data.manifest import Scan, find_scans
+from training.data.manifest import find_scans
+from training.data.seen import seen
 from training.pretrain import build
 from training.run import Run, find_run
 
@@ -62,7 +59,7 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
     for p in encoder.parameters():
         p.data = p.data.half().float()  # what fp16 keeps, so that the fingerprint is the one users get
     encoder.spec = ModelSpec(run.name, "encoder", run.encoder, preprocess=run.preprocess, corpus=run.corpus, pretext=run.task,
-                             licence=strictest(provenance(run.corpus)).upper(), data=SCANS[run.corpus])  # fmt: skip
+                             licence=strictest(scans_of(run)).upper(), data=SCANS[run.corpus])  # fmt: skip
     config = encoder_config(encoder, name=run.name)
     config |= {"untrained": untrained, "fingerprint": fingerprint(encoder)}
     samples = run.steps * run.batch * run.accumulate * state["world"]
@@ -70,7 +67,7 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
         "command": f"python -m training.pretrain {run.name.replace('-', '_')}", "run": json.loads(checkpoints.settings(run)),
         "samples": samples, "hours": round(state["seconds"] / 3600, 3), "device": state["device"],
         "processes": state["world"], "torch": torch.__version__, "python": platform.python_version(),
-        "curve": log.thinned(log.read(out / "log.jsonl")), "unseen": unseen(task, run, out), "scans": provenance(run.corpus),
+        "curve": log.thinned(log.read(out / "log.jsonl")), "unseen": unseen(task, run, out), "scans": scans_of(run),
     }  # fmt: skip
     hashes = seen(run)
     metadata = facts(recipe=history["run"], manifest=json.loads(hashes)["voxels"], parent=run.init, pretext=run.task,
@@ -81,25 +78,13 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
     return folder
 
 
-def seen(run: Run) -> str:
-    """Salted hashes of the scans of a run, and the DICOM series that they come from where those are known, as JSON: `ctssl check`
-    tells with them who is about to test on training data."""
-    scans = find_scans(run.corpus)
-    voxels = [voxel_hash(ctssl.read(scan.path), run.name) for scan in tqdm(scans, desc="hashing scans")]
-    folders = [scan.path if scan.path.is_dir() else original(scan, run.corpus) for scan in scans]
-    series = {uid for folder in folders if folder is not None for uid in series_uids(folder)}
-    return json.dumps({"salt": run.name, "voxels": sorted(voxels), "series": sorted(series)}, indent=1) + "\n"
-
-
-def original(scan: Scan, corpus: str) -> Path | None:
-    """The DICOM folder that one of our own scans was made of, where the data hold it."""
-    folder = data_folder() / "dicom" / scan.patient if corpus in NAMES else None
-    return folder if folder is not None and folder.is_dir() else None
-
-
-def series_uids(folder: Path) -> list[str]:
-    """The SeriesInstanceUID of each CT series below a folder."""
-    return [text(header, "SeriesInstanceUID") for _, header in find_series(folder)["CT"]]
+def scans_of(run: Run) -> list[dict[str, Any]]:
+    """What the encoder has seen: the run's corpus, and that of the model it started from."""
+    rows = provenance(run.corpus)
+    if (CARDS / run.init / "training.json").is_file() and run.init:
+        parents = json.loads((CARDS / run.init / "training.json").read_text())["scans"]
+        rows += [row for row in parents if row not in rows]
+    return rows
 
 
 @torch.inference_mode()

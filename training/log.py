@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ctssl.writing import write_whole
+
 
 class Log:
     """Appends to `path`; what a resumed run does again from step `first` on is cut off before."""
@@ -15,7 +17,7 @@ class Log:
         self.file = None
         if enabled:
             kept = [entry for entry in read(path) if entry["step"] < first] if path.exists() else []
-            path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+            write_whole(path, "".join(json.dumps(entry) + "\n" for entry in kept))
             self.file = open(path, "a", buffering=1)  # noqa: SIM115
 
     def add(self, entry: dict[str, float]) -> None:

@@ -14,6 +14,7 @@ import math
 import os
 import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import ctssl
+from ctssl.datasets import SEEN
 from ctssl.encoders import ENCODERS
 from ctssl.loading import encoder_config, write_folder
 from ctssl.provenance import facts
@@ -34,6 +36,7 @@ from training import checkpoints, log
 from training.data.cache import prepared
 from training.data.loader import Places, Samples, loader
 from training.data.manifest import find_scans
+from training.data.seen import seen
 from training.pretext import TASKS
 from training.pretext.batch import Batch
 from training.pretext.contrastive import everyone
@@ -104,11 +107,16 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    task = build(run).to(device)  # first: what cannot be built is known at once
     out.mkdir(parents=True, exist_ok=True)
     corpus = shared_corpus(run, out, rank)
-    task = build(run).to(device)
     opt, scheduler = optimizer(task, run)
     state = checkpoints.latest(out, run, device)
+    for what, now in (("processes", world), ("scans", corpus.table.stem)):
+        key = {"processes": "world", "scans": "corpus"}[what]
+        if state and state.get(key, now) != now:
+            raise SystemExit(f"{out} was trained with other {what} ({state[key]}, now {now}), and would not go on as the same "
+                             "run: start it again as it was, or choose another --out")  # fmt: skip
     first, seconds = (state["step"], state["seconds"]) if state else (0, 0.0)
     if state:
         task.load_state_dict(state["task"])
@@ -128,7 +136,8 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     def keep(step: int) -> None:
         if rank == 0:
             checkpoints.save(out, run, {"task": task.state_dict(), "opt": opt.state_dict(), "step": step,
-                                        "seconds": clock.seconds, "world": world, "device": str(device)})  # fmt: skip
+                                        "seconds": clock.seconds, "world": world, "corpus": corpus.table.stem,
+                                        "device": str(device)})  # fmt: skip
 
     task.train()
     bar = tqdm(range(first, last), initial=first, total=run.steps, desc=run.name, disable=rank > 0, mininterval=5)
@@ -157,6 +166,10 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     if rank == 0 and last == run.steps:
         finish(task.encoder, run, out, scans=[scan.path.name for scan in find_scans(run.corpus)], world=world)
     return task
+
+
+PATIENCE = timedelta(days=1)  # for which the others wait while the first process prepares the scans
+HASHED = 2000  # scans up to which an encoder comes with their hashes
 
 
 class Clock:
@@ -212,7 +225,8 @@ def finish(encoder: Any, run: Run, out: Path, *, scans: list[str], world: int = 
                              pretext=run.task, data=f"{len(scans)} scans")  # fmt: skip
     metadata = facts(recipe=json.loads(checkpoints.settings(run)), manifest=scans, parent=run.init, pretext=run.task,
                      samples=run.steps * run.batch * run.accumulate * world)  # fmt: skip
-    write_folder(encoder, out, encoder_config(encoder, name=run.name), overwrite=True, metadata=metadata)
+    extra = {SEEN: seen(run)} if len(scans) <= HASHED else {}
+    write_folder(encoder, out, encoder_config(encoder, name=run.name), overwrite=True, metadata=metadata, extra=extra)
     log.picture(out / "log.jsonl", out / "loss.png", title=run.name)
 
 
@@ -233,9 +247,12 @@ def main() -> None:
     run = find_run(args.run) if args.run else own_run(args.data, args.model, args.task, args.out.name)
     run = override(run, args.set + ([f"init={json.dumps(args.init)}"] if args.init else []))
     if "RANK" in os.environ:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     out = args.out or Path("runs") / args.run
-    pretrain(run, out)
+    try:
+        pretrain(run, out)
+    except (ValueError, TypeError, OSError, ImportError) as error:  # a setting, a model, the data: in words
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"{out}: the encoder, for ctssl.load({str(out)!r}); log.jsonl and loss.png say how it went")
     if dist.is_initialized():

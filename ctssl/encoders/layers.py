@@ -1,8 +1,11 @@
 """Blocks that both encoders share: the MLP, stochastic depth, and cutting a volume into patch tokens."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class Mlp(nn.Module):
@@ -35,6 +38,22 @@ class DropPath(nn.Module):
         drawn = torch.rand(int(sample.max()) + 1, device=sample.device) if self.drawn is None else self.drawn
         kept = drawn >= self.rate
         return (kept / (1.0 - self.rate))[sample]
+
+
+def recomputed(block: nn.Module, *inputs: Any) -> Any:
+    """`block(*inputs)`, computed again in the backward pass, with the draw of its stochastic depth that it has now (the next view
+    has another)."""
+    drop: Any = block.drop_path
+    now = drop.drawn
+
+    def again(*inputs: Any) -> Any:
+        later, drop.drawn = drop.drawn, now
+        try:
+            return block(*inputs)
+        finally:
+            drop.drawn = later
+
+    return checkpoint(again, *inputs, use_reentrant=False)
 
 
 class PatchEmbed(nn.Module):

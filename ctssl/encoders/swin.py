@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ctssl.encoders.attention import attend, attend_learning_bias, learns_bias
-from ctssl.encoders.layers import DropPath, Mlp, PatchEmbed, block_indices, channels_first, init_weights
+from ctssl.encoders.layers import DropPath, Mlp, PatchEmbed, block_indices, channels_first, init_weights, recomputed
 from ctssl.encoders.pretrained import Pretrained
 from ctssl.encoders.windows import CHUNK_ROWS, TRAINED_ROWS, Group, Layout, layout, relative_index, shrink
 
@@ -333,7 +332,7 @@ class Swin(nn.Module, Pretrained):
                 rows, order = reorder(rows, order, plan), plan
                 windows = shrink(size, block.window, block.shift, block.pads)[0]
                 if self.checkpointing and torch.is_grad_enabled():
-                    rows = checkpoint(block, rows, plan, windows, use_reentrant=False)
+                    rows = recomputed(block, rows, plan, windows)
                 else:
                     rows = block(rows, plan, windows)
                 if keep and number in keep:

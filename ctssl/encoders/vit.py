@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ctssl.encoders.attention import attend
-from ctssl.encoders.layers import DropPath, Mlp, PatchEmbed, block_indices, channels_first, init_weights
+from ctssl.encoders.layers import DropPath, Mlp, PatchEmbed, block_indices, channels_first, init_weights, recomputed
 from ctssl.encoders.pretrained import Pretrained
 
 
@@ -155,7 +154,7 @@ class ViT(nn.Module, Pretrained):
         kept = {}
         for i, block in enumerate(self.blocks):
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)  # type: ignore[assignment]
+                x = recomputed(block, x)
             else:
                 x = block(x)
             if i in keep:

@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 import ctssl
+from ctssl.lint import ScanWarning, check
 from ctssl.volume import prepare
 from ctssl.zoo import Preprocess
 from training.data.manifest import Scan, find_scans
@@ -69,6 +71,8 @@ def prepared(scans: list[Scan], preprocess: Preprocess, folder: Path, *, workers
         done = tqdm(_run(jobs, workers), total=len(jobs), desc="preparing scans", disable=not jobs)
         for i, entry in zip(missing, done, strict=True):
             found[i] = entry
+            if entry.pop("passing", False):  # the disk, the network: tried again next time
+                continue
             index.write(json.dumps({"state": states[i], "spec": spec, **entry}) + "\n")
             index.flush()
     bad = [
@@ -103,13 +107,18 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[dict]:
 
 
 def _prepare(job: tuple[Path, Preprocess, Path, str]) -> dict:
-    """`{"file": name}` of the prepared scan, or `{"error": why}`."""
+    """`{"file": name}` of the prepared scan, or `{"error": why}`, `passing` if it may go another time."""
     path, preprocess, folder, spec = job
     try:
         file = folder / f"{_content(path)}-{spec}.npy"
         if not file.exists():
-            _save(file, prepare(ctssl.read(path), preprocess).array.astype(np.float16))
-    except (ValueError, OSError, MemoryError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ScanWarning)
+                scan = check(ctssl.read(path))
+            _save(file, prepare(scan, preprocess).array.astype(np.float16))
+    except (OSError, MemoryError, ImportError) as error:
+        return {"error": str(error) or type(error).__name__, "passing": True}
+    except ValueError as error:
         return {"error": str(error)}
     return {"file": file.name}
 
@@ -122,7 +131,7 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 def _content(path: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    for file in sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]:
         with open(file, "rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from ctssl.dicom_file import header_of, text
 from ctssl.tables import read_table
 from training.data import corpora
 
@@ -13,6 +14,10 @@ class Scan(NamedTuple):
 
     path: Path
     patient: str
+
+
+MASKS = {"labels": "images", "labelsTr": "imagesTr", "labelsTs": "imagesTs"}
+"""Folders of masks, and of the images that they lie beside."""
 
 
 def find_scans(source: str | Path) -> list[Scan]:
@@ -60,10 +65,15 @@ def _from_csv(path: Path) -> list[Scan]:
 
 
 def _from_folder(path: Path) -> list[Scan]:
-    scans = []
+    """Every NIfTI file but masks beside images, and every folder of CT images; a DICOM patient has one name."""
+    scans: list[Path] = []
+    patients: dict[Path, str] = {}
     for folder, folders, names in os.walk(path):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not (name in MASKS and MASKS[name] in folders))
         scans += [Path(folder, n) for n in sorted(names) if n.lower().endswith((".nii", ".nii.gz"))]
-        if any(n.lower().endswith((".dcm", ".ima")) for n in names):
-            scans.append(Path(folder))
-    return [Scan(scan, str(scan.relative_to(path))) for scan in scans]
+        if images := sorted(n for n in names if n.lower().endswith((".dcm", ".ima"))):
+            header = header_of(Path(folder, images[0]))
+            if header is not None and text(header, "Modality", "CT") == "CT":  # no masks, no PET, no MR
+                patients[Path(folder)] = text(header, "PatientID")
+                scans.append(Path(folder))
+    return [Scan(scan, patients.get(scan) or str(scan.relative_to(path))) for scan in scans]

@@ -8,6 +8,7 @@ slice thickness. `training.pretrain --data OUT/manifest.csv` reads it. Needs pyd
 
 import argparse
 import csv
+import io
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from tqdm import tqdm
 import ctssl
 from ctssl.dicom import Found, drawn_on, find_series
 from ctssl.drawn import read_drawn
+from ctssl.writing import write_whole
 
 COLUMNS = (
     "image",
@@ -42,14 +44,16 @@ def kernel_bin(manufacturer: str, kernel: str) -> str:
     return ""
 
 
-def convert(patient: str, series: Found, out: Path, *, roi: str) -> dict[str, str]:
-    """The row of a patient; its mask is written. Raises `ValueError` saying what is missing."""
+def convert(patient: str, series: Found, out: Path, *, roi: str, overwrite: bool = False) -> dict[str, str]:
+    """The row of a patient; its mask is written, unless it is there. Raises `ValueError` saying what is missing."""
     (image, ct), (file, header) = drawn_on(series, patient)
     scan = ctssl.read(image)
     mask = read_drawn(file, scan, roi=roi if header.Modality == "RTSTRUCT" else None)
     if not mask.array.any():
         raise ValueError(f"the tumour of {file.name} is empty on its CT")
-    label = mask.save(out / "labels" / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', patient)}.nii.gz", overwrite=True)
+    label = out / "labels" / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', patient)}.nii.gz"
+    if overwrite or not label.exists():  # one that is there may have been corrected
+        mask.save(label, overwrite=True)
     kernel, maker = str(ct.get("ConvolutionKernel", "")), str(ct.get("Manufacturer", ""))
     values = (str(image.resolve()), str(label.relative_to(out)), patient, "NSCLC-Radiomics" if header.Modality == "RTSTRUCT"
               else "NSCLC-Radiogenomics", maker, kernel, kernel_bin(maker, kernel),
@@ -62,9 +66,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("nsclc"))
     parser.add_argument("--roi", default="GTV-1", help="the tumour's name in an RTSTRUCT (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a manifest and masks that are there")
     args = parser.parse_args(arguments)
     if not args.folder.is_dir():
         raise SystemExit(f"no folder {args.folder}")
+    if (args.out / "manifest.csv").exists() and not args.overwrite:
+        raise SystemExit(
+            f"{args.out / 'manifest.csv'} exists; choose another --out for this collection, or add --overwrite"
+        )
     (args.out / "labels").mkdir(parents=True, exist_ok=True)
     rows, left_out = [], []
     patients: dict[str, Found] = defaultdict(lambda: {"CT": [], "RTSTRUCT": [], "SEG": []})
@@ -73,16 +82,17 @@ def main(arguments: list[str] | None = None) -> None:
             patients[str(header.PatientID)][modality].append((path, header))
     for patient, series in tqdm(sorted(patients.items()), desc="converting"):
         try:
-            rows.append(convert(patient, series, args.out, roi=args.roi))
+            rows.append(convert(patient, series, args.out, roi=args.roi, overwrite=args.overwrite))
         except (ValueError, OSError) as error:
             left_out.append(f"{patient}: {error}")
-    with open(args.out / "manifest.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"{len(rows)} cases in {args.out / 'manifest.csv'}; left out: {len(left_out)}", *left_out, sep="\n  ")
     if not rows:
-        raise SystemExit(1)
+        raise SystemExit("\n  ".join([f"no case in {args.folder}; left out: {len(left_out)}", *left_out]))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(args.out / "manifest.csv", text.getvalue())
+    print(f"{len(rows)} cases in {args.out / 'manifest.csv'}; left out: {len(left_out)}", *left_out, sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Batch:
 
 
 def seed_drop_path(encoder: nn.Module, batch: Batch, *, salt: int) -> None:
-    """Let stochastic depth draw by sample too; also what makes a recomputed block (checkpointing) repeat its draw."""
+    """Let stochastic depth draw by sample too, for the view that comes next."""
     layers = [module for module in encoder.modules() if isinstance(module, DropPath)]
     for i, layer in enumerate(layers):
         layer.drawn = batch.random(salt=salt + i) if layer.rate and layer.training else None

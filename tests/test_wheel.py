@@ -1,0 +1,40 @@
+"""The wheel, as somebody installs it: built here, unpacked elsewhere, without the repository."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from ctssl.zoo import MODELS
+
+ROOT = Path(__file__).parent.parent
+LARGEST = 100e6  # bytes
+SCRIPT = """
+import sys, ctssl, pathlib
+here = pathlib.Path(ctssl.__file__).parent
+assert here.parent == pathlib.Path(sys.argv[1]), here
+for name in ctssl.list_models():
+    model = ctssl.load(name, offline=True) if ctssl.info(name).kind == "encoder" else ctssl.load_segmenter(name, offline=True)
+    assert model.spec.name == name
+print(len(ctssl.list_models()))
+"""
+
+
+def test_every_model_loads_from_the_wheel(tmp_path):
+    pytest.importorskip("hatchling")
+    build = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,) = tmp_path.glob("ctssl-*.whl")
+    assert wheel.stat().st_size < LARGEST
+    home = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(home)
+    assert {path.name for path in (home / "ctssl" / "_models").iterdir()} == set(MODELS)
+    env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "CTSSL_MODELS")}
+    run = [sys.executable, "-c", SCRIPT, str(home)]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=home, env=env | {"PYTHONPATH": str(home)})
+    assert done.returncode == 0 and done.stdout.strip() == str(len(MODELS)), done.stderr[-2000:]

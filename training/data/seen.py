@@ -1,0 +1,35 @@
+"""What a pretraining saw, for those who test later: `ctssl check --model`, and `ctssl finetune`, read it."""
+
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+import ctssl
+from ctssl.datasets import voxel_hash
+from ctssl.dicom import find_series
+from ctssl.dicom_file import text
+from training.data.corpora import NAMES, data_folder
+from training.data.manifest import Scan, find_scans
+from training.run import Run
+
+
+def seen(run: Run) -> str:
+    """Salted hashes of the scans of a run, and the DICOM series that they come from where those are known, as JSON: `ctssl check`
+    tells with them who is about to test on training data."""
+    scans = find_scans(run.corpus)
+    voxels = [voxel_hash(ctssl.read(scan.path), run.name) for scan in tqdm(scans, desc="hashing scans")]
+    folders = [scan.path if scan.path.is_dir() else original(scan, run.corpus) for scan in scans]
+    series = {uid for folder in folders if folder is not None for uid in series_uids(folder)}
+    return json.dumps({"salt": run.name, "voxels": sorted(voxels), "series": sorted(series)}, indent=1) + "\n"
+
+
+def original(scan: Scan, corpus: str) -> Path | None:
+    """The DICOM folder that one of our own scans was made of, where the data hold it."""
+    folder = data_folder() / "dicom" / scan.patient if corpus in NAMES else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def series_uids(folder: Path) -> list[str]:
+    """The SeriesInstanceUID of each CT series below a folder."""
+    return [text(header, "SeriesInstanceUID") for _, header in find_series(folder)["CT"]]
