@@ -214,8 +214,8 @@ def _dicom(root: Path, roi: str | None) -> list[Case]:
         found = find_series(folder)
         if not found["RTSTRUCT"] and not found["SEG"]:
             continue
-        (image, header), (label, _) = drawn_on(found, folder)
         name = file_name(folder.name, where=str(root))
+        (image, header), (label, _) = drawn_on(found, folder)
         cases.append(Case(name, image, label, patient=text(header, "PatientID") or name,
                           series=text(header, "SeriesInstanceUID"), roi=roi))  # fmt: skip
     return cases

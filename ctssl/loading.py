@@ -186,7 +186,7 @@ def write_folder(model: nn.Module, folder: str | os.PathLike, config: dict[str, 
     `metadata`: where the weights come from (`ctssl.provenance.facts`), for their header; None: what is known of the model.
     """
     folder = Path(folder)
-    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not overwrite and (not folder.is_dir() or any(map(_kept, folder.iterdir()))):
         raise FileExistsError(f"{folder} exists and is not empty; choose another folder, or overwrite it on purpose "
                               "(overwrite=True)")  # fmt: skip
     told = (
@@ -214,6 +214,11 @@ def write_folder(model: nn.Module, folder: str | os.PathLike, config: dict[str, 
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def _kept(path: Path) -> bool:
+    """Whether a file is more than what a process that was killed left half done."""
+    return not path.name.startswith(".part-")
 
 
 def encoder_config(encoder: Any, *, name: str) -> dict[str, Any]:

@@ -109,8 +109,8 @@ def test_a_folder_killed_while_it_is_segmented_goes_on(net, scans, tmp_path):
 
 def test_what_a_killed_process_left_is_no_hindrance_to_one_of_the_same_number(tiny, ball, tmp_path):
     """In a container every run may have the same process number."""
-    (tmp_path / f".part-{os.getpid()}-again").mkdir()
-    (tmp_path / f".part-{os.getpid()}-again" / "junk").write_text("half a")
+    (tmp_path / "again" / f".part-{os.getpid()}").mkdir(parents=True)
+    (tmp_path / "again" / f".part-{os.getpid()}" / "junk").write_text("half a")
     again = ctssl.load(tiny).save_pretrained(tmp_path / "again")
     assert {path.name for path in again.iterdir()} == {"config.json", "model.safetensors"}
     (tmp_path / f".part-{os.getpid()}-s.nii.gz").write_text("half a")
