@@ -87,9 +87,6 @@ def _placed(spec: ModelSpec) -> ModelSpec:
 MODELS: dict[str, ModelSpec] = {
     spec.name: _placed(spec)
     for spec in [
-            "vit", "self", "mim", "5418b184c3c663bbed0af6fcc889e2f9d0b17dbf2a37c510ecc6f861ecff1eaa", baseline_only=True
-        ),
-        _pretrained(
         _pretrained("swin", "self", "contrastive", "85f564dffacff0375936ba0c44c63eaa989a7b1346e42db09824cde89d1872ba"),
         _pretrained("swin", "self", "mim", "2a494f06a19ff8e06f357da09c4cc1ce7ebebdbf7264c4f6e7279c1febb2341d"),
         _pretrained("swin", "self", "smit", "5bc9b4de3994ca17bd75e5bce4a38d7705139fe1658ec192af86167f4c8f94f5"),
@@ -97,6 +94,9 @@ MODELS: dict[str, ModelSpec] = {
         _pretrained("swin", "wild", "mim", "8226b5d29cd3e9967be962043f5f811f148cb08ac2af1819c1e9f121a213224d"),
         _pretrained("swin", "wild", "smit", "bd2ca93cdb2d79117d2e1bc3e7c7c0eb1254917e838d458d30846801175df394"),
         _pretrained("vit", "self", "contrastive", "253c90dbf5536c248a83c8391f851536b950c63579aa0627fe5b21ed33f301ab"),
+        _pretrained(
+            "vit", "self", "mim", "5418b184c3c663bbed0af6fcc889e2f9d0b17dbf2a37c510ecc6f861ecff1eaa", baseline_only=True
+        ),
         _pretrained("vit", "self", "smit", "72f7ed57c01ba2163f5877df368b96ef11e3a7ede4b7cf4e8738c62adde37b93"),
         _pretrained("vit", "wild", "contrastive", "25a7a1b99c734896ffb051be36abbb5e471cd8e9e08cb31290819608b63b7c97"),
         _pretrained("vit", "wild", "mim", "54195a29b8ccb5b59496faee57e72674e20d7b79d8f16b11fea15ddc2dc613e6"),
