@@ -97,10 +97,22 @@ MODELS: dict[str, ModelSpec] = {
         _pretrained(
             "vit", "self", "mim", "5418b184c3c663bbed0af6fcc889e2f9d0b17dbf2a37c510ecc6f861ecff1eaa", baseline_only=True
         ),
-        _pretrained("vit", "self", "smit", "72f7ed57c01ba2163f5877df368b96ef11e3a7ede4b7cf4e8738c62adde37b93"),
+        _pretrained(
+            "vit",
+            "self",
+            "smit",
+            "72f7ed57c01ba2163f5877df368b96ef11e3a7ede4b7cf4e8738c62adde37b93",
+            baseline_only=True,
+        ),
         _pretrained("vit", "wild", "contrastive", "25a7a1b99c734896ffb051be36abbb5e471cd8e9e08cb31290819608b63b7c97"),
         _pretrained("vit", "wild", "mim", "54195a29b8ccb5b59496faee57e72674e20d7b79d8f16b11fea15ddc2dc613e6"),
-        _pretrained("vit", "wild", "smit", "56c3b056f7b70200500445d81b1fda62b4274230b4a25942c223a6a9b4988c4b"),
+        _pretrained(
+            "vit",
+            "wild",
+            "smit",
+            "56c3b056f7b70200500445d81b1fda62b4274230b4a25942c223a6a9b4988c4b",
+            baseline_only=True,
+        ),
     ]
 }
 
