@@ -160,14 +160,14 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     curve = fit(net.to(where), learn, test, settings, unfinished=out / ".unfinished", facts=facts, progress=progress)
     seconds = time.monotonic() - began
     net.eval()
-    labels = {
+    judgeable = {
         k: name for k, name in net.labels.items() if k in there
     }  # of one that nobody has there is nothing to judge
-    judged = judged_cases(net, held, labels, progress=progress) if rank == 0 else {}
+    judged = judged_cases(net, held, judgeable, progress=progress) if rank == 0 else {}
     scores = {name: found.dsc for name, found in judged.items()}
     report = Report(out, scores, facts["train"], judges, curve, seconds, doubts)
     if rank == 0:
-        extra = files(report, judged, settings, facts, cases={case.name: case for case in held}, labels=labels,
+        extra = files(report, judged, settings, facts, cases={case.name: case for case in held}, labels=judgeable,
                       asked=asked)  # fmt: skip
         net.cpu().save_pretrained(out, overwrite=True, extra=extra, metadata=provenance(report, known, facts, settings))
         for name in set(WRITTEN) - set(extra):  # of the model that was there before
