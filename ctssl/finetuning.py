@@ -32,6 +32,7 @@ from ctssl.loading import device_named, load, segmenter
 from ctssl.outcome import WRITTEN, Judged, files, judge
 from ctssl.planning import Tumours, measure, plan
 from ctssl.provenance import facts as told
+from ctssl.provenance import fingerprint_of
 from ctssl.shifts.copies import shifted_copies
 from ctssl.splits import astride, divide, few, part, validation
 from ctssl.tables import read_json
@@ -118,7 +119,8 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     from_scratch = from_scratch or origin in BASELINES
     known = encoder.spec or ModelSpec("", "encoder", type(encoder).__name__.lower())
     how = asdict(replace(settings, save_minutes=0.0))  # which changes nothing
-    asked = request(train, held, known, settings=how, head=head, spacing_mm=spacing_mm, window_hu=window_hu, names=names,
+    weights = known.sha256 or (origin if origin in BASELINES else fingerprint_of(encoder))
+    asked = request(train, held, weights, settings=how, head=head, spacing_mm=spacing_mm, window_hu=window_hu, names=names,
                     from_scratch=from_scratch)  # fmt: skip
     if keep and (kept := finished(out, asked, overwrite=overwrite)):
         return kept
@@ -178,10 +180,10 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     return report
 
 
-def request(train: list[Case], held: list[Case], encoder: ModelSpec, **how: Any) -> dict[str, Any]:
-    """What a segmenter follows from, as JSON has it: cases, encoder (by its weights, if they are known) and options."""
+def request(train: list[Case], held: list[Case], encoder: str, **how: Any) -> dict[str, Any]:
+    """What a segmenter follows from, as JSON has it: cases, encoder (by its weights, or the name of a baseline) and options."""
     text = json.dumps({"train": [case.name for case in train], "held_out": [case.name for case in held],
-                       "encoder": encoder.sha256 or encoder.name, **how})  # fmt: skip
+                       "encoder": encoder, **how})  # fmt: skip
     return json.loads(text)
 
 

@@ -551,6 +551,11 @@ def test_a_finished_request_is_not_done_again(labelled, tiny, tmp_path, monkeypa
     assert again.held_out == first.held_out and again.curve == first.curve and again.train == first.train
     with pytest.raises(FileExistsError, match="finished model"):
         ctssl.finetune(labelled, **how)
+    torch.manual_seed(1)
+    other = type(tiny)(**tiny.config)  # of the same shape
+    for model in (other, "swin-scratch", "vit-scratch"):
+        with pytest.raises(FileExistsError, match="trained with another encoder"):
+            ctssl.finetune(labelled, **{**how, "model": model}, keep=True)
     with pytest.raises(FileExistsError, match="trained with another held_out and train"):
         ctssl.finetune(labelled, **how, keep=True, hold_out=[first.train[0]])
 
