@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ctssl
 from ctssl.cli_common import common, free, may_be_series, scans_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -40,8 +43,8 @@ def _segment(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     if not args.out.endswith((".nii", ".nii.gz", ".dcm")):
-        if scans_of(Path(args.scan)):
-            _segment_folder(args)
+        if scans := scans_of(Path(args.scan)):
+            _segment_folder(args, scans)
             return
         if not Path(args.scan).exists() or (Path(args.scan).is_dir() and not may_be_series(Path(args.scan))):
             raise FileNotFoundError(f"no scans in {args.scan}: give .nii, .nii.gz, a DICOM series, or a folder of them")
@@ -94,14 +97,14 @@ def _segment_dicom(args: argparse.Namespace, model: Any, scan: Any) -> None:
     )
 
 
-def _segment_folder(args: argparse.Namespace) -> None:
+def _segment_folder(args: argparse.Namespace, scans: dict[str, Path]) -> None:
     from pathlib import Path
 
     from ctssl.inference import segment_all
 
     if args.overlay or args.series:
         raise ValueError(f"{'--overlay' if args.overlay else '--series'} is for one scan")
-    scans, out = scans_of(Path(args.scan)), Path(args.out)
+    out = Path(args.out)
     if args.shard:
         part, _, parts = args.shard.partition("/")
         if not part.isdigit() or not parts.isdigit() or not int(part) < int(parts):

@@ -252,11 +252,11 @@ class Problem(Finding):
 
 
 def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, whole: bool = True, progress: bool = False,
-             look: Callable[[Case, Volume, Volume], object] | None = None) -> list[Problem]:  # fmt: skip
+             look: Callable[[Case, Volume, Volume, set[int]], object] | None = None) -> list[Problem]:  # fmt: skip
     """Read every case and say what is wrong with it, errors first. An empty list: nothing found.
 
     `whole`: False for a part of some data, in which a label may be missing. `look` is called with each case that could be read,
-    its scan and its mask.
+    its scan, its mask and the labels in it.
 
     Errors: unreadable, not a CT in HU, scan and mask on different grids, unknown label values, the same scan twice, a patient
     in two splits, labels that are not 1, 2, ... Warnings: an empty mask, one that lies outside the body, a label that no other
@@ -285,8 +285,6 @@ def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, whole:
         except (ValueError, OSError, EOFError, ImportError, MemoryError) as error:
             say("error", "unreadable", str(error))
             continue
-        if look is not None:
-            look(case, scan, mask)
         for finding in lint(scan):
             say(finding.level, finding.code, finding.message)
         values = {int(v) for v in np.unique(mask.array)} - {0}
@@ -295,6 +293,8 @@ def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, whole:
         elif outside_body(scan, mask):
             say("warning", "outside", "the whole mask lies in the air around the body; is it that of another patient?")
         held[case.name] = values
+        if look is not None:
+            look(case, scan, mask, values)
         unknown = sorted(values - set(dataset.names)) if dataset.names else []
         if unknown:
             say("error", "labels", f"the mask holds {unknown}, but dataset.json names only {sorted(dataset.names)}")

@@ -17,7 +17,7 @@ import numpy as np
 from ctssl.datasets import niftis, stem
 from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml
 from ctssl.tables import read_table
-from ctssl.volume import Volume, read, resample, working_grid
+from ctssl.volume import Volume, read, resample, sheared, working_grid
 from ctssl.writing import write_whole
 
 METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml")
@@ -160,8 +160,7 @@ def score_masks(one: Volume, two: Volume, *, name: str, tolerance_mm: float,
 def squared(mask: Volume) -> Volume:
     """The mask on a grid with right angles, on which distances are those along the axes: itself, unless it is sheared (gantry
     tilt)."""
-    axes = mask.affine[:3, :3] / np.linalg.norm(mask.affine[:3, :3], axis=0)
-    if np.abs(axes.T @ axes - np.eye(3)).max() <= 1e-3:
+    if not sheared(mask.affine):
         return mask
     shape, affine = working_grid(mask, min(mask.spacing_mm))
     labels = np.zeros(shape, np.uint8)

@@ -124,18 +124,8 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
                     from_scratch=from_scratch)  # fmt: skip
     if keep and (kept := finished(out, asked, overwrite=overwrite)):
         return kept
-    tumours: dict[str, Tumours] = {}
-    there: set[int] = set()
-
-    def look(case: Case, scan: Volume, mask: Volume) -> None:
-        tumours[case.name] = measure(scan, mask)
-        there.update(int(value) for value in np.unique(mask.array) if value > 0)
-
-    found = problems(Dataset([*train, *held], names or dataset.names), progress=progress, whole=few_shot is None,
-                     model=None if from_scratch or not isinstance(model, (str, os.PathLike)) else model,
-                     look=look)  # fmt: skip
-    refuse(found, len(train) + len(held))
-    doubts = doubtful(found, {case.name for case in held})
+    tumours, there, doubts = survey(Dataset([*train, *held], names or dataset.names), held, whole=few_shot is None,
+                                    model=None if from_scratch else model, progress=progress)  # fmt: skip
     if settings.freeze:  # what it was trained on
         window_hu = window_hu or known.preprocess.window_hu
     preprocess, crop = plan([tumours[case.name] for case in train], known.preprocess, spacing_mm=spacing_mm,
@@ -162,9 +152,7 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     curve = fit(net.to(where), learn, test, settings, unfinished=out / ".unfinished", facts=facts, progress=progress)
     seconds = time.monotonic() - began
     net.eval()
-    judgeable = {
-        k: name for k, name in net.labels.items() if k in there
-    }  # of one that nobody has there is nothing to judge
+    judgeable = {k: name for k, name in net.labels.items() if k in there}  # of one that nobody has, nothing can be said
     judged = judged_cases(net, held, judgeable, progress=progress) if rank == 0 else {}
     scores = {name: found.dsc for name, found in judged.items()}
     report = Report(out, scores, facts["train"], judges, curve, seconds, doubts)
@@ -178,6 +166,22 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     if dist.is_initialized():
         dist.barrier()
     return report
+
+
+def survey(dataset: Dataset, held: list[Case], *, whole: bool, model: Any,
+           progress: bool) -> tuple[dict[str, Tumours], set[int], list[str]]:  # fmt: skip
+    """Read every case once: the tumours of each, the labels that occur, and what is doubtful. Raises for what is wrong."""
+    tumours: dict[str, Tumours] = {}
+    there: set[int] = set()
+
+    def look(case: Case, scan: Volume, mask: Volume, labels: set[int]) -> None:
+        tumours[case.name] = measure(scan, mask)
+        there.update(labels)
+
+    known = model if isinstance(model, (str, os.PathLike)) else None
+    found = problems(dataset, model=known, whole=whole, progress=progress, look=look)
+    refuse(found, len(dataset.cases))
+    return tumours, there, doubtful(found, {case.name for case in held})
 
 
 def request(train: list[Case], held: list[Case], encoder: str, **how: Any) -> dict[str, Any]:

@@ -170,17 +170,19 @@ def measure(sources: list[Source], cases: list[Case], places: list[tuple[str, in
     bar = tqdm(total=len(cases) * len(places), desc="shifts", disable=not progress or not cases)
     for case in cases:
         scan, truth = read_case(case)
-        voxels = voxel_hash(scan), voxel_hash(truth)
+        voxels = [voxel_hash(scan), voxel_hash(truth)]
         for place in places:
             shifted = None
             for number, source in enumerate(sources):
                 path = folder / str(number) / f"{case.name}--{named(*place)}.json"
                 facts = {"source": source.key(case.name, named(*place)), "seed": seed, "tolerance_mm": tolerance_mm,
                          "case": voxels}  # fmt: skip
-                kept = kept_rows(path, as_plain(json.loads(json.dumps(facts))), overwrite)
+                kept = kept_rows(path, facts, overwrite)
                 if kept is None:
                     if shifted is None:
-                        shifted = scan if source.model is None else shifted_scan(scan, case.name, place, scans, seed)
+                        file = scans / named(*place) / f"{case.name}.nii.gz" if scans else None
+                        stamp = f"ctssl {named(*place)} seed {seed} of {voxels[0][:16]}"
+                        shifted = scan if source.model is None else shifted_scan(scan, place, seed, file, stamp)
                     mask = source.mask(shifted, case.name, named(*place))
                     kept = score_masks(
                         mask, truth, name=case.name, tolerance_mm=tolerance_mm, labels=true_labels(truth)
@@ -203,37 +205,31 @@ def true_labels(truth: Volume) -> list[int]:
     return [int(v) for v in np.unique(truth.array) if v > 0] or [1]
 
 
-def shifted_scan(scan: Volume, case: str, place: tuple[str, int], folder: Path | None, seed: int) -> Volume:
-    """The scan under a shift, from `folder` if it was kept there."""
+def shifted_scan(scan: Volume, place: tuple[str, int], seed: int, file: Path | None = None, stamp: str = "") -> Volume:
+    """The scan under a shift, from `file` if it was kept there, else kept there; the header's `stamp` says of what."""
     if place[0] == CLEAN:
         return scan
-    path = folder / named(*place) / f"{case}.nii.gz" if folder else None
-    if path and path.exists():
-        kept = read(path)
+    if file and file.exists():
+        kept = read(file)
         told = bytes(kept.header["descrip"]).rstrip(b"\0").decode("latin-1")
-        if told.startswith("ctssl ") and told != stamp(scan, place, seed):
-            raise ValueError(f"{path} was made of another scan or with another seed ({told}); choose another --scans")
+        if told.startswith("ctssl ") and told != stamp:
+            raise ValueError(f"{file} was made of another scan or with another seed ({told}); choose another --scans")
         return kept
-    found = stamped(shift(scan, place[0], severity=place[1], seed=seed), scan, place, seed)
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found.save(path, overwrite=True)  # another process may have been as fast
+    found = shift(scan, place[0], severity=place[1], seed=seed)
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stamped(found, stamp).save(file, overwrite=True)  # another process may have been as fast
     return found
 
 
-def stamped(found: Volume, scan: Volume, place: tuple[str, int], seed: int) -> Volume:
-    """The shifted scan with a header that tells what it was made of, and how."""
+def stamped(scan: Volume, stamp: str) -> Volume:
+    """The scan with this text in its header."""
     import nibabel
 
-    header = (
-        nibabel.Nifti1Header() if found.header is None else nibabel.Nifti1Header.from_header(found.header, check=False)
-    )
-    header["descrip"] = stamp(scan, place, seed).encode()
-    return replace(found, header=header)
-
-
-def stamp(scan: Volume, place: tuple[str, int], seed: int) -> str:
-    return f"ctssl {named(*place)} seed {seed} of {voxel_hash(scan)[:16]}"
+    known = scan.header
+    header = nibabel.Nifti1Header() if known is None else nibabel.Nifti1Header.from_header(known, check=False)
+    header["descrip"] = stamp.encode()
+    return replace(scan, header=header)
 
 
 def kept_rows(path: Path, facts: dict[str, Any], overwrite: bool) -> list[Row] | None:
@@ -313,7 +309,7 @@ def draw(source: Source, cases: list[Case], rows: list[Row], count: int, out: Pa
         scan, truth = read_case(case)
         place = (worst["shift"], worst["severity"])
         for name, severity, score in ((CLEAN, 0, worst["from_dsc"]), (*place, worst["dsc"])):
-            seen = shifted_scan(scan, case.name, (name, severity), None, seed)
+            seen = shifted_scan(scan, (name, severity), seed)
             path = out / "overlays" / f"{case.name}--{named(name, severity)}.png"
             overlay(seen, source.mask(seen, case.name, named(name, severity)), path, outline=truth,
                     title=f"{case.name}, {named(name, severity)}: DSC {score:.2f}")  # fmt: skip

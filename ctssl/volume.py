@@ -136,10 +136,16 @@ def prepare(volume: Volume, preprocess: Preprocess) -> Volume:
     return Volume(np.clip((array - low) / (high - low), 0.0, 1.0, dtype=np.float32), affine, volume.name)
 
 
+def sheared(affine: np.ndarray) -> bool:
+    """Whether the axes of a grid are at no right angles, as with gantry tilt."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3)
+
+
 def working_grid(volume: Volume, spacing_mm: float) -> tuple[tuple[int, int, int], np.ndarray]:
     """Shape and affine of the isotropic RAS+ grid that covers a scan."""
     axes = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
-    if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3:  # sheared: nearest orthogonal axes (polar decomposition)
+    if sheared(volume.affine):  # nearest orthogonal axes (polar decomposition)
         u, _, vt = np.linalg.svd(axes)
         axes = u @ vt
     from scipy.optimize import linear_sum_assignment

@@ -120,19 +120,21 @@ PROBED = {
 
 def probed(name: str) -> dict[str, float]:
     """AUROC of the linear probe by task."""
-    path = RESULTS / "probe.json"
-    kept = json.loads(path.read_text()) if path.exists() else {"tasks": {}}
     from training.experiments.probe import patients
 
     return {task: round(float(patients(models[name], "linear", "auroc").mean()), 4)
-            for task, models in kept["tasks"].items() if name in models}  # fmt: skip
+            for task, models in kept("probe", "tasks")["tasks"].items() if name in models}  # fmt: skip
 
 
 def measured(label: str) -> list[float]:
     """Mean DSC of each seed in the sarcoma experiment."""
-    path = RESULTS / "sarcoma.json"
-    kept = json.loads(path.read_text()) if path.exists() else {"models": {}}
-    return [row["mean_dsc"] for row in kept["models"].get(label, [])]
+    return [row["mean_dsc"] for row in kept("sarcoma", "models")["models"].get(label, [])]
+
+
+def kept(experiment: str, part: str) -> dict:
+    """The results of an experiment, with nothing in its `part` where it was not made."""
+    path = RESULTS / f"{experiment}.json"
+    return json.loads(path.read_text()) if path.exists() else {part: {}}
 
 
 def started(run: dict) -> str:
@@ -170,17 +172,16 @@ def segmentation(name: str) -> str:
 
 
 def probing(name: str) -> str:
-    path = RESULTS / "probe.json"
-    kept = json.loads(path.read_text()) if path.exists() else {"tasks": {}}
+    found = kept("probe", "tasks")
     labels = [name, f"{name.split('-')[0]} (random weights)", "intensity alone", "position alone"]
-    tasks = {t: {k: models[k] for k in labels if k in models} for t, models in kept["tasks"].items()}
+    tasks = {t: {k: models[k] for k in labels if k in models} for t, models in found["tasks"].items()}
     if not any(name in models for models in tasks.values()):
         return "\nFrozen features of this model have not been probed yet.\n"
     from training.experiments.probe import beats_its_twin, table
 
     verdict = (
         "In the linear probe it is better than its random twin."
-        if beats_its_twin(kept, name)
+        if beats_its_twin(found, name)
         else (
             "**In the linear probe it is not better than the same encoder with random weights**, in neither task with its interval: it "
             "ships for comparison only (`baseline_only`)."
@@ -188,9 +189,9 @@ def probing(name: str) -> str:
     )
 
     return f"""
-Frozen features of single voxels, tumour or other tissue, by `{kept["command"]}`: mean over patients that were not fitted on,
+Frozen features of single voxels, tumour or other tissue, by `{found["command"]}`: mean over patients that were not fitted on,
 with 95% intervals.
 
-{table(kept | {"tasks": tasks})}
+{table(found | {"tasks": tasks})}
 {verdict}
 """

@@ -81,8 +81,9 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
 def scans_of(run: Run) -> list[dict[str, Any]]:
     """What the encoder has seen: the run's corpus, and that of the model it started from."""
     rows = provenance(run.corpus)
-    if (CARDS / run.init / "training.json").is_file() and run.init:
-        parents = json.loads((CARDS / run.init / "training.json").read_text())["scans"]
+    parent = CARDS / run.init / "training.json"  # there is none where it started from nothing
+    if parent.is_file():
+        parents = json.loads(parent.read_text())["scans"]
         rows += [row for row in parents if row not in rows]
     return rows
 

@@ -112,8 +112,7 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     corpus = shared_corpus(run, out, rank)
     opt, scheduler = optimizer(task, run)
     state = checkpoints.latest(out, run, device)
-    for what, now in (("processes", world), ("scans", corpus.table.stem)):
-        key = {"processes": "world", "scans": "corpus"}[what]
+    for key, what, now in (("world", "processes", world), ("corpus", "scans", corpus.table.stem)):
         if state and state.get(key, now) != now:
             raise SystemExit(f"{out} was trained with other {what} ({state[key]}, now {now}), and would not go on as the same "
                              "run: start it again as it was, or choose another --out")  # fmt: skip

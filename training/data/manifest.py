@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from ctssl.datasets import FOLDERS
 from ctssl.dicom_file import header_of, text
 from ctssl.tables import read_table
 from training.data import corpora
@@ -16,7 +17,7 @@ class Scan(NamedTuple):
     patient: str
 
 
-MASKS = {"labels": "images", "labelsTr": "imagesTr", "labelsTs": "imagesTs"}
+MASKS = {masks: images for images, masks in (*FOLDERS, ("imagesTs", "labelsTs"))}
 """Folders of masks, and of the images that they lie beside."""
 
 

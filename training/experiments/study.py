@@ -17,7 +17,7 @@ from ctssl.curves import Line, area, draw
 from ctssl.evaluation import FEWEST, holm, interval, paired
 from ctssl.similarity import Similarity
 from ctssl.writing import write_whole
-from training.experiments import middle, robustness, trials
+from training.experiments import middle, robustness, sarcoma, trials
 
 STEM = Path(__file__).parent.parent.parent / "model_cards" / "STUDY"
 SHOWN = ("{}-wild-smit", "{}-self-smit", "{}-scratch")  # in the picture of the curves
@@ -363,7 +363,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="CSV of other labelled scans, as for training.experiments.robustness")
     args = parser.parse_args()
     path = robustness.results_of(args.data)
-    stem, results, limits = STEM, robustness.sarcoma.RESULTS, OURS
+    stem, results, limits = STEM, sarcoma.RESULTS, OURS
     if args.data is not None:
         stem, results = args.data.with_suffix(".STUDY"), robustness.trainings_of(args.data)
         limits = f"- The test cases are those of {args.data.name}.\n"
