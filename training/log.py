@@ -8,6 +8,8 @@ import numpy as np
 
 from ctssl.writing import write_whole
 
+WIDEST = 5  # curves beside one another
+
 
 class Log:
     """Appends to `path`; what a resumed run does again from step `first` on is cut off before."""
@@ -51,7 +53,7 @@ def thinned(entries: list[dict[str, float]], points: int = 150) -> list[dict[str
 
 
 def picture(path: Path, out: Path, *, title: str) -> None:
-    """The curves of a log as PNG: the losses above, what else was logged below."""
+    """The curves of a log as PNG, the loss first."""
     draw(thinned(read(path)), out, title=title)
 
 
@@ -59,9 +61,14 @@ def draw(curve: list[dict[str, float]], out: Path, *, title: str) -> None:
     from matplotlib.figure import Figure
 
     names = [name for name in curve[0] if name not in ("step", "lr", "norm", "joint")]
-    figure = Figure(figsize=(3.2 * len(names), 2.6), layout="constrained")
+    columns = min(len(names), WIDEST)
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.6 * lines), layout="constrained")
     steps = [row["step"] for row in curve]
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    places = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in places[len(names) :]:
+        axes.set_axis_off()
+    for axes, name in zip(places, names, strict=False):
         axes.plot(steps, [row[name] for row in curve], lw=1.2)
         axes.set(title=name.replace("_", " "), xlabel="step")
         axes.grid(alpha=0.3)
