@@ -119,7 +119,12 @@ def _finetune(args: argparse.Namespace) -> None:
         )
         for fold in wanted
     ]  # fmt: skip
-    if int(os.environ.get("RANK", 0)) > 0:  # of torchrun's processes the first one speaks
+    if "RANK" in os.environ:  # of torchrun: none ends while another still talks to it
+        from torch import distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if int(os.environ.get("RANK", 0)) > 0:  # the first one speaks
         return
     for note in dict.fromkeys(note for report in reports for note in report.warnings):
         print(f"warning: {note}", file=sys.stderr)

@@ -324,6 +324,7 @@ for number, weight in enumerate(net.parameters()):
     weight.grad = torch.full_like(weight, float(10 * number + 4 * rank))
 share_gradients(net, 2)
 torch.save([weight.grad for weight in net.parameters()], f"{sys.argv[1]}/{rank}.pt")
+dist.destroy_process_group()
 """
 
 
