@@ -20,7 +20,7 @@ from ctssl.provenance import facts, read_metadata
 from ctssl.zoo import Preprocess
 from tests.conftest import SMALL
 from training import checkpoints, export, log, pretrain
-from training.data import cache, corpora, manifest
+from training.data import cache, corpora, manifest, seen
 from training.data.loader import Places, Samples, loader
 from training.data.manifest import Scan
 from training.data.views import Views
@@ -43,8 +43,9 @@ def phantoms(tmp_path, monkeypatch):
     """Two phantoms in place of a corpus; the folder for a run."""
     paths = [phantom(5.0, seed=i)[0].save(tmp_path / f"phantom{i}.nii.gz") for i in range(2)]
     scans = [manifest.Scan(path, path.name) for path in paths]
-    for module in (pretrain, export):
+    for module in (pretrain, export, seen):
         monkeypatch.setattr(module, "find_scans", lambda name: scans)
+    monkeypatch.setattr(seen, "data_folder", lambda: tmp_path)
     monkeypatch.setattr(
         export,
         "provenance",
@@ -452,6 +453,20 @@ def test_a_finished_run_becomes_a_model_folder_that_loads(phantoms, tmp_path):
     card = (folder / "README.md").read_text()
     assert "has not been measured" in card and f"{history['curve'][-1]['loss']:.3f}" in card
     assert export.entry(folder).strip().startswith('_pretrained("swin", "wild", "mim", "')
+
+
+def test_the_whole_state_of_a_run_is_where_another_one_starts(phantoms, tmp_path):
+    smit = dataclasses.replace(TINY, task="smit", task_args=SMALL_HEADS, steps=2)
+    before = pretrain.pretrain(smit, phantoms).state_dict()
+    export.whole_state(str(phantoms), None, tmp_path / "whole.safetensors")
+    then = dataclasses.replace(smit, seed=1, lr=1e-4, init=str(tmp_path / "whole.safetensors"))
+    after = pretrain.build(then).state_dict()
+    assert any("teacher" in key for key in before) and before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    with pytest.raises(ValueError, match="is not the state of `mim`"):
+        pretrain.build(dataclasses.replace(then, task="mim", task_args={}))
+    with pytest.raises(SystemExit, match="exists"):
+        export.whole_state(str(phantoms), None, tmp_path / "whole.safetensors")
 
 
 def test_ones_own_scans_become_an_encoder_and_a_segmenter(labelled, tmp_path):

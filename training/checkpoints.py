@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from training.run import Run
+from training.run import Run, run_in
 
 NEWEST, BEFORE = "checkpoint.pt", "checkpoint.before.pt"
 OPERATION = ("workers", "save_minutes")  # what may change between two parts of a run
@@ -29,6 +29,11 @@ def save(out: Path, run: Run, state: dict) -> None:
     if (out / NEWEST).exists():
         os.replace(out / NEWEST, out / BEFORE)
     os.replace(part, out / NEWEST)
+
+
+def run_of(out: Path) -> Run:
+    """The run whose newest state lies in a folder."""
+    return run_in(json.loads(torch.load(out / NEWEST, map_location="cpu", weights_only=True, mmap=True)["run"]))
 
 
 def latest(out: Path, run: Run, device: torch.device | str = "cpu") -> dict[str, Any] | None:

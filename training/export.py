@@ -2,8 +2,8 @@
 
 Writes `model_cards/<name>/` (weights in fp16, config with the feature fingerprint, card, training.json, hashes of the
 scans) and prints the entry for `ctssl/zoo.py`. `--card` writes only the card again, from the files that are there, `--seen`
-only the hashes. `--full-state FILE` writes the whole task (heads, teacher, mask token) as safetensors instead, for
-those who want to go on from there.
+only the hashes. `--full-state FILE` writes the whole task (heads, teacher, mask token) as safetensors instead, also of a
+folder that `training.pretrain --data` left: `training.pretrain ... --init FILE` goes on from there.
 """
 
 import argparse
@@ -119,25 +119,36 @@ def entry(folder: Path) -> str:
     return f'        _pretrained("{config["encoder"]}", "{config["corpus"]}", "{config["pretext"]}", "{config["sha256"]}"),'
 
 
+def whole_state(name: str, out: Path | None, file: Path) -> None:
+    """Write the task of a finished run, by the name of its file in `training/runs` or the folder of its checkpoint."""
+    if file.suffix != ".safetensors":
+        raise SystemExit(f"{file}: the name of a file with the whole task ends with .safetensors")
+    if file.exists():
+        raise SystemExit(f"{file} exists; choose another name")
+    own = (Path(name) / checkpoints.NEWEST).is_file()
+    run = checkpoints.run_of(Path(name)) if own else find_run(name)
+    task, _ = finished(run, out or (Path(name) if own else Path("runs") / name))
+    save_file({key: value.contiguous().clone() for key, value in task.state_dict().items()}, file)
+    print(f"{file}: python -m training.pretrain ... --init {file} goes on from there")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a file in training/runs, without .py")
+    parser.add_argument("run", help="a file in training/runs, without .py; for --full-state also the folder of a run")
     parser.add_argument("--out", type=Path, help="folder with the checkpoint (default runs/<run>)")
     parser.add_argument("--card", action="store_true", help="only the card")
     parser.add_argument("--seen", action="store_true", help="only seen.json")
     parser.add_argument("--full-state", type=Path, metavar="FILE", help="only the whole task, as safetensors")
     args = parser.parse_args()
+    if args.full_state:
+        whole_state(args.run, args.out, args.full_state)
+        return
     run = find_run(args.run)
     if args.card:
         write_card(CARDS / run.name)
         return
     if args.seen:
         (CARDS / run.name / SEEN).write_text(seen(run))
-        return
-    if args.full_state:
-        task, _ = finished(run, args.out or Path("runs") / args.run)
-        save_file({k: v.contiguous().clone() for k, v in task.state_dict().items()}, args.full_state)
-        print(f"{args.full_state}: build(run).load_state_dict(safetensors.torch.load_file(...)) takes it")
         return
     folder = export(run, args.out or Path("runs") / args.run)
     size = sum(f.stat().st_size for f in folder.iterdir()) / 1e6

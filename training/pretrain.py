@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import distributed as dist
@@ -44,19 +46,29 @@ from training.run import Run, find_run, override, own_run
 
 
 def build(run: Run) -> Any:
-    """The task of a run around its encoder, initialised from its seed, or from `run.init`."""
+    """The task of a run around its encoder, initialised from its seed, or from `run.init`: a model, or a whole task in a
+    `.safetensors` file (`training.export --full-state`)."""
     torch.manual_seed(run.seed)
     if run.encoder not in ENCODERS or run.task not in TASKS:
         raise SystemExit(f"run {run.name}: encoders are {sorted(ENCODERS)}, tasks are {sorted(TASKS)}")
     encoder = ENCODERS[run.encoder](checkpointing=run.checkpointing, **run.encoder_args)
-    if run.init:
+    whole = run.init.endswith(".safetensors")
+    if run.init and not whole:
         start: Any = ctssl.load(run.init)
         if start.config != encoder.config:
             raise SystemExit(
                 f"{run.init} is built otherwise than this run's encoder: {start.config} and {encoder.config}"
             )
         encoder.load_state_dict(start.state_dict())
-    return TASKS[run.task](encoder, **run.task_args)
+    task: Any = TASKS[run.task](encoder, **run.task_args)
+    if whole:
+        try:
+            task.load_state_dict(load_file(run.init))
+        except (RuntimeError, SafetensorError) as error:  # what is missing or of another shape, or a damaged file
+            raise ValueError(
+                f"{run.init} is not the state of `{run.task}` on this {run.encoder}, so it cannot go on from there: {error}"
+            ) from error
+    return task
 
 
 def optimizer(task: nn.Module, run: Run) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
@@ -235,7 +247,9 @@ def main() -> None:
     parser.add_argument("--data", help="instead: your scans, as a folder or a CSV with the column image")
     parser.add_argument("--model", choices=sorted(ENCODERS), help="the encoder to train on them")
     parser.add_argument("--task", choices=sorted(TASKS), help="the pretext")
-    parser.add_argument("--init", default="", help="start from this model instead of from random weights")
+    parser.add_argument(
+        "--init", default="", help="start from this model, or from this FILE of training.export --full-state"
+    )
     parser.add_argument("--out", type=Path, help="folder for what comes out (default runs/<run>)")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
     args = parser.parse_args()

@@ -82,6 +82,12 @@ def find_run(name: str) -> Run:
     return importlib.import_module(f"training.runs.{name.replace('-', '_').replace('/', '.')}").run
 
 
+def run_in(told: dict[str, Any]) -> Run:
+    """A run from what a checkpoint, or a card's `training.json`, tells of it."""
+    parts = {"preprocess": Preprocess(**told["preprocess"]), "views": Views(**told["views"])}
+    return Run(**{**told, **parts})
+
+
 def own_run(data: str, encoder: str, task: str, name: str) -> Run:
     """The published recipe on other scans."""
     return Run(name, encoder, task, data, encoder_args=SMALL[encoder], steps=STEPS[task], **RECIPES.get(task, {}))
