@@ -26,6 +26,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--tta", action="store_true", help="average over all mirrorings: a little better, eight times slower"
     )
+    sub.add_argument("--threshold", type=float, metavar="P",
+                     help="probability from which on a voxel counts; lower finds more (default: the model's own)")  # fmt: skip
     sub.add_argument(
         "--max-memory", type=float, default=8.0, metavar="GB", help="that it may take (default: %(default)s)"
     )
@@ -57,7 +59,7 @@ def _segment(args: argparse.Namespace) -> None:
         free(args.overlay, args.overwrite, ".png")
     if args.out.endswith(".dcm") and not Path(args.scan).is_dir():
         raise ValueError(f"{args.out} would be a DICOM-SEG, which needs the folder of a DICOM series, not {args.scan}")
-    model = ctssl.load_segmenter(args.model, device=args.device)
+    model = _model(args)
     scan = ctssl.read(args.scan, series=args.series)
     if args.out.endswith(".dcm"):
         _segment_dicom(args, model, scan)
@@ -75,6 +77,15 @@ def _segment(args: argparse.Namespace) -> None:
         f"{name} {value:.1f} ml" if value else f"no {name} found" for name, value in facts["volume_ml"].items()
     )
     print(f"{args.out}: {found}" + (f"; picture {args.overlay}" if args.overlay else ""))
+
+
+def _model(args: argparse.Namespace) -> Any:
+    model = ctssl.load_segmenter(args.model, device=args.device)
+    if args.threshold is not None:
+        if not 0 < args.threshold < 1:
+            raise ValueError(f"--threshold {args.threshold:g}: a probability between 0 and 1")
+        model.threshold = args.threshold
+    return model
 
 
 def _segment_dicom(args: argparse.Namespace, model: Any, scan: Any) -> None:
@@ -113,7 +124,7 @@ def _segment_folder(args: argparse.Namespace, scans: dict[str, Path]) -> None:
     there = [name for name in scans if (out / f"{name}.nii.gz").exists()]
     if there and not args.resume and not args.overwrite:
         raise FileExistsError(f"{out} holds masks of {len(there)} of these scans; add --resume or --overwrite")
-    model = ctssl.load_segmenter(args.model, device=args.device)
+    model = _model(args)
     failed = segment_all(model, scans, out, tta=args.tta, max_memory_gb=args.max_memory,
                          with_probabilities=args.probabilities, resume=args.resume, overwrite=args.overwrite,
                          progress=not args.json)  # fmt: skip

@@ -36,6 +36,7 @@ from ctssl.provenance import fingerprint_of
 from ctssl.shifts.copies import shifted_copies
 from ctssl.splits import astride, divide, few, part, validation
 from ctssl.tables import read_json
+from ctssl.thresholds import choose
 from ctssl.volume import Volume, prepare, resample
 from ctssl.zoo import ModelSpec, Preprocess, info, list_models
 
@@ -152,6 +153,8 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     curve = fit(net.to(where), learn, test, settings, unfinished=out / ".unfinished", facts=facts, progress=progress)
     seconds = time.monotonic() - began
     net.eval()
+    if rank == 0:
+        net.threshold = facts["threshold"] = choose(net, sides[1], [mask for _, mask in test], progress=progress)
     judgeable = {k: name for k, name in net.labels.items() if k in there}  # of one that nobody has, nothing can be said
     judged = judged_cases(net, held, judgeable, progress=progress) if rank == 0 else {}
     scores = {name: found.dsc for name, found in judged.items()}

@@ -101,7 +101,7 @@ def segment(model: Segmenter, source: Any, *, overlap: float = 0.5, tta: bool = 
     volume = read(source)
     slices = plan(model, volume, max_memory_gb)
     found, affine = windowed(model, volume, overlap=overlap, tta=tta, progress=progress)
-    return replace(volume, array=onto(found, affine, volume, slices))
+    return replace(volume, array=onto(found, affine, volume, slices, threshold=model.threshold))
 
 
 def probabilities(model: Segmenter, source: Any, *, overlap: float = 0.5, tta: bool = False,
@@ -279,13 +279,13 @@ def write_mask(model: Segmenter, scan: Volume, target: Path, *, overlap: float =
         raise FileExistsError(f"{taken[0]} exists; choose another name, or overwrite it on purpose")
     if with_probabilities:
         maps = probabilities(model, scan, **how)
-        mask = replace(scan, array=likeliest([one.array for one in maps.values()], list(model.labels)))
+        mask = replace(scan, array=likeliest([one.array for one in maps.values()], list(model.labels), model.threshold))
     else:
         mask = segment(model, scan, **how)
     ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
     volumes = {label: round(float((mask.array == k).sum()) * ml, 3) for k, label in model.labels.items()}
     facts = {"labels": model.labels, "volume_ml": volumes, "scan": scan.name, "model": model.spec.name if model.spec else "",
-             "sha256": model.spec.sha256 if model.spec else ""}  # fmt: skip
+             "sha256": model.spec.sha256 if model.spec else "", "threshold": model.threshold}  # fmt: skip
     for label, one in maps.items():
         one.save(places[label], overwrite=overwrite)
     write_whole(folder / f"{name}.ctssl.json", json.dumps(facts, indent=1) + "\n")
@@ -293,20 +293,26 @@ def write_mask(model: Segmenter, scan: Volume, target: Path, *, overlap: float =
     return mask, facts
 
 
-def likeliest(maps: list[np.ndarray], labels: list[int]) -> np.ndarray:
-    """The label (uint8) whose probability is highest, where it is higher than that of the background, which is the rest."""
+def likeliest(maps: list[np.ndarray], labels: list[int], threshold: float = 0.5) -> np.ndarray:
+    """The label (uint8) whose probability is highest, where it beats that of the background, which is the rest (see `odds`)."""
     total, best, numbers = np.zeros_like(maps[0]), np.zeros_like(maps[0]), np.zeros(maps[0].shape, np.uint8)
     for label, one in zip(labels, maps, strict=True):
         total += one
         better = one > best
         best[better], numbers[better] = one[better], label
-    numbers[best <= 1 - total] = 0
+    numbers[best <= (1 - total) * odds(threshold)] = 0
     return numbers
 
 
-def onto(found: np.ndarray, affine: np.ndarray, volume: Volume, slices: int | None = None) -> np.ndarray:
+def odds(threshold: float) -> float:
+    """How many times as likely as the background a label has to be; at a threshold of 0.5 the likeliest of all wins."""
+    return threshold / (1 - threshold)
+
+
+def onto(found: np.ndarray, affine: np.ndarray, volume: Volume, slices: int | None = None, *,
+         threshold: float = 0.5) -> np.ndarray:  # fmt: skip
     """Probabilities `(classes, x, y, z)` on a working grid -> uint8 labels `(X, Y, Z)` on the scan's own grid, the likeliest of
-    each voxel; `slices` at a time."""
+    each voxel that beats the background (see `odds`); `slices` at a time."""
     labels = np.zeros(volume.shape, np.uint8)
     slices = slices or volume.shape[2]
     for first in range(0, volume.shape[2], slices):
@@ -316,6 +322,7 @@ def onto(found: np.ndarray, affine: np.ndarray, volume: Volume, slices: int | No
         best = np.zeros(part.shape, np.float32)
         for number, one in enumerate(found):
             here = resample(one, affine, part.shape, grid, fill=float(number == 0))
+            here = here if number else here * odds(threshold)
             better = here > best
             part[better], best[better] = number, here[better]
     return labels

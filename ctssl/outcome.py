@@ -116,7 +116,8 @@ def card(report: Report, judged: dict[str, Judged], settings: Settings, facts: d
         f'```python\nimport ctssl\n\nmask = ctssl.load_segmenter("{name}").segment("scan.nii.gz")\n```\n',
         f"## Training\n{len(report.train) - len(report.validated)} cases, {report.seconds / 60:.0f} minutes"
         + (f"; {len(report.validated)} more cases chose among the weights of the last {len(report.curve)} evaluations "
-           f"(DSC on crops: {max(row['dsc'] for row in report.curve):.3f})" if report.validated else "") + ".\n",
+           f"(DSC on crops: {max(row['dsc'] for row in report.curve):.3f}), and from which probability on a voxel counts "
+           f"({facts['threshold']:g})" if report.validated else "") + ".\n",
     ]  # fmt: skip
     if report.warnings:
         lines.append("## Doubtful cases\n" + "".join(f"- {note}\n" for note in report.warnings))

@@ -26,21 +26,25 @@ class Segmenter(nn.Module):
         labels: names of the classes, `{1: "tumour"}`.
         window: voxels along each side of the pieces in which `segment` works, those of the crops of the training.
         parent: name of the pretrained encoder, for `config.json`.
+        threshold: probability (0 to 1) from which on `segment` takes a label instead of the background.
     """
 
     def __init__(self, encoder: Any, *, head: str = "light", classes: int = 2, labels: dict[int, str] | None = None,
-                 window: int = 64, parent: str | None = None) -> None:  # fmt: skip
+                 window: int = 64, parent: str | None = None, threshold: float = 0.5) -> None:  # fmt: skip
         super().__init__()
         if head not in HEADS:
             raise ValueError(f"no head is called {head!r}; there are {sorted(HEADS)}")
         if classes < 2:
             raise ValueError(f"classes={classes}: at least 2, the background is one")
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold={threshold:g}: a probability between 0 and 1")
         self.encoder = encoder
         kind: Any = HEADS[head]
         whole = {"crop": window} if getattr(kind, "whole", False) else {}
         self.head = kind(encoder.channels, encoder.strides, classes, **whole)
         self.head_name, self.classes, self.window = head, classes, window
         self.labels = labels or ({1: "tumour"} if classes == 2 else {i: f"class {i}" for i in range(1, classes)})
+        self.threshold = threshold
         self.origin: tuple[dict[str, str], str] | None = None
         self.parent = (encoder.spec.name if encoder.spec else "") if parent is None else parent
 
@@ -99,6 +103,7 @@ class Segmenter(nn.Module):
         own = encoder_config(self.encoder, name=Path(folder).resolve().name)
         own |= {"name": Path(folder).resolve().name, "kind": "segmenter", "head": self.head_name,
                    "labels": {str(k): v for k, v in self.labels.items()}, "window": self.window, "parent": self.parent,
+                   "threshold": self.threshold,
                    "parameters": sum(p.numel() for p in self.parameters())}  # fmt: skip
         return write_folder(
             self, folder, {**own, **(config or {})}, half=half, overwrite=overwrite, extra=extra, metadata=metadata
@@ -112,6 +117,7 @@ def segmenter_settings(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     try:
         labels = {int(k): str(v) for k, v in config["labels"].items()}
         head, window, parent = config["head"], int(config["window"]), str(config.get("parent", ""))
+        threshold = float(config.get("threshold", 0.5))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"{folder}/config.json is not that of a segmenter ({error!r}); export it again") from error
     if not labels or sorted(labels) != list(range(1, len(labels) + 1)) or len(labels) > 255:
@@ -120,4 +126,6 @@ def segmenter_settings(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder}/config.json has the head {head!r} and windows of {window} voxels (1 to {WIDEST_WINDOW})"
         )
-    return dict(head=head, classes=len(labels) + 1, labels=labels, window=window, parent=parent)
+    if not 0 < threshold < 1:
+        raise ValueError(f"{folder}/config.json has the threshold {threshold:g}; it is a probability between 0 and 1")
+    return dict(head=head, classes=len(labels) + 1, labels=labels, window=window, parent=parent, threshold=threshold)
