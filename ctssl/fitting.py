@@ -45,8 +45,8 @@ class Settings:
     AMX); a GPU always takes it.
 
     `validation`: share of the training patients (of ten or more) on whose crops the weights are judged `evaluations` times.
-    The best by a moving average of that DSC are kept, as nnU-Net does (single evaluations on a few crops are noisy), and the
-    training ends when `patience` evaluations in a row brought nothing.
+    The best by a moving average of that DSC are kept (single evaluations on a few crops are noisy), from half of the steps on,
+    when the learning rate has fallen; the training ends when `patience` evaluations in a row then brought nothing.
 
     Augmentation: mirroring always; `trim` is the chance of cutting margins off the scan first (at most half of it along each
     axis), so that where a tumour lies between the scan's borders says nothing; `warp` the chance of turning by up to `degrees`
@@ -124,8 +124,10 @@ class Progress:
             self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
 
     def since_best(self) -> int:
-        """Evaluations since the last one whose average was as good as any."""
-        scores = self.smoothed()
+        """Evaluations since the last one whose average was as good as any in the second half of the training. Before that the
+        learning rate is high, and weights that look good on a few crops are luck: the latest are kept."""
+        late = [2 * row["step"] > (self.steps or 0) for row in self.curve]
+        scores = [score if there else 0.0 for score, there in zip(self.smoothed(), late, strict=True)]
         return scores[::-1].index(max(scores)) if scores else 0
 
 
