@@ -95,7 +95,7 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
         few_shot: train on so many of the patients only, drawn by `settings.seed`; the held-out cases stay the same.
         folds, fold: hold out part `fold` of `folds` equal parts of the patients instead.
         spacing_mm: at which the segmenter works. None: a tenth of the median tumour's diameter, between the scans' own
-            and the encoder's (and `settings.crop` follows from both).
+            and twice the encoder's (and `settings.crop` follows from both).
         window_hu: from which to which HU it sees contrast, `(low, high)`. None: what 99% of the labelled voxels are and a
             quarter of that more on either side; the encoder's own for `freeze`.
         names: of the labels, `{1: "tumour"}`.

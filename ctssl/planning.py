@@ -12,6 +12,7 @@ from ctssl.zoo import Preprocess
 
 LOOKED_AT = 2000  # labelled voxels of a case
 NARROWEST_HU = 200.0
+COARSER = 2.0  # than the encoder's own spacing: of large tumours a crop then shows the surroundings, in a fraction of the time
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def plan(
 ) -> tuple[Preprocess, int]:
     """How scans are prepared, and the voxels along a crop: what is given (`crop` 0: nothing), the rest from the cases' tumours.
 
-    `own`: what the encoder was trained on, the coarsest spacing and the window where nothing is labelled.
+    `own`: what the encoder was trained on; the spacing is at most `COARSER` times its own, and its window is taken where nothing
+    is labelled.
     """
     tumours = together(cases)
     found = Preprocess(spacing_mm or fitting_spacing(tumours, own.spacing_mm),
@@ -55,11 +57,12 @@ def plan(
     return found, crop or fitting_crop(tumours, found.spacing_mm)
 
 
-def fitting_spacing(tumours: Tumours, widest: float) -> float:
-    """A tenth of the tumours' diameter in mm, not finer than the scans are, nor coarser than `widest`."""
+def fitting_spacing(tumours: Tumours, own: float) -> float:
+    """A tenth of the tumours' diameter in mm, not finer than the scans are, nor coarser than `COARSER` times the encoder's `own`
+    spacing, which is taken where there is nothing."""
     if not tumours.diameter_mm:
-        return widest
-    return round(min(widest, max(tumours.diameter_mm / 10, tumours.finest_mm)), 2)
+        return own
+    return round(min(COARSER * own, max(tumours.diameter_mm / 10, tumours.finest_mm)), 2)
 
 
 def fitting_window(tumours: Tumours, otherwise: tuple[float, float]) -> tuple[float, float]:

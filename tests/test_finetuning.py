@@ -445,10 +445,10 @@ def test_the_spacing_follows_from_the_tumours():
         x, y, z = np.meshgrid(place, place, place, indexing="ij")
         mask = (x**2 + y**2 + z**2 < radius_mm**2).astype(np.uint8)
         ball = Volume(mask, np.diag([voxel_mm] * 3 + [1.0]))
-        return planning.fitting_spacing(planning.together([planning.measure(ball, ball)]), 2.0)
+        return planning.fitting_spacing(planning.together([planning.measure(ball, ball)]), 1.5)
 
     assert spacing(6.0, 1.0) == pytest.approx(1.2, abs=0.02)  # 12 mm across
-    assert spacing(25.0, 1.0) == 2.0 and spacing(3.0, 1.0) == 1.0
+    assert spacing(25.0, 1.0) == 3.0 and spacing(3.0, 1.0) == 1.0
     nothing = planning.Tumours(0.0, 1.0, np.zeros(0))
     assert planning.fitting_spacing(nothing, 2.0) == 2.0
     assert [planning.fitting_crop(planning.Tumours(mm, 1.0, np.zeros(0)), 2.0) for mm in (20.0, 90.0)] == [64, 96]

@@ -5,12 +5,12 @@ model with each seed; without names the core design, {swin, vit} x {wild, self} 
 nnU-Net's network. A training that is in `results/sarcoma.json` with the same settings is not done again, and one that was
 interrupted goes on. `--show` only prints.
 
-The recipe was chosen on nine of the training cases, trained on the other 17 (mean DSC there). 400 steps at 3 mm with crops of 64
-voxels gave 0.63, and even the cases trained on had only 0.72: too few steps. 4 mm with crops of 48 see as much in less than half of
-the time; with 1,000 such steps and averaged weights `swin-wild-mim` had 0.68, and 0.72 with a threshold below 0.5, from which all
-gained (see `ctssl.thresholds`). Nothing is cut off before cropping (`trim`): all these scans are cut around their tumours. Three of
-the training patients choose weights and threshold (see `ctssl.Settings`). A step of nnU-Net's network takes as long as 15 of the
-Swin's (`OMP_NUM_THREADS=1 python -m tests.benchmarks.finetune 2 48 4 1`), so it takes a share of the steps.
+The recipe was chosen on nine of the training cases after training on the other 17 (mean DSC of `swin-wild-mim` there, one
+training each). 400 steps at 3 mm with crops of 64 voxels: 0.63, and even the cases trained on had only 0.72, so more steps were
+wanted. Crops of 48 voxels of 4 mm see as much in less than half of the time: 600 steps with averaged weights, a threshold
+(`ctssl.thresholds`) and nothing cut off before cropping (`trim`), 0.68; the same with `trim`, 0.62. Three of the training
+patients choose weights and threshold. A step of nnU-Net's network takes as long as 15 of the Swin's, so it takes a share of the
+steps (`OMP_NUM_THREADS=1 python -m tests.benchmarks.finetune 2 48 4 1`).
 """
 
 from pathlib import Path
