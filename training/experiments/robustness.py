@@ -39,7 +39,7 @@ from training.experiments import sarcoma, trials
 RESULTS = Path(__file__).parent / "results" / "robustness.json"
 COMMAND = "python -m training.experiments.robustness"
 SEVERITIES = (1, 3, 5)
-CROPS, SIZE = 256, 32  # for CKA: at 3 mm the scans are hardly larger than 64 voxels, and each would give one crop
+CROPS, SIZE = 256, 24  # for CKA: at 4 mm the scans are hardly larger than 48 voxels, and each would give one crop
 KERNELS = ("SOFT", "STANDARD")
 MODELS = [model for model in sarcoma.DESIGN if model != "dynunet"] + ["swin-wild-contrastive", "vit-wild-contrastive"]
 STRATA = [f"{encoder}-{start}" for encoder in ("swin", "vit") for start in ("wild-smit", "self-smit", "scratch")]

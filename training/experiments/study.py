@@ -37,7 +37,7 @@ OURS = """- The task is sarcoma of the limbs instead of lung cancer; tumours are
   set holds a limb, the task's own anatomy.
 - Scans are cut around their tumours. An ellipsoid in the middle of the scan, drawn without looking at it, is a baseline that no
   shift of the image can harm: a model is robust in earnest only as far as it is better than that.
-- Segmenters work at 3 mm, which hides most of what a kernel or a dose changes; the first severity of `thickness` (3 mm) is no
+- Segmenters work at 4 mm, which hides most of what a kernel or a dose changes; the first severity of `thickness` (3 mm) is no
   change on slices of 3.27 mm; `truncation` cuts a circle around the middle of scans that are cut around their tumours, and what
   it cuts off counts as missed; `dose` and `streaks` know nothing of the body outside the cut. The kernels of the strata are of
   one maker, both smooth in the paper's bins.
