@@ -98,7 +98,8 @@ mask = ctssl.load_segmenter("{loaded_as(config)}").segment("scan.nii.gz")
 
 ## Data and training
 {facts["source"]} ({facts["licence"]}): {trained} cases to train on, {len(report["validated"])} that chose the weights among
-{len(report["curve"])} evaluations, {report["settings"]["steps"]} steps, {report["seconds"] / 60:.0f} minutes on two CPU cores.
+{len(report["curve"])} evaluations and the threshold ({config["threshold"]:g}: the probability from which on a voxel counts),
+{report["settings"]["steps"]} steps, {report["seconds"] / 60:.0f} minutes on a CPU.
 Licence of the weights: {config["licence"]}.
 
 ## What it is worth

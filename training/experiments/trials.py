@@ -40,12 +40,13 @@ class Experiment:
     spacing_mm: float | None = None
 
 
-def label_of(model: str, head: str, few_shot: int | None) -> str:
-    """What a trial is called in results and tables."""
+def label_of(model: str, head: str, few_shot: int | None, steps: int | None = None) -> str:
+    """What a trial is called in results and tables; `steps`: if they are not the experiment's."""
     return (
         model
         + ("" if head == "light" or model == "dynunet" else f" + {head}")
         + (f", {few_shot} cases" if few_shot else "")
+        + (f", {steps} steps" if steps else "")
     )
 
 
@@ -148,7 +149,8 @@ def folder_of(experiment: Experiment, runs: Path, label: str, seed: int) -> Path
 def train(experiment: Experiment, model: str, *, seed: int, runs: Path, head: str = "light", few_shot: int | None = None,
           steps: int | None = None, again: bool = False) -> None:  # fmt: skip
     """One training, unless it is in the results; `again`: all the same, for its segmenter."""
-    label = label_of(model, head, few_shot)
+    own = steps in (None, experiment.settings.steps)
+    label = label_of(model, head, few_shot, None if own else steps)
     out = folder_of(experiment, runs, label, seed)
     steps = steps_of(experiment, model, steps or experiment.settings.steps)
     settings = replace(experiment.settings, steps=steps, seed=seed)
@@ -162,7 +164,9 @@ def run(experiment: Experiment, description: str | None) -> None:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=experiment.design)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=experiment.settings.steps)
+    parser.add_argument(
+        "--steps", type=int, default=experiment.settings.steps, help="other than %(default)s: rows of their own"
+    )
     parser.add_argument("--head", default="light")
     parser.add_argument("--few-shot", type=int, metavar="N", help="train on N patients only")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the segmenters")
