@@ -1,6 +1,7 @@
 """Numbers in the README and the cards are those of the result files."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from ctssl import Settings
 from ctssl.zoo import MODELS
 from training.card import card, strictest
 from training.data.corpora import nodule_split, split
@@ -167,6 +169,26 @@ def test_the_cost_is_the_first_evaluation_near_the_last_one():
     }
     assert trials.scratch_of("swin-wild-mim, 5 cases", models) == "swin-scratch, 5 cases"
     assert trials.scratch_of("swin-wild-mim", models) == "swin-scratch" and trials.scratch_of("dynunet", models) is None
+
+
+def test_a_training_of_another_length_has_a_row_of_its_own_and_none_is_done_twice(tmp_path, monkeypatch):
+    done = []
+
+    def measure(experiment, model, *, head, few_shot, settings, out):
+        done.append((model, settings.steps, out.name))
+        return {"seed": settings.seed, "mean_dsc": 0.5, "cases": {}, "settings": asdict(settings), "spacing_mm": None}
+
+    monkeypatch.setattr(trials, "measure", measure)
+    experiment = trials.Experiment(
+        "task", "command", lambda: tmp_path, [], tmp_path / "r.json", [], {"dynunet": 0.5}, Settings(steps=10)
+    )
+    for _ in range(2):
+        trials.train(experiment, "swin-wild-mim", seed=0, runs=tmp_path)
+        trials.train(experiment, "swin-wild-mim", seed=0, runs=tmp_path, steps=30)
+        trials.train(experiment, "dynunet", seed=0, runs=tmp_path, steps=10)
+    assert done == [("swin-wild-mim", 10, "task-swin-wild-mim-0"), ("swin-wild-mim", 30, "task-swin-wild-mim-30steps-0"),
+                    ("dynunet", 5, "task-dynunet-0")]  # fmt: skip
+    assert list(trials.read(experiment.results)["models"]) == ["swin-wild-mim", "swin-wild-mim, 30 steps", "dynunet"]
 
 
 def test_the_middle_is_an_ellipsoid_of_its_share():
