@@ -13,14 +13,16 @@ from ctssl import Settings
 from ctssl.zoo import MODELS
 from training.card import card, strictest
 from training.data.corpora import nodule_split, split
-from training.experiments import probe, sarcoma, trials
+from training.experiments import lung_nodules, probe, sarcoma, trials
 from training.export_segmenter import TASKS
 from training.export_segmenter import card as segmenter_card
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(("name", "table"), [("sarcoma", sarcoma.table), ("probe", probe.short)])
+@pytest.mark.parametrize(
+    ("name", "table"), [("sarcoma", sarcoma.table), ("lung-nodule", lung_nodules.table), ("probe", probe.short)]
+)
 def test_the_readme_shows_the_measured_table(name, table):
     text = (ROOT / "README.md").read_text()
     assert text.split(f"<!-- {name} -->\n")[1].split("<!-- end -->")[0] == table()
