@@ -162,8 +162,9 @@ def prepare_folder(out: Path, overwrite: bool) -> None:
 
 
 def measure(sources: list[Source], cases: list[Case], places: list[tuple[str, int]], folder: Path, *, scans: Path | None,
-            seed: int, tolerance_mm: float, overwrite: bool, progress: bool) -> list[Row]:  # fmt: skip
-    """Rows of every source, case and place: those in `folder`, and the others measured and kept there."""
+            seed: int, tolerance_mm: float | None, overwrite: bool, progress: bool) -> list[Row]:  # fmt: skip
+    """Rows of every source, case and place: those in `folder`, and the others measured and kept there. `tolerance_mm`: None for
+    no distances."""
     from tqdm import tqdm
 
     rows: dict[str, list[Row]] = {source.name: [] for source in sources}

@@ -26,11 +26,15 @@ from typing import Any
 import numpy as np
 
 import ctssl
+from ctssl.curves import CLEAN
 from ctssl.datasets import find_cases, read_case
 from ctssl.finetuning import BASELINES, fresh, published
 from ctssl.hub import read_config
 from ctssl.metrics import volume_ml
+from ctssl.robustness import measure
+from ctssl.shifts import SHIFTS
 from ctssl.similarity import compare
+from ctssl.sources import find_sources
 from ctssl.splits import divide
 from ctssl.writing import write_whole
 from training.data.corpora import cases, data_folder, split
@@ -126,11 +130,12 @@ def under_shifts(source: trials.Experiment, model: str, seed: int, runs: Path, p
     folder = segmenter(source, model, seed, runs)
     if measured(path, folder, "shifts", model, str(seed)):
         return
-    found = ctssl.measure_robustness(source.data(), model=folder, cases=source.test, severities=SEVERITIES, overlays=0,
-                                     out=runs / f"robustness-{folder.name}", scans=runs / f"shifted-{source.name}",
-                                     overwrite=True, progress=True)  # fmt: skip
+    chosen = [case for case in find_cases(source.data()).cases if case.name in source.test]
+    places = [(CLEAN, 0), *((name, severity) for name in SHIFTS for severity in SEVERITIES)]
+    rows = measure(find_sources(folder, None, None, "cpu"), chosen, places, runs / f"robustness-{folder.name}",
+                   scans=runs / f"shifted-{source.name}", seed=0, tolerance_mm=None, overwrite=True, progress=True)  # fmt: skip
     labels: dict[tuple[str, str, str], list[float]] = {}
-    for row in found.rows:
+    for row in rows:
         labels.setdefault((row["shift"], str(row["severity"]), row["case"]), []).append(row["dsc"])
     table: dict[str, dict[str, dict[str, float]]] = {}
     for (shift, severity, case), values in labels.items():
