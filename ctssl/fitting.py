@@ -20,6 +20,7 @@ from torch import distributed as dist
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ctssl import precision
 from ctssl.sampling import anywhere, augment, crop_at, degraded, random_part, turned_and_scaled, warped
 from ctssl.writing import write_weights, write_whole
 
@@ -198,7 +199,7 @@ def descend(
 ) -> float:
     """One step of the optimiser; returns the loss, Dice and cross-entropy (with deep supervision, where the head has it)."""
     device, loss_of = next(net.parameters()).device, criterion()
-    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+    with precision.half(device.type, enabled=half):
         found = net.supervised(image.to(device))
     loss = torch.stack([weight * loss_of(logits.float(), label.to(device)) for weight, logits in found]).sum()
     opt.zero_grad(set_to_none=True)

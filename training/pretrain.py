@@ -32,6 +32,7 @@ import ctssl
 from ctssl.datasets import SEEN
 from ctssl.encoders import ENCODERS
 from ctssl.loading import encoder_config, write_folder
+from ctssl.precision import half
 from ctssl.provenance import facts
 from ctssl.zoo import ModelSpec
 from training import checkpoints, log
@@ -90,10 +91,10 @@ def backward(model: nn.Module, pieces: list[Batch], *, bf16: bool = False) -> di
     """
     task: Any = model.module if isinstance(model, DistributedDataParallel) else model
     world = dist.get_world_size() if isinstance(model, DistributedDataParallel) else 1
-    precision = torch.autocast(pieces[0].image.device.type, torch.bfloat16, enabled=bf16)
+    device = pieces[0].image.device.type
     others = None
     if len(pieces) > 1 and hasattr(task, "embed"):
-        with torch.no_grad(), precision:
+        with torch.no_grad(), half(device, enabled=bf16):
             own = torch.cat([task.embed(piece) for piece in pieces], 1)
         others = everyone(own, torch.cat([piece.patients for piece in pieces]))
     numbers: dict[str, float] = {}
@@ -102,7 +103,7 @@ def backward(model: nn.Module, pieces: list[Batch], *, bf16: bool = False) -> di
         last = i == len(pieces) - 1
         quiet = contextlib.nullcontext() if last or world == 1 else model.no_sync()  # type: ignore[operator]
         with quiet:
-            with precision:
+            with half(device, enabled=bf16):
                 result = model(piece) if others is None else model(piece, others._replace(start=others.start + start))
             loss = result["loss"] / len(pieces)
             if "joint" in result:  # already over the whole step; the devices' mean would divide it
