@@ -152,12 +152,13 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--folder", type=Path, help="that the training left, if it is not RUNS/TASK-MODEL-SEED")
     parser.add_argument("--card", action="store_true", help="only the card")
     args = parser.parse_args()
     if args.card:
         write_card(CARDS / f"{args.task}-{args.model}", args.task)
         return
-    folder = export(args.task, args.model, args.runs / f"{args.task}-{args.model}-{args.seed}")
+    folder = export(args.task, args.model, args.folder or args.runs / f"{args.task}-{args.model}-{args.seed}")
     print(folder)
     if free(read_config(folder)["licence"]):
         print(f"The entry for ctssl/zoo.py:\n{entry(folder)}\nThe line for pyproject.toml:\n"
