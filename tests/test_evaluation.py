@@ -117,6 +117,8 @@ def test_a_tilted_gantry_changes_neither_volume_nor_distance():
     assert row["hd95_mm"] == pytest.approx(5.5, abs=1.0)
     overlap = 1 - 6 / 28 * (1.5 - 0.5 * (6 / 28) ** 2)
     assert row["dsc"] == pytest.approx(overlap, abs=0.02)
+    (without,) = evaluation.score_masks(balls[1], balls[0], name="x", tolerance_mm=None)  # and so without distances
+    assert math.isnan(without["hd95_mm"]) and math.isnan(without["nsd"]) and without["dsc"] == row["dsc"]
 
 
 def test_holm_by_hand():
