@@ -128,8 +128,8 @@ def picture(rows: list[Row], models: list[str], shifts: list[str], path: Path) -
                   for model in models} for shift in shifts}, path)  # fmt: skip
 
 
-def draw(panels: dict[str, dict[str, Line]], path: Path) -> None:
-    """The same from lines by shift and model."""
+def draw(panels: dict[str, dict[str, Line]], path: Path, *, whole: bool = True) -> None:
+    """The same from lines by shift and model. `whole`: from 0 to 1, or only where the lines are."""
     from matplotlib.figure import Figure
 
     columns = min(4, len(panels))
@@ -142,7 +142,7 @@ def draw(panels: dict[str, dict[str, Line]], path: Path) -> None:
             place.plot(severity, mean, "o-", ms=4, color=f"C{number}", label=model)
             place.fill_between(severity, low, high, alpha=0.15, color=f"C{number}", lw=0)
         place.set_title(shift, fontsize=10)
-        place.set(xlabel="severity", xticks=range(6), ylim=(0, 1))
+        place.set(xlabel="severity", xticks=range(6), **({"ylim": (0, 1)} if whole else {}))
     for place in places[len(panels) :]:
         place.set_axis_off()
     for line in range(count):

@@ -316,7 +316,9 @@ def markdown(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
         lines += ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
         lines += ["| " + " | ".join(_cell(value) for value in row.values()) + " |" for row in rows]
     if pictures:
-        lines.append("\n## Pictures\n")
+        lines.append(
+            "\n## Pictures\n\nCurves: mean DSC; bands: 95% interval of its change from the clean scans, over patients.\n"
+        )
         lines += [f"![{path.stem.partition('STUDY_')[2].replace('_', ', ')}]({path.name})" for path in pictures]
     return "\n".join(lines) + "\n"
 
@@ -330,7 +332,8 @@ def _cell(value: Any) -> str:
 
 
 def draw_pictures(kept: dict[str, Any], trained: dict[str, Any], stem: Path) -> list[Path]:
-    """DSC against severity for each encoder, mean and interval over patients; and CKA before and after fine-tuning."""
+    """DSC against severity for each encoder, with the interval of its change from the clean scans over patients (that of the DSC
+    itself, patients being so different, would hide everything); and CKA before and after fine-tuning."""
     made = []
     for encoder in ("swin", "vit"):
         panels: dict[str, dict[str, Line]] = {}
@@ -340,8 +343,12 @@ def draw_pictures(kept: dict[str, Any], trained: dict[str, Any], stem: Path) -> 
                 line: Line = []
                 for severity in (0, *robustness.SEVERITIES):
                     tables = [table[CLEAN if severity == 0 else shift][str(severity)] for table in seeds]
-                    rows = [{"patient": case, "dsc": float(np.mean([t[case] for t in tables]))} for case in tables[0]]
-                    line.append((severity, float(np.mean([r["dsc"] for r in rows])), *interval(rows, "dsc")))
+                    clean = scores(model, CLEAN, kept, sorted(kept["shifts"][model]))
+                    rows = [{"patient": case, "change": float(np.mean([t[case] for t in tables])) - clean[case]}
+                            for case in tables[0]]  # fmt: skip
+                    level = float(np.mean(list(clean.values())))
+                    change = (float(np.mean([row["change"] for row in rows])), *interval(rows, "change"))
+                    line.append((severity, *(level + value for value in change)))
                 panels.setdefault(shift, {})[model] = line
         if panels and middle.LABEL in trained:  # what the middle of the scan alone is worth
             level = float(np.mean(list(trials.of_cases(trained[middle.LABEL]).values())))
@@ -351,7 +358,7 @@ def draw_pictures(kept: dict[str, Any], trained: dict[str, Any], stem: Path) -> 
                 ]
         if panels:
             made.append(Path(f"{stem}_curves_{encoder}.png"))
-            write_whole(made[-1], lambda part, panels=panels: draw(panels, part))
+            write_whole(made[-1], lambda part, panels=panels: draw(panels, part, whole=False))
         if matrices := list(kept["cka"].get(model := SHOWN[0].format(encoder), {}).values()):
             made.append(Path(f"{stem}_cka_{encoder}.png"))
             Similarity(np.mean(matrices, 0), robustness.CROPS, (model, "the same, fine-tuned")).picture(made[-1])
