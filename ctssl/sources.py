@@ -16,7 +16,7 @@ from ctssl.volume import Volume, read
 
 @dataclass(frozen=True)
 class Source:
-    """`mask(scan, case, place)` gives a mask; `key(case, place)` changes when the weights or the file do.
+    """`mask(scan, case, place)` gives a mask; `key(case, place)` changes when the weights, the threshold or the file do.
 
     `place` is "clean" or "dose-3". `model` is None for a folder; `trained_on`: names of cases, where they are known.
     """
@@ -61,6 +61,8 @@ def from_model(model: Any, device: str) -> Source:
         from ctssl.provenance import fingerprint_of
 
         key = fingerprint_of(model)
+    if model.threshold != 0.5:
+        key += f" threshold {model.threshold:g}"
     return Source(name, lambda *_: key, lambda scan, *_: segment(model, scan), model, trained)
 
 
