@@ -153,3 +153,7 @@ def test_a_segmenter_keeps_its_threshold(encoder, tmp_path):
     assert ctssl.load_segmenter(tmp_path / "model").threshold == 0.2
     with pytest.raises(ValueError, match="between 0 and 1"):
         Segmenter(encoder, threshold=1.0)
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"threshold": 0.2', '"threshold": 20'))
+    with pytest.raises(ValueError, match="has the threshold 20"):
+        ctssl.load_segmenter(tmp_path / "model")
