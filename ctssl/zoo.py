@@ -65,11 +65,12 @@ def _pretrained(encoder: str, corpus: str, pretext: str, sha256: str, *, baselin
                      baseline_only=baseline_only)  # fmt: skip
 
 
-def _segmenter(name: str, encoder: str, parameters: int, sha256: str, *, preprocess: Preprocess, licence: str,
-               data: str) -> ModelSpec:  # fmt: skip
-    """A fine-tuned one, with the default head and one label."""
-    return ModelSpec(name, "segmenter", encoder, _ARGS[encoder], preprocess, parameters=parameters, sha256=sha256,
-                     licence=licence, data=data, head="light", labels={"1": "tumour"})  # fmt: skip
+def _segmenter(name: str, encoder: str, corpus: str, pretext: str, parameters: int, sha256: str, *, preprocess: Preprocess,
+               licence: str, data: str) -> ModelSpec:  # fmt: skip
+    """A fine-tuned one, with the default head and one label; `corpus` and `pretext` of the encoder that it started from."""
+    return ModelSpec(name, "segmenter", encoder, _ARGS[encoder], preprocess, corpus=corpus, pretext=pretext,
+                     parameters=parameters, sha256=sha256, licence=licence, data=data, head="light",
+                     labels={"1": "tumour"})  # fmt: skip
 
 
 # --- published: `python -m training.publish` writes these lines ---
@@ -112,6 +113,17 @@ MODELS: dict[str, ModelSpec] = {
             "smit",
             "56c3b056f7b70200500445d81b1fda62b4274230b4a25942c223a6a9b4988c4b",
             baseline_only=True,
+        ),
+        _segmenter(
+            "sarcoma-swin-wild-smit",
+            "swin",
+            "wild",
+            "smit",
+            4009654,
+            "519c0ccdf20dccee98e460aafeb94115d8cd9d329c1dd7540bf608e3bcf3b857",
+            preprocess=Preprocess(4.0, (-150.0, 190.0)),
+            licence="CC-BY-4.0",
+            data="Soft-tissue-Sarcoma (TCIA), GTV drawn by physicians",
         ),
     ]
 }

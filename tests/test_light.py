@@ -79,7 +79,9 @@ ARROWS = {  # module: what it may import of ctssl at import time; a package stan
     "inference": {"lint", "names", "volume", "writing", "zoo"},
     "fingerprint": {"phantom", "sampling"},
     "splits": {"datasets"},
-    "fitting": {"sampling", "writing"},
+    "precision": set(),
+    "fitting": {"precision", "sampling", "writing"},
+    "thresholds": {"datasets", "inference", "metrics"},
     "planning": {"volume", "zoo"},
     "outcome": {"datasets", "evaluation", "fitting", "volume"},
     "finetuning": {
@@ -97,6 +99,7 @@ ARROWS = {  # module: what it may import of ctssl at import time; a package stan
         "shifts",
         "splits",
         "tables",
+        "thresholds",
         "volume",
         "zoo",
     },

@@ -25,8 +25,10 @@ TASKS = {
     "sarcoma": dict(
         title="soft-tissue sarcoma of the limbs", dataset="soft-tissue-sarcoma", licence="CC BY 3.0",
         source="Soft-tissue-Sarcoma (TCIA), GTV drawn by physicians", command="python -m training.experiments.sarcoma",
-        limits="The scans it was trained and tested on are cut around their tumours (8 to 50 mm of margin at each side), GE "
-        "scanners, no contrast, 3.27 mm slices; on whole bodies, and in other body parts, it will mark what is no tumour.",
+        limits="The scans it was trained and tested on are cut around their tumours (8 to 50 mm of margin at each side), so that "
+        "an ellipsoid in the middle, drawn without looking at them, is nearly as good (the README has the numbers); GE "
+        "scanners, no contrast, 3.27 mm slices. Cut your scan likewise: on whole bodies, and in other body parts, it will mark "
+        "what is no tumour.",
     ),
     "lung-nodule": dict(
         title="lung nodules", dataset="lung-nodules-of-lidc-origin", licence="unclear",
@@ -141,7 +143,8 @@ def entry(folder: Path) -> str:
     c = read_config(folder)
     spacing, window = c["preprocess"]["spacing_mm"], tuple(c["preprocess"]["window_hu"])
     return (
-        f'        _segmenter("{c["name"]}", "{c["encoder"]}", {c["parameters"]}, "{c["sha256"]}",\n'
+        f'        _segmenter("{c["name"]}", "{c["encoder"]}", "{c["corpus"]}", "{c["pretext"]}", {c["parameters"]},\n'
+        f'                   "{c["sha256"]}",\n'
         f'                   preprocess=Preprocess({spacing}, {window}), licence="{c["licence"]}", data="{c["data"]}"),'
     )
 
