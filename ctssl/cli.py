@@ -101,7 +101,10 @@ def _demo(args: argparse.Namespace) -> None:
         print(f"scan      {written['scan']}  (a phantom: chest, known HU; its tumour: {written['truth']})")
     print(f"features  {written['features']}  (three principal components as colours; {written['encoder']})")
     if "mask" in written:
-        print(f"mask      {written['mask']}  {written['volume_ml']} ml\noverlay   {written['overlay']}")
+        own = (
+            "" if args.model else "; by the segmenter that comes with ctssl, for sarcoma of the limbs and nothing else"
+        )
+        print(f"mask      {written['mask']}  ({written['volume_ml']} ml{own})\noverlay   {written['overlay']}")
     if "scan" in written:
         print("\nThe phantom shows that everything works, not how accurate it is.")
     print("\nNext:\n  ctssl embed SCAN.nii.gz features.npy            one vector for your own scan")
