@@ -39,6 +39,7 @@ TASKS = {
     ),
 }  # fmt: skip
 """What an experiment's segmenters are for, and what they learned from."""
+PORTRAITS = {"best.png": "The best test case", "median.png": "The median", "worst.png": "The worst"}
 
 
 def export(task: str, model: str, source: Path, cards: Path = CARDS) -> Path:
@@ -47,9 +48,10 @@ def export(task: str, model: str, source: Path, cards: Path = CARDS) -> Path:
     net = net.half().float()  # what fp16 keeps
     folder = cards / f"{task}-{model}"
     texts = {name: (source / name).read_text() for name in ("report.json", "cases.csv")}
-    pictures = {path.name: path.read_bytes() for path in sorted(source.glob("*.png"))}
     parent = info(model).licence if model in ctssl.list_models() else ""
     facts = {"licence": strictest(TASKS[task]["licence"], parent), "data": TASKS[task]["source"]}
+    shown = [*(PORTRAITS if free(facts["licence"]) else {}), "curves.png"]  # no scan whose licence is unclear
+    pictures = {name: (source / name).read_bytes() for name in shown if (source / name).exists()}
     net.save_pretrained(folder, half=True, overwrite=True, extra={**texts, **pictures}, config=facts,
                         metadata=read_metadata(source / WEIGHTS) | {"licence": facts["licence"]})  # fmt: skip
     write_card(folder, task)
@@ -79,8 +81,10 @@ def card(config: dict, report: dict, cases: str, task: str) -> str:
     facts, rows = TASKS[task], list(csv.DictReader(io.StringIO(cases)))
     scores = {key: np.array([float(row[key]) for row in rows]) for key in ("dsc", "hd95_mm", "nsd")}
     known = scores["hd95_mm"][np.isfinite(scores["hd95_mm"])]
+    distance = f"{np.median(known):.1f}" if len(known) else "-"
     trained = len(report["train"]) - len(report["validated"])
     pre, (low, high) = config["preprocess"], config["preprocess"]["window_hu"]
+    pictures = "".join(f"![{title}]({name})\n" for name, title in PORTRAITS.items()) if free(config["licence"]) else ""
     start = "initial weights" if report["from_scratch"] else f"`{report['model']}`"
     return f"""---
 {front_matter(config, report, facts, float(scores["dsc"].mean()), len(rows))}
@@ -110,12 +114,9 @@ rows are in `cases.csv`. NSD at 2 mm; cases without a distance (nothing found): 
 
 | mean DSC | median DSC | median HD95 (mm) | mean NSD |
 |---|---|---|---|
-| {scores["dsc"].mean():.3f} | {np.median(scores["dsc"]):.3f} | {np.median(known):.1f} | {scores["nsd"].mean():.3f} |
+| {scores["dsc"].mean():.3f} | {np.median(scores["dsc"]):.3f} | {distance} | {scores["nsd"].mean():.3f} |
 
-![The best test case](best.png)
-![The median](median.png)
-![The worst](worst.png)
-![Training](curves.png)
+{pictures}![Training](curves.png)
 """
 
 
