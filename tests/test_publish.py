@@ -16,11 +16,12 @@ from ctssl import hub
 from ctssl.cards import card
 from ctssl.heads.segmenter import Segmenter
 from ctssl.phantom import phantom
-from ctssl.zoo import ModelSpec, Preprocess
+from ctssl.zoo import MODELS, ModelSpec, Preprocess
 from tests.conftest import SMALL
 from tests.hub_double import Double
 from tests.test_hub import NAME, python
 from training import publish
+from training.export_segmenter import free
 
 OTHER = "swin-wild-mim"
 MASK = """import sys, ctssl, numpy; from ctssl.phantom import phantom; m = ctssl.load_segmenter(sys.argv[1])
@@ -60,9 +61,22 @@ def placed(table: Path) -> dict:
     return {name: (one.repo, one.revision) for name, one in module.MODELS.items() if one.repo}
 
 
-@pytest.mark.parametrize("name", sorted(path.parent.name for path in hub.bundled().glob("*/config.json")))
+FOLDERS = sorted(path.parent.name for path in hub.bundled().glob("*/config.json"))
+
+
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name in MODELS])
 def test_every_model_is_fit_to_be_published(name):
     publish.check(hub.bundled() / name)
+
+
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name not in MODELS])
+def test_what_is_not_in_the_table_is_of_unclear_licence_and_stays_here(name):
+    folder = hub.bundled() / name
+    config = hub.read_config(hub.verified(folder))
+    assert not free(config["licence"]) and (folder / "README.md").read_text() == publish.expected_card(folder, config)
+    assert not {"best.png", "median.png", "worst.png"} & {path.name for path in folder.iterdir()}
+    with pytest.raises(ValueError, match="not in the table"):
+        publish.check(folder)
 
 
 def spoil_card(folder):
