@@ -347,8 +347,9 @@ def draw_pictures(kept: dict[str, Any], trained: dict[str, Any], stem: Path) -> 
                     rows = [{"patient": case, "change": float(np.mean([t[case] for t in tables])) - clean[case]}
                             for case in tables[0]]  # fmt: skip
                     level = float(np.mean(list(clean.values())))
-                    change = (float(np.mean([row["change"] for row in rows])), *interval(rows, "change"))
-                    line.append((severity, *(level + value for value in change)))
+                    low, high = interval(rows, "change")
+                    mean = float(np.mean([row["change"] for row in rows]))
+                    line.append((severity, level + mean, level + low, level + high))
                 panels.setdefault(shift, {})[model] = line
         if panels and middle.LABEL in trained:  # what the middle of the scan alone is worth
             level = float(np.mean(list(trials.of_cases(trained[middle.LABEL]).values())))
