@@ -82,8 +82,6 @@ def _segment(args: argparse.Namespace) -> None:
 def _model(args: argparse.Namespace) -> Any:
     model = ctssl.load_segmenter(args.model, device=args.device)
     if args.threshold is not None:
-        if not 0 < args.threshold < 1:
-            raise ValueError(f"--threshold {args.threshold:g}: a probability between 0 and 1")
         model.threshold = args.threshold
     return model
 

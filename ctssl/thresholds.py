@@ -28,8 +28,9 @@ def choose(net: Any, cases: list[Case], truths: list[np.ndarray], *, progress: b
     bar = tqdm(cases, desc="choosing the threshold", disable=not progress or not cases)
     for case, truth in zip(bar, truths, strict=True):
         found, _ = windowed(net, read_case(case)[0], overlap=0.5, tta=False, progress=False)
+        maps = [found[k].astype(np.float32) for k in net.labels]
         there = [k for k in net.labels if (truth == k).any()]
         for threshold in THRESHOLDS:
-            mask = likeliest([found[k].astype(np.float32) for k in net.labels], list(net.labels), threshold)
+            mask = likeliest(maps, list(net.labels), threshold)
             scores[threshold] += [dsc(mask == k, truth == k) for k in there]
     return max(THRESHOLDS, key=lambda t: float(np.mean(scores[t]))) if scores[THRESHOLDS[0]] else THRESHOLDS[0]

@@ -36,8 +36,6 @@ class Segmenter(nn.Module):
             raise ValueError(f"no head is called {head!r}; there are {sorted(HEADS)}")
         if classes < 2:
             raise ValueError(f"classes={classes}: at least 2, the background is one")
-        if not 0 < threshold < 1:
-            raise ValueError(f"threshold={threshold:g}: a probability between 0 and 1")
         self.encoder = encoder
         kind: Any = HEADS[head]
         whole = {"crop": window} if getattr(kind, "whole", False) else {}
@@ -47,6 +45,17 @@ class Segmenter(nn.Module):
         self.threshold = threshold
         self.origin: tuple[dict[str, str], str] | None = None
         self.parent = (encoder.spec.name if encoder.spec else "") if parent is None else parent
+
+    @property
+    def threshold(self) -> float:
+        """Probability from which on `segment` takes a label instead of the background; `ValueError` for one that is none."""
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        if not 0 < value < 1:
+            raise ValueError(f"threshold={value:g}: a probability between 0 and 1")
+        self._threshold = value
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits `(B, classes, X, Y, Z)` of a preprocessed image `(B, 1, X, Y, Z)`."""

@@ -339,16 +339,16 @@ def draw_pictures(kept: dict[str, Any], trained: dict[str, Any], stem: Path) -> 
         panels: dict[str, dict[str, Line]] = {}
         for model in (name.format(encoder) for name in SHOWN):
             seeds = list(kept["shifts"].get(model, {}).values())
+            clean = scores(model, CLEAN, kept, common(kept, model))
             for shift in [name for name in seeds[0] if name != CLEAN] if seeds else []:
                 line: Line = []
                 for severity in (0, *robustness.SEVERITIES):
                     tables = [table[CLEAN if severity == 0 else shift][str(severity)] for table in seeds]
-                    clean = scores(model, CLEAN, kept, sorted(kept["shifts"][model]))
                     rows = [{"patient": case, "change": float(np.mean([t[case] for t in tables])) - clean[case]}
                             for case in tables[0]]  # fmt: skip
-                    level = float(np.mean(list(clean.values())))
                     low, high = interval(rows, "change")
                     mean = float(np.mean([row["change"] for row in rows]))
+                    level = float(np.mean(list(clean.values())))
                     line.append((severity, level + mean, level + low, level + high))
                 panels.setdefault(shift, {})[model] = line
         if panels and middle.LABEL in trained:  # what the middle of the scan alone is worth
