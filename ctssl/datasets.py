@@ -268,7 +268,7 @@ def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, whole:
     found: list[Problem] = []
     first: dict[str, Case] = {}
     held: dict[str, set[int]] = {}
-    pretrained = _seen(model)
+    pretrained = seen_by(model)
     if model is not None and not pretrained:
         text = "nothing says which scans it was pretrained on, if it was: whether these are among them cannot be told"
         found.append(Problem("warning", "unknown-pretraining", text, str(model)))
@@ -349,7 +349,7 @@ def voxel_hash(scan: Volume, salt: str = "") -> str:
     return digest.hexdigest()
 
 
-def _seen(model: Any) -> dict[str, Any]:
+def seen_by(model: Any) -> dict[str, Any]:
     """`seen.json` of a model, or of the published encoder that it was fine-tuned from; empty where there is none."""
     from ctssl import hub
     from ctssl.zoo import MODELS

@@ -21,9 +21,9 @@ class ModelSpec:
     """One set of weights. `sha256` is that of `model.safetensors`; `repo` and `revision` are None until published.
 
     `kind`: "encoder" or "segmenter". `encoder` and `encoder_args`: a key of `ctssl.encoders.ENCODERS` and what it is
-    called with. `corpus`: "wild", "self" or "" (not pretrained). `licence`: of the weights; `data`: what they saw. `head` and
-    `labels` (`{"1": "tumour"}`): of a segmenter. `baseline_only`: frozen, it tells tumours from other tissue no better than
-    the same encoder with random weights (`training.experiments.probe`): for comparing, not for use.
+    called with. `corpus`: "wild", "self", "wild-self" (one after the other) or "" (not pretrained). `licence`: of the weights;
+    `data`: what they saw. `head` and `labels` (`{"1": "tumour"}`): of a segmenter. `baseline_only`: frozen, it tells tumours from
+    other tissue no better than the same encoder with random weights (`training.experiments.probe`): for comparing, not for use.
     """
 
     name: str
@@ -53,13 +53,14 @@ _ARGS: dict[str, dict[str, Any]] = {
 _PARAMETERS = {"swin": 3_170_790, "vit": 1_649_520}
 
 
-SCANS = {"wild": "26 public CT scans, uncurated", "self": "26 sarcoma CT scans of the task itself"}
+SCANS = {"wild": "26 public CT scans, uncurated", "self": "26 sarcoma CT scans of the task itself",
+         "wild-self": "26 public CT scans, uncurated, then 26 sarcoma CT scans of the task itself"}  # fmt: skip
 """What each corpus is, in words."""
 
 
 def _pretrained(encoder: str, corpus: str, pretext: str, sha256: str, *, baseline_only: bool = False) -> ModelSpec:
     """One of the small encoders that the package carries."""
-    licence = {"wild": "CC-BY-4.0", "self": "CC-BY-3.0"}[corpus]  # the strictest of the scans' own
+    licence = "CC-BY-3.0" if corpus == "self" else "CC-BY-4.0"  # the strictest of the scans' own
     return ModelSpec(f"{encoder}-{corpus}-{pretext}", "encoder", encoder, _ARGS[encoder], corpus=corpus, pretext=pretext,
                      parameters=_PARAMETERS[encoder], sha256=sha256, licence=licence, data=SCANS[corpus],
                      baseline_only=baseline_only)  # fmt: skip

@@ -169,7 +169,7 @@ def test_every_run_builds_and_takes_a_shrunken_step(name, phantoms):
     crop = 64 if run.encoder_args.get("merge_last") else 32
     heads = SMALL_HEADS if run.task == "smit" else {}
     shrunken = dataclasses.replace(
-        run, encoder_args=small, task_args={**run.task_args, **heads}, crop=crop, batch=2, steps=1, workers=0
+        run, encoder_args=small, task_args={**run.task_args, **heads}, crop=crop, batch=2, steps=1, workers=0, init=""
     )
     pretrain.pretrain(shrunken, phantoms)
     with torch.device("meta"):  # the full size, without its memory
@@ -180,10 +180,11 @@ def test_every_run_builds_and_takes_a_shrunken_step(name, phantoms):
         task = pretrain.build(dataclasses.replace(run, checkpointing=False))
         views = tuple(torch.rand(2, 1, 64, 64, 64) for _ in range(getattr(task, "views", 1)))
         assert torch.isfinite(task(Batch(views, torch.arange(2), torch.arange(2)))["loss"])
-    twin = name.replace("wild", "self") if "wild" in name else name.replace("self", "wild")
-    if "paper" not in name:  # a pair differs in what it is trained on, and in nothing else
+    twin = (name.replace("wild", "self").replace("self_self", "self") if "wild" in name
+            else name.replace("self", "wild"))  # fmt: skip
+    if "paper" not in name:  # a pair differs in what it is trained on, or starts from, and in nothing else
         other = find_run(twin)
-        assert dataclasses.replace(other, name=run.name, corpus=run.corpus) == run
+        assert dataclasses.replace(other, name=run.name, corpus=run.corpus, init=run.init) == run
 
 
 GRADIENTS = """
@@ -309,8 +310,18 @@ def test_wild_then_self_starts_from_the_wild_weights(phantoms, tmp_path):
     first = pretrain.pretrain(TINY, phantoms)
     then = dataclasses.replace(TINY, name="then", task="contrastive", init=str(phantoms))
     assert torch.equal(pretrain.build(then).encoder.patch_embed.proj.weight, first.encoder.patch_embed.proj.weight)
+    known = json.loads((phantoms / "seen.json").read_text())
+    (phantoms / "seen.json").write_text(json.dumps(known | {"voxels": ["another scan"], "series": ["1.2.3"]}))
+    found = json.loads(seen.seen(then))  # a scan is still known by the hash that the first training gave it
+    assert found == {"salt": "tiny", "voxels": sorted(["another scan", *known["voxels"]]), "series": ["1.2.3"]}
     with pytest.raises(SystemExit, match="built otherwise"):
         pretrain.build(dataclasses.replace(then, encoder_args=SMALL["swin"] | {"width": 24}))
+
+
+def test_what_goes_on_from_a_published_model_has_its_corpus_in_front():
+    then = dataclasses.replace(TINY, corpus="self", init="swin-wild-smit")
+    assert [export.trained_on(run) for run in (TINY, then)] == ["wild", "wild-self"]
+    assert find_run("swin_wild_self_smit").name == f"swin-{export.trained_on(find_run('swin_wild_self_smit'))}-smit"
 
 
 # --- data ---

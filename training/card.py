@@ -18,6 +18,8 @@ PRETEXTS = {
 CORPORA = {
     "wild": "in the wild: public CTs of many collections, scanners and body parts, not curated for any task",
     "self": "self: only the training side of the task's own scans (soft-tissue sarcoma), without their labels",
+    "wild-self": "in the wild (public CTs of many collections, scanners and body parts), and then self: the training side of the "
+    "task's own scans (soft-tissue sarcoma), without their labels",
 }
 
 
@@ -57,7 +59,7 @@ disease. It is not a medical device and must not be used for diagnosis. Scans mu
 that are not.
 
 A 3D {architecture} encoder for CT with {config["parameters"] / 1e6:.2f} M parameters, pretrained with
-{PRETEXTS[run["task"]]}, {CORPORA[run["corpus"]]}.{started(run)}
+{PRETEXTS[run["task"]]}, {CORPORA[config["corpus"]]}.{started(run)}
 
 ```python
 import ctssl
@@ -74,7 +76,7 @@ spacing and maps {low:g}..{high:g} HU to 0..1.
 ## Training
 `{history["command"]}`: {run["steps"]} steps, {history["samples"]} samples in crops of {run["crop"]} voxels, AdamW, learning rate {run["lr"]:g},
 {history["hours"] * 60:.0f} minutes on {history["device"]} ({history["processes"]} process{"es" if history["processes"] > 1 else ""}). The loss went from {curve[0]["loss"]:.3f} (first {max(1, run["steps"] // len(curve))} steps) to
-{curve[-1]["loss"]:.3f} (last); on {unseen["crops"]} crops of scans that it has not seen (the training side of the corpus "{unseen["corpus"]}") it is {unseen["loss"]:.3f}.
+{curve[-1]["loss"]:.3f} (last); on {unseen["crops"]} crops of scans that it has not seen ({where(unseen["corpus"])}) it is {unseen["loss"]:.3f}.
 Parameters that this pretext does not reach and that are as initialised: {untrained}.
 
 ![Loss](loss.png)
@@ -135,6 +137,13 @@ def kept(experiment: str, part: str) -> dict:
     """The results of an experiment, with nothing in its `part` where it was not made."""
     path = RESULTS / f"{experiment}.json"
     return json.loads(path.read_text()) if path.exists() else {part: {}}
+
+
+def where(corpus: str) -> str:
+    """Scans that a model was judged on without having seen them."""
+    return (
+        "`paired_kernels` of the data" if corpus == "paired_kernels" else f'the training side of the corpus "{corpus}"'
+    )
 
 
 def started(run: dict) -> str:

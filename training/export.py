@@ -24,11 +24,11 @@ from ctssl.hub import CONFIG, read_config
 from ctssl.loading import encoder_config, load, write_folder
 from ctssl.phantom import phantom
 from ctssl.provenance import facts
-from ctssl.zoo import SCANS, ModelSpec
+from ctssl.zoo import MODELS, SCANS, ModelSpec
 from training import checkpoints, log
 from training.card import card, strictest
 from training.data.cache import prepared
-from training.data.corpora import provenance
+from training.data.corpora import NAMES, data_folder, provenance
 from training.data.loader import Places, Samples, loader
 from training.data.manifest import find_scans
 from training.data.seen import seen
@@ -58,8 +58,9 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
     untrained = [key for key, value in encoder.state_dict().items() if torch.equal(value, before[key])]
     for p in encoder.parameters():
         p.data = p.data.half().float()  # what fp16 keeps, so that the fingerprint is the one users get
-    encoder.spec = ModelSpec(run.name, "encoder", run.encoder, preprocess=run.preprocess, corpus=run.corpus, pretext=run.task,
-                             licence=strictest(scans_of(run)).upper(), data=SCANS[run.corpus])  # fmt: skip
+    encoder.spec = ModelSpec(run.name, "encoder", run.encoder, preprocess=run.preprocess, corpus=trained_on(run),
+                             pretext=run.task, licence=strictest(scans_of(run)).upper(),
+                             data=SCANS[trained_on(run)])  # fmt: skip
     config = encoder_config(encoder, name=run.name)
     config |= {"untrained": untrained, "fingerprint": fingerprint(encoder)}
     samples = run.steps * run.batch * run.accumulate * state["world"]
@@ -78,6 +79,11 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
     return folder
 
 
+def trained_on(run: Run) -> str:
+    """The corpus of a run, with that of the model it started from in front: "wild-self"."""
+    return f"{MODELS[run.init].corpus}-{run.corpus}" if run.init in MODELS else run.corpus
+
+
 def scans_of(run: Run) -> list[dict[str, Any]]:
     """What the encoder has seen: the run's corpus, and that of the model it started from."""
     rows = provenance(run.corpus)
@@ -90,9 +96,11 @@ def scans_of(run: Run) -> list[dict[str, Any]]:
 
 @torch.inference_mode()
 def unseen(task: nn.Module, run: Run, out: Path, batches: int = 40) -> dict[str, Any]:
-    """The pretext's numbers on crops of scans that the run did not see: the training side of the other corpus."""
-    other = "wild" if run.corpus == "self" else "self"
-    scans = prepared(find_scans(other), run.preprocess, out.parent / "cache")
+    """The pretext's numbers on crops of scans that the run did not see: the training side of the other corpus, or, where it
+    started from that one, the paired reconstructions."""
+    other = {"self": "wild", "wild-self": "paired_kernels"}.get(trained_on(run), "self")
+    source = other if other in NAMES else data_folder() / other
+    scans = prepared(find_scans(source), run.preprocess, out.parent / "cache")
     samples = Samples(scans, crop=run.crop, views=getattr(task, "views", 1), how=run.views, seed=run.seed + 1)
     places = Places(batch=run.batch, pieces=1, rank=0, world=1, first=0, last=batches)
     task.eval()

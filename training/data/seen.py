@@ -6,7 +6,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import ctssl
-from ctssl.datasets import voxel_hash
+from ctssl.datasets import seen_by, voxel_hash
 from ctssl.dicom import find_series
 from ctssl.dicom_file import text
 from training.data.corpora import NAMES, data_folder
@@ -16,12 +16,15 @@ from training.run import Run
 
 def seen(run: Run) -> str:
     """Salted hashes of the scans of a run, and the DICOM series that they come from where those are known, as JSON: `ctssl check`
-    tells with them who is about to test on training data."""
-    scans = find_scans(run.corpus)
-    voxels = [voxel_hash(ctssl.read(scan.path), run.name) for scan in tqdm(scans, desc="hashing scans")]
+    tells with them who is about to test on training data. Those of the model that it started from count too."""
+    before = {} if run.init.endswith(".safetensors") else seen_by(run.init or None)
+    salt, scans = before.get("salt", run.name), find_scans(run.corpus)
+    voxels = {voxel_hash(ctssl.read(scan.path), salt) for scan in tqdm(scans, desc="hashing scans")}
+    voxels |= set(before.get("voxels", []))
     folders = [scan.path if scan.path.is_dir() else original(scan, run.corpus) for scan in scans]
     series = {uid for folder in folders if folder is not None for uid in series_uids(folder)}
-    return json.dumps({"salt": run.name, "voxels": sorted(voxels), "series": sorted(series)}, indent=1) + "\n"
+    series |= set(before.get("series", []))
+    return json.dumps({"salt": salt, "voxels": sorted(voxels), "series": sorted(series)}, indent=1) + "\n"
 
 
 def original(scan: Scan, corpus: str) -> Path | None:

@@ -45,7 +45,8 @@ COMMAND = "python -m training.experiments.robustness"
 SEVERITIES = (1, 3, 5)
 CROPS, SIZE = 256, 24  # for CKA: at 4 mm the scans are hardly larger than 48 voxels, and each would give one crop
 KERNELS = ("SOFT", "STANDARD")
-MODELS = [model for model in sarcoma.DESIGN if model != "dynunet"] + ["swin-wild-contrastive", "vit-wild-contrastive"]
+MODELS = [model for model in sarcoma.DESIGN if model != "dynunet"]
+MODELS += ["swin-wild-contrastive", "vit-wild-contrastive", "swin-wild-self-smit"]
 STRATA = [f"{encoder}-{start}" for encoder in ("swin", "vit") for start in ("wild-smit", "self-smit", "scratch")]
 
 
