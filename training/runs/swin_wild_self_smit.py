@@ -1,0 +1,11 @@
+"""The small Swin, SMIT, in the wild and then self: `swin-wild-smit` goes on with the training side of the sarcoma scans.
+
+`python -m training.pretrain swin_wild_self_smit`, then `python -m training.export swin_wild_self_smit`.
+"""
+
+from training.run import DISTILLED, SMALL, STEPS, Run
+
+run = Run(
+    "swin-wild-self-smit", "swin", "smit", "self", init="swin-wild-smit", encoder_args=SMALL["swin"], steps=STEPS["smit"],
+    bf16=True, **DISTILLED,
+)  # fmt: skip
