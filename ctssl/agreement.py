@@ -47,14 +47,19 @@ def stem(path: str) -> str:
 def agreement(model: Any, pairs: list[tuple[str, Path, Path]], *, progress: bool = False) -> list[dict[str, Any]]:
     """A row for each pair and label: DSC of the two masks, their volumes, and what the encoder makes of both scans.
 
-    Both masks are made whole, and compared where the second scan covers the first one's grid. `volume_difference` is relative
-    to the mean of both (NaN if both are empty); `embedding_cosine` and `embedding_concordance` are of `encoder.embed`.
+    Both masks are made whole, and compared where the second scan covers the first one's grid (`covered`, a share). `dsc` and
+    `volume_difference`, which is relative to the mean of both, are NaN if both are empty; `embedding_cosine` and
+    `embedding_concordance` are of `encoder.embed`. Raises `ValueError` for scans that do not overlap.
     """
     from tqdm import tqdm
 
     rows = []
     for name, *both in tqdm(pairs, desc="pairs", disable=not progress):
         one, two = (read(path) for path in both)
+        covered = resample(np.ones(two.shape, np.float32), two.affine, one.shape, one.affine) > 0.5
+        if not covered.any():
+            raise ValueError(f"{name}: the second scan lies beside the first one, so they are not of one acquisition; look at "
+                             "the pair in the table")  # fmt: skip
         masks = [segment(model, scan) for scan in (one, two)]
         features = {"embedding_cosine": math.nan, "embedding_concordance": math.nan}
         if hasattr(model.encoder, "forward_intermediates"):  # nnU-Net's network has no embedding
@@ -62,16 +67,16 @@ def agreement(model: Any, pairs: list[tuple[str, Path, Path]], *, progress: bool
             features = {"embedding_cosine": float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)),
                         "embedding_concordance": concordance(a, b)}  # fmt: skip
         for label in model.labels:
-            rows.append({"pair": name, "label": label, **_masks(*masks, label=label), **features})
+            rows.append({"pair": name, "label": label, "covered": float(covered.mean()),
+                         **_masks(*masks, covered, label=label), **features})  # fmt: skip
     return rows
 
 
-def _masks(one: Volume, two: Volume, *, label: int) -> dict[str, float]:
-    covered = resample(np.ones(two.shape, np.float32), two.affine, one.shape, one.affine) > 0.5
+def _masks(one: Volume, two: Volume, covered: np.ndarray, *, label: int) -> dict[str, float]:
     first = (one.array == label) & covered
     second = (resample(two.array == label, two.affine, one.shape, one.affine) > 0.5) & covered
     a, b = (volume_ml(mask, spacing_mm=one.spacing_mm) for mask in (first, second))
-    return {"dsc": dsc(first, second), "first_ml": a, "second_ml": b,
+    return {"dsc": dsc(first, second) if a + b else math.nan, "first_ml": a, "second_ml": b,
             "volume_difference": 2 * (b - a) / (a + b) if a + b else math.nan}  # fmt: skip
 
 
@@ -89,14 +94,15 @@ def _mean(values: list[float]) -> float:
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over the pairs, and the concordance of the volumes, the mean over the labels (NaN for fewer than 3 pairs)."""
+    """Means over the pairs (of masks: where one of the two holds something), and the concordance of the volumes, the mean over
+    the labels (NaN for fewer than 3 pairs)."""
     pairs = len({row["pair"] for row in rows})
     labels = sorted({row["label"] for row in rows})
     volumes = [np.array([[r["first_ml"], r["second_ml"]] for r in rows if r["label"] == label]) for label in labels]
     differences = [abs(row["volume_difference"]) for row in rows if not math.isnan(row["volume_difference"])]
     return {
         "pairs": pairs,
-        "dsc": float(np.mean([row["dsc"] for row in rows])),
+        "dsc": _mean([row["dsc"] for row in rows]),
         "both_empty": sum(row["first_ml"] == row["second_ml"] == 0 for row in rows),
         "volume_difference": float(np.mean(differences)) if differences else math.nan,
         "volume_concordance": _mean([concordance(*of_label.T) for of_label in volumes])

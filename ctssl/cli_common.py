@@ -22,6 +22,14 @@ def free(path: str, overwrite: bool, *endings: str) -> None:
         raise FileNotFoundError(f"no folder {Path(path).parent} to write {Path(path).name} in; make it first")
 
 
+def apart(targets: list[Path], scans: list[Path]) -> None:
+    """Refuse to write over what is read, whatever `--overwrite` says."""
+    own = {path.resolve() for path in scans}
+    for path in targets:
+        if path.resolve() in own:
+            raise ValueError(f"{path} is a scan that is read; choose another place to write to")
+
+
 NOT_DICOM = (".nii", ".nii.gz", ".json", ".csv", ".md", ".txt", ".png", ".py", ".log")
 
 
@@ -37,12 +45,17 @@ def scans_of(folder: Path) -> dict[str, Path]:
     """The NIfTI files of a folder and its folders (DICOM series) by name; empty for a file or the folder of one series."""
     if not folder.is_dir():
         return {}
-    found = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if (path.is_dir() and may_be_series(path)) or path.name.endswith((".nii", ".nii.gz")):
-            name = path.name.removesuffix(".gz").removesuffix(".nii").removesuffix("_0000")
+    from ctssl.datasets import stem
+
+    found: dict[str, Path] = {}
+    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    files = [path for path in paths if path.name.endswith((".nii", ".nii.gz"))]
+    channels = all(
+        stem(path).endswith("_0000") for path in files
+    )  # as nnU-Net names them; else it is a number of their own
+    for path in paths:
+        if path in files or (path.is_dir() and may_be_series(path)):
+            name = stem(path).removesuffix("_0000") if channels else stem(path)
             if name in found:
                 raise ValueError(
                     f"{path.name} and {found[name].name} would both be written as {name}.nii.gz; rename one"

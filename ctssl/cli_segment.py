@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ctssl
-from ctssl.cli_common import common, free, may_be_series, scans_of
+from ctssl.cli_common import apart, common, free, may_be_series, scans_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +54,7 @@ def _segment(args: argparse.Namespace) -> None:
         raise ValueError("--resume and --shard are for a folder of scans and a folder to write to")
     from ctssl.inference import write_mask
 
+    apart([Path(args.out), *([Path(args.overlay)] if args.overlay else [])], [Path(args.scan)])
     free(args.out, args.overwrite, ".nii", ".nii.gz", ".dcm")
     if args.overlay:
         free(args.overlay, args.overwrite, ".png")
@@ -120,6 +121,7 @@ def _segment_folder(args: argparse.Namespace, scans: dict[str, Path]) -> None:
             raise ValueError(f"--shard {args.shard}: I/N with I from 0 to N-1, such as 0/4")
         scans = {name: scans[name] for name in sorted(scans)[int(part) :: int(parts)]}
     there = [name for name in scans if (out / f"{name}.nii.gz").exists()]
+    apart([out / f"{name}.nii.gz" for name in scans], list(scans.values()))
     if there and not args.resume and not args.overwrite:
         raise FileExistsError(f"{out} holds masks of {len(there)} of these scans; add --resume or --overwrite")
     model = _model(args)

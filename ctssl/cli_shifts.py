@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ctssl.cli_common import free, scans_of
+from ctssl.cli_common import apart, free, scans_of
 
 NUMBERS = "SEV"
 
@@ -87,6 +87,7 @@ def _shift(args: argparse.Namespace) -> None:
     elif args.every:
         raise ValueError("--every is for a folder of scans and a folder to write to")
     else:
+        apart([Path(args.out)], [Path(args.scan)])
         free(args.out, args.overwrite, ".nii", ".nii.gz")
         scan = _checked(read(args.scan, series=args.series))
         shift_all(scan, wanted, seed=args.seed).save(args.out, overwrite=args.overwrite)
@@ -102,8 +103,9 @@ def _shift_folder(args: argparse.Namespace, scans: dict[str, Any], wanted: dict[
 
     from tqdm import tqdm
 
+    from ctssl.datasets import voxel_hash
     from ctssl.shifts import SHIFTS, check_shift, shift_all
-    from ctssl.sources import CLEAN, named
+    from ctssl.sources import CLEAN, named, stamp_of, stamped
     from ctssl.volume import read
 
     out = Path(args.out)
@@ -114,6 +116,7 @@ def _shift_folder(args: argparse.Namespace, scans: dict[str, Any], wanted: dict[
                 check_shift(name, severity)
         grid = {CLEAN: {}} | {named(n, s): {n: s} for n in args.shifts or SHIFTS for s in args.severities}
     targets = {(place, name): out / place / f"{name}.nii.gz" for name in scans for place in grid}
+    apart(list(targets.values()), list(scans.values()))
     taken = [path for path in targets.values() if path.exists()]
     if taken and not args.overwrite:
         raise FileExistsError(
@@ -125,7 +128,10 @@ def _shift_folder(args: argparse.Namespace, scans: dict[str, Any], wanted: dict[
         for place, severities in grid.items():
             target = targets[place, name]
             target.parent.mkdir(parents=True, exist_ok=True)
-            shift_all(scan, severities, seed=args.seed).save(target, overwrite=args.overwrite)
+            found = shift_all(scan, severities, seed=args.seed)
+            if args.every and severities:
+                found = stamped(found, stamp_of(place, args.seed, voxel_hash(scan)))
+            found.save(target, overwrite=args.overwrite)
             bar.update()
     bar.close()
     return [str(path) for path in targets.values()]

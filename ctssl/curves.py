@@ -83,20 +83,20 @@ def biggest_fall(rows: list[Row], model: str, shift: str | None = None) -> Row:
 
 
 def against_clean(rows: list[Row], model: str, shifts: list[str]) -> list[Row]:
-    """Each shift of a model against its own clean scans, by case: areas minus clean; Holm over the table."""
+    """Each shift of a model against its own clean scans, by case: areas minus clean; Holm over these rows."""
     return _tested(shifts, SCORES, lambda shift: [
         {**row, **{f"other_{key}": row[f"clean_{key}"] for key in SCORES}} for row in areas(rows, model, shift)
     ], {"model": model})  # fmt: skip
 
 
 def against_model(rows: list[Row], model: str, other: str, shifts: list[str]) -> list[Row]:
-    """One model against another by case, clean and under each shift: areas, and the DSC lost; Holm over the table."""
+    """One model against another by case, clean and under each shift: areas, and the DSC lost; Holm over these rows."""
     facts = {"model": model, "against": other}
     clean = [_twin(areas(rows, model, shifts[0]), areas(rows, other, shifts[0]), "clean_")]
     result = _tested([CLEAN], SCORES, lambda _: clean[0], facts)
     metrics = (*SCORES, "dsc_lost")
     result += _tested(shifts, metrics, lambda s: _twin(areas(rows, model, s), areas(rows, other, s), ""), facts)
-    return _corrected(result)
+    return corrected(result)
 
 
 def _twin(mine: list[Row], others: list[Row], prefix: str) -> list[Row]:
@@ -110,10 +110,11 @@ def _twin(mine: list[Row], others: list[Row], prefix: str) -> list[Row]:
 
 def _tested(shifts: list[str], metrics: tuple[str, ...], pairs: Callable[[str], list[Row]], facts: Row) -> list[Row]:
     result = [{**facts, "shift": shift, **row} for shift in shifts for row in paired(pairs(shift), metrics)]
-    return _corrected(result)
+    return corrected(result)
 
 
-def _corrected(rows: list[Row]) -> list[Row]:
+def corrected(rows: list[Row]) -> list[Row]:
+    """The rows with their `p_holm`: of all of them together."""
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = p
     return rows

@@ -88,7 +88,8 @@ def find_cases(data: str | os.PathLike | None = None, *, images: str | os.PathLi
 
 def _pairs(image_folder: Path, label_folder: Path) -> list[Case]:
     """Scans and masks of the same names; nnU-Net's `_0000` is no part of a scan's."""
-    scans, masks = niftis(image_folder, image=True), niftis(label_folder)
+    masks = niftis(label_folder)
+    scans = niftis(image_folder, masks=masks)
     lonely = sorted(set(scans) - set(masks))
     if lonely:
         raise FileNotFoundError(f"{len(lonely)} scans in {image_folder} have no mask of their name in {label_folder}: "
@@ -96,18 +97,23 @@ def _pairs(image_folder: Path, label_folder: Path) -> list[Case]:
     return [Case(name, path, masks[name], patient=name) for name, path in sorted(scans.items())]
 
 
-def niftis(folder: Path, *, image: bool = False) -> dict[str, Path]:
-    """The NIfTI files of a folder by case name; of an `image`, nnU-Net's `_0000` is no part of it."""
+def niftis(folder: Path, *, masks: dict[str, Path] | None = None) -> dict[str, Path]:
+    """The NIfTI files of a folder by case name; of scans with these `masks`, nnU-Net's `_0000` is no part of it, unless it is in
+    the mask's name too."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
+    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    paths = [path for path in paths if path.name.endswith((".nii", ".nii.gz"))]
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.name.endswith((".nii", ".nii.gz")):
-            continue
+    for path in paths:
         name = stem(path)
-        if image and name.endswith(("_0001", "_0002")):
-            raise ValueError(f"{path} is a second channel; ctssl takes one CT for each case, CASE_0000.nii.gz alone")
-        name = name.removesuffix("_0000") if image else name
+        if masks is not None and name not in masks:
+            whose, _, number = name.rpartition("_")
+            if number in ("0001", "0002") and whose in masks:
+                raise ValueError(
+                    f"{path} is a second channel; ctssl takes one CT for each case, CASE_0000.nii.gz alone"
+                )
+            name = name.removesuffix("_0000")
         if name in found:
             raise ValueError(f"{folder} holds {found[name].name} and {path.name}, which mean the same case")
         found[name] = path

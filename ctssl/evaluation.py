@@ -68,7 +68,8 @@ class Evaluation:
         if self.paired:
             text += (
                 "\nPaired by patient, first minus second; Wilcoxon signed-rank, two-sided, Holm over the rows; no p below "
-                f"{FEWEST} patients.\n\n"
+                f"{FEWEST} patients. `undefined`: rows without a value on one side (HD95 of an empty mask), which do not count: "
+                "misses show in DSC and NSD.\n\n"
             )
             text += markdown_table(self.paired)
         return text
@@ -112,29 +113,41 @@ def evaluate(predictions: str | os.PathLike, labels: str | os.PathLike, *, table
     if by and table is None:
         raise ValueError(f"by={by} needs a table with these columns (--table cases.csv)")
     rows: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []  # also of labels that the other masks alone have
     for name in tqdm(sorted(found), desc="cases", disable=not progress):
-        for row in compare(found[name], truth[name], name=name, tolerance_mm=tolerance_mm):
-            if against is not None:
-                (twin,) = [r for r in compare(other[name], truth[name], name=name, tolerance_mm=tolerance_mm)
-                           if r["label"] == row["label"]] or [{}]  # fmt: skip
-                row |= {f"other_{key}": twin.get(key, math.nan) for key in METRICS}
-            rows.append(row | {"patient": name} | facts.get(name, {}))
+        true, mine = read_mask(truth[name]), read_mask(found[name])
+        twin = read_mask(other[name]) if against is not None else None
+        own = labels_of(true, mine)
+        wanted = own if twin is None else labels_of(true, mine, twin)
+        found_rows = score_masks(mine, true, name=name, tolerance_mm=tolerance_mm, labels=wanted)
+        if twin is not None:
+            others = score_masks(twin, true, name=name, tolerance_mm=tolerance_mm, labels=wanted)
+            for row, second in zip(found_rows, others, strict=True):
+                row |= {f"other_{key}": second[key] for key in METRICS}
+        found_rows = [row | {"patient": name} | facts.get(name, {}) for row in found_rows]
+        rows += [row for row in found_rows if row["label"] in own]
+        pairs += found_rows
     strata = [summary(rows, "all", "")]
     for column in by:
         for value in sorted({str(row[column]) for row in rows}):
             strata.append(summary([row for row in rows if str(row[column]) == value], column, value))
     missing = sorted(set(truth) - set(found))
-    return Evaluation(rows, strata, paired(rows) if against is not None else [], tolerance_mm, missing)
+    return Evaluation(rows, strata, paired(pairs) if against is not None else [], tolerance_mm, missing)
 
 
-def compare(predicted: Path, truth: Path, *, name: str, tolerance_mm: float) -> list[dict[str, Any]]:
-    """`score_masks` of two files."""
-    one, two = read(predicted), read(truth)
-    for path, mask in ((predicted, one), (truth, two)):
-        if (mask.array != np.round(mask.array)).any():
-            raise ValueError(f"{path} holds fractions, so it is a map of probabilities and no mask: give masks of whole "
-                             "numbers")  # fmt: skip
-    return score_masks(one, two, name=name, tolerance_mm=tolerance_mm)
+def read_mask(path: Path) -> Volume:
+    """A mask from a file. Raises `ValueError` for a map of probabilities."""
+    mask = read(path)
+    if (mask.array != np.round(mask.array)).any():
+        raise ValueError(
+            f"{path} holds fractions, so it is a map of probabilities and no mask: give masks of whole numbers"
+        )
+    return mask
+
+
+def labels_of(*masks: Volume) -> list[int]:
+    """Labels that occur in any of the masks; 1 if none does."""
+    return sorted({int(v) for mask in masks for v in np.unique(mask.array) if v > 0}) or [1]
 
 
 def score_masks(one: Volume, two: Volume, *, name: str, tolerance_mm: float | None,
@@ -147,9 +160,8 @@ def score_masks(one: Volume, two: Volume, *, name: str, tolerance_mm: float | No
         raise ValueError(f"{name}: prediction and truth are on different grids ({one.shape}, {two.shape}); "
                          "write the prediction on the scan's own grid")  # fmt: skip
     one, two = squared(one), squared(two)
-    values = labels or sorted({int(v) for mask in (one, two) for v in np.unique(mask.array) if v > 0}) or [1]
     rows = []
-    for value in values:
+    for value in labels or labels_of(one, two):
         p, t = one.array == value, two.array == value
         size = {"spacing_mm": two.spacing_mm}
         hit, all_, false = lesions(p, t)
@@ -217,21 +229,26 @@ def interval(rows: list[dict[str, Any]], key: str, *, draws: int = 2000) -> tupl
 
 def paired(rows: list[dict[str, Any]], metrics: tuple[str, ...] = ("dsc", "nsd", "hd95_mm")) -> list[dict[str, Any]]:
     """Each metric of these masks against the others': mean difference, rank-biserial effect, Holm-corrected p. The unit is a
-    patient: labels and scans of one are averaged first."""
+    patient: labels and scans of one are averaged first. `undefined`: rows that do not count, as one of the two has no value (HD95
+    of an empty mask: a miss)."""
     from scipy.stats import rankdata, wilcoxon
 
     results = []
     for key in metrics:
         patients: dict[str, list[float]] = {}
+        undefined = 0
         for row in rows:
             if math.isfinite(one := row[key] - row[f"other_{key}"]):
                 patients.setdefault(str(row["patient"]), []).append(one)
+            else:
+                undefined += 1
         away = np.array([np.mean(each) for each in patients.values()])
         moved = away[away != 0]
         ranks = rankdata(np.abs(moved))
         effect = float((ranks * np.sign(moved)).sum() / ranks.sum()) if len(moved) else 0.0
         p = float(wilcoxon(away).pvalue) if len(away) >= FEWEST and len(moved) else math.nan  # type: ignore[union-attr]
-        results.append({"metric": key, "patients": len(away), "difference": float(away.mean()) if len(away) else math.nan,
+        results.append({"metric": key, "patients": len(away), "undefined": undefined,
+                        "difference": float(away.mean()) if len(away) else math.nan,
                         "rank_biserial": effect, "p": p})  # fmt: skip
     for row, corrected in zip(results, holm([row["p"] for row in results]), strict=True):
         row["p_holm"] = corrected

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ctssl.lint import check
 from ctssl.names import file_name, part_of_name
+from ctssl.tables import read_json
 from ctssl.volume import Volume, prepare, read, resample, working_grid
 from ctssl.writing import disk_is_full, write_whole
 from ctssl.zoo import Preprocess
@@ -107,11 +108,22 @@ def segment(model: Segmenter, source: Any, *, overlap: float = 0.5, tta: bool = 
 def probabilities(model: Segmenter, source: Any, *, overlap: float = 0.5, tta: bool = False,
                   max_memory_gb: float = MEMORY_GB, progress: bool = False) -> dict[str, Volume]:  # fmt: skip
     """See `Segmenter.probabilities`."""
+    return mask_and_maps(model, source, overlap=overlap, tta=tta, max_memory_gb=max_memory_gb, progress=progress)[1]
+
+
+def mask_and_maps(model: Segmenter, source: Any, *, overlap: float = 0.5, tta: bool = False,
+                  max_memory_gb: float = MEMORY_GB, progress: bool = False) -> tuple[Volume, dict[str, Volume]]:  # fmt: skip
+    """The mask of `segment` and the maps of `probabilities`, from one run."""
     volume = read(source)
-    plan(model, volume, max_memory_gb, maps=len(model.labels))
+    slices = plan(model, volume, max_memory_gb, maps=len(model.labels))
     found, affine = windowed(model, volume, overlap=overlap, tta=tta, progress=progress)
-    return {name: replace(volume, array=resample(found[k], affine, volume.shape, volume.affine), name=f"{volume.name} {name}")
-            for k, name in model.labels.items()}  # fmt: skip
+    mask = replace(volume, array=onto(found, affine, volume, slices, threshold=model.threshold))
+    return mask, {
+        name: replace(
+            volume, array=resample(found[k], affine, volume.shape, volume.affine), name=f"{volume.name} {name}"
+        )
+        for k, name in model.labels.items()
+    }
 
 
 def plan(model: Segmenter, volume: Volume, max_memory_gb: float, *, maps: int = 0) -> int:
@@ -225,12 +237,19 @@ def segment_all(model: Segmenter, scans: dict[str, Path], out: Path, *, overlap:
     which.
 
     A scan that fails does not stop the others, a full disk does (`OSError`). `resume` leaves masks that are there as they are,
-    and makes what maps are missing where they are wanted.
+    and makes what maps are missing where they are wanted. Raises `ValueError`, before any work, where `out` is the folder of the
+    scans themselves, and for masks to go on from that another model or other settings made.
     """
     from tqdm import tqdm
 
+    own = {path.resolve() for path in scans.values()}
     for name in scans:
-        file_name(name)
+        target = out / f"{file_name(name)}.nii.gz"
+        if target.resolve() in own:
+            raise ValueError(f"{out} is the folder of the scans, and {target.name} would be replaced by its mask; choose another "
+                             "folder to write to")  # fmt: skip
+        if resume and target.exists() and (why := of_another(target, made_by(model, overlap=overlap, tta=tta))):
+            raise ValueError(f"{target} was made otherwise: {why}; choose another folder, or overwrite the masks")
     out.mkdir(parents=True, exist_ok=True)
     maps = out / "probabilities"
     if with_probabilities:
@@ -278,19 +297,40 @@ def write_mask(model: Segmenter, scan: Volume, target: Path, *, overlap: float =
     if taken and not overwrite:
         raise FileExistsError(f"{taken[0]} exists; choose another name, or overwrite it on purpose")
     if with_probabilities:
-        maps = probabilities(model, scan, **how)
-        mask = replace(scan, array=likeliest([one.array for one in maps.values()], list(model.labels), model.threshold))
+        mask, maps = mask_and_maps(model, scan, **how)
     else:
         mask = segment(model, scan, **how)
     ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
     volumes = {label: round(float((mask.array == k).sum()) * ml, 3) for k, label in model.labels.items()}
     facts = {"labels": model.labels, "volume_ml": volumes, "scan": scan.name, "model": model.spec.name if model.spec else "",
-             "sha256": model.spec.sha256 if model.spec else "", "threshold": model.threshold}  # fmt: skip
+             **made_by(model, overlap=overlap, tta=tta)}  # fmt: skip
     for label, one in maps.items():
         one.save(places[label], overwrite=overwrite)
     write_whole(folder / f"{name}.ctssl.json", json.dumps(facts, indent=1) + "\n")
     mask.save(target, overwrite=overwrite)  # last: a mask that is there is complete
     return mask, facts
+
+
+def made_by(model: Segmenter, *, overlap: float, tta: bool) -> dict[str, Any]:
+    """What a mask follows from, beside the scan; it stands beside the mask."""
+    return {
+        "sha256": model.spec.sha256 if model.spec else "",
+        "threshold": model.threshold,
+        "overlap": overlap,
+        "tta": tta,
+    }
+
+
+def of_another(target: Path, wanted: dict[str, Any]) -> str:
+    """In what a mask that is there was made otherwise than is wanted now; empty if in nothing."""
+    beside = target.with_name(f"{target.name.removesuffix('.nii.gz')}.ctssl.json")
+    told = read_json(beside) if beside.is_file() else None
+    if not isinstance(told, dict):
+        return f"nothing beside it says what made it ({beside.name} is missing)"
+    names = {"sha256": "model"}
+    away = [f"{names.get(key, key)} {str(told.get(key, value))[:12]}, now {str(value)[:12]}"
+            for key, value in wanted.items() if told.get(key, value) != value]  # fmt: skip
+    return "; ".join(away)
 
 
 def likeliest(maps: list[np.ndarray], labels: list[int], threshold: float = 0.5) -> np.ndarray:

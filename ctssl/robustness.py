@@ -12,18 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.curves import CLEAN, Row, against_clean, against_model, biggest_fall, curve, overview, picture
+from ctssl.curves import CLEAN, Row, against_clean, against_model, biggest_fall, corrected, curve, overview, picture
 from ctssl.datasets import Case, find_cases, read_case, voxel_hash
 from ctssl.evaluation import TAKEN, as_plain, facts_of, markdown_table, score_masks, summary
 from ctssl.shifts import SHIFTS, check_shift, shift
-from ctssl.sources import Source, complete, find_sources, named
+from ctssl.sources import Source, complete, find_sources, known_labels, named, stamp_of, stamped
+from ctssl.tables import read_json
 from ctssl.volume import Volume, read
 from ctssl.writing import write_whole
 
 EXPLAINED = (
     "DSC, HD95 in mm, NSD at {tolerance:g} mm; severity 0 is the scan as it is. `area` is the mean height of a case's curve over "
     "severity; intervals are 95% bootstrap over patients. Differences are first minus second; Wilcoxon signed-rank, two-sided, "
-    "Holm over each table; no p below 6 patients, whose scans and labels are averaged first.\n"
+    "Holm over each table; no p below 6 patients, whose scans and labels are averaged first. `undefined`: cases without a value "
+    "on one side (HD95 of an empty mask), which do not count: misses show in DSC and NSD.\n"
 )
 
 
@@ -105,6 +107,8 @@ def measure_robustness(data: str | os.PathLike | None = None, *, out: str | os.P
     Raises `ValueError` or `FileNotFoundError` for what does not fit, before any work.
     """
     out = Path(out)
+    if not tolerance_mm > 0:
+        raise ValueError(f"a tolerance of {tolerance_mm} mm: give one above 0")
     for name in shifts:
         for severity in severities:
             check_shift(name, severity)
@@ -125,8 +129,10 @@ def measure_robustness(data: str | os.PathLike | None = None, *, out: str | os.P
         raise ValueError("give at least one shift and one severity")
     facts = facts_of(Path(table), by, [case.name for case in wanted]) if table is not None and wanted else {}
     places = [(CLEAN, 0), *((name, int(s)) for name in shifts for s in sorted(set(severities)))]
+    doubts: list[str] = []
     if predictions is not None:
         complete(Path(predictions), wanted, places)
+        doubts = known_labels(Path(predictions), wanted)
     if pairs is not None:
         from ctssl.agreement import find_pairs
 
@@ -136,7 +142,7 @@ def measure_robustness(data: str | os.PathLike | None = None, *, out: str | os.P
                    tolerance_mm=tolerance_mm, overwrite=overwrite, progress=progress)  # fmt: skip
     rows = [{**row, **facts.get(row["case"], {})} for row in rows]
     found = tables(rows, [source.name for source in sources], list(dict.fromkeys(shifts)), by, tolerance_mm)
-    found = replace(found, notes=notes(sources, wanted))
+    found = replace(found, notes=[*notes(sources, wanted), *doubts])
     if pairs is not None:
         found = with_pairs(found, sources, Path(pairs), progress=progress)
     found.save(out)
@@ -182,7 +188,7 @@ def measure(sources: list[Source], cases: list[Case], places: list[tuple[str, in
                 if kept is None:
                     if shifted is None:
                         file = scans / named(*place) / f"{case.name}.nii.gz" if scans else None
-                        stamp = f"ctssl {named(*place)} seed {seed} of {voxels[0][:16]}"
+                        stamp = stamp_of(named(*place), seed, voxels[0])
                         shifted = scan if source.model is None else shifted_scan(scan, place, seed, file, stamp)
                     mask = source.mask(shifted, case.name, named(*place))
                     kept = score_masks(
@@ -213,8 +219,9 @@ def shifted_scan(scan: Volume, place: tuple[str, int], seed: int, file: Path | N
     if file and file.exists():
         kept = read(file)
         told = bytes(kept.header["descrip"]).rstrip(b"\0").decode("latin-1")
-        if told.startswith("ctssl ") and told != stamp:
-            raise ValueError(f"{file} was made of another scan or with another seed ({told}); choose another --scans")
+        if told != stamp:
+            raise ValueError(f"{file} was made of another scan or with another seed ({told or 'nothing says how it was made'}); "
+                             "choose another --scans")  # fmt: skip
         return kept
     found = shift(scan, place[0], severity=place[1], seed=seed)
     if file:
@@ -223,22 +230,14 @@ def shifted_scan(scan: Volume, place: tuple[str, int], seed: int, file: Path | N
     return found
 
 
-def stamped(scan: Volume, stamp: str) -> Volume:
-    """The scan with this text in its header."""
-    import nibabel
-
-    known = scan.header
-    header = nibabel.Nifti1Header() if known is None else nibabel.Nifti1Header.from_header(known, check=False)
-    header["descrip"] = stamp.encode()
-    return replace(scan, header=header)
-
-
 def kept_rows(path: Path, facts: dict[str, Any], overwrite: bool) -> list[Row] | None:
     """What an earlier run kept; None where it has to be measured."""
     if not path.exists():
         return None
-    kept = json.loads(path.read_text())
-    if kept["facts"] != facts:
+    kept = read_json(path)
+    if not isinstance(kept, dict) or not isinstance(kept.get("rows"), list):
+        raise ValueError(f"{path} is damaged: delete it, and it is measured again")
+    if kept.get("facts") != facts:
         if overwrite:
             return None
         raise ValueError(
@@ -278,8 +277,8 @@ def tables(rows: list[Row], models: list[str], shifts: list[str], by: tuple[str,
     return Robustness(
         rows, models, shifts, tolerance_mm, overview(rows, models, shifts),
         [point for model in models for name in shifts for point in curve(rows, model, name)], strata,
-        [row for model in models for row in against_clean(rows, model, shifts)],
-        [row for other in models[1:] for row in against_model(rows, models[0], other, shifts)],
+        corrected([row for model in models for row in against_clean(rows, model, shifts)]),
+        corrected([row for other in models[1:] for row in against_model(rows, models[0], other, shifts)]),
     )  # fmt: skip
 
 

@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ctssl.curves import CLEAN
-from ctssl.datasets import Case, niftis
+from ctssl.datasets import Case, niftis, read_case
+from ctssl.evaluation import read_mask
 from ctssl.tables import read_json
-from ctssl.volume import Volume, read
+from ctssl.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def from_folder(folder: Path) -> Source:
         state = find(case, place).stat()
         return f"{folder.resolve()} {state.st_size} {state.st_mtime_ns}"
 
-    return Source(folder.name, key, lambda _, case, place: read(find(case, place)))
+    return Source(folder.name, key, lambda _, case, place: read_mask(find(case, place)))
 
 
 def complete(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> None:
@@ -92,6 +95,37 @@ def complete(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> 
             f"{folder} lacks {len(missing)} masks, first {', '.join(missing[:3])}; `ctssl shift IMAGES SCANS --every` writes "
             "the scans to make them of; or choose --shifts and --severities"
         )
+
+
+def known_labels(folder: Path, cases: list[Case]) -> list[str]:
+    """What is doubtful about the labels of a folder's masks. Raises `ValueError` where none of them is one of the true masks'."""
+    clean = niftis(folder / CLEAN)
+    mine, true = (
+        {int(v) for mask in masks for v in np.unique(mask.array) if v > 0}
+        for masks in ((read_mask(clean[case.name]) for case in cases), (read_case(case)[1] for case in cases))
+    )
+    if mine and true and not mine & true:
+        raise ValueError(f"the masks of {folder} hold the labels {sorted(mine)[:9]}, and the true ones {sorted(true)[:9]}: give "
+                         "them the same numbers")  # fmt: skip
+    more = sorted(mine - true)
+    return (
+        [f"masks of {folder.name} hold labels that no true mask has ({more[:9]}); these do not count"] if more else []
+    )
+
+
+def stamp_of(place: str, seed: int, voxels: str) -> str:
+    """What the header of a shifted scan says: of which scan (`voxel_hash`), how and with which seed it was made."""
+    return f"ctssl {place} seed {seed} of {voxels[:16]}"
+
+
+def stamped(scan: Volume, stamp: str) -> Volume:
+    """The scan with this text in its header."""
+    import nibabel
+
+    known = scan.header
+    header = nibabel.Nifti1Header() if known is None else nibabel.Nifti1Header.from_header(known, check=False)
+    header["descrip"] = stamp.encode()
+    return replace(scan, header=header)
 
 
 def named(name: str, severity: int) -> str:

@@ -12,7 +12,6 @@ from ctssl.metrics import dsc
 from training.data.corpora import data_folder, split
 from training.experiments import sarcoma, trials
 
-LABEL = "an ellipsoid in the middle (no image)"
 SHARES = tuple(round(0.3 + 0.05 * i, 2) for i in range(14))
 
 
@@ -39,7 +38,7 @@ def main() -> None:
         "cases": cases,
         "settings": {"share": share},
     }
-    trials.keep(sarcoma.RESULTS, sarcoma.EXPERIMENT.command, LABEL, row)
+    trials.keep(sarcoma.RESULTS, sarcoma.EXPERIMENT.command, trials.BLIND, row)
     print(trials.table(sarcoma.RESULTS))
 
 

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from ctssl.evaluation import holm, interval, paired
 from ctssl.writing import write_whole
 
 README = Path(__file__).parent.parent.parent / "README.md"
+BLIND = "an ellipsoid in the middle (no image)"  # a mask that `training.experiments.middle` draws
 SHARE = 0.95  # of the last validation DSC, for the cost of a fine-tuning
 
 
@@ -104,25 +106,35 @@ def steps_to_share(row: dict) -> int | None:
 
 def scratch_of(label: str, models: dict) -> str | None:
     """The same training from initial weights, if it is in the results."""
-    twin = f"{label.split('-')[0]}-scratch" + (label[label.index(",") :] if "," in label else "")
+    model = re.match("[^ ,]+", label)[0]  # type: ignore[index]
+    twin = f"{model.split('-')[0]}-scratch{label[len(model) :]}"  # with its head, cases and steps
     return twin if twin in models and twin != label else None
 
 
+def gained(rows: list[dict], others: list[dict]) -> dict[str, float]:
+    """DSC of one model over another by patient, seeds averaged: mean `difference`, its interval (`low`, `high`), `p`."""
+    mine, theirs = of_cases(rows), of_cases(others)
+    pairs = [{"patient": c, "dsc": d, "other_dsc": theirs[c], "away": d - theirs[c]} for c, d in mine.items()]
+    low, high = interval(pairs, "away")
+    test = paired(pairs, ("dsc",))[0]
+    return {"difference": test["difference"], "low": low, "high": high, "p": test["p"]}
+
+
 def table(results: Path) -> str:
-    """The results as Markdown: DSC with its interval over patients, and each model against its encoder from scratch."""
+    """The results as Markdown: DSC with its interval over patients, and each model against its encoder from scratch (seeds that
+    both have) and, where there is one, against a mask that was drawn without a look at the image."""
     models = read(results)["models"]
     against = {}
     for label, rows in models.items():
         if scratch := scratch_of(label, models):
-            others = of_cases(models[scratch])
-            pairs = [{"patient": c, "dsc": d, "other_dsc": others[c]} for c, d in of_cases(rows).items()]
-            against[label] = paired(pairs, ("dsc",))[0]
+            both = {row["seed"] for row in rows} & {row["seed"] for row in models[scratch]}
+            sides = [[row for row in side if row["seed"] in both] for side in (rows, models[scratch])]
+            against[label] = gained(*sides)
     for row, p in zip(against.values(), holm([row["p"] for row in against.values()]), strict=True):
         row["p_holm"] = p
-    lines = [
-        "| model | seeds | mean DSC | median | each seed | steps to 95% | against scratch | p |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ["model", "seeds", "mean DSC", "median", "each seed", "steps to 95%", "against scratch", "p"]
+    columns += ["against no image"] if BLIND in models else []
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for label, rows in models.items():
         values = of_cases(rows)
         low, high = interval([{"patient": c, "dsc": d} for c, d in values.items()], "dsc")
@@ -130,10 +142,16 @@ def table(results: Path) -> str:
         gain = against.get(label)
         cells = [label, str(len(rows)), f"{np.mean(list(values.values())):.3f} ({low:.3f}-{high:.3f})",
                  f"{np.median(list(values.values())):.3f}", ", ".join(f"{row['mean_dsc']:.3f}" for row in rows),
-                 f"{np.mean(costs):.0f}" if costs else "", f"{gain['difference']:+.3f}" if gain else "",
+                 f"{np.mean(costs):.0f}" if costs else "", told(gain) if gain else "",
                  f"{gain['p_holm']:.3f}" if gain else ""]  # fmt: skip
+        if BLIND in models:
+            cells.append("" if label == BLIND else told(gained(rows, models[BLIND])))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def told(gain: dict[str, float]) -> str:
+    return f"{gain['difference']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"
 
 
 def steps_of(experiment: Experiment, model: str, steps: int) -> int:
