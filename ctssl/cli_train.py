@@ -50,6 +50,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("--validation", type=float, metavar="SHARE",
                      help="of the training patients (of ten or more), to choose the best weights by (default: 0.1)")  # fmt: skip
+    sub.add_argument("--patience", type=int, metavar="N", help="end when N of the 20 evaluations in a row brought nothing, in "
+                     "the second half of the training (default: 5)")  # fmt: skip
     sub.add_argument(
         "--resume", action="store_true", help="insist on an unfinished training in OUT, which goes on anyway"
     )
@@ -61,7 +63,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--from-scratch", action="store_true", help="forget the pretrained weights, to see what they are worth"
     )
-    sub.add_argument("--overwrite", action="store_true")
+    sub.add_argument("--max-memory", type=float, default=8.0, metavar="GB",
+                     help="that segmenting a held-out scan may take (default: %(default)s)")  # fmt: skip
+    sub.add_argument("--overwrite", action="store_true", help="replace a finished model in OUT")
     sub.add_argument("--device", default="auto")
 
 
@@ -95,6 +99,8 @@ def _finetune(args: argparse.Namespace) -> None:
 
     if args.fold is not None and args.folds is None:
         raise ValueError("--fold needs --folds")
+    if args.folds is not None and args.folds < 2:
+        raise ValueError(f"--folds {args.folds}: give at least 2")
     every = args.folds is not None and args.fold is None
     begun = [
         *Path(args.out).glob("**/.unfinished/state.json"),
@@ -102,7 +108,18 @@ def _finetune(args: argparse.Namespace) -> None:
     ]
     if args.resume and not begun:
         raise FileNotFoundError(f"{args.out} holds no unfinished training; leave out --resume to start one")
-    keys = ("steps", "minutes", "batch", "crop", "seed", "layer_decay", "ema", "validation", "shift_augment")
+    keys = (
+        "steps",
+        "minutes",
+        "batch",
+        "crop",
+        "seed",
+        "layer_decay",
+        "ema",
+        "validation",
+        "patience",
+        "shift_augment",
+    )
     chosen = {key: getattr(args, key) for key in keys}
     settings = Settings(
         **{key: value for key, value in chosen.items() if value is not None},
@@ -115,7 +132,8 @@ def _finetune(args: argparse.Namespace) -> None:
             out=Path(args.out) / f"fold{fold}" if every else args.out, hold_out=_hold_out(args.hold_out), folds=args.folds,
             fold=fold, few_shot=args.few_shot, spacing_mm=args.spacing,
             window_hu=tuple(args.window) if args.window else None, settings=settings, from_scratch=args.from_scratch,
-            device=args.device, overwrite=args.overwrite, keep=every, progress=not args.json,
+            device=args.device, max_memory_gb=args.max_memory, overwrite=args.overwrite,
+            keep=every and not args.overwrite, progress=not args.json,
         )
         for fold in wanted
     ]  # fmt: skip

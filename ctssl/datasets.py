@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import warnings
@@ -266,8 +267,8 @@ def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, whole:
 
     Errors: unreadable, not a CT in HU, scan and mask on different grids, unknown label values, the same scan twice, a patient
     in two splits, labels that are not 1, 2, ... Warnings: an empty mask, one that lies outside the body, a label that no other
-    case has, what `ctssl.lint` doubts, and a scan on which `model` was pretrained, or the encoder that it was fine-tuned from
-    (exact copies only: the encoder's folder holds salted hashes of voxels and the SeriesInstanceUIDs that are known).
+    case has, what `ctssl.lint` doubts, and a scan on which `model`, or the encoder that it came from, was trained (exact copies
+    only: a model's folder holds salted hashes of voxels and the SeriesInstanceUIDs that are known).
     """
     from tqdm import tqdm
 
@@ -278,7 +279,8 @@ def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, whole:
     if model is not None and not pretrained:
         text = "nothing says which scans it was pretrained on, if it was: whether these are among them cannot be told"
         found.append(Problem("warning", "unknown-pretraining", text, str(model)))
-    salt, known, uids = pretrained.get("salt", ""), set(pretrained.get("voxels", [])), set(pretrained.get("series", []))
+    salt = pretrained.get("salt", "")
+    known, labelled, uids = (set(pretrained.get(key, [])) for key in ("voxels", "labelled", "series"))
     for case in tqdm(dataset.cases, desc="checking cases", disable=not progress):
 
         def say(level: str, code: str, message: str, name: str = case.name) -> None:
@@ -308,7 +310,11 @@ def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, whole:
         if own in first:
             say("error", "duplicate", f"the same scan as {first[own].name}, voxel by voxel; keep one of the two")
         first.setdefault(own, case)
-        if voxel_hash(scan, salt) in known or case.series in uids:
+        salted = voxel_hash(scan, salt)
+        if salted in labelled:
+            text = f"{model} was trained on this very scan, and a mask of it: do not test on it"
+            say("warning", "pretrained", text)
+        elif salted in known or case.series in uids:
             say(
                 "warning",
                 "pretrained",
@@ -355,6 +361,12 @@ def voxel_hash(scan: Volume, salt: str = "") -> str:
     return digest.hexdigest()
 
 
+def seen_after(before: dict[str, Any], labelled: list[str], *, salt: str) -> str:
+    """`seen.json` of what goes on from a model that has seen `before`, with scans of these salted hashes, and their masks."""
+    found = {"salt": salt, "voxels": before.get("voxels", []), "series": before.get("series", [])}
+    return json.dumps({**found, "labelled": sorted({*before.get("labelled", []), *labelled})}, indent=1) + "\n"
+
+
 def seen_by(model: Any) -> dict[str, Any]:
     """`seen.json` of a model, or of the published encoder that it was fine-tuned from; empty where there is none."""
     from ctssl import hub
@@ -368,6 +380,8 @@ def seen_by(model: Any) -> dict[str, Any]:
     if not path.is_file():
         return {}
     found = read_json(path)
-    if not isinstance(found, dict) or not all(isinstance(found.get(key, []), list) for key in ("voxels", "series")):
+    if not isinstance(found, dict) or not all(
+        isinstance(found.get(k, []), list) for k in ("voxels", "labelled", "series")
+    ):
         raise ValueError(f"{path} is not the list of scans that a model was pretrained on; get the model again")
     return found

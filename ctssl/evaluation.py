@@ -37,9 +37,13 @@ class Evaluation:
     tolerance_mm: float
     missing: list[str] = field(default_factory=list)
 
-    def save(self, folder: str | os.PathLike) -> Path:
-        """`cases.csv`, `report.json`, `report.md` and, with paired results, `paired.png`."""
+    def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
+        """`cases.csv`, `report.json`, `report.md` and, with paired results, `paired.png`. Raises `FileExistsError` where one of
+        them is there, unless it may be overwritten."""
         folder = Path(folder)
+        there = [name for name in ("cases.csv", "report.json", "report.md", "paired.png") if (folder / name).exists()]
+        if there and not overwrite:
+            raise FileExistsError(f"{folder} holds a {there[0]}; choose another folder, or overwrite it on purpose")
         folder.mkdir(parents=True, exist_ok=True)
         rows = io.StringIO(newline="")
         writer = csv.DictWriter(rows, list(self.cases[0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,21 +21,34 @@ from torch import distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from ctssl.datasets import Case, Dataset, Problem, find_cases, problems, read_case, refuse
+from ctssl.datasets import (
+    SEEN,
+    Case,
+    Dataset,
+    Problem,
+    find_cases,
+    problems,
+    read_case,
+    refuse,
+    seen_after,
+    seen_by,
+    voxel_hash,  # fmt: skip
+)
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
 from ctssl.fitting import Settings, fit
 from ctssl.heads import HEADS
-from ctssl.hub import WEIGHTS
-from ctssl.inference import segment
+from ctssl.hub import WEIGHTS, file_sha256
+from ctssl.inference import MEMORY_GB, segment
+from ctssl.inference import plan as room_for
 from ctssl.lint import check
 from ctssl.loading import device_named, load, segmenter
 from ctssl.outcome import WRITTEN, Judged, files, judge
 from ctssl.planning import Tumours, measure, plan
-from ctssl.provenance import facts as told
+from ctssl.provenance import facts as metadata_of
 from ctssl.provenance import fingerprint_of
 from ctssl.shifts.copies import shifted_copies
-from ctssl.splits import astride, divide, few, part, validation
+from ctssl.splits import astride, divide, few, part, side_of, validation
 from ctssl.tables import read_json
 from ctssl.thresholds import choose
 from ctssl.volume import Volume, prepare, resample
@@ -80,7 +94,8 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
              hold_out: float | list[str] | None = None, few_shot: int | None = None, folds: int | None = None, fold: int = 0,
              spacing_mm: float | None = None, window_hu: tuple[float, float] | None = None,
              names: dict[int, str] | None = None, settings: Settings | None = None,
-             from_scratch: bool = False, device: str = "auto", overwrite: bool = False, keep: bool = False,
+             from_scratch: bool = False, device: str = "auto", max_memory_gb: float = MEMORY_GB, overwrite: bool = False,
+             keep: bool = False,
              progress: bool = True) -> Report:  # fmt: skip
     """Train a segmenter on labelled scans, and score it on cases it has not seen, whole and on their own grid.
 
@@ -91,7 +106,7 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
         model: a name, folder or repository for `ctssl.load`, an encoder, or a baseline: `swin-scratch`, `vit-scratch` (the
             published encoders, untrained) or `dynunet` (nnU-Net's network), under the same recipe.
         hold_out: share of the patients to hold out (drawn by `settings.seed`), or names of cases; 0 trains on all. None: what the
-            table's column `split` does not call train, or a fifth.
+            table's column `split` calls test (then what it calls val chooses the weights), or a fifth.
         few_shot: train on so many of the patients only, drawn by `settings.seed`; the held-out cases stay the same.
         folds, fold: hold out part `fold` of `folds` equal parts of the patients instead.
         spacing_mm: at which the segmenter works. None: a tenth of the median tumour's diameter, between the scans' own
@@ -100,6 +115,7 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
             quarter of that more on either side; the encoder's own for `freeze`.
         names: of the labels, `{1: "tumour"}`.
         from_scratch: forget the pretrained weights, to see what they are worth.
+        max_memory_gb: that segmenting a held-out scan may take.
         overwrite: replace a finished segmenter in `out`.
         keep: where `out` holds the segmenter of this very request (encoder, cases, settings), return its report and do nothing.
 
@@ -115,25 +131,37 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     if chosen is None and astride(dataset.cases):
         refuse(problems(dataset, progress=progress), len(dataset.cases))  # everything that is wrong, at once
     train, held = divide(dataset.cases, chosen, settings.seed)
-    train = few(train, few_shot, settings.seed) if few_shot is not None else train
+    told = [
+        case for case in train if chosen is None and case.split and side_of(case) == "val"
+    ]  # who is to choose the weights
+    train = [case for case in train if case not in told]
+    train = (few(train, few_shot, settings.seed) if few_shot is not None else train) + told
     encoder, origin, head = start(model, head)
     from_scratch = from_scratch or origin in BASELINES
     known = encoder.spec or ModelSpec("", "encoder", type(encoder).__name__.lower())
     how = asdict(replace(settings, save_minutes=0.0))  # which changes nothing
     weights = known.sha256 or (origin if origin in BASELINES else fingerprint_of(encoder))
-    asked = request(train, held, weights, settings=how, head=head, spacing_mm=spacing_mm, window_hu=window_hu, names=names,
-                    from_scratch=from_scratch)  # fmt: skip
+    content = content_of([*train, *held])
+    asked = request(train, held, weights, data=content, validated=[case.name for case in told], settings=how, head=head,
+                    spacing_mm=spacing_mm, window_hu=window_hu, names=names, from_scratch=from_scratch)  # fmt: skip
     if keep and (kept := finished(out, asked, overwrite=overwrite)):
         return kept
-    tumours, there, doubts = survey(Dataset([*train, *held], names or dataset.names), held, whole=few_shot is None,
-                                    model=None if from_scratch else model, progress=progress)  # fmt: skip
+    parent = None if from_scratch or isinstance(model, nn.Module) else model
+    before = seen_by(parent)
+    salt = before.get("salt", out.resolve().name)
+    found = survey(Dataset([*train, *held], names or dataset.names), held, whole=few_shot is None, model=parent, salt=salt,
+                   progress=progress)  # fmt: skip
     if settings.freeze:  # what it was trained on
         window_hu = window_hu or known.preprocess.window_hu
-    preprocess, crop = plan([tumours[case.name] for case in train], known.preprocess, spacing_mm=spacing_mm,
+    preprocess, crop = plan([found.tumours[case.name] for case in train], known.preprocess, spacing_mm=spacing_mm,
                             window_hu=window_hu, crop=settings.crop)  # fmt: skip
     settings = replace(settings, crop=crop, batch=settings.batch or max(1, round(4 * (64 / crop) ** 2)))
     encoder.spec = replace(known, preprocess=preprocess)
-    judges = validation(train, settings.validation, settings.seed)
+    judges = [case.name for case in told] or validation(train, settings.validation, settings.seed)
+    if len(judges) == len(train):
+        raise ValueError(
+            f"all {len(train)} cases are to choose the weights (split val), and none is left to learn from"
+        )
     sides = [[case for case in train if (case.name in judges) == side] for side in (False, True)]
     learn, classes = prepare_cases(sides[0], preprocess, copies=settings.shift_augment, seed=settings.seed,
                                    progress=progress)  # fmt: skip
@@ -146,22 +174,32 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     torch.manual_seed(settings.seed)
     net = segmenter(encoder, head=head, classes=classes, labels=names, window=settings.crop)
     net.parent = "" if from_scratch else origin
+    for name in [case.name for case in held] + judges:  # what will be segmented whole: now, not after hours of work
+        room_for(net, found.grids[name], max_memory_gb)
+    unknown = sorted(found.labels - set(net.labels))
+    doubts = found.doubts + [
+        f"label {k}: only held-out cases have it, so it is neither learned nor judged" for k in unknown
+    ]
     began = time.monotonic()
-    facts = {"train": [c.name for c in train], "validated": judges, "model": origin, "from_scratch": from_scratch,
-             "head": head, "spacing_mm": preprocess.spacing_mm, "window_hu": list(preprocess.window_hu)}  # fmt: skip
+    facts = {"train": [c.name for c in train], "data": content, "validated": judges, "model": origin,
+             "from_scratch": from_scratch, "head": head, "spacing_mm": preprocess.spacing_mm,
+             "window_hu": list(preprocess.window_hu)}  # fmt: skip
     (out / ".unfinished").mkdir(parents=True, exist_ok=True)  # from here on the folder is ours
     curve = fit(net.to(where), learn, test, settings, unfinished=out / ".unfinished", facts=facts, progress=progress)
     seconds = time.monotonic() - began
     net.eval()
     if rank == 0:
         net.threshold = facts["threshold"] = choose(net, sides[1], [mask for _, mask in test], progress=progress)
-    judgeable = {k: name for k, name in net.labels.items() if k in there}  # of one that nobody has, nothing can be said
-    judged = judged_cases(net, held, judgeable, progress=progress) if rank == 0 else {}
+    judgeable = {
+        k: name for k, name in net.labels.items() if k in found.labels
+    }  # of one that nobody has, nothing can be said
+    judged = judged_cases(net, held, judgeable, max_memory_gb=max_memory_gb, progress=progress) if rank == 0 else {}
     scores = {name: found.dsc for name, found in judged.items()}
     report = Report(out, scores, facts["train"], judges, curve, seconds, doubts)
     if rank == 0:
         extra = files(report, judged, settings, facts, cases={case.name: case for case in held}, labels=judgeable,
                       asked=asked)  # fmt: skip
+        extra[SEEN] = seen_after(before, [found.hashes[case.name] for case in train], salt=salt)
         net.cpu().save_pretrained(out, overwrite=True, extra=extra, metadata=provenance(report, known, facts, settings))
         for name in set(WRITTEN) - set(extra):  # of the model that was there before
             (out / name).unlink(missing_ok=True)
@@ -171,24 +209,47 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     return report
 
 
-def survey(dataset: Dataset, held: list[Case], *, whole: bool, model: Any,
-           progress: bool) -> tuple[dict[str, Tumours], set[int], list[str]]:  # fmt: skip
-    """Read every case once: the tumours of each, the labels that occur, and what is doubtful. Raises for what is wrong."""
+class Survey(NamedTuple):
+    """Of every case: its tumours, the salted hash of its voxels, and its grid (a scan without voxels). The labels that occur, and
+    what is doubtful."""
+
+    tumours: dict[str, Tumours]
+    hashes: dict[str, str]
+    grids: dict[str, Volume]
+    labels: set[int]
+    doubts: list[str]
+
+
+def survey(dataset: Dataset, held: list[Case], *, whole: bool, model: Any, salt: str, progress: bool) -> Survey:
+    """Read every case once. Raises for what is wrong."""
     tumours: dict[str, Tumours] = {}
+    hashes: dict[str, str] = {}
+    grids: dict[str, Volume] = {}
     there: set[int] = set()
 
     def look(case: Case, scan: Volume, mask: Volume, labels: set[int]) -> None:
-        tumours[case.name] = measure(scan, mask)
+        tumours[case.name], hashes[case.name] = measure(scan, mask), voxel_hash(scan, salt)
+        grids[case.name] = replace(scan, array=np.broadcast_to(np.float32(0), scan.shape))
         there.update(labels)
 
-    known = model if isinstance(model, (str, os.PathLike)) else None
-    found = problems(dataset, model=known, whole=whole, progress=progress, look=look)
+    found = problems(dataset, model=model, whole=whole, progress=progress, look=look)
     refuse(found, len(dataset.cases))
-    return tumours, there, doubtful(found, {case.name for case in held})
+    return Survey(tumours, hashes, grids, there, doubtful(found, {case.name for case in held}))
+
+
+def content_of(cases: list[Case]) -> str:
+    """A hash of the files of these cases, and of the structures that are taken from them."""
+    digest = hashlib.sha256()
+    for case in sorted(cases, key=lambda case: case.name):
+        for path in (case.image, case.label):
+            files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+            digest.update("".join(file_sha256(file) for file in files if file.is_file()).encode())
+        digest.update(f"{case.name} {case.roi} {case.series}".encode())
+    return digest.hexdigest()
 
 
 def request(train: list[Case], held: list[Case], encoder: str, **how: Any) -> dict[str, Any]:
-    """What a segmenter follows from, as JSON has it: cases, encoder (by its weights, or the name of a baseline) and options."""
+    """What a segmenter follows from, as JSON has it: cases, encoder (by its weights, or the name of a baseline), and all else."""
     text = json.dumps({"train": [case.name for case in train], "held_out": [case.name for case in held],
                        "encoder": encoder, **how})  # fmt: skip
     return json.loads(text)
@@ -232,6 +293,8 @@ def refuse_request(out: Path, *, overwrite: bool, head: str, folds: int | None, 
         raise FileExistsError(
             f"{out} holds a {foreign[0]} that is not of a model, and would be replaced; choose another --out"
         )
+    if folds is not None and folds < 2:
+        raise ValueError(f"folds={folds}: give at least 2")
     if folds is not None and hold_out is not None:
         raise ValueError("give folds or hold_out, not both")
     if spacing_mm is not None and not 0.1 <= spacing_mm <= 20:
@@ -245,7 +308,7 @@ def provenance(report: Report, parent: ModelSpec, facts: dict[str, Any], setting
     steps = report.curve[-1]["step"] if report.curve else settings.steps if settings.minutes is None else None
     world = dist.get_world_size() if dist.is_initialized() else 1
     scratch = facts["from_scratch"]
-    found = told(
+    found = metadata_of(
         recipe={**asdict(settings), **{key: facts[key] for key in RECIPE}}, manifest=report.train,
         parent="" if scratch else f"{facts['model']} sha256:{parent.sha256}" if parent.sha256 else facts["model"],
         pretext="" if scratch else parent.pretext, licence="" if scratch else parent.licence,
@@ -322,10 +385,12 @@ def onto_grid(mask: Volume, grid: Volume) -> np.ndarray:
     return shares.argmax(0).astype(np.uint8)
 
 
-def judged_cases(net: Any, cases: list[Case], labels: dict[int, str], *, progress: bool) -> dict[str, Judged]:
+def judged_cases(
+    net: Any, cases: list[Case], labels: dict[int, str], *, max_memory_gb: float, progress: bool
+) -> dict[str, Judged]:
     """What the segmenter says of these labels in each held-out case, on the case's own grid."""
     found = {}
     for case in tqdm(cases, desc="held-out cases", disable=not progress or not cases):
         scan, mask = read_case(case)
-        found[case.name] = judge(segment(net, scan), mask, labels)
+        found[case.name] = judge(segment(net, scan, max_memory_gb=max_memory_gb), mask, labels)
     return found

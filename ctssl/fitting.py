@@ -78,7 +78,7 @@ class Settings:
     bf16: bool = False
     validation: float = 0.1
     evaluations: int = 20
-    patience: int = 10
+    patience: int = 5
     seed: int = 0
     save_minutes: float = 5.0
 
@@ -172,6 +172,7 @@ def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfin
             else:
                 now.evaluated(kept, loss, crop_dsc(kept, judged, device, half=half))
                 if agreed(now.since_best(), world) >= settings.patience:
+                    now.steps = now.step  # where it ends
                     break
         shown = {"loss": f"{np.mean(losses[-30:]):.3f}"}
         if judged and now.curve:
@@ -182,6 +183,8 @@ def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfin
             keep(unfinished, net, average, opt, identity, now)
             saved = time.monotonic()
     bar.close()
+    if rank == 0:  # what follows may fail, and is not to cost the training
+        keep(unfinished, net, average, opt, identity, now)
     net.load_state_dict(now.best or kept.state_dict())
     return now.curve
 

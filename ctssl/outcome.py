@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctssl.datasets import Case, read_case
+from ctssl.datasets import SEEN, Case, read_case
 from ctssl.evaluation import score_masks
 from ctssl.fitting import Settings
 from ctssl.volume import Volume
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ctssl.finetuning import Report
 
 TOLERANCE_MM = 2.0
-WRITTEN = ("README.md", "best.png", "cases.csv", "curves.png", "median.png", "report.json", "worst.png")
+WRITTEN = ("README.md", "best.png", "cases.csv", "curves.png", "median.png", "report.json", SEEN, "worst.png")
 
 
 @dataclass(frozen=True)

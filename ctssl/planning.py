@@ -10,36 +10,45 @@ from scipy import ndimage
 from ctssl.volume import Volume
 from ctssl.zoo import Preprocess
 
-LOOKED_AT = 2000  # labelled voxels of a case
+LOOKED_AT = 2000  # voxels of each label in a case
 NARROWEST_HU = 200.0
 COARSER = 2.0  # than the encoder's own spacing: of large tumours a crop then shows the surroundings, in a fraction of the time
 
 
 @dataclass(frozen=True)
 class Tumours:
-    """Of one case, or the median over cases. `diameter_mm`: of the largest, as a ball of its volume (0 without any);
-    `finest_mm`: the scan's finest spacing; `hu`: of labelled voxels, as many of each case."""
+    """Of one case, or the median over cases. `diameters_mm`: for each label that of its largest piece, as a ball of its volume;
+    `finest_mm`: the scan's finest spacing; `hu`: of labelled voxels, as many of each label and case."""
 
-    diameter_mm: float
+    diameters_mm: dict[int, float]
     finest_mm: float
     hu: np.ndarray
+
+    @property
+    def diameter_mm(self) -> float:
+        """That of the label with the smallest pieces (a tumour, where its organ is labelled too); 0 without any label."""
+        return min(self.diameters_mm.values(), default=0.0)
 
 
 def measure(scan: Volume, mask: Volume) -> Tumours:
     """Look at one case."""
-    finest, counts = min(scan.spacing_mm), np.bincount(ndimage.label(mask.array)[0].ravel())[1:]  # type: ignore[index]
-    if not len(counts):
-        return Tumours(0.0, finest, np.zeros(0))
-    volume = counts.max() * abs(np.linalg.det(mask.affine[:3, :3]))
-    inside = scan.array[mask.array > 0]
-    some = inside[np.linspace(0, len(inside) - 1, min(len(inside), LOOKED_AT)).astype(int)]
-    return Tumours(2 * (3 * volume / (4 * np.pi)) ** (1 / 3), finest, some)
+    diameters, some = {}, [np.zeros(0, scan.array.dtype)]
+    for label in np.unique(mask.array[mask.array > 0]):
+        of_label = mask.array == label
+        counts = np.bincount(ndimage.label(of_label)[0].ravel())[1:]  # type: ignore[index]
+        volume = counts.max() * abs(np.linalg.det(mask.affine[:3, :3]))
+        diameters[int(label)] = 2 * (3 * volume / (4 * np.pi)) ** (1 / 3)
+        inside = scan.array[of_label]
+        some.append(inside[np.linspace(0, len(inside) - 1, min(len(inside), LOOKED_AT)).astype(int)])
+    return Tumours(diameters, min(scan.spacing_mm), np.concatenate(some))
 
 
 def together(cases: list[Tumours]) -> Tumours:
     """What the cases have in common."""
-    diameters = [case.diameter_mm for case in cases if case.diameter_mm]
-    return Tumours(float(np.median(diameters)) if diameters else 0.0, float(np.median([case.finest_mm for case in cases])),
+    labels = sorted({label for case in cases for label in case.diameters_mm})
+    of_label = {k: [case.diameters_mm[k] for case in cases if k in case.diameters_mm] for k in labels}
+    return Tumours({k: float(np.median(found)) for k, found in of_label.items()},
+                   float(np.median([case.finest_mm for case in cases])),
                    np.concatenate([case.hu for case in cases]))  # fmt: skip
 
 

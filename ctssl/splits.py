@@ -10,13 +10,19 @@ FEWEST = 10  # patients below which all of them are needed for training
 
 
 def divide(cases: list[Case], hold_out: float | list[str] | None, seed: int) -> tuple[list[Case], list[Case]]:
-    """Training and held-out cases. The scans of one patient stay together."""
+    """Training and held-out cases. The scans of one patient stay together.
+
+    `hold_out`: a share of the patients, or names. None: what the column `split` calls test (where it calls nothing so, what it
+    calls val), or a fifth.
+    """
     if hold_out is None and any(case.split for case in cases):
         if blank := [case.name for case in cases if not case.split]:
             raise ValueError(
                 f"{len(blank)} cases have no split ({', '.join(blank[:5])}): write train or test in that column"
             )
-        hold_out = [case.name for case in cases if case.split.lower() not in ("train", "training")]
+        sides = {case.name: side_of(case) for case in cases}
+        last = "test" if "test" in sides.values() else "val"  # nobody else is left to judge on
+        hold_out = [name for name, side in sides.items() if side == last]
     hold_out = 0.2 if hold_out is None else hold_out
     if isinstance(hold_out, (int, float)):
         if not 0 <= hold_out < 1:
@@ -42,6 +48,18 @@ def divide(cases: list[Case], hold_out: float | list[str] | None, seed: int) -> 
             f"patients {', '.join(both[:5])} have scans on both sides; hold out all scans of a patient, or none"
         )
     return train, held
+
+
+WORDS = {"train": "train", "training": "train", "tr": "train", "val": "val", "valid": "val", "validation": "val",
+         "test": "test", "testing": "test", "ts": "test", "held-out": "test", "held_out": "test"}  # fmt: skip
+"""What stands in a column `split`."""
+
+
+def side_of(case: Case) -> str:
+    """`train`, `val` or `test`. Raises `ValueError` for another word."""
+    if (word := case.split.strip().lower()) not in WORDS:
+        raise ValueError(f"{case.name}: the split {case.split!r} is none; write train, val or test in that column")
+    return WORDS[word]
 
 
 def astride(cases: list[Case]) -> list[str]:

@@ -459,24 +459,25 @@ def test_a_table_says_which_cases_are_held_out():
 
 
 def test_the_spacing_follows_from_the_tumours():
-    def spacing(radius_mm, voxel_mm):
+    def spacing(radius_mm, voxel_mm, organ=False):
         n = round(60 / voxel_mm)
         place = (np.arange(n) - n / 2 + 0.5) * voxel_mm
         x, y, z = np.meshgrid(place, place, place, indexing="ij")
         mask = (x**2 + y**2 + z**2 < radius_mm**2).astype(np.uint8)
-        ball = Volume(mask, np.diag([voxel_mm] * 3 + [1.0]))
+        ball = Volume(mask + 1 if organ else mask, np.diag([voxel_mm] * 3 + [1.0]))  # the tumour is label 2 in an organ
         return planning.fitting_spacing(planning.together([planning.measure(ball, ball)]), 1.5)
 
     assert spacing(6.0, 1.0) == pytest.approx(1.2, abs=0.02)  # 12 mm across
     assert spacing(25.0, 1.0) == 3.0 and spacing(3.0, 1.0) == 1.0
-    nothing = planning.Tumours(0.0, 1.0, np.zeros(0))
+    assert spacing(6.0, 1.0, organ=True) == pytest.approx(1.2, abs=0.02)
+    nothing = planning.Tumours({}, 1.0, np.zeros(0))
     assert planning.fitting_spacing(nothing, 2.0) == 2.0
-    assert [planning.fitting_crop(planning.Tumours(mm, 1.0, np.zeros(0)), 2.0) for mm in (20.0, 90.0)] == [64, 96]
+    assert [planning.fitting_crop(planning.Tumours({1: mm}, 1.0, np.zeros(0)), 2.0) for mm in (20.0, 90.0)] == [64, 96]
 
 
 def test_the_window_follows_from_the_tumours_and_is_kept(labelled, tiny, tmp_path):
     hu = np.linspace(-100, 100, 20001)
-    window = lambda values: planning.fitting_window(planning.Tumours(30.0, 1.0, values), (-500.0, 500.0))  # noqa: E731
+    window = lambda values: planning.fitting_window(planning.Tumours({1: 30.0}, 1.0, values), (-500.0, 500.0))  # noqa: E731
     assert window(hu) == (-150.0, 150.0) and window(np.full(9, 40.0)) == (-60.0, 140.0)
     assert window(hu * 9 - 500)[0] == -1020.0 and window(np.zeros(0)) == (-500.0, 500.0)
     settings = dataclasses.replace(QUICK, steps=1)
@@ -579,6 +580,10 @@ def test_a_finished_request_is_not_done_again(labelled, tiny, tmp_path, monkeypa
             ctssl.finetune(labelled, **{**how, "model": model}, keep=True)
     with pytest.raises(FileExistsError, match="trained with another held_out and train"):
         ctssl.finetune(labelled, **how, keep=True, hold_out=[first.train[0]])
+    mask = ctssl.read(labelled / "labels" / "case0.nii.gz")
+    dataclasses.replace(mask, array=mask.array[::-1]).save(labelled / "labels" / "case0.nii.gz", overwrite=True)
+    with pytest.raises(FileExistsError, match="trained with another data"):  # masks that were drawn anew
+        ctssl.finetune(labelled, **how, keep=True)
 
 
 def test_files_of_the_user_stay(labelled, tiny, tmp_path, monkeypatch):
@@ -600,6 +605,7 @@ def test_files_of_the_user_stay(labelled, tiny, tmp_path, monkeypatch):
         "curves.png",
         "model.safetensors",
         "report.json",
+        "seen.json",
     }  # no scores of another model
 
 
@@ -720,3 +726,47 @@ def test_a_baseline_trains_and_loads_again(labelled, model, tmp_path):
     again = kept.segment(labelled / "images" / f"{name}.nii.gz")
     truth = ctssl.read(labelled / "labels" / f"{name}.nii.gz").array
     assert ctssl.metrics.dsc(again.array == 1, truth == 1) == pytest.approx(report.mean_dsc)
+
+
+def test_who_is_trained_on_who_chooses_and_who_is_judged(labelled, tiny, tmp_path, capsys):
+    """By the table's words; the segmenter knows afterwards whom it was trained on."""
+
+    def table(*words):
+        rows = [f"images/case{i}.nii.gz,labels/case{i}.nii.gz,{word}" for i, word in enumerate(words)]
+        (labelled / "table.csv").write_text("image,label,split\n" + "\n".join(rows) + "\n")
+        return labelled / "table.csv"
+
+    report = ctssl.finetune(
+        table("train", " Val", "test"), model=tiny, out=tmp_path / "m", settings=QUICK, progress=False
+    )
+    assert report.train == ["case0", "case1"] and report.validated == ["case1"] and list(report.held_out) == ["case2"]
+    assert {"dsc", "loss", "step"} == set(report.curve[0])
+    assert main(["check", str(labelled), "--model", str(tmp_path / "m")]) == 0
+    said = capsys.readouterr().out
+    assert [f"case{i}: {tmp_path / 'm'} was trained on this very scan" in said for i in range(3)] == [True, True, False]
+    train, held = splits.divide(find_cases(table("train", "train", "val")).cases, None, 0)
+    assert [case.name for case in held] == ["case2"] and len(train) == 2  # nobody else is left to judge on
+    with pytest.raises(ValueError, match="case1: the split 'tarin' is none; write train, val or test"):
+        splits.divide(find_cases(table("train", "tarin", "test")).cases, None, 0)
+
+
+def test_what_cannot_be_judged_is_told_before_the_training(labelled, tiny, tmp_path):
+    mask = ctssl.read(labelled / "labels" / "case2.nii.gz")
+    voxels = np.argwhere(mask.array)
+    mask.array[tuple(voxels[: len(voxels) // 2].T)] = 2
+    mask.save(labelled / "labels" / "case2.nii.gz", overwrite=True)
+    how = dict(model=tiny, out=tmp_path / "m", settings=QUICK, hold_out=["case2"], progress=False)
+    with pytest.raises(ValueError, match="more than the 0.1 GB allowed"):
+        ctssl.finetune(labelled, **how, max_memory_gb=0.1)
+    assert not (tmp_path / "m").exists()
+    assert any("label 2: only held-out cases have it" in note for note in ctssl.finetune(labelled, **how).warnings)
+
+
+def test_a_training_whose_judging_fails_is_not_lost(labelled, tiny, tmp_path, monkeypatch):
+    how = dict(model=tiny, out=tmp_path / "m", settings=QUICK, progress=False)
+    monkeypatch.setattr(finetuning, "segment", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ctssl.finetune(labelled, **how)
+    monkeypatch.undo()
+    monkeypatch.setattr(fitting, "draw", lambda *_, **__: pytest.fail("trained again"))
+    assert ctssl.finetune(labelled, **how).held_out

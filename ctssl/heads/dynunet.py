@@ -24,6 +24,8 @@ class DynUnet(nn.Module):
         if tuple(strides) != (1,) or tuple(channels) != (1,):
             raise ValueError("head 'dynunet' is a whole network and would ignore the encoder; train it with --model dynunet, "
                              "or put 'light' or 'unetr' on this encoder")  # fmt: skip
+        if crop < 16:
+            raise ValueError(f"nnU-Net's network needs crops of 16 voxels or more, not {crop}")
         halvings = 0
         while crop // 2 ** (halvings + 1) >= 4 and halvings < 5:
             halvings += 1

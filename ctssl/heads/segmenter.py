@@ -36,6 +36,12 @@ class Segmenter(nn.Module):
             raise ValueError(f"no head is called {head!r}; there are {sorted(HEADS)}")
         if classes < 2:
             raise ValueError(f"classes={classes}: at least 2, the background is one")
+        if labels and sorted(labels) != list(range(1, classes)):
+            raise ValueError(
+                f"labels {sorted(labels)}: for {classes} classes with the background, name 1 to {classes - 1}"
+            )
+        if not 1 <= window <= WIDEST_WINDOW:
+            raise ValueError(f"window={window}: 1 to {WIDEST_WINDOW} voxels")
         self.encoder = encoder
         kind: Any = HEADS[head]
         whole = {"crop": window} if getattr(kind, "whole", False) else {}

@@ -19,7 +19,7 @@ DESIGN += ["swin-scratch", "vit-scratch", "dynunet"]
 EXPERIMENT = trials.Experiment(
     "lung-nodule", "python -m training.experiments.lung_nodules", lambda: data_folder() / "lung_nodules",
     nodule_split("test"), RESULTS, DESIGN, share={"dynunet": 1 / 15},
-    settings=ctssl.Settings(crop=32, batch=8, bf16=True, ema=0.99),
+    settings=ctssl.Settings(crop=32, batch=8, bf16=True, ema=0.99, patience=10),
 )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def table() -> str:
 EXPERIMENT = trials.Experiment(
     "sarcoma", "python -m training.experiments.sarcoma", lambda: data_folder() / "sarcoma", split("test"), RESULTS, DESIGN,
     share={"dynunet": 1 / 15}, spacing_mm=4.0,
-    settings=ctssl.Settings(steps=600, crop=48, batch=4, bf16=True, trim=0.0, ema=0.99),
+    settings=ctssl.Settings(steps=600, crop=48, batch=4, bf16=True, trim=0.0, ema=0.99, patience=10),
 )  # fmt: skip
 
 
