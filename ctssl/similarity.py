@@ -8,6 +8,7 @@ over a grid of 4x4x4 cells and flattened, so that memory is bounded by the batch
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ def compare(first: Any, second: Any, scans: list[Any], *, other_scans: list[Any]
         other_scans: what the second sees instead, scan by scan the same anatomy on the same grid (shifted copies, say).
         crops: different ones, of which at least 256 are needed for a steady picture (in the tests, batches of 24 come within
             0.02 of all at once).
+        batch: crops that are compared at a time, at least so many (all, where there are fewer).
         size: voxels along each side of a crop. Small scans hold few different crops.
         spacing_mm: at which both see the scans, for models that were trained at different ones. None: each at its own.
         names: for the picture, instead of the models' own.
@@ -140,10 +142,14 @@ def compare(first: Any, second: Any, scans: list[Any], *, other_scans: list[Any]
     encoders = [blocks_of(getattr(model, "encoder", model)).eval() for model in (first, second)]
     if other_scans is not None and len(other_scans) != len(scans):
         raise ValueError(f"{len(scans)} scans and {len(other_scans)} others: give one for one")
-    if crops < batch or batch < 4:
-        raise ValueError(f"crops={crops} in batches of {batch}: a batch needs 4, and there must be one")
+    if crops < 4 or batch < 4:
+        raise ValueError(f"crops={crops} in batches of {batch}: at least 4 crops are compared at a time")
+    if size < 1 or (spacing_mm is not None and not 0.1 <= spacing_mm <= 20):
+        raise ValueError(
+            f"size={size} voxels, spacing_mm={spacing_mm}: give 1 or more voxels, and 0.1 to 20 mm or none"
+        )
     given = _common(first, second)
-    given["spacing_mm"] = spacing_mm or given["spacing_mm"]
+    given["spacing_mm"] = given["spacing_mm"] if spacing_mm is None else spacing_mm
     left = [prepared(encoders[0], scan, **given).array for scan in scans]
     alike = other_scans is None and (all(given.values()) or _own(encoders[0]) == _own(encoders[1]))
     right = left if alike else [prepared(encoders[1], scan, **given).array for scan in (other_scans or scans)]
@@ -151,9 +157,10 @@ def compare(first: Any, second: Any, scans: list[Any], *, other_scans: list[Any]
         if one.shape != two.shape:
             raise ValueError(f"the two see a scan on different grids ({one.shape} and {two.shape} voxels): give "
                              "spacing_mm (--spacing) for models of different ones, and copies of one grid")  # fmt: skip
-    places, total = different_crops(left, crops // batch * batch, size, np.random.default_rng(seed)), None
-    for first_one in tqdm(range(0, len(places), batch), desc="comparing", disable=not progress):
-        chosen = places[first_one : first_one + batch]
+    places, total = different_crops(left, crops, size, np.random.default_rng(seed)), None
+    ends = np.linspace(0, crops, max(1, crops // batch) + 1).astype(int).tolist()
+    for first_one, last in tqdm(list(itertools.pairwise(ends)), desc="comparing", disable=not progress):
+        chosen = places[first_one:last]
         pair = [
             np.stack([crop_at(arrays[number], start, size) for number, start in chosen]) for arrays in (left, right)
         ]

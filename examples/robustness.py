@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import ctssl
+from ctssl.datasets import find_cases
 from ctssl.phantom import phantom
 from ctssl.similarity import compare
 from ctssl.volume import Volume
@@ -38,12 +39,12 @@ def main(out: str, data: str | None = None, model: str | None = None) -> None:
     cases = Path(data or folder / "data")
 
     # 1. shifted scans, as `ctssl shift IMAGES SCANS --every` writes them; masks of your tool by the same names
-    for path in sorted((cases / "images").glob("*.nii.gz")):
-        scan = ctssl.read(path)
+    for case in find_cases(cases).cases:
+        scan = ctssl.read(case.image)
         shifted = {f"{name}-{s}": ctssl.shift(scan, name, severity=s) for name in SHIFTS for s in SEVERITIES}
         for place, one in {"clean": scan, **shifted}.items():
             (folder / "masks" / place).mkdir(parents=True, exist_ok=True)
-            your_tool(one).save(folder / "masks" / place / path.name.replace("_0000", ""), overwrite=True)
+            your_tool(one).save(folder / "masks" / place / f"{case.name}.nii.gz", overwrite=True)
 
     # 2. the report: tables, curves, overlays; with a MODEL, your tool is compared with it, case by case
     found = ctssl.measure_robustness(cases, predictions=folder / "masks", model=model, out=folder / "report", shifts=SHIFTS,
@@ -54,7 +55,7 @@ def main(out: str, data: str | None = None, model: str | None = None) -> None:
 
     # 3. which blocks of a model see thick slices as another picture? (256 crops for a steady one)
     seen_by = ctssl.load_segmenter(model) if model else ctssl.load(ctssl.pair("swin", "mim")[0].name)
-    scans = [ctssl.read(path) for path in sorted((cases / "images").glob("*.nii.gz"))[:4]]
+    scans = [ctssl.read(case.image) for case in find_cases(cases).cases[:4]]
     thick = [ctssl.shift(scan, "thickness", severity=5) for scan in scans]
     alike = compare(seen_by, seen_by, scans, other_scans=thick, crops=16, batch=8, size=16)
     print("CKA clean against thick, block by block: " + " ".join(f"{v:.2f}" for v in np.diag(alike.matrix)))

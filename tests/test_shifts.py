@@ -342,8 +342,8 @@ def test_shifted_copies_for_a_training(chest, labelled, tmp_path):
 
 
 def test_the_kernel_shift_brings_real_pairs_closer(data):
-    """Both patients, both ways: severities of the package, and numbers of the patient's other slices. Numbers from another
-    maker's kernels carry over in their exponent, not in their strength."""
+    """Both patients, both ways: severities of the package, and numbers of the patient's other slices. The numbers of the other
+    pair, whose kernels lie elsewhere, bring the Philips pair closer and the Siemens pair apart."""
     from training.experiments import shifts_proof
 
     result = shifts_proof.prove()
@@ -356,4 +356,7 @@ def test_the_kernel_shift_brings_real_pairs_closer(data):
                 assert after["nps"] < 0.4 * before["nps"], (patient, way, direction)
                 assert max(after["skin"] / before["skin"], after["lung"] / before["lung"]) < 0.95, (patient, way)
                 assert after == pytest.approx(kept["patients"][patient]["ways"][way][direction], rel=0.02)
+            crossed = entry["ways"]["other patient"][direction]
+            closer = [crossed[key] < before[key] for key in ("nps", "skin", "lung")]
+            assert closer == [patient.startswith("A0001")] * 3, (patient, direction)
     assert (shifts_proof.RESULTS / "shifts_proof.md").read_text() == shifts_proof.table(kept)

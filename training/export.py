@@ -52,6 +52,9 @@ def finished(run: Run, out: Path) -> tuple[Any, dict[str, Any]]:
 
 def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
     """Write the model folder of a finished run."""
+    if run.init and run.init not in MODELS:
+        raise SystemExit(f"run {run.name} started from {run.init}, whose scans and licence nobody can look up: publish that "
+                         "model first, and start from its name")  # fmt: skip
     task, state = finished(run, out)
     encoder: Any = task.encoder.eval()
     before = build(run).encoder.state_dict()
