@@ -90,8 +90,33 @@ def test_the_cost_is_the_way_to_what_training_from_scratch_reaches():
                "swin-wild-smit": [row([(100, 0.58), (200, 0.6), (400, 0.9)])],
                "swin-self-smit": [row([(100, 0.1), (400, 0.5)])]}  # fmt: skip
     wild, own = study.costs(trained)
-    assert (wild["steps"], wild["from_scratch"], wild["saved"]) == (100, 400, 0.75)
-    assert own["steps"] is None and own["saved"] is None  # never
+    assert (wild["steps"], wild["from_scratch"], wild["saved"], wild["verdict"]) == (
+        [100],
+        [400],
+        [0.75],
+        "cannot tell",
+    )
+    assert own["steps"] == [None] and own["saved"] == [None]  # never
+    assert [study.cheaper(saved) for saved in ([0.5, 0.1, 0.2], [0.0, -0.3, -0.1], [0.5, 0.1, -0.1], [0.5, 0.5, None])] == [
+        "agrees", "disagrees", "cannot tell", "cannot tell"]  # fmt: skip
+
+
+def test_a_seed_without_a_shift_does_not_count_as_clean():
+    kept = {"shifts": {"a": measured(0.1, seeds=1), "b": measured(0.0, seeds=1)}}
+    claim = study.Claim("a is better", "", "a", "b", "dose")
+    assert study.judged([claim], kept)[0]["n"] == 12
+    del kept["shifts"]["b"]["0"]["dose"]["3"]
+    assert study.judged([claim], kept)[0]["verdict"] == "not measured"
+
+
+def test_volume_explains_what_it_explains():
+    rng = np.random.default_rng(0)
+    volumes = {f"c{i}": {"volume_ml": 10.0 * i} for i in range(12)}
+    line = {f"c{i}": 0.05 * i for i in range(12)}
+    chance = dict(zip(line, rng.random(12).tolist(), strict=True))
+    trained = {"swin-scratch": [{"seed": 0, "cases": line}], "swin-wild-smit": [{"seed": 0, "cases": chance}]}
+    scratch, wild = study.by_volume({"facts": volumes}, trained)
+    assert scratch["r2"] == 1.0 and wild["r2"] < 0.5 and wild["verdict"] == "agrees"
 
 
 def test_reuse_is_sure_where_all_seeds_say_the_same():
@@ -100,8 +125,10 @@ def test_reuse_is_sure_where_all_seeds_say_the_same():
 
     lone = {"cka": {"swin-wild-contrastive": {"0": heat(0.8)}, "swin-wild-smit": {"0": heat(0.5)}}}
     assert [row["verdict"] for row in study.reuse_claims(lone)] == ["cannot tell", "not measured", "cannot tell"]
-    kept = {"cka": {"swin-wild-contrastive": {"0": heat(0.8), "1": heat(0.7)}, "swin-wild-smit": {"0": heat(0.5), "1": heat(0.6)},
-                    "swin-self-smit": {"0": heat(0.55), "1": heat(0.9)}}}  # fmt: skip
+    kept = {"cka": {name: {str(seed): heat(late) for seed, late in enumerate(lates)} for name, lates in
+                    (("swin-wild-contrastive", (0.8, 0.7, 0.8)), ("swin-wild-smit", (0.5, 0.6, 0.5)),
+                     ("swin-self-smit", (0.55, 0.9, 0.9)))}}  # fmt: skip
+    assert study.early_over_late(kept) == {"models": 3, "early_change_less": 3}
     assert [row["verdict"] for row in study.reuse_claims(kept)] == ["agrees", "cannot tell", "agrees"]
     assert {row["verdict"] for row in study.reuse_claims({"cka": {}})} == {"not measured"}
 
@@ -110,7 +137,7 @@ def test_what_was_not_measured_is_said(tmp_path):
     found = study.study(robustness.results(tmp_path / "none.json"), {})
     assert {row["verdict"] for row in found["claims"]} == {"not measured"} and found["costs"] == []
     text = study.markdown(found)
-    assert text.count("Not measured yet.") == 6 and "Limits first" in text and "An ellipsoid in the middle" in text
+    assert text.count("Not measured yet.") == 7 and "Limits first" in text and "An ellipsoid in the middle" in text
 
 
 def test_results_are_kept_part_by_part(tmp_path):

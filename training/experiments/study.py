@@ -15,6 +15,7 @@ import numpy as np
 
 from ctssl.curves import Line, area, draw
 from ctssl.evaluation import FEWEST, holm, interval, paired
+from ctssl.shifts import SHIFTS
 from ctssl.similarity import Similarity
 from ctssl.writing import write_whole
 from training.experiments import robustness, sarcoma, trials
@@ -23,7 +24,7 @@ STEM = Path(__file__).parent.parent.parent / "model_cards" / "STUDY"
 SHOWN = ("{}-wild-smit", "{}-self-smit", "{}-scratch")  # in the picture of the curves
 CLEAN = "clean"
 SURE = 0.05
-SEEDS = 2  # below which nothing is said of heat maps
+SEEDS = 3  # below which nothing is said of heat maps and costs
 GENERAL = """**Limits first.**
 
 - Encoders were pretrained on 26 wild or 26 self scans (the paper: about 10,000 and about 350), have 1.6 to 3.2 M parameters (the
@@ -93,6 +94,8 @@ CLAIMS = [
           "vit-wild-smit", "vit-scratch", "thickness"),
 ]  # fmt: skip
 PAIRS = [(f"{e}-wild-smit", f"{e}-{other}") for e in ("swin", "vit") for other in ("scratch", "self-smit")]
+PRETEXTS = [(f"{e}-{c}-smit", f"{e}-{c}-{other}") for e in ("swin", "vit")
+            for c, other in (("wild", "mim"), ("wild", "contrastive"), ("self", "mim"))]  # fmt: skip
 SAVED = {"swin-wild-smit": "80% fewer epochs", "swin-self-smit": "46%", "vit-wild-smit": "47%", "vit-self-smit": "15%"}
 EXPLAINED = {"swin-scratch": 0.14, "swin-wild-smit": 0.11, "vit-scratch": 0.18, "vit-wild-smit": 0.11}
 REUSED = [
@@ -101,9 +104,11 @@ REUSED = [
 ]
 
 
-def common(kept: dict[str, Any], *models: str) -> list[str]:
-    """Seeds that all of these models were measured with."""
-    found = [set(kept["shifts"].get(model, {})) for model in models]
+def common(kept: dict[str, Any], *models: str, shift: str = CLEAN) -> list[str]:
+    """Seeds that all of these models were measured with under a shift, at all severities."""
+    places = {(CLEAN, "0")} | {(shift, str(severity)) for severity in robustness.SEVERITIES if shift != CLEAN}
+    found = [{seed for seed, table in kept["shifts"].get(model, {}).items()
+              if all(severity in table.get(name, {}) for name, severity in places)} for model in models]  # fmt: skip
     return sorted(set.intersection(*found))
 
 
@@ -141,7 +146,7 @@ def judged(claims: list[Claim], kept: dict[str, Any]) -> list[dict[str, Any]]:
     for claim in claims:
         row: dict[str, Any] = {"claim": claim.text, "paper": claim.paper, "models": [claim.first, claim.second],
                                "shift": claim.shift, "expected": claim.expected}  # fmt: skip
-        if seeds := common(kept, claim.first, claim.second):
+        if seeds := common(kept, claim.first, claim.second, shift=claim.shift):
             one, two = (scores(model, claim.shift, kept, seeds) for model in (claim.first, claim.second))
             row |= {"seeds": len(seeds), **difference(one, two)}
         rows.append(row)
@@ -179,6 +184,20 @@ def lost(kept: dict[str, Any]) -> list[dict[str, Any]]:
                 clean, under = (scores(model, name, kept, seeds) for name in (CLEAN, shift))
                 sides.append({case: under[case] - clean[case] for case in clean})
             rows.append({"model": first, "against": second, "shift": shift, "seeds": len(seeds), **difference(*sides)})
+    corrected(rows)
+    return rows
+
+
+def pretexts(kept: dict[str, Any]) -> list[dict[str, Any]]:
+    """SMIT against the single pretexts, for each encoder and corpus: DSC, clean and over the severities of each shift."""
+    rows: list[dict[str, Any]] = []
+    for first, second in PRETEXTS:
+        for shift in (CLEAN, *SHIFTS):
+            if seeds := common(kept, first, second, shift=shift):
+                sides = [scores(model, shift, kept, seeds) for model in (first, second)]
+                rows.append(
+                    {"model": first, "against": second, "shift": shift, "seeds": len(seeds), **difference(*sides)}
+                )
     corrected(rows)
     return rows
 
@@ -252,40 +271,74 @@ def _described(text: str, names: tuple[str, str], one: np.ndarray, two: np.ndarr
 
 def costs(trained: dict[str, Any]) -> list[dict[str, Any]]:
     """Steps until the validation DSC of a model first reaches 95% of the last one of its encoder from scratch, and by how much
-    that is sooner than from scratch, by seed; None: never."""
+    that is sooner than from scratch, by seed; None: never. The paper's claim holds where every seed saves steps."""
     rows = []
     for model, paper in SAVED.items():
         scratch = {row["seed"]: row for row in trained.get(f"{model.split('-')[0]}-scratch", [])}
+        both: list[tuple[int | None, int | None]] = []
         for row in trained.get(model, []):
             twin = scratch.get(row["seed"])
             curves = [[point for point in one["curve"] if len(point) == 3] for one in (row, twin)] if twin else [[]]
-            if not all(curves):
-                continue
-            goal = trials.SHARE * curves[1][-1][2]
-            mine, theirs = (next((step for step, _, dsc in curve if dsc >= goal), None) for curve in curves)
-            rows.append({"model": model, "paper": paper, "seed": row["seed"], "steps": mine, "from_scratch": theirs,
-                         "saved": round(1 - mine / theirs, 2) if mine and theirs else None})  # fmt: skip
+            if all(curves):
+                goal = trials.SHARE * curves[1][-1][2]
+                first = [next((step for step, _, dsc in curve if dsc >= goal), None) for curve in curves]
+                both.append((first[0], first[1]))
+        if both:
+            saved = [round(1 - mine / theirs, 2) if mine and theirs else None for mine, theirs in both]
+            rows.append({"model": model, "paper": paper, "seeds": len(both), "steps": [mine for mine, _ in both],
+                         "from_scratch": [theirs for _, theirs in both], "saved": saved, "verdict": cheaper(saved)})  # fmt: skip
     return rows
 
 
-def by_volume(kept: dict[str, Any], trained: dict[str, Any]) -> list[dict[str, Any]]:
-    """How much of the DSC a tumour's volume explains (R2 of DSC against the volume)."""
-    rows = []
+def cheaper(saved: list[float | None]) -> str:
+    """Whether a start saves steps, by what it saves with each seed."""
+    known = [share for share in saved if share is not None]
+    if len(known) < max(SEEDS, len(saved)):
+        return "cannot tell"
+    return "agrees" if min(known) > 0 else "disagrees" if max(known) <= 0 else "cannot tell"
+
+
+def by_volume(kept: dict[str, Any], trained: dict[str, Any], draws: int = 2000) -> list[dict[str, Any]]:
+    """How much of the DSC a tumour's volume explains (R2 of DSC against the volume), and by how much less than from scratch, with
+    a bootstrap interval over patients."""
+    rows: list[dict[str, Any]] = []
     for model, paper in EXPLAINED.items():
-        if trained.get(model) and len(kept["facts"]) >= FEWEST:
-            found = trials.of_cases(trained[model])
-            volumes = [kept["facts"][case]["volume_ml"] for case in found]
-            rows.append({"model": model, "seeds": len(trained[model]), "paper_r2": paper,
-                         "r2": round(float(np.corrcoef(volumes, list(found.values()))[0, 1] ** 2), 3)})  # fmt: skip
+        scratch = f"{model.split('-')[0]}-scratch"
+        if not trained.get(model) or not trained.get(scratch) or len(kept["facts"]) < FEWEST:
+            continue
+        found, other = (trials.of_cases(trained[name]) for name in (model, scratch))
+        table = np.array([[kept["facts"][case]["volume_ml"], found[case], other[case]] for case in found])
+        row = {"model": model, "seeds": len(trained[model]), "paper_r2": paper, "r2": round(explained(table[:, :2]), 3),
+               "less_than_scratch": "", "verdict": ""}  # fmt: skip
+        if model != scratch:
+            rng = np.random.default_rng(0)
+            drawn = [table[rng.integers(len(table), size=len(table))] for _ in range(draws)]
+            less = [explained(one[:, [0, 2]]) - explained(one[:, :2]) for one in drawn if len(np.unique(one[:, 0])) > 2]
+            low, high = (round(float(np.quantile(less, q)), 3) for q in (0.025, 0.975))
+            row["less_than_scratch"] = [low, high]
+            row["verdict"] = "agrees" if low > 0 else "disagrees" if high < 0 else "cannot tell"
+        rows.append(row)
     return rows
+
+
+def explained(pairs: np.ndarray) -> float:
+    """R2 of two columns."""
+    return float(np.corrcoef(pairs[:, 0], pairs[:, 1])[0, 1] ** 2)
+
+
+def early_over_late(kept: dict[str, Any]) -> dict[str, int]:
+    """In how many models the first blocks change less than the last ones."""
+    found = [diagonals(kept, model).mean(0) for model, seeds in kept["cka"].items() if seeds]
+    return {"models": len(found), "early_change_less": sum(bool(d[:3].mean() > d[-3:].mean()) for d in found)}
 
 
 def study(kept: dict[str, Any], trained: dict[str, Any], limits: str = OURS) -> dict[str, Any]:
     """What follows from the results of `training.experiments.robustness` and of the trainings. `limits`: beside the general."""
     limits = GENERAL.format(cases=len(kept["facts"]) or "no") + limits
     return {"command": "python -m training.experiments.study", "limits": limits, "claims": judged(CLAIMS, kept),
-            "lost": lost(kept), "shifts": losses(kept), "strata": strata(kept), "reuse": reuse_claims(kept),
-            "cka": reused(kept), "costs": costs(trained), "volume": by_volume(kept, trained)}  # fmt: skip
+            "lost": lost(kept), "pretexts": pretexts(kept), "shifts": losses(kept), "strata": strata(kept),
+            "reuse": reuse_claims(kept), "early_late": early_over_late(kept), "cka": reused(kept), "costs": costs(trained),
+            "volume": by_volume(kept, trained)}  # fmt: skip
 
 
 def markdown(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
@@ -302,6 +355,7 @@ def markdown(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
         lines.append(f"| {row['claim']} | {row['paper']} | {ours} | {row['verdict']} |")
     tables = {
         "lost": "Robustness itself: DSC that the first loses less than the second under a shift (mean over severities)",
+        "pretexts": "SMIT against single pretexts: DSC, clean and as a mean over the severities of each shift",
         "shifts": "DSC under each shift, by severity",
         "strata": "Test patients by models that were trained on their own kernel, and on the other",
         "reuse": "What the paper says of feature reuse (CKA before and after fine-tuning, each seed)",
@@ -317,6 +371,12 @@ def markdown(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
             continue
         lines += ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
         lines += ["| " + " | ".join(_cell(value) for value in row.values()) + " |" for row in rows]
+        if part == "reuse":
+            count = found["early_late"]
+            lines.append(
+                f"\nIn {count['early_change_less']} of {count['models']} models, those from scratch among them, the first three "
+                "blocks change less in fine-tuning than the last three: that is no mark of a pretext."
+            )
     if pictures:
         lines.append(
             "\n## Pictures\n\nCurves: mean DSC; bands: 95% interval of its change from the clean scans, over patients.\n"
