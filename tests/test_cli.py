@@ -81,6 +81,7 @@ def test_segment_with_probabilities(capsys, scan, model, tmp_path):
     said(capsys, "segment", scan, tmp_path / "m.nii.gz", "--model", model, "--probabilities", "--tta")
     mask, chance = (ctssl.read(tmp_path / name).array for name in ("m.nii.gz", "m_tumour.nii.gz"))
     assert chance.min() >= 0 and chance.max() <= 1 and (mask == (chance > 0.5)).mean() > 0.9999
+    np.testing.assert_array_equal(mask, ctssl.load_segmenter(model).segment(scan, tta=True).array)
     (tmp_path / "m.nii.gz").unlink()
     assert "m_tumour" in refused(capsys, "segment", scan, tmp_path / "m.nii.gz", "--model", model, "--probabilities")
 
@@ -102,6 +103,13 @@ def test_segment_a_folder(capsys, scan, model, tmp_path):
     assert sorted(p.name for p in out.glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz", "d.nii.gz"]
     assert (out / "b.nii.gz").stat().st_mtime_ns == kept and not list(out.glob(".part*"))
     np.testing.assert_array_equal(ctssl.read(out / "a.nii.gz").array, ctssl.read(out / "b.nii.gz").array)
+    other = refused(capsys, *args, "--resume", "--threshold", "0.3")
+    assert "was made otherwise: threshold 0.5, now 0.3" in other
+    (scans / "a.nii.gz").write_bytes((scans / "a_0000.nii.gz").read_bytes())
+    for flag in ("--overwrite", "--resume"):
+        assert "is a scan that is read" in refused(capsys, "segment", scans, scans, "--model", model, flag)
+    assert "is a scan that is read" in refused(capsys, "segment", scan, scan, "--model", model, "--overwrite")
+    (scans / "a.nii.gz").unlink()
     assert "from 0 to N-1" in refused(capsys, *args, "--shard", "2/2")
     assert "one scan" in refused(capsys, *args, "--overlay", tmp_path / "x.png")
     assert "one scan" in refused(capsys, *args, "--series", "1.2.3")

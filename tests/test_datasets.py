@@ -9,6 +9,7 @@ import pytest
 import ctssl
 from ctssl import datasets
 from ctssl.cli import main
+from ctssl.cli_common import scans_of
 from ctssl.datasets import find_cases, problems
 from ctssl.volume import Volume
 
@@ -238,3 +239,18 @@ def test_scans_of_the_pretraining_are_recognised_and_no_others(data):
         from training.data.corpora import split
 
         assert not {p.case for p in found} & set(split("test"))
+
+
+@pytest.mark.parametrize("numbers", [("0001",), ("0000", "0001", "0002")])
+def test_numbers_of_four_digits_are_names_where_the_masks_have_them_too(labelled, tmp_path, numbers):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        for number in numbers:
+            (tmp_path / kind / f"case_{number}.nii.gz").write_bytes((labelled / kind / "case0.nii.gz").read_bytes())
+    assert [case.name for case in find_cases(tmp_path).cases] == [f"case_{number}" for number in numbers]
+    if len(numbers) > 1:  # a folder of channels alone has them in nnU-Net's way
+        assert sorted(scans_of(tmp_path / "images")) == [f"case_{number}" for number in numbers]
+    (tmp_path / "labels" / "case.nii.gz").write_bytes((labelled / "labels" / "case0.nii.gz").read_bytes())
+    (tmp_path / "labels" / "case_0001.nii.gz").unlink()
+    with pytest.raises(ValueError, match="is a second channel"):
+        find_cases(tmp_path)

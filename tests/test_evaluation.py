@@ -57,6 +57,22 @@ def test_rows_strata_and_pairs(folders, tmp_path):
     assert "| kernel SOFT | 4 |" in (out / "report.md").read_text()
 
 
+def test_what_only_one_of_the_two_invents_counts(folders):
+    """The other masks hold a second label that nobody has: in the comparison they lose by it, these keep their own score."""
+    for path in (folders / "this").iterdir():
+        mask = ctssl.read(path)
+        worse = np.where(np.arange(24)[:, None, None] == 20, 2, mask.array).astype(np.uint8)
+        ctssl.Volume(worse, mask.affine).save(folders / "other" / path.name, overwrite=True)
+    found = ctssl.evaluate(folders / "this", folders / "truth", against=folders / "other")
+    assert found.strata == ctssl.evaluate(folders / "this", folders / "truth").strata
+    back = ctssl.evaluate(folders / "other", folders / "truth", against=folders / "this")
+    dsc = [{row["metric"]: row for row in one.paired}["dsc"] for one in (found, back)]
+    assert [row["difference"] for row in dsc] == [pytest.approx(0.5), pytest.approx(-0.5)]
+    assert {row["metric"]: row["undefined"] for row in found.paired} == {"dsc": 0, "nsd": 0, "hd95_mm": 9}
+    with pytest.raises(FileExistsError, match=r"holds a cases.csv"):
+        found.save(folders)
+
+
 def test_no_p_value_below_six_cases(folders):
     for i in range(5, 8):
         for kind in ("truth", "this", "other"):

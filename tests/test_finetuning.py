@@ -614,7 +614,8 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_read(labelled, t
     for flags, words in ((["--steps", "0"], "steps=0"), (["--batch", "-1"], "batch=-1"), (["--validation", "1"], "validation=1"),
                          (["--ema", "1"], "ema=1"), (["--minutes", "0"], "minutes=0"), (["--layer-decay", "0"], "layer_decay=0"),
                          (["--head", "unet"], "there are dynunet, light"), (["--spacing", "0"], "no spacing to work at"),
-                         (["--few-shot", "9"], "there are 2 patients")):  # fmt: skip
+                         (["--few-shot", "9"], "there are 2 patients"), (["--folds", "0"], "give at least 2"),
+                         (["--patience", "0"], "patience=0")):  # fmt: skip
         assert main([*ask, *flags]) == 2
         assert words in capsys.readouterr().err and not (tmp_path / "m").exists()
     if not torch.cuda.is_available():
@@ -679,6 +680,14 @@ def test_the_baselines_network_fits_its_crops(labelled, tmp_path):
                             progress=False)  # fmt: skip
     kept = ctssl.load_segmenter(report.folder)
     assert len(kept.head.up) == 2 and kept.window == 16
+
+
+def test_a_segmenter_that_could_not_be_loaded_again_is_not_built(tiny):
+    for how, words in ((dict(classes=3, labels={1: "a"}), "name 1 to 2"), (dict(window=513), "1 to 512 voxels")):
+        with pytest.raises(ValueError, match=words):
+            ctssl.segmenter(tiny, **how)
+    with pytest.raises(ValueError, match="crops of 16 voxels or more"):
+        ctssl.segmenter(finetuning.BASELINES["dynunet"](), head="dynunet", window=8)
 
 
 def test_rates_warm_up_and_fall_to_zero():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ctssl
-from ctssl import agreement, curves
+from ctssl import agreement, curves, evaluation, robustness
 from ctssl.cli import main
 from ctssl.heads.segmenter import Segmenter
 from ctssl.robustness import measure_robustness
@@ -100,6 +100,17 @@ def test_a_model_against_itself_and_going_on(labelled, model, tmp_path, monkeypa
     assert wider.tolerance_mm == 4.0 and "NSD at 4 mm" in (out / "report.md").read_text()
 
 
+def test_holm_is_over_the_whole_table():
+    several = [row for name, less in (("a", 0.1), ("b", 0.11), ("c", 0.12))
+               for row in rows({0: [0.9] * 8, 3: [0.9 - less - i / 100 for i in range(8)]}, name)]  # fmt: skip
+    found = robustness.tables(several, ["a", "b", "c"], ["dose"], (), 2.0)
+    for table in (found.against_clean, found.against_model):
+        assert [row["p_holm"] for row in table] == pytest.approx(
+            evaluation.holm([row["p"] for row in table]), nan_ok=True
+        )
+        assert len({row.get("against", row["model"]) for row in table}) > 1
+
+
 def test_masks_of_another_tool(labelled, model, tmp_path, capsys):
     """Written by a threshold on what `ctssl shift --every` wrote."""
     scans, masks = tmp_path / "scans", tmp_path / "masks"
@@ -130,6 +141,17 @@ def test_masks_of_another_tool(labelled, model, tmp_path, capsys):
     assert empty[0]["dsc"] == 0 and math.isnan(empty[0]["hd95_mm"])
     both = measure_robustness(labelled, model=model, predictions=masks, out=tmp_path / "both", **how)
     assert both.models == ["model", "masks"] and {row["metric"] for row in both.against_model} >= {"dsc", "dsc_lost"}
+    for wrong, words in ((255, r"hold the labels \[255\]"), (0.9, "holds fractions")):
+        for path in (masks / "clean").iterdir():
+            seen = ctssl.read(path)
+            Volume((seen.array > 0) * np.float32(wrong), seen.affine).save(path, overwrite=True)
+        with pytest.raises(ValueError, match=words):
+            measure_robustness(labelled, predictions=masks, out=tmp_path / "three", **how)
+    found = ctssl.measure_robustness(labelled, model=model, scans=scans, out=tmp_path / "kept", **how)
+    assert {row["severity"] for row in found.rows} == {0, 5}  # the scans that the command wrote serve here too
+    (scans / "truncation-5" / "case0.nii.gz").write_bytes((scans / "truncation-5" / "case1.nii.gz").read_bytes())
+    with pytest.raises(ValueError, match="made of another scan"):
+        ctssl.measure_robustness(labelled, model=model, scans=scans, out=tmp_path / "mixed", **how)
     (masks / "clean" / "case2.nii.gz").unlink()
     assert "lacks 1 masks, first clean/case2.nii.gz" in refused(capsys, *args, "--overwrite")
 
@@ -160,6 +182,12 @@ def test_strata_and_pairs(labelled, model, tmp_path):
     assert 0 < other["embedding_concordance"] < 1 - 1e-6
     assert math.isnan(found.pairs_summary[0]["volume_concordance"]) and found.pairs_summary[0]["pairs"] == 2
     assert "## Two reconstructions" in (tmp_path / "out" / "report.md").read_text()
+    cut.affine[0, 3] += 5000
+    cut.save(tmp_path / "sharp.nii.gz", overwrite=True)
+    with pytest.raises(ValueError, match="lies beside the first one"):
+        measure_robustness(model=model, pairs=tmp_path / "pairs.csv", out=tmp_path / "beside")
+    cut.affine[0, 3] -= 5000
+    cut.save(tmp_path / "sharp.nii.gz", overwrite=True)
     alone = measure_robustness(model=model, pairs=tmp_path / "pairs.csv", out=tmp_path / "alone")
     assert not alone.rows and len(alone.pairs) == 2
 
@@ -238,6 +266,7 @@ def test_what_does_not_fit_is_said_before_any_work(labelled, model, tmp_path, ca
     assert "no case is called case9" in refused(capsys, *ask, "--cases", "case9")
     assert "no table" in refused(capsys, *ask, "--pairs", tmp_path / "none.csv")
     assert "rename the column" in refused(capsys, *ask, "--by", "model")
+    assert "give one above 0" in refused(capsys, *ask, "--tolerance", "nan")
     (tmp_path / "cases.csv").write_text("id,model\ncase0,a\n")
     assert "rename the column" in refused(capsys, *ask, "--by", "model", "--table", tmp_path / "cases.csv")
     bare = ["robustness", "--predictions", tmp_path, "--out", tmp_path / "out", "--pairs", tmp_path / "none.csv"]
@@ -256,6 +285,7 @@ def test_shift_a_scan(labelled, tmp_path, capsys):
     scan = ctssl.read(source)
     np.testing.assert_array_equal(ctssl.read(out).array, ctssl.shift(scan, "kernel_sharp", severity=3).array)
     assert "exists" in refused(capsys, "shift", source, out, "--dose", "2")
+    assert "is a scan that is read" in refused(capsys, "shift", source, source, "--dose", "2", "--overwrite")
     assert (
         main(["shift", str(source), str(out), "--kernel", "-2", "--dose", "4", "--seed", "7", "--overwrite", "--json"])
         == 0
@@ -274,6 +304,8 @@ def test_shift_a_folder(labelled, tmp_path, capsys):
     assert main(ask) == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"case{i}.nii.gz" for i in range(3)]
     assert "--overwrite" in refused(capsys, *ask) and main([*ask, "--overwrite"]) == 0
+    own = labelled / "images"
+    assert "is a scan that is read" in refused(capsys, "shift", own, own, "--truncation", "2", "--overwrite")
     capsys.readouterr()
     assert "--every is for a folder" in refused(
         capsys, "shift", labelled / "images" / "case0.nii.gz", tmp_path / "x", "--every"
