@@ -31,7 +31,7 @@ from training.export_segmenter import card as segmenter_card
 FILES = {
     "encoder": {"README.md", "config.json", "features.png", "loss.png", "model.safetensors", "seen.json", "training.json"},
     "segmenter": {"README.md", "best.png", "cases.csv", "config.json", "curves.png", "median.png", "model.safetensors",
-                  "report.json", "worst.png"},
+                  "report.json", "seen.json", "worst.png"},
 }  # fmt: skip
 """What a published folder holds, and nothing else: nobody uploads a stray file."""
 TABLE = Path(zoo.__file__)
