@@ -95,6 +95,7 @@ MODELS: dict[str, ModelSpec] = {
         _pretrained("swin", "wild", "contrastive", "aaca6fad9be7840fd661a72fa409c6f1b0344ff3fea7664521d614aff2faea84"),
         _pretrained("swin", "wild", "mim", "8226b5d29cd3e9967be962043f5f811f148cb08ac2af1819c1e9f121a213224d"),
         _pretrained("swin", "wild", "smit", "bd2ca93cdb2d79117d2e1bc3e7c7c0eb1254917e838d458d30846801175df394"),
+        _pretrained("swin", "wild-self", "smit", "3a5c842e776104dcac1220183dc0304eba1c8941fcbf8f03cb340c2f802535ec"),
         _pretrained("vit", "self", "contrastive", "253c90dbf5536c248a83c8391f851536b950c63579aa0627fe5b21ed33f301ab"),
         _pretrained(
             "vit", "self", "mim", "5418b184c3c663bbed0af6fcc889e2f9d0b17dbf2a37c510ecc6f861ecff1eaa", baseline_only=True
