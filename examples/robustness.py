@@ -2,7 +2,8 @@
 
 Without DATA (labelled scans) and MODEL (a segmenter), on two phantoms and with a tool that is a threshold. From the shell:
 
-    ctssl shift DATA/images SCANS --every              # then let the tool segment SCANS into MASKS
+    ctssl shift DATA/images SCANS --every              # then let the tool segment SCANS into MASKS (nnU-Net wants its
+                                                       # scans as CASE_0000.nii.gz; masks are CASE.nii.gz)
     ctssl robustness DATA --predictions MASKS --model MODEL --out REPORT
     ctssl compare MODEL MODEL --data DATA/images --shift thickness:5 --out cka.png
 """
