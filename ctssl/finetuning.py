@@ -130,19 +130,14 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     chosen = part(dataset.cases, folds, fold, settings.seed) if folds else hold_out
     if chosen is None and astride(dataset.cases):
         refuse(problems(dataset, progress=progress), len(dataset.cases))  # everything that is wrong, at once
-    train, held = divide(dataset.cases, chosen, settings.seed)
-    told = [
-        case for case in train if chosen is None and case.split and side_of(case) == "val"
-    ]  # who is to choose the weights
-    train = [case for case in train if case not in told]
-    train = (few(train, few_shot, settings.seed) if few_shot is not None else train) + told
+    train, held, told = sides(dataset.cases, chosen, few_shot, settings.seed)
     encoder, origin, head = start(model, head)
     from_scratch = from_scratch or origin in BASELINES
     known = encoder.spec or ModelSpec("", "encoder", type(encoder).__name__.lower())
     how = asdict(replace(settings, save_minutes=0.0))  # which changes nothing
     weights = known.sha256 or (origin if origin in BASELINES else fingerprint_of(encoder))
     content = content_of([*train, *held])
-    asked = request(train, held, weights, data=content, validated=[case.name for case in told], settings=how, head=head,
+    asked = request(train, held, weights, data=content, validated=told, settings=how, head=head,
                     spacing_mm=spacing_mm, window_hu=window_hu, names=names, from_scratch=from_scratch)  # fmt: skip
     if keep and (kept := finished(out, asked, overwrite=overwrite)):
         return kept
@@ -157,29 +152,23 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
                             window_hu=window_hu, crop=settings.crop)  # fmt: skip
     settings = replace(settings, crop=crop, batch=settings.batch or max(1, round(4 * (64 / crop) ** 2)))
     encoder.spec = replace(known, preprocess=preprocess)
-    judges = [case.name for case in told] or validation(train, settings.validation, settings.seed)
-    if len(judges) == len(train):
-        raise ValueError(
-            f"all {len(train)} cases are to choose the weights (split val), and none is left to learn from"
-        )
-    sides = [[case for case in train if (case.name in judges) == side] for side in (False, True)]
-    learn, classes = prepare_cases(sides[0], preprocess, copies=settings.shift_augment, seed=settings.seed,
+    judges = told or validation(train, settings.validation, settings.seed)
+    taught, judging = ([case for case in train if (case.name in judges) == side] for side in (False, True))
+    learn, classes = prepare_cases(taught, preprocess, copies=settings.shift_augment, seed=settings.seed,
                                    progress=progress)  # fmt: skip
-    test, more = prepare_cases(sides[1], preprocess, progress=progress)
+    test, more = prepare_cases(judging, preprocess, progress=progress)
     if classes == 1:
-        raise ValueError(f"all {len(sides[0])} masks are empty: nothing to learn from")
+        raise ValueError(f"all {len(taught)} masks are empty: nothing to learn from")
     names, classes = named(names, dataset.names, max(classes, more))
     if from_scratch:
         encoder = fresh(encoder, settings.seed)
     torch.manual_seed(settings.seed)
     net = segmenter(encoder, head=head, classes=classes, labels=names, window=settings.crop)
     net.parent = "" if from_scratch else origin
-    for name in [case.name for case in held] + judges:  # what will be segmented whole: now, not after hours of work
-        room_for(net, found.grids[name], max_memory_gb)
-    unknown = sorted(found.labels - set(net.labels))
-    doubts = found.doubts + [
-        f"label {k}: only held-out cases have it, so it is neither learned nor judged" for k in unknown
-    ]
+    for case in [*held, *judging]:  # what will be segmented whole: now, not after hours of work
+        room_for(net, found.grids[case.name], max_memory_gb)
+    unheard = [f"label {k}: only held-out cases have it, so it is neither learned nor judged"
+               for k in sorted(found.labels - set(net.labels))]  # fmt: skip
     began = time.monotonic()
     facts = {"train": [c.name for c in train], "data": content, "validated": judges, "model": origin,
              "from_scratch": from_scratch, "head": head, "spacing_mm": preprocess.spacing_mm,
@@ -189,13 +178,13 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     seconds = time.monotonic() - began
     net.eval()
     if rank == 0:
-        net.threshold = facts["threshold"] = choose(net, sides[1], [mask for _, mask in test], progress=progress)
+        net.threshold = facts["threshold"] = choose(net, judging, [mask for _, mask in test], progress=progress)
     judgeable = {
         k: name for k, name in net.labels.items() if k in found.labels
-    }  # of one that nobody has, nothing can be said
+    }  # nothing can be said of what nobody has
     judged = judged_cases(net, held, judgeable, max_memory_gb=max_memory_gb, progress=progress) if rank == 0 else {}
-    scores = {name: found.dsc for name, found in judged.items()}
-    report = Report(out, scores, facts["train"], judges, curve, seconds, doubts)
+    scores = {name: one.dsc for name, one in judged.items()}
+    report = Report(out, scores, facts["train"], judges, curve, seconds, found.doubts + unheard)
     if rank == 0:
         extra = files(report, judged, settings, facts, cases={case.name: case for case in held}, labels=judgeable,
                       asked=asked)  # fmt: skip
@@ -207,6 +196,19 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     if dist.is_initialized():
         dist.barrier()
     return report
+
+
+def sides(cases: list[Case], hold_out: float | list[str] | None, few_shot: int | None,
+          seed: int) -> tuple[list[Case], list[Case], list[str]]:  # fmt: skip
+    """Cases to train on and cases held out; and the names of those to train on that are to choose the weights, where the table
+    says so (they come on top of the few of `few_shot`)."""
+    train, held = divide(cases, hold_out, seed)
+    told = [case for case in train if hold_out is None and case.split and side_of(case) == "val"]
+    rest = [case for case in train if case not in told]
+    if not rest:
+        raise ValueError(f"all {len(told)} cases are to choose the weights (split val), and none is left to learn from")
+    rest = few(rest, few_shot, seed) if few_shot is not None else rest
+    return rest + told, held, [case.name for case in told]
 
 
 class Survey(NamedTuple):

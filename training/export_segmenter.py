@@ -66,7 +66,9 @@ def seen(task: str, report: dict) -> str:
     data = {"sarcoma": sarcoma, "lung-nodule": lung_nodules}[task].EXPERIMENT.data()
     before = {} if report["from_scratch"] else seen_by(report["model"])
     salt = before.get("salt", task)
-    hashes = [voxel_hash(ctssl.read(case.image), salt) for case in find_cases(data).cases if case.name in report["train"]]
+    hashes = [
+        voxel_hash(ctssl.read(case.image), salt) for case in find_cases(data).cases if case.name in report["train"]
+    ]
     return seen_after(before, hashes, salt=salt)
 
 
