@@ -60,7 +60,7 @@ def agreement(model: Any, pairs: list[tuple[str, Path, Path]], *, progress: bool
         if not covered.any():
             raise ValueError(f"{name}: the second scan lies beside the first one, so they are not of one acquisition; look at "
                              "the pair in the table")  # fmt: skip
-        masks = [segment(model, scan) for scan in (one, two)]
+        first, second = (segment(model, scan) for scan in (one, two))
         features = {"embedding_cosine": math.nan, "embedding_concordance": math.nan}
         if hasattr(model.encoder, "forward_intermediates"):  # nnU-Net's network has no embedding
             a, b = (embed(model.encoder, scan).numpy().astype(float) for scan in (one, two))
@@ -68,7 +68,7 @@ def agreement(model: Any, pairs: list[tuple[str, Path, Path]], *, progress: bool
                         "embedding_concordance": concordance(a, b)}  # fmt: skip
         for label in model.labels:
             rows.append({"pair": name, "label": label, "covered": float(covered.mean()),
-                         **_masks(*masks, covered, label=label), **features})  # fmt: skip
+                         **_masks(first, second, covered, label=label), **features})  # fmt: skip
     return rows
 
 
