@@ -3,7 +3,7 @@
 Takes the folder that the experiment left in `runs/`, writes `model_cards/<task>-<model>/` (weights in fp16, config, card,
 scores of every test case, pictures) and prints the entry for `ctssl/zoo.py` and the line for `pyproject.toml` that puts it into
 the wheel. What was trained on data of unclear licence gets neither: it is loaded by its folder. `--card` writes only the card
-again, from the files that are there, `--seen` only the hashes of the scans that it and its encoder were trained on.
+again, from the files that are there.
 """
 
 import argparse
@@ -49,8 +49,7 @@ def export(task: str, model: str, source: Path, cards: Path = CARDS) -> Path:
     net = ctssl.load_segmenter(source)
     net = net.half().float()  # what fp16 keeps
     folder = cards / f"{task}-{model}"
-    texts = {name: (source / name).read_text() for name in ("report.json", "cases.csv")}
-    texts[SEEN] = seen(task, json.loads(texts["report.json"]))
+    texts = {name: (source / name).read_text() for name in ("report.json", "cases.csv", SEEN)}
     parent = info(model).licence if model in ctssl.list_models() else ""
     facts = {"licence": strictest(TASKS[task]["licence"], parent), "data": TASKS[task]["source"]}
     shown = [*(PORTRAITS if free(facts["licence"]) else {}), "curves.png"]  # no scan whose licence is unclear
