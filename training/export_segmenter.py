@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 
 import ctssl
-from ctssl.datasets import SEEN, find_cases, seen_after, seen_by, voxel_hash
+from ctssl.datasets import SEEN
 from ctssl.hub import WEIGHTS, read_config
 from ctssl.provenance import read_metadata
 from ctssl.zoo import info
 from training.card import LICENCES
-from training.experiments import lung_nodules, sarcoma
 from training.export import CARDS
 
 TASKS = {
@@ -58,17 +57,6 @@ def export(task: str, model: str, source: Path, cards: Path = CARDS) -> Path:
                         metadata=read_metadata(source / WEIGHTS) | {"licence": facts["licence"]})  # fmt: skip
     write_card(folder, task)
     return folder
-
-
-def seen(task: str, report: dict) -> str:
-    """`seen.json` of a segmenter: what its encoder has seen, and its own training scans."""
-    data = {"sarcoma": sarcoma, "lung-nodule": lung_nodules}[task].EXPERIMENT.data()
-    before = {} if report["from_scratch"] else seen_by(report["model"])
-    salt = before.get("salt", task)
-    hashes = [
-        voxel_hash(ctssl.read(case.image), salt) for case in find_cases(data).cases if case.name in report["train"]
-    ]
-    return seen_after(before, hashes, salt=salt)
 
 
 def free(licence: str) -> bool:
@@ -171,12 +159,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--folder", type=Path, help="that the training left, if it is not RUNS/TASK-MODEL-SEED")
     parser.add_argument("--card", action="store_true", help="only the card")
-    parser.add_argument("--seen", action="store_true", help="only seen.json")
     args = parser.parse_args()
-    if args.seen:
-        folder = CARDS / f"{args.task}-{args.model}"
-        (folder / SEEN).write_text(seen(args.task, json.loads((folder / "report.json").read_text())))
-        return
     if args.card:
         write_card(CARDS / f"{args.task}-{args.model}", args.task)
         return
