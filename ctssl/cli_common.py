@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 
@@ -24,9 +25,9 @@ def free(path: str, overwrite: bool, *endings: str) -> None:
 
 def apart(targets: list[Path], scans: list[Path]) -> None:
     """Refuse to write over what is read, whatever `--overwrite` says."""
-    own = {path.resolve() for path in scans}
+    own = {os.path.realpath(path) for path in scans}
     for path in targets:
-        if path.resolve() in own:
+        if os.path.realpath(path) in own:
             raise ValueError(f"{path} is a scan that is read; choose another place to write to")
 
 

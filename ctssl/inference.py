@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,10 +243,10 @@ def segment_all(model: Segmenter, scans: dict[str, Path], out: Path, *, overlap:
     """
     from tqdm import tqdm
 
-    own = {path.resolve() for path in scans.values()}
+    own = {os.path.realpath(path) for path in scans.values()}
     for name in scans:
         target = out / f"{file_name(name)}.nii.gz"
-        if target.resolve() in own:
+        if os.path.realpath(target) in own:
             raise ValueError(f"{out} is the folder of the scans, and {target.name} would be replaced by its mask; choose another "
                              "folder to write to")  # fmt: skip
         if resume and target.exists() and (why := of_another(target, made_by(model, overlap=overlap, tta=tta))):

@@ -3,7 +3,7 @@
 Takes the folder that the experiment left in `runs/`, writes `model_cards/<task>-<model>/` (weights in fp16, config, card,
 scores of every test case, pictures) and prints the entry for `ctssl/zoo.py` and the line for `pyproject.toml` that puts it into
 the wheel. What was trained on data of unclear licence gets neither: it is loaded by its folder. `--card` writes only the card
-again, from the files that are there, `--seen` only the hashes of the scans that it and its encoder were trained on.
+again, from the files that are there.
 """
 
 import argparse
@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 
 import ctssl
-from ctssl.datasets import SEEN, find_cases, seen_after, seen_by, voxel_hash
+from ctssl.datasets import SEEN
 from ctssl.hub import WEIGHTS, read_config
 from ctssl.provenance import read_metadata
 from ctssl.zoo import info
 from training.card import LICENCES
-from training.experiments import lung_nodules, sarcoma
 from training.export import CARDS
 
 TASKS = {
@@ -49,8 +48,7 @@ def export(task: str, model: str, source: Path, cards: Path = CARDS) -> Path:
     net = ctssl.load_segmenter(source)
     net = net.half().float()  # what fp16 keeps
     folder = cards / f"{task}-{model}"
-    texts = {name: (source / name).read_text() for name in ("report.json", "cases.csv")}
-    texts[SEEN] = seen(task, json.loads(texts["report.json"]))
+    texts = {name: (source / name).read_text() for name in ("report.json", "cases.csv", SEEN)}
     parent = info(model).licence if model in ctssl.list_models() else ""
     facts = {"licence": strictest(TASKS[task]["licence"], parent), "data": TASKS[task]["source"]}
     shown = [*(PORTRAITS if free(facts["licence"]) else {}), "curves.png"]  # no scan whose licence is unclear
@@ -59,17 +57,6 @@ def export(task: str, model: str, source: Path, cards: Path = CARDS) -> Path:
                         metadata=read_metadata(source / WEIGHTS) | {"licence": facts["licence"]})  # fmt: skip
     write_card(folder, task)
     return folder
-
-
-def seen(task: str, report: dict) -> str:
-    """`seen.json` of a segmenter: what its encoder has seen, and its own training scans."""
-    data = {"sarcoma": sarcoma, "lung-nodule": lung_nodules}[task].EXPERIMENT.data()
-    before = {} if report["from_scratch"] else seen_by(report["model"])
-    salt = before.get("salt", task)
-    hashes = [
-        voxel_hash(ctssl.read(case.image), salt) for case in find_cases(data).cases if case.name in report["train"]
-    ]
-    return seen_after(before, hashes, salt=salt)
 
 
 def free(licence: str) -> bool:
@@ -172,12 +159,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--folder", type=Path, help="that the training left, if it is not RUNS/TASK-MODEL-SEED")
     parser.add_argument("--card", action="store_true", help="only the card")
-    parser.add_argument("--seen", action="store_true", help="only seen.json")
     args = parser.parse_args()
-    if args.seen:
-        folder = CARDS / f"{args.task}-{args.model}"
-        (folder / SEEN).write_text(seen(args.task, json.loads((folder / "report.json").read_text())))
-        return
     if args.card:
         write_card(CARDS / f"{args.task}-{args.model}", args.task)
         return
