@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ctssl.shifts import SHIFTS
-from training.experiments import robustness, sarcoma, study, trials
+from training.experiments import lung_nodules, robustness, sarcoma, study, trials
 
 CASES = [f"c{i}" for i in range(12)]
 
@@ -109,6 +109,19 @@ def test_a_seed_without_a_shift_does_not_count_as_clean():
     assert study.judged([claim], kept)[0]["verdict"] == "not measured"
 
 
+def test_nodules_are_compared_with_the_same_training_from_scratch():
+    def rows(gain, seeds):
+        return [
+            {"seed": seed, "cases": {case: 0.3 + gain + 0.01 * i for i, case in enumerate(CASES)}} for seed in seeds
+        ]
+
+    trained = {"vit-scratch": rows(0.0, (0, 1)), "vit-wild-mim": rows(0.1, (0, 1, 2)), "dynunet": rows(0.0, (0,)),
+               "vit-wild-mim, 10 cases": rows(0.2, (0,))}  # fmt: skip
+    (row,) = study.nodules(trained)  # of the fewer cases there is no training from scratch
+    assert (row["model"], row["against"], row["seeds"], row["verdict"]) == ("vit-wild-mim", "vit-scratch", 2, "agrees")
+    assert row["difference"] == pytest.approx(0.1)
+
+
 def test_volume_explains_what_it_explains():
     rng = np.random.default_rng(0)
     volumes = {f"c{i}": {"volume_ml": 10.0 * i} for i in range(12)}
@@ -137,7 +150,7 @@ def test_what_was_not_measured_is_said(tmp_path):
     found = study.study(robustness.results(tmp_path / "none.json"), {})
     assert {row["verdict"] for row in found["claims"]} == {"not measured"} and found["costs"] == []
     text = study.markdown(found)
-    assert text.count("Not measured yet.") == 7 and "Limits first" in text and "An ellipsoid in the middle" in text
+    assert text.count("Not measured yet.") == 8 and "Limits first" in text and "An ellipsoid in the middle" in text
 
 
 def test_results_are_kept_part_by_part(tmp_path):
@@ -222,7 +235,8 @@ def test_the_published_study_is_what_its_results_say():
     if not (folder / "STUDY.json").exists():
         pytest.skip("STUDY.json has not been made yet: python -m training.experiments.study")
     found = json.loads((folder / "STUDY.json").read_text())
-    again = study.study(robustness.results(robustness.RESULTS), trials.read(sarcoma.RESULTS)["models"])
+    trained, lungs = (trials.read(path)["models"] for path in (sarcoma.RESULTS, lung_nodules.RESULTS))
+    again = study.study(robustness.results(robustness.RESULTS), trained, lungs=lungs)
     assert found == json.loads(json.dumps(again))
     assert (folder / "STUDY.md").read_text() == study.markdown(found, pictures=sorted(folder.glob("STUDY_*.png")))
 

@@ -1,9 +1,10 @@
 """What the study says: `python -m training.experiments.study` writes `model_cards/STUDY.json`, `STUDY.md` and its pictures.
 
-Everything follows from `results/sarcoma.json` and `results/robustness.json`, or with `--data CSV` from what was measured on other
-scans, and is then written beside that table, with its name in front. Each claim of the paper is a row: what the paper found, and
-what we found: the mean difference over the test patients (seeds that both models have are averaged), its 95% bootstrap interval,
-and the p-value of a paired Wilcoxon test, corrected by Holm over all claims. A claim whose models were not measured says so.
+Everything follows from `results/sarcoma.json`, `lung_nodules.json` and `robustness.json`, or with `--data CSV` from what was
+measured on other scans, and is then written beside that table, with its name in front. Each claim of the paper is a row: what the
+paper found, and what we found: the mean difference over the test patients (seeds that both models have are averaged), its 95%
+bootstrap interval, and the p-value of a paired Wilcoxon test, corrected by Holm over all claims. A claim whose models were not
+measured says so.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from ctssl.evaluation import FEWEST, holm, interval, paired
 from ctssl.shifts import SHIFTS
 from ctssl.similarity import Similarity
 from ctssl.writing import write_whole
-from training.experiments import robustness, sarcoma, trials
+from training.experiments import lung_nodules, robustness, sarcoma, trials
 
 STEM = Path(__file__).parent.parent.parent / "model_cards" / "STUDY"
 SHOWN = ("{}-wild-smit", "{}-self-smit", "{}-scratch")  # in the picture of the curves
@@ -326,19 +327,33 @@ def explained(pairs: np.ndarray) -> float:
     return float(np.corrcoef(pairs[:, 0], pairs[:, 1])[0, 1] ** 2)
 
 
+def nodules(trained: dict[str, Any]) -> list[dict[str, Any]]:
+    """Lung nodules, for each published encoder in the wild: DSC against the same encoder from scratch, trained alike."""
+    rows: list[dict[str, Any]] = []
+    for label, found in trained.items():
+        if scratch := trials.scratch_of(label, trained):
+            sides = trials.same_seeds(found, trained[scratch])
+            rows.append({"model": label, "against": scratch, "seeds": len(sides[0]), "expected": 1,
+                         **difference(*map(trials.of_cases, sides))})  # fmt: skip
+    corrected(rows)
+    return [{**{k: v for k, v in row.items() if k != "expected"}, "verdict": verdict(row)} for row in rows]
+
+
 def early_over_late(kept: dict[str, Any]) -> dict[str, int]:
     """In how many models the first blocks change less than the last ones."""
     found = [diagonals(kept, model).mean(0) for model, seeds in kept["cka"].items() if seeds]
     return {"models": len(found), "early_change_less": sum(bool(d[:3].mean() > d[-3:].mean()) for d in found)}
 
 
-def study(kept: dict[str, Any], trained: dict[str, Any], limits: str = OURS) -> dict[str, Any]:
-    """What follows from the results of `training.experiments.robustness` and of the trainings. `limits`: beside the general."""
+def study(kept: dict[str, Any], trained: dict[str, Any], limits: str = OURS, *,
+          lungs: dict[str, Any] | None = None) -> dict[str, Any]:  # fmt: skip
+    """What follows from the results of `training.experiments.robustness` and of the trainings. `limits`: beside the general;
+    `lungs`: trainings of `training.experiments.lung_nodules`."""
     limits = GENERAL.format(cases=len(kept["facts"]) or "no") + limits
     return {"command": "python -m training.experiments.study", "limits": limits, "claims": judged(CLAIMS, kept),
-            "lost": lost(kept), "pretexts": pretexts(kept), "shifts": losses(kept), "strata": strata(kept),
-            "reuse": reuse_claims(kept), "early_late": early_over_late(kept), "cka": reused(kept), "costs": costs(trained),
-            "volume": by_volume(kept, trained)}  # fmt: skip
+            "nodules": nodules(lungs or {}), "lost": lost(kept), "pretexts": pretexts(kept), "shifts": losses(kept),
+            "strata": strata(kept), "reuse": reuse_claims(kept), "early_late": early_over_late(kept), "cka": reused(kept),
+            "costs": costs(trained), "volume": by_volume(kept, trained)}  # fmt: skip
 
 
 def markdown(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
@@ -354,13 +369,15 @@ def markdown(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
                 f"{row['high']:+.3f}) | {row['n']}, {row['seeds']} | {_p(row)}" if "n" in row else " | | ")  # fmt: skip
         lines.append(f"| {row['claim']} | {row['paper']} | {ours} | {row['verdict']} |")
     tables = {
+        "nodules": "The other task, nearer to the paper's: lung nodules, wild against scratch (cubes of 51 mm; DSC)",
         "lost": "Robustness itself: DSC that the first loses less than the second under a shift (mean over severities)",
         "pretexts": "SMIT against single pretexts: DSC, clean and as a mean over the severities of each shift",
         "shifts": "DSC under each shift, by severity",
         "strata": "Test patients by models that were trained on their own kernel, and on the other",
         "reuse": "What the paper says of feature reuse (CKA before and after fine-tuning, each seed)",
         "cka": "CKA of each block before and after fine-tuning",
-        "costs": "Fine-tuning steps until 95% of what training from scratch reaches on validation crops",
+        "costs": "Fine-tuning steps until 95% of what training from scratch reaches on validation crops (the encoder's learning "
+        "rate is a third of that from scratch)",
         "volume": "DSC against the tumour's volume",
     }
     for part, title in tables.items():
@@ -438,7 +455,8 @@ def main() -> None:
         stem, results = args.data.with_suffix(".STUDY"), robustness.trainings_of(args.data)
         limits = f"- The test cases are those of {args.data.name}.\n"
     kept, trained = robustness.results(path), trials.read(results)["models"]
-    found = study(kept, trained, limits)
+    lungs = trials.read(lung_nodules.RESULTS)["models"] if args.data is None else None
+    found = study(kept, trained, limits, lungs=lungs)
     text = markdown(found, draw_pictures(kept, trained, stem))
     write_whole(Path(f"{stem}.json"), json.dumps(found, indent=1) + "\n")
     write_whole(Path(f"{stem}.md"), text)

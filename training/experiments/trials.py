@@ -111,6 +111,12 @@ def scratch_of(label: str, models: dict) -> str | None:
     return twin if twin in models and twin != label else None
 
 
+def same_seeds(rows: list[dict], others: list[dict]) -> tuple[list[dict], list[dict]]:
+    """The rows of the seeds that both have."""
+    both = {row["seed"] for row in rows} & {row["seed"] for row in others}
+    return [row for row in rows if row["seed"] in both], [row for row in others if row["seed"] in both]
+
+
 def gained(rows: list[dict], others: list[dict]) -> dict[str, float]:
     """DSC of one model over another by patient, seeds averaged: mean `difference`, its interval (`low`, `high`), `p`."""
     mine, theirs = of_cases(rows), of_cases(others)
@@ -127,9 +133,7 @@ def table(results: Path) -> str:
     against = {}
     for label, rows in models.items():
         if scratch := scratch_of(label, models):
-            both = {row["seed"] for row in rows} & {row["seed"] for row in models[scratch]}
-            sides = [[row for row in side if row["seed"] in both] for side in (rows, models[scratch])]
-            against[label] = gained(*sides)
+            against[label] = gained(*same_seeds(rows, models[scratch]))
     for row, p in zip(against.values(), holm([row["p"] for row in against.values()]), strict=True):
         row["p_holm"] = p
     columns = ["model", "seeds", "mean DSC", "median", "each seed", "steps to 95%", "against scratch", "p"]
