@@ -115,7 +115,7 @@ def card(report: Report, judged: dict[str, Judged], settings: Settings, facts: d
         f"{facts['window_hu'][1]:g} HU.\n",
         f'```python\nimport ctssl\n\nmask = ctssl.load_segmenter("{name}").segment("scan.nii.gz")\n```\n',
         f"## Training\n{len(report.train) - len(report.validated)} cases, {report.seconds / 60:.0f} minutes"
-        + (f"; {len(report.validated)} more cases chose among the weights of the last {len(report.curve)} evaluations "
+        + (f"; {len(report.validated)} more chose among the weights of the last {len(report.curve)} evaluations "
            f"(DSC on crops: {max(row['dsc'] for row in report.curve):.3f}), and from which probability on a voxel counts "
            f"({facts['threshold']:g})" if report.validated else "") + ".\n",
     ]  # fmt: skip
