@@ -270,6 +270,7 @@ def main() -> None:
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"{out}: the encoder, for ctssl.load({str(out)!r}); log.jsonl and loss.png say how it went")
     if dist.is_initialized():
+        dist.barrier()  # none ends while another still talks to it
         dist.destroy_process_group()
 
 
