@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 
@@ -21,14 +20,6 @@ def free(path: str, overwrite: bool, *endings: str) -> None:
         raise FileExistsError(f"{path} exists; choose another name, or add --overwrite")
     if not Path(path).absolute().parent.is_dir():
         raise FileNotFoundError(f"no folder {Path(path).parent} to write {Path(path).name} in; make it first")
-
-
-def apart(targets: list[Path], scans: list[Path]) -> None:
-    """Refuse to write over what is read, whatever `--overwrite` says."""
-    own = {os.path.realpath(path) for path in scans}
-    for path in targets:
-        if os.path.realpath(path) in own:
-            raise ValueError(f"{path} is a scan that is read; choose another place to write to")
 
 
 NOT_DICOM = (".nii", ".nii.gz", ".json", ".csv", ".md", ".txt", ".png", ".py", ".log")

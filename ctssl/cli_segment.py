@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ctssl
-from ctssl.cli_common import apart, common, free, may_be_series, scans_of
+from ctssl.cli_common import common, free, may_be_series, scans_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +53,7 @@ def _segment(args: argparse.Namespace) -> None:
     if args.resume or args.shard:
         raise ValueError("--resume and --shard are for a folder of scans and a folder to write to")
     from ctssl.inference import write_mask
+    from ctssl.writing import apart
 
     apart([Path(args.out), *([Path(args.overlay)] if args.overlay else [])], [Path(args.scan)])
     free(args.out, args.overwrite, ".nii", ".nii.gz", ".dcm")
@@ -111,6 +112,7 @@ def _segment_folder(args: argparse.Namespace, scans: dict[str, Path]) -> None:
     from pathlib import Path
 
     from ctssl.inference import segment_all
+    from ctssl.writing import apart
 
     if args.overlay or args.series:
         raise ValueError(f"{'--overlay' if args.overlay else '--series'} is for one scan")

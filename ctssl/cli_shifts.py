@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ctssl.cli_common import apart, free, scans_of
+from ctssl.cli_common import free, scans_of
 
 NUMBERS = "SEV"
 
@@ -80,6 +80,7 @@ def _shift(args: argparse.Namespace) -> None:
 
     from ctssl.shifts import shift_all
     from ctssl.volume import read
+    from ctssl.writing import apart
 
     wanted = _wanted(args)
     if not args.out.endswith((".nii", ".nii.gz")) and (scans := scans_of(Path(args.scan))):
@@ -107,6 +108,7 @@ def _shift_folder(args: argparse.Namespace, scans: dict[str, Any], wanted: dict[
     from ctssl.shifts import SHIFTS, check_shift, shift_all
     from ctssl.sources import CLEAN, named, stamp_of, stamped
     from ctssl.volume import read
+    from ctssl.writing import apart
 
     out = Path(args.out)
     grid = {"": wanted}

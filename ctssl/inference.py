@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from ctssl.lint import check
 from ctssl.names import file_name, part_of_name
 from ctssl.tables import read_json
 from ctssl.volume import Volume, prepare, read, resample, working_grid
-from ctssl.writing import disk_is_full, write_whole
+from ctssl.writing import apart, disk_is_full, write_whole
 from ctssl.zoo import Preprocess
 
 if TYPE_CHECKING:
@@ -243,12 +242,9 @@ def segment_all(model: Segmenter, scans: dict[str, Path], out: Path, *, overlap:
     """
     from tqdm import tqdm
 
-    own = {os.path.realpath(path) for path in scans.values()}
-    for name in scans:
-        target = out / f"{file_name(name)}.nii.gz"
-        if os.path.realpath(target) in own:
-            raise ValueError(f"{out} is the folder of the scans, and {target.name} would be replaced by its mask; choose another "
-                             "folder to write to")  # fmt: skip
+    targets = [out / f"{file_name(name)}.nii.gz" for name in scans]
+    apart(targets, list(scans.values()))
+    for target in targets:
         if resume and target.exists() and (why := of_another(target, made_by(model, overlap=overlap, tta=tta))):
             raise ValueError(f"{target} was made otherwise: {why}; choose another folder, or overwrite the masks")
     out.mkdir(parents=True, exist_ok=True)

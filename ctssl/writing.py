@@ -45,3 +45,11 @@ def write_weights(path: Path, state: dict[str, Any], *, metadata: dict[str, str]
     from safetensors.torch import save_file
 
     return write_whole(path, lambda part: save_file(state, part, metadata=metadata))
+
+
+def apart(targets: list[Path], scans: list[Path]) -> None:
+    """Refuse to write over scans that are read, whatever may be overwritten. Raises `ValueError`."""
+    own = {os.path.realpath(path) for path in scans}
+    for path in targets:
+        if os.path.realpath(path) in own:
+            raise ValueError(f"{path} is a scan that is read; choose another place to write to")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ctssl.curves import Line, area, draw
-from ctssl.evaluation import FEWEST, holm, interval, paired
+from ctssl.evaluation import FEWEST, holm, interval
 from ctssl.shifts import SHIFTS
 from ctssl.similarity import Similarity
 from ctssl.writing import write_whole
@@ -130,15 +130,10 @@ def scores(model: str, shift: str, kept: dict[str, Any], seeds: list[str]) -> di
 
 def difference(one: dict[str, float], two: dict[str, float]) -> dict[str, Any]:
     """Of the same cases: n, both means, the mean difference with its interval, and p."""
-    rows = [
-        {"patient": case, "dsc": one[case], "other_dsc": two[case], "away": one[case] - two[case]}
-        for case in sorted(one)
-    ]
-    low, high = interval(rows, "away")
-    test = paired(rows, ("dsc",))[0]
+    found = trials.gained(one, two)
     means = [round(float(np.mean([side[case] for case in one])), 3) for side in (one, two)]
-    return {"n": len(rows), "means": means, "difference": round(test["difference"], 3), "low": round(low, 3),
-            "high": round(high, 3), "p": test["p"]}  # fmt: skip
+    rounded = {key: round(found[key], 3) for key in ("difference", "low", "high")}
+    return {"n": len(one), "means": means, **rounded, "p": found["p"]}
 
 
 def judged(claims: list[Claim], kept: dict[str, Any]) -> list[dict[str, Any]]:

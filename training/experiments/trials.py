@@ -117,10 +117,9 @@ def same_seeds(rows: list[dict], others: list[dict]) -> tuple[list[dict], list[d
     return [row for row in rows if row["seed"] in both], [row for row in others if row["seed"] in both]
 
 
-def gained(rows: list[dict], others: list[dict]) -> dict[str, float]:
-    """DSC of one model over another by patient, seeds averaged: mean `difference`, its interval (`low`, `high`), `p`."""
-    mine, theirs = of_cases(rows), of_cases(others)
-    pairs = [{"patient": c, "dsc": d, "other_dsc": theirs[c], "away": d - theirs[c]} for c, d in mine.items()]
+def gained(mine: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
+    """DSC of each case over that of another model: mean `difference`, its interval over patients (`low`, `high`), `p`."""
+    pairs = [{"patient": c, "dsc": mine[c], "other_dsc": theirs[c], "away": mine[c] - theirs[c]} for c in sorted(mine)]
     low, high = interval(pairs, "away")
     test = paired(pairs, ("dsc",))[0]
     return {"difference": test["difference"], "low": low, "high": high, "p": test["p"]}
@@ -133,7 +132,7 @@ def table(results: Path) -> str:
     against = {}
     for label, rows in models.items():
         if scratch := scratch_of(label, models):
-            against[label] = gained(*same_seeds(rows, models[scratch]))
+            against[label] = gained(*map(of_cases, same_seeds(rows, models[scratch])))
     for row, p in zip(against.values(), holm([row["p"] for row in against.values()]), strict=True):
         row["p_holm"] = p
     columns = ["model", "seeds", "mean DSC", "median", "each seed", "steps to 95%", "against scratch", "p"]
@@ -149,7 +148,7 @@ def table(results: Path) -> str:
                  f"{np.mean(costs):.0f}" if costs else "", told(gain) if gain else "",
                  f"{gain['p_holm']:.3f}" if gain else ""]  # fmt: skip
         if BLIND in models:
-            cells.append("" if label == BLIND else told(gained(rows, models[BLIND])))
+            cells.append("" if label == BLIND else told(gained(values, of_cases(models[BLIND]))))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
