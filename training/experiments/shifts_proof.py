@@ -4,11 +4,15 @@
 `results/shifts_proof.json`, `.md` and `.png`; `--show` only prints. Two patients, Philips B/L and Siemens B40f/B70f: they
 describe, they prove no p-value.
 
-The shift has two numbers, how much and with which power of the frequency. Four ways to choose them, from the strictest on:
-- other patient: both fitted on the other patient, so on another maker's pair of kernels; nothing of this patient is used;
-- severity: the nearest of the five that the package has, chosen on every second slice of this patient, judged on the rest;
-- own strength: the power from the other patient, the strength fitted on every second slice, judged on the rest;
-- own: both fitted on every second slice, judged on the rest.
+The shift has two numbers, how much and with which power of the frequency. Ways to choose them, of this patient nothing in the
+first two, more and more in the others:
+- other patient: both fitted on the other patient, so on another maker's pair of kernels;
+- severity 3: the package's default;
+- unpaired: the power from the other patient; how much from a comparison of the slices to be shifted with slices of the other
+  kernel from the other half of the body, which needs scans of both kernels, but no pair of them (`unpaired`);
+- severity: the nearest of the five that the package has, chosen on the pair of the other half of the body;
+- own: both fitted on the pair of the other half of the body.
+Each half of the body is judged, with numbers from the other half; the table has the means.
 
 Judged by the noise power spectrum (NPS) of homogeneous tissue, as the root mean square of its log ratio to the real one, and
 by the response across the skin and the borders of the lungs, as the root mean square difference of the mean profile in HU.
@@ -16,9 +20,12 @@ Only frequencies below 0.33/mm count, since the scans are at 1.5 mm. Their HU ar
 3 HU^2 mm^2 that both kernels share, and they were resampled from 0.84 and 0.65 mm, which folds noise of the sharp kernel from
 above 0.33/mm into what is measured: no filter of the smooth scan can make that part, so a gap in the NPS has to stay.
 
-What came out: with the package's own severities (5 for the Philips pair, 3 for the Siemens pair) and with numbers of the
-patient's own other slices, spectra and borders come much closer in both directions. The numbers of another maker's pair do
-not carry over: too weak one way, too strong the other. How much a kernel sharpens has to be chosen, not assumed.
+What came out: the shape carries over from one patient to the other, the amount does not. With the other patient's shape, and
+the amount from unpaired slices, spectra and borders of both patients come closer, in both directions and in each half of the
+body. So they do at the default severity and at the nearest one (5 for the Philips pair, 2 or 3 for the Siemens pair), but for
+the borders of the lungs in the upper half of the Siemens pair, which stay as they are. The amount of another maker's pair is too
+little for one patient, and too much for the other, whose scans it brings apart: L lies further from B than B70f from B40f,
+which no fit to the other pair can know. How much a kernel sharpens has to be chosen or measured, not assumed.
 """
 
 import argparse
@@ -44,7 +51,10 @@ HIGHEST = 0.33  # cycles/mm
 BINS = np.linspace(0.02, HIGHEST, 14)
 PATCH = 16  # pixels along each side, 24 mm
 REACH_MM = 9.0
-WAYS = ("other patient", "severity", "own strength", "own")
+LOW = 4  # rings, to 0.115 cycles/mm, by which two spectra are put on one level
+HIGHEST_HU = 300.0  # above it bone would rule the spectrum
+DEFAULT = 3
+WAYS = ("other patient", f"severity {DEFAULT}", "unpaired", "severity", "own")
 
 
 class Pair(NamedTuple):
@@ -53,9 +63,14 @@ class Pair(NamedTuple):
     smooth: Volume
     sharp: Volume
 
-    def slices(self, first: int) -> "Pair":
-        """Every second slice, from `first`."""
-        return Pair(*(Volume(np.ascontiguousarray(v.array[:, :, first::2]), v.affine, v.name) for v in self))
+    def halves(self) -> "tuple[Pair, Pair]":
+        """The lower and the upper half of the body, with no slice in common."""
+        middle = self.smooth.shape[2] // 2
+        lower, upper = (
+            Pair(*(Volume(np.ascontiguousarray(v.array[:, :, part]), v.affine, v.name) for v in self))
+            for part in (slice(None, middle), slice(middle, None))
+        )
+        return lower, upper
 
 
 def pair(patient: str) -> Pair:
@@ -94,15 +109,42 @@ def transfer(two: Pair) -> np.ndarray:
     return radial(cross, spacing) / radial(own, spacing)
 
 
-def fit(two: Pair, *, exponent: float | None = None) -> tuple[float, float]:
+def fit(two: Pair) -> tuple[float, float]:
     """Strength and exponent of the shift that fit `transfer` best, by least squares of the logarithm."""
     wanted, middle = np.log(transfer(two)), (BINS[1:] + BINS[:-1]) / 2
 
     def away(x: np.ndarray) -> np.ndarray:
-        return np.log(ratio(middle, np.exp(x[0]), exponent=exponent or np.exp(x[1]))) - wanted
+        return np.log(ratio(middle, np.exp(x[0]), exponent=np.exp(x[1]))) - wanted
 
-    found = optimize.least_squares(away, [0.0] if exponent else [0.0, np.log(2.0)]).x
-    return float(np.exp(found[0])), float(exponent or np.exp(found[1]))
+    strength, exponent = np.exp(optimize.least_squares(away, [0.0, np.log(2.0)]).x)
+    return float(strength), float(exponent)
+
+
+def unpaired(scan: Volume, like: Volume, exponent: float) -> float:
+    """Strength by which `scan` has to be shifted to be as sharp as `like`, a scan of other anatomy; below 0: smoother.
+
+    From the spectra of axial slices, the median over slices. Both without their mean over the lowest rings, where kernels
+    hardly differ, so that it does not matter how much anatomy there is. Of what kind it is does matter, and the dose: both are
+    of one body here.
+    """
+    middle = (BINS[1:] + BINS[:-1]) / 2
+
+    def level(values: np.ndarray) -> np.ndarray:
+        return values - values[:LOW].mean()
+
+    wanted = level((spectrum(like) - spectrum(scan)) / 2)
+    found = optimize.least_squares(
+        lambda s: np.sign(s[0]) * level(np.log(ratio(middle, abs(s[0]), exponent=exponent))) - wanted, [0.0]
+    )
+    return float(found.x[0])
+
+
+def spectrum(volume: Volume) -> np.ndarray:
+    """Log power by ring, the median over axial slices."""
+    window = np.outer(*(np.hanning(n) for n in volume.shape[:2]))[..., None]
+    array = np.clip(volume.array, -1024.0, HIGHEST_HU)
+    power = np.abs(np.fft.fft2((array - array.mean((0, 1))) * window, axes=(0, 1))) ** 2
+    return np.median([np.log(radial(plane, volume.spacing_mm[:2])) for plane in np.moveaxis(power, 2, 0)], axis=0)
 
 
 def nearest(two: Pair) -> tuple[float, float]:
@@ -203,26 +245,44 @@ def prove() -> dict[str, Any]:
                               "distances_mm": centres(edge_bins()).tolist(), "patients": {}}  # fmt: skip
     for patient, two in pairs.items():
         (other,) = [fits[name] for name in PAIRS if name != patient]
-        known, judged = two.slices(0), two.slices(1)
-        chosen = {"other patient": other, "severity": nearest(known),
-                  "own strength": fit(known, exponent=other[1]), "own": fit(known)}  # fmt: skip
-        seen: Any = measured(judged)
-        entry: dict[str, Any] = {"real ratio": transfer(two).round(4).tolist(), "ratio_per_mm": centres(BINS).tolist(),
-                                 "smooth": plain(seen["smooth"]), "sharp": plain(seen["sharp"]),
-                                 "before": away(seen["smooth"], seen["sharp"]), "ways": {}}  # fmt: skip
-        for way, (strength, exponent) in chosen.items():
-            sharper = shifted(judged.smooth, strength, exponent, 1)
-            smoother = shifted(judged.sharp, strength, exponent, -1)
-            there, back = seen["look"](sharper), seen["look"](smoother)
-            entry["ways"][way] = {"strength": strength, "exponent": exponent, "sharpened": plain(there),
-                                  "smoothed": plain(back), "to sharp": away(there, seen["sharp"]),
-                                  "to smooth": away(back, seen["smooth"])}  # fmt: skip
-        result["patients"][patient] = entry
+        lower, upper = two.halves()
+        halves = {"lower half": judge(lower, upper, other), "upper half": judge(upper, lower, other)}
+        result["patients"][patient] = {"real ratio": transfer(two).round(4).tolist(), "ratio_per_mm": centres(BINS).tolist(),
+                                       "halves": halves}  # fmt: skip
     return result
 
 
-def shifted(volume: Volume, strength: float, exponent: float, power: int) -> Volume:
-    array = filtered(volume, lambda f: ratio(f, strength, exponent=exponent) ** power)
+def judge(judged: Pair, known: Pair, other: tuple[float, float]) -> dict[str, Any]:
+    """Each way on some slices, with numbers from others and from another patient."""
+    seen: Any = measured(judged)
+    entry: dict[str, Any] = {"smooth": plain(seen["smooth"]), "sharp": plain(seen["sharp"]),
+                             "before": away(seen["smooth"], seen["sharp"]), "ways": {}}  # fmt: skip
+    for way in WAYS:
+        there, back = numbers(way, judged, known, other)
+        sharper, smoother = seen["look"](shifted(judged.smooth, *there)), seen["look"](shifted(judged.sharp, *back))
+        entry["ways"][way] = {"strength": [there[0], back[0]], "exponent": there[1], "sharpened": plain(sharper),
+                              "to sharp": away(sharper, seen["sharp"]), "to smooth": away(smoother, seen["smooth"])}  # fmt: skip
+    return entry
+
+
+def numbers(way: str, judged: Pair, known: Pair, other: tuple[float, float]) -> tuple[tuple[float, float], ...]:
+    """Strength (below 0: smoother) and exponent, to sharp and to smooth."""
+    if way == "unpaired":
+        return tuple(
+            (unpaired(scan, like, other[1]), other[1])
+            for scan, like in ((judged.smooth, known.sharp), (judged.sharp, known.smooth))
+        )
+    if way == "other patient":
+        strength, exponent = other
+    elif way == "own":
+        strength, exponent = fit(known)
+    else:
+        strength, exponent = nearest(known) if way == "severity" else (SEVERITIES[DEFAULT], EXPONENT)
+    return (strength, exponent), (-strength, exponent)
+
+
+def shifted(volume: Volume, strength: float, exponent: float) -> Volume:
+    array = filtered(volume, lambda f: ratio(f, abs(strength), exponent=exponent) ** np.sign(strength))
     return Volume(array, volume.affine, volume.name)
 
 
@@ -234,19 +294,32 @@ def plain(values: dict[str, np.ndarray]) -> dict[str, list[float]]:
     return {key: value.round(3).tolist() for key, value in values.items()}
 
 
+def mean(halves: dict[str, Any], *keys: str) -> Any:
+    """Over both halves of the body: of a number, or of a curve."""
+    found = []
+    for half in halves.values():
+        for key in keys:
+            half = half[key]
+        found.append(half)
+    return np.mean(found, axis=0)
+
+
 def table(result: dict[str, Any]) -> str:
     """How far from the real reconstruction, before and after."""
     lines = [
-        "| patient | numbers from | direction | NPS, log ratio | skin, HU | lung, HU |",
-        "|---|---|---|---|---|---|",
+        "| patient | numbers from | direction | strength | NPS, log ratio | skin, HU | lung, HU |",
+        "|---|---|---|---|---|---|---|",
     ]
     for patient, entry in result["patients"].items():
         for way in WAYS:
-            for direction in ("to sharp", "to smooth"):
-                after, before = entry["ways"][way][direction], entry["before"]
-                cells = [f"{before[k]:.2f} -> {after[k]:.2f}" if k == "nps" else f"{before[k]:.1f} -> {after[k]:.1f}"
-                         for k in ("nps", "skin", "lung")]  # fmt: skip
-                lines.append("| " + " | ".join([patient, way, direction, *cells]) + " |")
+            for i, direction in enumerate(("to sharp", "to smooth")):
+                cells = []
+                for key, digits in (("nps", 2), ("skin", 1), ("lung", 1)):
+                    before = mean(entry["halves"], "before", key)
+                    after = mean(entry["halves"], "ways", way, direction, key)
+                    cells.append(f"{before:.{digits}f} -> {after:.{digits}f}")
+                strength = mean(entry["halves"], "ways", way, "strength")[i]
+                lines.append("| " + " | ".join([patient, way, direction, f"{strength:+.2f}", *cells]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -256,12 +329,14 @@ def picture(result: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(11, 7.5), layout="constrained", facecolor="white")
     for row, (patient, entry) in zip(figure.subplots(2, 2), result["patients"].items(), strict=True):
-        lines = [("smooth, real", entry["smooth"], "0.6", "-"), ("sharp, real", entry["sharp"], "black", "-")]
-        lines += [(f"shifted, {way}", entry["ways"][way]["sharpened"], colour, "--")
-                  for way, colour in zip(WAYS, ("tab:red", "tab:orange", "tab:green", "tab:blue"), strict=True)]  # fmt: skip
-        for name, values, colour, style in lines:
-            row[0].semilogy(result["frequencies_per_mm"], values["nps"], style, color=colour, label=name)
-            row[1].plot(result["distances_mm"], values["lung"], style, color=colour)
+        lines = [("smooth, real", ["smooth"], "0.6", "-"), ("sharp, real", ["sharp"], "black", "-")]
+        colours = ("tab:red", "tab:purple", "tab:green", "tab:orange", "tab:blue")
+        lines += [(f"shifted, {way}", ["ways", way, "sharpened"], colour, "--")
+                  for way, colour in zip(WAYS, colours, strict=True)]  # fmt: skip
+        for name, keys, colour, style in lines:
+            nps = mean(entry["halves"], *keys, "nps")
+            row[0].semilogy(result["frequencies_per_mm"], nps, style, color=colour, label=name)
+            row[1].plot(result["distances_mm"], mean(entry["halves"], *keys, "lung"), style, color=colour)
         row[0].set(title=patient, xlabel="cycles/mm", ylabel="NPS, HU² mm²")
         row[1].set(title="across the lungs' borders", xlabel="mm from the border (lung is negative)", ylabel="HU")
         row[0].legend(fontsize=8)

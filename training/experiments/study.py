@@ -43,8 +43,8 @@ OURS = """- The task is sarcoma of the limbs instead of lung cancer; tumours are
   change on slices of 3.27 mm; `truncation` cuts a circle around the middle of scans that are cut around their tumours, and what
   it cuts off counts as missed; `dose` and `streaks` know nothing of the body outside the cut.
 - The kernels of the strata are of one maker, both smooth in the paper's bins, and nine scans of each were trained on.
-- The strength of the kernel shift was set by two real pairs of reconstructions, which lie 1.9 and 4.8 apart in sharpness: numbers
-  fitted to one pair do not carry over to the other (`training/experiments/results/shifts_proof.md`).
+- The strength of the kernel shift was set by two real pairs of reconstructions, which lie 1.9 and 4.8 apart in sharpness: its
+  shape carries over from one pair to the other, its strength does not (`training/experiments/results/shifts_proof.md`).
 """
 
 
