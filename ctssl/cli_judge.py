@@ -27,7 +27,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--data", required=True, nargs="+", help="scans: files, or a folder of .nii and .nii.gz")
     sub.add_argument("--out", required=True, help="OUT.png; the numbers go beside it, as .json")
     sub.add_argument("--crops", type=int, default=256, help="fewer make an unsteady picture (default: %(default)s)")
-    sub.add_argument("--size", type=int, default=64, help="voxels along each side of a crop (default: %(default)s)")
+    sub.add_argument(
+        "--size", type=int, help="voxels along each side of a crop (default: 64, less where scans are small)"
+    )
     sub.add_argument("--spacing", type=float, metavar="MM", help="at which both see the scans (default: that of the segmenter, "
                      "where one of the two is one; else each its own)")  # fmt: skip
     sub.add_argument(
@@ -77,13 +79,15 @@ def _compare(args: argparse.Namespace) -> None:
     found = compare(models[0], models[1], list(scans), other_scans=others, crops=args.crops, size=args.size, names=names,
                     spacing_mm=args.spacing, seed=args.seed, progress=not args.json)  # fmt: skip
     found.picture(args.out)
-    result = {"blocks": found.matrix.round(5).tolist(), "crops": found.crops, "models": [args.first, args.second],
+    result = {"blocks": found.matrix.round(5).tolist(), "crops": found.crops, "size": found.size, "apart": found.apart,
+              "models": [args.first, args.second],
               "shift": args.shift, "pooling": f"mean over a grid of {CELLS} x {CELLS} x {CELLS} cells"}  # fmt: skip
     write_whole(Path(numbers), json.dumps(result) + "\n")
     if args.json:
         print(json.dumps(result))
         return
     count = min(found.matrix.shape)
+    print(f"{found.crops} crops of {found.size} voxels, {found.apart} of them without a voxel in common")
     print("block by block: " + "  ".join(f"{found.matrix[i, i]:.2f}" for i in range(count)))
     print(f"{args.out}, {numbers}")
 
@@ -93,5 +97,7 @@ def _shifted(scans: list[Any], text: str, seed: int) -> list[Any]:
     from ctssl.shifts import check_shift, shift
 
     name, _, severity = text.partition(":")
-    check_shift(name, int(severity) if severity.isdigit() else 0)
+    if not severity.isdigit():
+        raise ValueError(f"--shift {text}: NAME:SEVERITY, such as kernel_sharp:3")
+    check_shift(name, int(severity))
     return [shift(ctssl.read(scan), name, severity=int(severity), seed=seed) for scan in scans]

@@ -8,20 +8,31 @@ from collections.abc import Callable
 from typing import Any
 
 from ctssl.cli_common import free, scans_of
+from ctssl.writing import disk_is_full
 
 NUMBERS = "SEV"
+UNITS = {
+    "contrast": "iodine, approximate: vessels of +50, 100, 150, 225, 300 HU at 120 kVp",
+    "dose": "noise of 3/4, 1/2, 1/4, 1/8, 1/16 of the dose",
+    "streaks": "photon starvation: a signal-to-noise of 200, 100, 50, 25, 12 in the darkest rays",
+    "kernel_sharp": "sharper kernel: an MTF 1.3, 1.6, 2, 3, 5 times as high at 0.33 cycles/mm",
+    "kernel_smooth": "smoother kernel: the inverse",
+    "thickness": "slices of 3, 4, 5, 7.5, 10 mm (the last with gaps of 2 mm)",
+    "truncation": "a field of view of 0.95, 0.85, 0.75, 0.65, 0.55 of the body's radius",
+}
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     """The two commands, by `command(name, run, text)` of `ctssl.cli`."""
+    from ctssl.shifts import SHIFTS
+
     sub = command("shift", _shift, "a scan, or a folder of scans, as another protocol or kernel would have given it; several "
-                  "shifts come in the order contrast, dose, streaks, kernel, thickness, truncation")  # fmt: skip
+                  f"shifts come in the order {', '.join(SHIFTS)}; a folder that was begun is finished")  # fmt: skip
     sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder; or a folder of any of these")
     sub.add_argument("out", help="OUT.nii.gz; or a folder, for a folder of scans")
-    for flag, text in (("contrast", "iodine (approximate)"), ("dose", "lower: 3/4, 1/2, 1/4, 1/8, 1/16 of it"),
-                       ("streaks", "photon starvation"), ("kernel-sharp", "sharper kernel"), ("kernel-smooth", "smoother"),
-                       ("thickness", "slices of 3, 4, 5, 7.5, 10 mm"), ("truncation", "smaller field of view")):  # fmt: skip
-        sub.add_argument(f"--{flag}", type=int, metavar=NUMBERS, help=f"{text}; severity 1 to 5")
+    for name, shift in SHIFTS.items():
+        text = UNITS.get(name) or (shift.__doc__ or name).splitlines()[0].replace("%", "%%")
+        sub.add_argument(f"--{name.replace('_', '-')}", type=int, metavar=NUMBERS, help=f"{text}; severity 1 to 5")
     sub.add_argument("--kernel", type=int, metavar=NUMBERS, help="1 to 5 sharper, -1 to -5 smoother")
     sub.add_argument("--every", action="store_true", help="of a folder: each shift at each severity, as OUT/SHIFT-SEVERITY/NAME."
                      "nii.gz, and OUT/clean, for `ctssl robustness --predictions`")  # fmt: skip
@@ -64,6 +75,8 @@ def _wanted(args: argparse.Namespace) -> dict[str, int]:
 
     found = {name: getattr(args, name) for name in SHIFTS if getattr(args, name) is not None}
     if args.kernel is not None:
+        if args.kernel == 0:
+            raise ValueError("--kernel 0 is the scan as it is: 1 to 5 is sharper, -1 to -5 smoother")
         if "kernel_sharp" in found or "kernel_smooth" in found:
             raise ValueError("give --kernel, or --kernel-sharp and --kernel-smooth, not both")
         found["kernel_sharp" if args.kernel > 0 else "kernel_smooth"] = abs(args.kernel)
@@ -83,30 +96,48 @@ def _shift(args: argparse.Namespace) -> None:
     from ctssl.writing import apart
 
     wanted = _wanted(args)
+    failed: dict[str, str] = {}
     if not args.out.endswith((".nii", ".nii.gz")) and (scans := scans_of(Path(args.scan))):
-        written = _shift_folder(args, scans, wanted)
+        written, failed = _shift_folder(args, scans, wanted)
     elif args.every:
         raise ValueError("--every is for a folder of scans and a folder to write to")
     else:
         apart([Path(args.out)], [Path(args.scan)])
         free(args.out, args.overwrite, ".nii", ".nii.gz")
         scan = _checked(read(args.scan, series=args.series))
-        shift_all(scan, wanted, seed=args.seed).save(args.out, overwrite=args.overwrite)
+        found = shift_all(scan, wanted, seed=args.seed)
+        _say_unchanged(scan, found, wanted)
+        found.save(args.out, overwrite=args.overwrite)
         written = [args.out]
     if args.json:
-        print(json.dumps({"written": written, "shifts": wanted, "seed": args.seed}))
+        print(json.dumps({"written": written, "shifts": wanted, "seed": args.seed, "failed": failed}))
     else:
         print(f"{written[0]}" if len(written) == 1 else f"{len(written)} scans in {args.out}")
+    if failed:
+        raise RuntimeError(f"{len(failed)} scans failed:\n" + "\n".join(f"  {n}: {why}" for n, why in failed.items()))
 
 
-def _shift_folder(args: argparse.Namespace, scans: dict[str, Any], wanted: dict[str, int]) -> list[str]:
+def _say_unchanged(scan: Any, found: Any, severities: dict[str, int]) -> None:
+    import warnings
+
+    if severities and (found.array == scan.array).all():
+        from ctssl.lint import ScanWarning
+        from ctssl.sources import together
+
+        text = " x ".join(f"{s:.3g}" for s in scan.spacing_mm)
+        message = f"{scan.name}: {together(severities)} changes nothing on voxels of {text} mm"
+        warnings.warn(message, ScanWarning, stacklevel=2)
+
+
+def _shift_folder(args: argparse.Namespace, scans: dict[str, Any],
+                  wanted: dict[str, int]) -> tuple[list[str], dict[str, str]]:  # fmt: skip
+    """The files that are there afterwards, and why scans failed."""
     from pathlib import Path
 
     from tqdm import tqdm
 
-    from ctssl.datasets import voxel_hash
     from ctssl.shifts import SHIFTS, check_shift, shift_all
-    from ctssl.sources import CLEAN, named, stamp_of, stamped
+    from ctssl.sources import CLEAN, content, named, stamp_in, stamp_of, stamped, together
     from ctssl.volume import read
     from ctssl.writing import apart
 
@@ -119,24 +150,40 @@ def _shift_folder(args: argparse.Namespace, scans: dict[str, Any], wanted: dict[
         grid = {CLEAN: {}} | {named(n, s): {n: s} for n in args.shifts or SHIFTS for s in args.severities}
     targets = {(place, name): out / place / f"{name}.nii.gz" for name in scans for place in grid}
     apart(list(targets.values()), list(scans.values()))
-    taken = [path for path in targets.values() if path.exists()]
-    if taken and not args.overwrite:
-        raise FileExistsError(
-            f"{taken[0]} exists, and {len(taken) - 1} more; choose another folder, or add --overwrite"
-        )
+    _ours(list(targets.values()))
+    written, failed = [], {}
     bar = tqdm(total=len(targets), desc="shifting", disable=args.json)
     for name, path in scans.items():
-        scan = _checked(read(path))
-        for place, severities in grid.items():
-            target = targets[place, name]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            found = shift_all(scan, severities, seed=args.seed)
-            if args.every and severities:
-                found = stamped(found, stamp_of(place, args.seed, voxel_hash(scan)))
-            found.save(target, overwrite=args.overwrite)
-            bar.update()
+        try:
+            scan = _checked(read(path))
+            for place, severities in grid.items():
+                target, stamp = targets[place, name], stamp_of(together(severities), args.seed, content(scan))
+                if target.exists() and not args.overwrite and stamp_in(target) != stamp:
+                    raise FileExistsError(f"{target} exists, made of another scan, by other shifts or with another seed; choose "
+                                          "another folder, or add --overwrite")  # fmt: skip
+                if not target.exists() or args.overwrite:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    found = shift_all(scan, severities, seed=args.seed)
+                    _say_unchanged(scan, found, severities)
+                    stamped(found, stamp).save(target, overwrite=args.overwrite)
+                written.append(str(target))
+                bar.update()
+        except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and disk_is_full(error):
+                raise
+            failed[name] = str(error)
     bar.close()
-    return [str(path) for path in targets.values()]
+    return written, failed
+
+
+def _ours(paths: list[Any]) -> None:
+    """Refuse to replace scans or masks that `ctssl shift` did not write. Raises `FileExistsError`."""
+    from ctssl.sources import MADE, stamp_in
+
+    foreign = [path for path in paths if path.exists() and not stamp_in(path).startswith(f"{MADE} ")]
+    if foreign:
+        raise FileExistsError(f"{foreign[0]} exists, and {len(foreign) - 1} more, which `ctssl shift` did not write; choose "
+                              "another folder")  # fmt: skip
 
 
 def _checked(scan: Any) -> Any:

@@ -154,15 +154,34 @@ def labels_of(*masks: Volume) -> list[int]:
     return sorted({int(v) for mask in masks for v in np.unique(mask.array) if v > 0}) or [1]
 
 
+def same_grid(one: Volume, two: Volume) -> None:
+    """Raise `ValueError`, saying what differs, unless both masks have the same voxels in the same places."""
+    if one.shape == two.shape and np.allclose(one.affine, two.affine, atol=0.1 * min(two.spacing_mm)):
+        return
+    if one.shape != two.shape:
+        what = f"{' x '.join(map(str, one.shape))} and {' x '.join(map(str, two.shape))} voxels"
+    else:
+        ends = np.array([[0, 0, 0, 1], [*(n - 1 for n in two.shape), 1]]).T
+        off = float(np.linalg.norm(((one.affine - two.affine) @ ends)[:3], axis=0).max())
+        turned = not np.allclose(np.sign(np.round(one.affine[:3, :3], 3)), np.sign(np.round(two.affine[:3, :3], 3)))
+        what = (
+            f"their affines {'turn the axes otherwise' if turned else 'differ'}, corners lie up to {off:.1f} mm apart"
+        )
+    raise ValueError(
+        f"prediction and truth are on different grids ({what}); write the prediction on the scan's own grid"
+    )
+
+
 def score_masks(one: Volume, two: Volume, *, name: str, tolerance_mm: float | None,
                 labels: list[int] | None = None) -> list[dict[str, Any]]:  # fmt: skip
     """A row per label of `labels`, or that occurs in either mask, the predicted or the true one (label 1 if none does).
 
     `tolerance_mm`: of the NSD. None: no distances (HD95 and NSD are NaN), which take most of the time.
     """
-    if one.shape != two.shape or not np.allclose(one.affine, two.affine, atol=0.1 * min(two.spacing_mm)):
-        raise ValueError(f"{name}: prediction and truth are on different grids ({one.shape}, {two.shape}); "
-                         "write the prediction on the scan's own grid")  # fmt: skip
+    try:
+        same_grid(one, two)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     one, two = squared(one), squared(two)
     rows = []
     for value in labels or labels_of(one, two):

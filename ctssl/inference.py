@@ -45,8 +45,8 @@ def preprocess(encoder: Any, source: Any) -> Tensor:
 def blocks_of(encoder: Any) -> Any:
     """The encoder, if it has features; nnU-Net's network has none."""
     if not hasattr(encoder, "forward_intermediates"):
-        raise ValueError("this model is one network without an encoder (nnU-Net's), so it has no features to embed or to "
-                         "compare; take one with a Swin or ViT")  # fmt: skip
+        raise ValueError("this model is one network without an encoder of ctssl (nnU-Net's, or one from elsewhere), so it has no "
+                         "features to embed or to compare; take one with a Swin or ViT, or `ctssl import` yours")  # fmt: skip
     return encoder
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,37 @@ from typing import Any
 import numpy as np
 
 from ctssl.curves import CLEAN, Row, against_clean, against_model, biggest_fall, corrected, curve, overview, picture
-from ctssl.datasets import Case, find_cases, read_case, voxel_hash
+from ctssl.datasets import Case, find_cases, read_case
 from ctssl.evaluation import TAKEN, as_plain, facts_of, markdown_table, score_masks, summary
-from ctssl.shifts import SHIFTS, check_shift, shift
-from ctssl.sources import Source, complete, find_sources, known_labels, named, stamp_of, stamped
+from ctssl.shifts import REVISION, SHIFTS, check_shift, shift
+from ctssl.sources import (
+    Source,
+    complete,
+    content,
+    find_sources,
+    known_labels,
+    labels_in,
+    named,
+    stamp_in,
+    stamp_of,
+    stamped,
+)
 from ctssl.tables import read_json
-from ctssl.volume import Volume, read
+from ctssl.volume import AIR_HU, Volume, read
 from ctssl.writing import write_whole
 
-EXPLAINED = (
-    "DSC, HD95 in mm, NSD at {tolerance:g} mm; severity 0 is the scan as it is. `area` is the mean height of a case's curve over "
-    "severity; intervals are 95% bootstrap over patients. Differences are first minus second; Wilcoxon signed-rank, two-sided, "
-    "Holm over each table; no p below 6 patients, whose scans and labels are averaged first. `undefined`: cases without a value "
-    "on one side (HD95 of an empty mask), which do not count: misses show in DSC and NSD.\n"
-)
+EXPLAINED = """{head}. DSC, HD95 in mm, NSD at {tolerance:g} mm; severity 0 is the scan as it is, `ctssl shift --help` tells what
+1 to 5 are. `area` is the mean height of a case's curve from severity 0 to the highest, so it loses less than the worst severity
+does; `dsc_lost` is clean minus area; intervals are 95% bootstrap over patients. `worst_dsc` is the lowest mean of a severity,
+`worst_case` the case that falls most at any one. Differences are first minus second (shifted against clean: area minus clean);
+Wilcoxon signed-rank, two-sided, with the rank-biserial effect (1: every patient the same way), Holm over each table; no p below 6
+patients, whose scans and labels are averaged first. `undefined`: cases without a value on one side (HD95 of an empty mask), which
+do not count: misses show in DSC and NSD. Pairs: `covered` is the share of the first scan that the second covers,
+`volume_difference` is relative to the mean of both, concordance is Lin's, of volumes over pairs or of the features of a pair,
+cosine is that of its features; masks that agree need not be right.
+"""
+TAKING = ("thickness", "truncation")
+"""Shifts that may leave a scan as it is, or cut off what is labelled."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +70,12 @@ class Robustness:
 
     def markdown(self) -> str:
         """All tables but the rows."""
-        text = EXPLAINED.format(tolerance=self.tolerance_mm) + "".join(f"\n- {note}" for note in self.notes) + "\n"
+        cases = {row["case"] for row in self.rows}
+        head = f"{', '.join(self.models)}; {len(cases)} cases of {len({row['patient'] for row in self.rows})} patients"
+        text = EXPLAINED.format(tolerance=self.tolerance_mm, head=head if cases else ", ".join(self.models))
+        text += "".join(f"\n- {note}" for note in self.notes) + "\n"
+        if self.rows:
+            text += "\n![DSC against severity](curves.png)\n"
         titles = {"overview": "Each shift", "against_model": "One model against another",
                   "against_clean": "Shifted against clean", "strata": "Strata, clean scans", "curves": "Scores by severity",
                   "pairs_summary": "Two reconstructions of one acquisition", "pairs": "Each pair"}  # fmt: skip
@@ -101,12 +124,14 @@ def measure_robustness(data: str | os.PathLike | None = None, *, out: str | os.P
         by, table: columns of a CSV with a row per case (or of the data's own), for strata of the clean scans.
         pairs: CSV with the columns `first` and `second`, two reconstructions of one acquisition each.
         scans: folder that keeps the shifted scans (of one seed), by the names above, for other models and tools.
-        overlays: pictures of the cases that lose most.
+        overlays: of so many shifts, those that cost most DSC, a picture of the case that loses most, clean and shifted.
         overwrite: measure again what an earlier call with other settings left in `out`.
 
     Raises `ValueError` or `FileNotFoundError` for what does not fit, before any work.
     """
     out = Path(out)
+    shifts, by, cases = several(shifts), several(by), None if cases is None else list(several(cases))
+    severities = (severities,) if isinstance(severities, int) else tuple(severities)
     if not tolerance_mm > 0:
         raise ValueError(f"a tolerance of {tolerance_mm} mm: give one above 0")
     for name in shifts:
@@ -132,23 +157,28 @@ def measure_robustness(data: str | os.PathLike | None = None, *, out: str | os.P
     doubts: list[str] = []
     if predictions is not None:
         complete(Path(predictions), wanted, places)
-        doubts = known_labels(Path(predictions), wanted)
+        doubts = known_labels(Path(predictions), wanted, places)
     if pairs is not None:
         from ctssl.agreement import find_pairs
 
         find_pairs(Path(pairs))
-    prepare_folder(out, overwrite)
+    prepare_folder(out)
     rows = measure(sources, wanted, places, out / "rows", scans=Path(scans) if scans is not None else None, seed=seed,
                    tolerance_mm=tolerance_mm, overwrite=overwrite, progress=progress)  # fmt: skip
     rows = [{**row, **facts.get(row["case"], {})} for row in rows]
     found = tables(rows, [source.name for source in sources], list(dict.fromkeys(shifts)), by, tolerance_mm)
-    found = replace(found, notes=[*notes(sources, wanted), *doubts])
+    found = replace(found, notes=[*notes(sources, wanted), *doubts, *left(rows), *power(found)])
     if pairs is not None:
-        found = with_pairs(found, sources, Path(pairs), progress=progress)
+        found = with_pairs(found, sources, Path(pairs), out / "pairs", overwrite=overwrite, progress=progress)
     found.save(out)
     if rows and overlays:
         draw(sources[0], wanted, rows, overlays, out, seed)
     return found
+
+
+def several(names: str | Iterable[str]) -> tuple[str, ...]:
+    """One name counts as a list of one."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def chosen_cases(data: Any, images: Any, labels: Any, roi: str | None, names: list[str] | None) -> list[Case]:
@@ -160,9 +190,9 @@ def chosen_cases(data: Any, images: Any, labels: Any, roi: str | None, names: li
     return [case for case in found if names is None or case.name in names]
 
 
-def prepare_folder(out: Path, overwrite: bool) -> None:
+def prepare_folder(out: Path) -> None:
     """Refuse a folder that holds something else."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "rows").is_dir() and not overwrite)):
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "rows").is_dir())):
         raise FileExistsError(f"{out} holds something else than a robustness report; choose another --out")
     (out / "rows").mkdir(parents=True, exist_ok=True)
 
@@ -177,23 +207,24 @@ def measure(sources: list[Source], cases: list[Case], places: list[tuple[str, in
     bar = tqdm(total=len(cases) * len(places), desc="shifts", disable=not progress or not cases)
     for case in cases:
         scan, truth = read_case(case)
-        voxels = [voxel_hash(scan), voxel_hash(truth)]
+        voxels = [content(scan), content(truth)]
         for place in places:
             shifted = None
             for number, source in enumerate(sources):
                 path = folder / str(number) / f"{case.name}--{named(*place)}.json"
                 facts = {"source": source.key(case.name, named(*place)), "seed": seed, "tolerance_mm": tolerance_mm,
-                         "case": voxels}  # fmt: skip
+                         "case": voxels, "shifts": REVISION}  # fmt: skip
                 kept = kept_rows(path, facts, overwrite)
                 if kept is None:
-                    if shifted is None:
+                    if shifted is None and (source.model is not None or place[0] in TAKING):
                         file = scans / named(*place) / f"{case.name}.nii.gz" if scans else None
-                        stamp = stamp_of(named(*place), seed, voxels[0])
-                        shifted = scan if source.model is None else shifted_scan(scan, place, seed, file, stamp)
-                    mask = source.mask(shifted, case.name, named(*place))
+                        shifted = shifted_scan(scan, place, seed, file, stamp_of(named(*place), seed, voxels[0]))
+                    seen = scan if shifted is None else shifted
+                    mask = source.mask(seen, case.name, named(*place))
                     kept = score_masks(
                         mask, truth, name=case.name, tolerance_mm=tolerance_mm, labels=true_labels(truth)
                     )
+                    kept = [{**row, **left_to_see(scan, seen, truth, row["label"], place[0])} for row in kept]
                     keep_rows(path, facts, kept)
                 where = {
                     "model": source.name,
@@ -207,9 +238,17 @@ def measure(sources: list[Source], cases: list[Case], places: list[tuple[str, in
     return [row for source in sources for row in rows[source.name]]
 
 
+def left_to_see(scan: Volume, seen: Volume, truth: Volume, label: int, name: str) -> Row:
+    """`best_dsc`: of a mask that is right wherever the shifted scan still shows something. `unchanged`: the shift did nothing."""
+    true = truth.array == label
+    there = int((true & ~((seen.array == AIR_HU) & (scan.array > AIR_HU))).sum())
+    best = 2 * there / (there + int(true.sum())) if there else float(not true.any())
+    return {"best_dsc": best, "unchanged": name in TAKING and np.array_equal(seen.array, scan.array)}
+
+
 def true_labels(truth: Volume) -> list[int]:
     """The same for every mask of a case: the labels that are there, or 1 where there is none."""
-    return [int(v) for v in np.unique(truth.array) if v > 0] or [1]
+    return labels_in(truth) or [1]
 
 
 def shifted_scan(scan: Volume, place: tuple[str, int], seed: int, file: Path | None = None, stamp: str = "") -> Volume:
@@ -217,12 +256,10 @@ def shifted_scan(scan: Volume, place: tuple[str, int], seed: int, file: Path | N
     if place[0] == CLEAN:
         return scan
     if file and file.exists():
-        kept = read(file)
-        told = bytes(kept.header["descrip"]).rstrip(b"\0").decode("latin-1")
-        if told != stamp:
+        if (told := stamp_in(file)) != stamp:
             raise ValueError(f"{file} was made of another scan or with another seed ({told or 'nothing says how it was made'}); "
                              "choose another --scans")  # fmt: skip
-        return kept
+        return read(file)
     found = shift(scan, place[0], severity=place[1], seed=seed)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -262,6 +299,36 @@ def notes(sources: list[Source], cases: list[Case]) -> list[str]:
     return found
 
 
+def left(rows: list[Row]) -> list[str]:
+    """Shifts that leave scans as they are, and what a shift cuts off."""
+    found, first = [], rows[0]["model"] if rows else ""
+    for place in dict.fromkeys((row["shift"], row["severity"]) for row in rows):
+        mine = [row for row in rows if (row["shift"], row["severity"]) == place and row["model"] == first]
+        cases = {row["case"]: row["unchanged"] for row in mine}
+        if same := sum(cases.values()):
+            found.append(f"{place[0]} {place[1]} leaves {same} of {len(cases)} scans as they are: that they lose nothing says "
+                         "nothing")  # fmt: skip
+        best = [row["best_dsc"] for row in mine]
+        if min(best) < 1:
+            found.append(f"{place[0]} {place[1]} cuts labels off: no mask can have a DSC above {np.mean(best):.2f} on average, "
+                         f"{min(best):.2f} in the worst case (`best_dsc` of rows.csv)")  # fmt: skip
+    return found
+
+
+def power(found: Robustness) -> list[str]:
+    """How small a corrected p can be at all."""
+    notes = []
+    for name, text in (("against_model", "one model against another"), ("against_clean", "shifted against clean")):
+        tested = [row for row in getattr(found, name) if not np.isnan(row["p"])]
+        if tested:
+            patients = max(row["patients"] for row in tested)
+            least = min(1.0, 2.0 ** (1 - patients) * len(tested))
+            if least > 0.05:
+                notes.append(f"{text}: with {patients} patients and {len(tested)} tests no `p_holm` can fall below {least:.2g}; "
+                             "fewer --shifts make it smaller, more patients much smaller")  # fmt: skip
+    return notes
+
+
 def tables(rows: list[Row], models: list[str], shifts: list[str], by: tuple[str, ...],
            tolerance_mm: float) -> Robustness:  # fmt: skip
     """Every table that follows from the rows."""
@@ -282,29 +349,43 @@ def tables(rows: list[Row], models: list[str], shifts: list[str], by: tuple[str,
     )  # fmt: skip
 
 
-def with_pairs(found: Robustness, sources: list[Source], table: Path, *, progress: bool) -> Robustness:
-    """The same with the agreement of paired scans; folders of masks have no pairs."""
+def with_pairs(found: Robustness, sources: list[Source], table: Path, folder: Path, *, overwrite: bool,
+               progress: bool) -> Robustness:  # fmt: skip
+    """The same with the agreement of paired scans, each kept in `folder`; folders of masks have no pairs."""
+    from tqdm import tqdm
+
     from ctssl.agreement import agreement, find_pairs, summarise
 
     rows, sums = [], []
-    for source in sources:
-        if source.model is not None:
-            mine = agreement(source.model, find_pairs(table), progress=progress)
-            rows += [{"model": source.name, **row} for row in mine]
-            sums.append({"model": source.name, **summarise(mine)})
+    for number, source in enumerate(sources):
+        if source.model is None:
+            continue
+        mine: list[Row] = []
+        for place, pair in enumerate(tqdm(find_pairs(table), desc="pairs", disable=not progress)):
+            path = folder / str(number) / f"{place}.json"
+            facts = {"source": source.key("", ""), "pair": [pair[0], *(content(read(path)) for path in pair[1:])]}
+            kept = kept_rows(path, facts, overwrite)
+            if kept is None:
+                kept = agreement(source.model, [pair])
+                keep_rows(path, facts, kept)
+            mine += kept
+        rows += [{"model": source.name, **row} for row in mine]
+        sums.append({"model": source.name, **summarise(mine)})
     return replace(found, pairs=rows, pairs_summary=sums)
 
 
 def draw(source: Source, cases: list[Case], rows: list[Row], count: int, out: Path, seed: int) -> None:
-    """Overlays of the falls in DSC that are biggest, one case each: the mask in colour, the truth as a line."""
+    """Overlays of the falls in DSC that are biggest, one of each shift: the mask in colour, the truth as a line."""
     from ctssl.pictures import overlay
 
     (out / "overlays").mkdir(exist_ok=True)
-    left = [row for row in rows if row["model"] == source.name]
-    for _ in range(count):
-        if not any(row["shift"] != CLEAN for row in left):
-            return
-        worst = biggest_fall(left, source.name)
+    for old in (out / "overlays").glob("*--*.png"):
+        old.unlink()
+    mine = [row for row in rows if row["model"] == source.name]
+    falls = [
+        biggest_fall(mine, source.name, name) for name in dict.fromkeys(row["shift"] for row in mine) if name != CLEAN
+    ]
+    for worst in sorted(falls, key=lambda row: row["dsc"] - row["from_dsc"])[:count]:
         (case,) = [case for case in cases if case.name == worst["case"]]
         scan, truth = read_case(case)
         place = (worst["shift"], worst["severity"])
@@ -313,4 +394,3 @@ def draw(source: Source, cases: list[Case], rows: list[Row], count: int, out: Pa
             path = out / "overlays" / f"{case.name}--{named(name, severity)}.png"
             overlay(seen, source.mask(seen, case.name, named(name, severity)), path, outline=truth,
                     title=f"{case.name}, {named(name, severity)}: DSC {score:.2f}")  # fmt: skip
-        left = [row for row in left if row["case"] != worst["case"]]

@@ -24,17 +24,25 @@ from ctssl.sampling import crop_at, tissue_start
 from ctssl.writing import write_whole
 
 CELLS = 4  # along each side of the grid that a map is averaged over
+SIZES = (64, 48, 32, 24, 16)
 TRIES = 20  # draws for each crop, before the scans are taken to be too small
 STEADY = 256  # crops from which the picture does not depend on their choice
 
 
+class TooFewCrops(ValueError):
+    """The scans are too small for so many different crops."""
+
+
 @dataclass(frozen=True)
 class Similarity:
-    """`matrix[i, j]`: CKA of block i of the first and block j of the second, over `crops` crops."""
+    """`matrix[i, j]`: CKA of block i of the first and block j of the second, over `crops` crops of `size` voxels. `apart`: how
+    many of these share no voxel with each other; where scans are small, the others repeat what these show."""
 
     matrix: np.ndarray
     crops: int
     names: tuple[str, str]
+    size: int
+    apart: int
 
     def picture(self, path: Any) -> None:
         """A heat map as PNG."""
@@ -47,7 +55,7 @@ class Similarity:
         axes.set(
             xlabel=f"block of {self.names[1]}",
             ylabel=f"block of {self.names[0]}",
-            title=f"CKA, {self.crops} crops{'' if self.crops >= STEADY else ' (unsteady)'}",
+            title=f"CKA, {self.crops} crops{'' if self.crops >= STEADY else ' (unsteady)'}, {self.apart} apart",
         )
         axes.set_xticks(range(columns), [str(i + 1) for i in range(columns)])
         axes.set_yticks(range(rows), [str(i + 1) for i in range(rows)])
@@ -121,7 +129,7 @@ def _common(first: Any, second: Any) -> dict[str, Any]:
 
 @torch.inference_mode()
 def compare(first: Any, second: Any, scans: list[Any], *, other_scans: list[Any] | None = None, crops: int = 256,
-            batch: int = 32, size: int = 64, spacing_mm: float | None = None, seed: int = 0,
+            batch: int = 32, size: int | None = None, spacing_mm: float | None = None, seed: int = 0,
             names: tuple[str, str] | None = None, progress: bool = False) -> Similarity:  # fmt: skip
     """CKA between all blocks of two encoders (or of the encoders of two segmenters) on crops of scans.
 
@@ -131,7 +139,7 @@ def compare(first: Any, second: Any, scans: list[Any], *, other_scans: list[Any]
         crops: different ones, of which at least 256 are needed for a steady picture (in the tests, batches of 24 come within
             0.02 of all at once).
         batch: crops that are compared at a time, at least so many (all, where there are fewer).
-        size: voxels along each side of a crop. Small scans hold few different crops.
+        size: voxels along each side of a crop. None: 64, or as much less as small scans ask for (48, 32, 24, 16).
         spacing_mm: at which both see the scans, for models that were trained at different ones. None: each at its own.
         names: for the picture, instead of the models' own.
 
@@ -144,7 +152,7 @@ def compare(first: Any, second: Any, scans: list[Any], *, other_scans: list[Any]
         raise ValueError(f"{len(scans)} scans and {len(other_scans)} others: give one for one")
     if crops < 4 or batch < 4:
         raise ValueError(f"crops={crops} in batches of {batch}: at least 4 crops are compared at a time")
-    if size < 1 or (spacing_mm is not None and not 0.1 <= spacing_mm <= 20):
+    if (size is not None and size < 1) or (spacing_mm is not None and not 0.1 <= spacing_mm <= 20):
         raise ValueError(
             f"size={size} voxels, spacing_mm={spacing_mm}: give 1 or more voxels, and 0.1 to 20 mm or none"
         )
@@ -157,7 +165,8 @@ def compare(first: Any, second: Any, scans: list[Any], *, other_scans: list[Any]
         if one.shape != two.shape:
             raise ValueError(f"the two see a scan on different grids ({one.shape} and {two.shape} voxels): give "
                              "spacing_mm (--spacing) for models of different ones, and copies of one grid")  # fmt: skip
-    places, total = different_crops(left, crops, size, np.random.default_rng(seed)), None
+    size, places = sized_crops(left, crops, (size,) if size else SIZES, seed)
+    total = None
     ends = np.linspace(0, crops, max(1, crops // batch) + 1).astype(int).tolist()
     for first_one, last in tqdm(list(itertools.pairwise(ends)), desc="comparing", disable=not progress):
         chosen = places[first_one:last]
@@ -170,11 +179,22 @@ def compare(first: Any, second: Any, scans: list[Any], *, other_scans: list[Any]
         total.add(*found)
     assert total is not None
     own = tuple(e.spec.name if e.spec and e.spec.name else type(e).__name__ for e in encoders)
-    return Similarity(total.matrix(), len(places), names or own)  # type: ignore[arg-type]
+    return Similarity(total.matrix(), len(places), names or own, size, apart(places, size))  # type: ignore[arg-type]
 
 
 def _own(encoder: Any) -> Any:
     return encoder.spec.preprocess if encoder.spec else None
+
+
+def sized_crops(scans: list[np.ndarray], count: int, sizes: tuple[int, ...],
+                seed: int) -> tuple[int, list[tuple[int, tuple[int, ...]]]]:  # fmt: skip
+    """The first of the sizes of which the scans hold so many different crops, and these. Raises `TooFewCrops`."""
+    for size in sizes[:-1]:
+        try:
+            return size, different_crops(scans, count, size, np.random.default_rng(seed))
+        except TooFewCrops:
+            pass
+    return sizes[-1], different_crops(scans, count, sizes[-1], np.random.default_rng(seed))
 
 
 def different_crops(
@@ -188,6 +208,15 @@ def different_crops(
         number = int(rng.integers(len(scans)))
         places.setdefault((number, tissue_start(scans[number], size, rng)))
     if len(places) < count:
-        raise ValueError(f"these {len(scans)} scans hold hardly more than {len(places)} different crops of {size} voxels, and "
-                         f"{count} are wanted: give smaller crops (--size), or more scans")  # fmt: skip
+        raise TooFewCrops(f"the scans ({len(scans)}) hold hardly more than {len(places)} different crops of {size} voxels, and "
+                          f"{count} are wanted: give smaller crops (--size), or more scans")  # fmt: skip
     return list(places)
+
+
+def apart(places: list[tuple[int, tuple[int, ...]]], size: int) -> int:
+    """How many of these crops share no voxel, taken greedily from the corner of each scan on."""
+    kept: list[tuple[int, tuple[int, ...]]] = []
+    for number, start in sorted(places):
+        if not any(n == number and all(abs(a - b) < size for a, b in zip(s, start, strict=True)) for n, s in kept):
+            kept.append((number, start))
+    return len(kept)

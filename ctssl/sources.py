@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from ctssl.curves import CLEAN
-from ctssl.datasets import Case, niftis, read_case
-from ctssl.evaluation import read_mask
+from ctssl.datasets import Case, niftis, read_case, voxel_hash
+from ctssl.evaluation import read_mask, same_grid
+from ctssl.shifts import REVISION
 from ctssl.tables import read_json
 from ctssl.volume import Volume
+
+MADE = "ctssl"  # how the stamp of a shifted scan begins
 
 
 @dataclass(frozen=True)
@@ -54,31 +58,35 @@ def from_model(model: Any, device: str) -> Source:
         from ctssl.loading import load_segmenter
 
         folder, name = hub.find(model), Path(model).name
-        key = hub.file_sha256(folder / hub.WEIGHTS)
+        key = f"{hub.file_sha256(folder / hub.WEIGHTS)} {hub.file_sha256(folder / hub.CONFIG)[:16]}"
         if (folder / "report.json").is_file():
             report = read_json(folder / "report.json")  # it came with the model, from anywhere
             named_there = report.get("train") if isinstance(report, dict) else None
             trained = frozenset(map(str, named_there if isinstance(named_there, list) else []))
         model = load_segmenter(model, device=device)
     else:
+        from ctssl.heads.segmenter import Segmenter
         from ctssl.provenance import fingerprint_of
 
-        key = fingerprint_of(model)
+        if not isinstance(model, Segmenter):
+            raise ValueError(f"a {type(model).__name__} is no segmenter of ctssl: let it write masks of the shifted scans, and "
+                             "give their folder (predictions, --predictions), as examples/robustness.py does")  # fmt: skip
+        key = f"{fingerprint_of(model)} {model.spec}"
     if model.threshold != 0.5:
         key += f" threshold {model.threshold:g}"
     return Source(name, lambda *_: key, lambda scan, *_: segment(model, scan), model, trained)
 
 
 def from_folder(folder: Path) -> Source:
-    """`clean/CASE.nii.gz`, `dose-3/CASE.nii.gz`; a file that is written anew counts as another."""
+    """`clean/CASE.nii.gz`, `dose-3/CASE.nii.gz`; a file with other bytes counts as another."""
+    from ctssl import hub
 
     def find(case: str, place: str) -> Path:
         paths = (folder / place / f"{case}{ending}" for ending in (".nii.gz", ".nii"))
         return next((path for path in paths if path.is_file()), folder / place / f"{case}.nii.gz")
 
     def key(case: str, place: str) -> str:
-        state = find(case, place).stat()
-        return f"{folder.resolve()} {state.st_size} {state.st_mtime_ns}"
+        return hub.file_sha256(find(case, place))
 
     return Source(folder.name, key, lambda _, case, place: read_mask(find(case, place)))
 
@@ -97,25 +105,59 @@ def complete(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> 
         )
 
 
-def known_labels(folder: Path, cases: list[Case]) -> list[str]:
-    """What is doubtful about the labels of a folder's masks. Raises `ValueError` where none of them is one of the true masks'."""
-    clean = niftis(folder / CLEAN)
-    mine, true = (
-        {int(v) for mask in masks for v in np.unique(mask.array) if v > 0}
-        for masks in ((read_mask(clean[case.name]) for case in cases), (read_case(case)[1] for case in cases))
-    )
-    if mine and true and not mine & true:
-        raise ValueError(f"the masks of {folder} hold the labels {sorted(mine)[:9]}, and the true ones {sorted(true)[:9]}: give "
-                         "them the same numbers")  # fmt: skip
-    more = sorted(mine - true)
+def known_labels(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> list[str]:
+    """What is doubtful about the labels of a folder's masks. Raises `ValueError`, before any work, for a mask on another grid
+    than the true one, and for one that holds labels, but none that any true mask has."""
+    true: set[int] = set()
+    found: dict[Path, set[int]] = {}
+    files = {place: niftis(folder / named(*place)) for place in places}
+    for case in cases:
+        truth = read_case(case)[1]
+        true |= set(labels_in(truth))
+        for place in places:
+            mask, file = read_mask(files[place][case.name]), files[place][case.name]
+            found[file] = set(labels_in(mask))
+            try:
+                same_grid(mask, truth)
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
+    for file, mine in found.items():
+        if mine and true and not mine & true:
+            raise ValueError(f"{file} holds the labels {sorted(mine)[:9]}, and the true masks {sorted(true)[:9]}: give them the "
+                             "same numbers")  # fmt: skip
+    more = sorted(set().union(*found.values()) - true)
     return (
         [f"masks of {folder.name} hold labels that no true mask has ({more[:9]}); these do not count"] if more else []
     )
 
 
-def stamp_of(place: str, seed: int, voxels: str) -> str:
-    """What the header of a shifted scan says: of which scan (`voxel_hash`), how and with which seed it was made."""
-    return f"ctssl {place} seed {seed} of {voxels[:16]}"
+def labels_in(mask: Volume) -> list[int]:
+    """Every label that occurs, without the background."""
+    return [int(v) for v in np.unique(mask.array) if v > 0]
+
+
+def content(volume: Volume) -> str:
+    """Changes with the voxels or the grid."""
+    return voxel_hash(volume, salt=str((np.round(volume.affine, 3) + 0.0).tolist()))
+
+
+def stamp_of(place: str, seed: int, scan: str) -> str:
+    """What the header of a shifted scan says: how, with which seed and of which scan (`content`) it was made."""
+    if len(place) > 30:  # several shifts: a header holds 80 characters
+        place = hashlib.sha256(place.encode()).hexdigest()[:16]
+    return f"{MADE} {place} seed {seed} of {scan[:16]} by {REVISION}"
+
+
+def stamp_in(path: Path) -> str:
+    """The stamp of a file, or whatever else its header describes it by; empty for what is no NIfTI file."""
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        header: Any = nibabel.load(path).header  # type: ignore[attr-defined]
+    except (ImageFileError, OSError, EOFError):
+        return ""
+    return bytes(header["descrip"]).rstrip(b"\0").decode("latin-1") if "descrip" in header else ""
 
 
 def stamped(scan: Volume, stamp: str) -> Volume:
@@ -131,3 +173,8 @@ def stamped(scan: Volume, stamp: str) -> Volume:
 def named(name: str, severity: int) -> str:
     """The folder of a shift: `clean`, `dose-3`."""
     return name if name == CLEAN else f"{name}-{severity}"
+
+
+def together(severities: dict[str, int]) -> str:
+    """A name for several shifts, one after the other: `dose-3+thickness-2`; `clean` for none."""
+    return "+".join(named(name, severity) for name, severity in severities.items()) or CLEAN

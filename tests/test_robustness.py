@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -32,6 +33,12 @@ def refused(capsys, *args) -> str:
     return words
 
 
+def refused_once(capsys, *args) -> str:
+    """Of a folder, of which the other scans go on."""
+    assert main([str(a) for a in args]) == 1
+    return capsys.readouterr().err
+
+
 def rows(scores: dict[int, list[float]], model="a", shift="dose") -> list[dict]:
     """By severity the DSC of the cases c0, c1, ...; 0 is clean."""
     return [{"model": model, "case": f"c{i}", "patient": f"c{i}", "shift": shift if severity else "clean", "severity": severity,
@@ -49,6 +56,11 @@ def test_areas_and_falls_by_hand():
     (seen,) = curves.overview(mine, ["a"], ["dose"])
     assert (seen["clean_dsc"], seen["worst_dsc"], seen["at_severity"]) == (pytest.approx(0.85), pytest.approx(0.5), 5)
     assert (seen["worst_case"], seen["from_dsc"], seen["to_dsc"]) == ("c0", 0.9, 0.4)
+    (better,) = curves.overview(rows({0: [0.5, 0.5], 1: [0.7, 0.7], 5: [0.6, 0.8]}), ["a"], ["dose"])
+    assert (better["worst_dsc"], better["at_severity"]) == (
+        pytest.approx(0.7),
+        1,
+    )  # of the severities, not of the clean scan
     assert [point["severity"] for point in curves.curve(mine, "a", "dose")] == [0, 1, 5]
 
 
@@ -141,7 +153,7 @@ def test_masks_of_another_tool(labelled, model, tmp_path, capsys):
     assert empty[0]["dsc"] == 0 and math.isnan(empty[0]["hd95_mm"])
     both = measure_robustness(labelled, model=model, predictions=masks, out=tmp_path / "both", **how)
     assert both.models == ["model", "masks"] and {row["metric"] for row in both.against_model} >= {"dsc", "dsc_lost"}
-    for wrong, words in ((255, r"hold the labels \[255\]"), (0.9, "holds fractions")):
+    for wrong, words in ((255, r"clean.case0.nii.gz holds the labels \[255\]"), (0.9, "holds fractions")):
         for path in (masks / "clean").iterdir():
             seen = ctssl.read(path)
             Volume((seen.array > 0) * np.float32(wrong), seen.affine).save(path, overwrite=True)
@@ -179,6 +191,10 @@ def test_strata_and_pairs(labelled, model, tmp_path):
     first, second = masks[0].array[:, 1:] == 1, masks[1].array == 1  # the second scan lies one row further on
     assert first.any() and other["dsc"] == pytest.approx(ctssl.metrics.dsc(first, second), abs=1e-9)
     assert other["first_ml"] == pytest.approx(ctssl.metrics.volume_ml(first, spacing_mm=scan.spacing_mm))
+    a, b = other["first_ml"], other["second_ml"]
+    assert a != b and other["volume_difference"] == pytest.approx(2 * (b - a) / (a + b))
+    kept = sorted((tmp_path / "out" / "pairs" / "0").iterdir())
+    assert [path.name for path in kept] == ["0.json", "1.json"]
     assert 0 < other["embedding_concordance"] < 1 - 1e-6
     assert math.isnan(found.pairs_summary[0]["volume_concordance"]) and found.pairs_summary[0]["pairs"] == 2
     assert "## Two reconstructions" in (tmp_path / "out" / "report.md").read_text()
@@ -193,7 +209,6 @@ def test_strata_and_pairs(labelled, model, tmp_path):
 
 
 def test_a_corrected_mask_is_not_judged_by_old_scores(labelled, model, tmp_path):
-    import shutil
 
     data = shutil.copytree(labelled, tmp_path / "copy")
     how = dict(model=model, out=tmp_path / "out", shifts=("truncation",), severities=(1,), overlays=0)
@@ -207,6 +222,57 @@ def test_a_corrected_mask_is_not_judged_by_old_scores(labelled, model, tmp_path)
     after = measure_robustness(data, **how, overwrite=True)
     for one, two in zip(before.rows, after.rows, strict=True):
         assert (one["volume_ml"] != two["volume_ml"]) == (one["case"] == "case0")
+
+
+def test_what_changed_is_measured_again(labelled, model, tmp_path):
+    """A corrected spacing, and another config beside the same weights."""
+    data, other = shutil.copytree(labelled, tmp_path / "copy"), shutil.copytree(model, tmp_path / "other")
+    how = dict(model=other, out=tmp_path / "out", shifts=("truncation",), severities=(1,), overlays=0)
+    before = measure_robustness(data, **how)
+    for path in (data / "images" / "case0.nii.gz", data / "labels" / "case0.nii.gz"):
+        volume = ctssl.read(path)
+        Volume(volume.array, volume.affine @ np.diag([0.5, 0.5, 0.5, 1])).save(path, overwrite=True)
+    with pytest.raises(ValueError, match="another model, scan, mask"):
+        measure_robustness(data, **how)
+    after = measure_robustness(data, **how, overwrite=True)
+    assert after.rows[0]["volume_ml"] == pytest.approx(before.rows[0]["volume_ml"] / 8, rel=0.3)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"threshold": 0.3}))
+    with pytest.raises(ValueError, match="another model, scan, mask"):
+        measure_robustness(data, **how)
+    with pytest.raises(FileExistsError, match="something else than a robustness report"):
+        measure_robustness(data, **{**how, "out": other}, overwrite=True)
+
+
+def test_what_a_shift_leaves_to_see_is_said(labelled, model, tmp_path):
+    found = measure_robustness(labelled, model=model, out=tmp_path / "out", shifts=("truncation", "thickness"),
+                               severities=(1, 5), overlays=0)  # fmt: skip
+    for row in found.rows:
+        scan, truth = (ctssl.read(labelled / kind / f"{row['case']}.nii.gz") for kind in ("images", "labels"))
+        cut = row["shift"] == "truncation"
+        seen = shift(scan, "truncation", severity=row["severity"]).array > -1024 if cut else truth.array >= 0
+        perfect = (truth.array == 1) & (seen | (scan.array <= -1024))
+        assert row["best_dsc"] == pytest.approx(ctssl.metrics.dsc(perfect, truth.array == 1))
+        assert row["unchanged"] == ((row["shift"], row["severity"]) == ("thickness", 1))
+    least = min(row["best_dsc"] for row in found.rows)
+    assert least < 1 and "no mask can have a DSC above" in found.markdown() and f"{least:.2f}" in found.markdown()
+    assert "thickness 1 leaves 3 of 3 scans as they are" in found.markdown()
+
+
+def test_a_shift_is_added_by_one_line(labelled, tmp_path, monkeypatch, capsys):
+    def motion(volume, severity, rng):
+        """Shaking, 1 to 5 mm.
+
+        Model: none."""
+        return volume.array + np.float32(severity)
+
+    monkeypatch.setitem(ctssl.shifts.SHIFTS, "motion", motion)
+    source, out = labelled / "images" / "case0.nii.gz", tmp_path / "out.nii.gz"
+    assert main(["shift", str(source), str(out), "--motion", "2"]) == 0
+    np.testing.assert_array_equal(ctssl.read(out).array, ctssl.read(source).array + 2)
+    with pytest.raises(SystemExit):
+        main(["shift", "--help"])
+    assert "Shaking, 1 to 5 mm" in " ".join(capsys.readouterr().out.split())
 
 
 def test_pairs_of_the_same_file_names_stay_apart(tmp_path):
@@ -244,7 +310,6 @@ def test_concordance_by_hand():
 
 
 def test_a_reader_is_told_of_training_cases(labelled, model, tmp_path):
-    import shutil
 
     trained = shutil.copytree(model, tmp_path / "trained")
     (trained / "report.json").write_text(json.dumps({"train": ["case0", "case1"]}))
@@ -279,6 +344,7 @@ def test_what_does_not_fit_is_said_before_any_work(labelled, model, tmp_path, ca
     assert "something else" in refused(capsys, *ask)
 
 
+@pytest.mark.filterwarnings("default::ctssl.lint.ScanWarning")
 def test_shift_a_scan(labelled, tmp_path, capsys):
     source, out = labelled / "images" / "case0.nii.gz", tmp_path / "out.nii.gz"
     assert main(["shift", str(source), "--kernel", "3", str(out)]) == 0
@@ -296,14 +362,32 @@ def test_shift_a_scan(labelled, tmp_path, capsys):
     assert "say which shift" in refused(capsys, "shift", source, tmp_path / "x.nii.gz")
     assert "not both" in refused(capsys, "shift", source, tmp_path / "x.nii.gz", "--kernel", "1", "--kernel-sharp", "1")
     assert "no severity 6" in refused(capsys, "shift", source, tmp_path / "x.nii.gz", "--dose", "6")
-    assert "no severity 0" in refused(capsys, "shift", source, tmp_path / "x.nii.gz", "--kernel", "0")
+    assert "1 to 5 is sharper" in refused(capsys, "shift", source, tmp_path / "x.nii.gz", "--kernel", "0")
+    assert main(["shift", str(source), str(tmp_path / "thick.nii.gz"), "--thickness", "1"]) == 0
+    assert "warning: case0.nii.gz: thickness-1 changes nothing on voxels of 2 x 2 x 3 mm" in capsys.readouterr().err
 
 
 def test_shift_a_folder(labelled, tmp_path, capsys):
     ask = ["shift", str(labelled / "images"), str(tmp_path / "out"), "--truncation", "2"]
     assert main(ask) == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"case{i}.nii.gz" for i in range(3)]
-    assert "--overwrite" in refused(capsys, *ask) and main([*ask, "--overwrite"]) == 0
+    first, second = (tmp_path / "out" / f"case{i}.nii.gz" for i in range(2))
+    second.unlink()
+    before = first.stat().st_mtime_ns
+    assert main(ask) == 0 and second.exists() and first.stat().st_mtime_ns == before  # it goes on
+    assert "by other shifts" in refused_once(capsys, *ask[:-1], "3") and main([*ask[:-1], "3", "--overwrite"]) == 0
+    assert first.stat().st_mtime_ns > before
+    masks = tmp_path / "masks"
+    shutil.copytree(labelled / "labels", masks)
+    assert "`ctssl shift` did not write" in refused(
+        capsys, "shift", labelled / "images", masks, "--dose", "2", "--overwrite"
+    )
+    mixed = tmp_path / "mixed"
+    shutil.copytree(labelled / "images", mixed)
+    (mixed / "case0.nii.gz").write_bytes(b"no scan")
+    assert main(["shift", str(mixed), str(tmp_path / "some"), "--truncation", "2"]) == 1
+    assert "1 scans failed:\n  case0: " in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "some").iterdir()) == ["case1.nii.gz", "case2.nii.gz"]
     own = labelled / "images"
     assert "is a scan that is read" in refused(capsys, "shift", own, own, "--truncation", "2", "--overwrite")
     capsys.readouterr()

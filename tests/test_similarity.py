@@ -155,4 +155,4 @@ def test_compare_clean_with_shifted(tmp_path, capsys, monkeypatch):
     assert off[0] == pytest.approx(1.0) and off[0] > off[1] > off[2]
     capsys.readouterr()
     assert main([*ask, "--out", str(tmp_path / "x.png"), "--shift", "thickness"]) == 2
-    assert "there are 1, 2, 3, 4 and 5" in capsys.readouterr().err
+    assert "NAME:SEVERITY, such as kernel_sharp:3" in capsys.readouterr().err

@@ -5,7 +5,8 @@ A shift is a function `(volume, severity, rng) -> array`. `volume` is a scan in 
 in physical units what 1 to 5 mean, `rng` the only source of chance. It returns float32 HU `(X, Y, Z)` and leaves what it was
 given alone. Its docstring states the model and where it comes from.
 
-To add one: write `ctssl/shifts/<name>.py` and add a line to `SHIFTS`, at its place in the order in which a scan is made.
+To add one: write `ctssl/shifts/<name>.py` and add a line to `SHIFTS`, at its place in the order in which a scan is made. The
+command `ctssl shift` then has it too, with the first line of the docstring as help.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ctssl.lint import lint
 from ctssl.shifts.axes import turned, turned_back
 from ctssl.shifts.contrast import enhance
 from ctssl.shifts.dose import lower_dose
@@ -24,6 +26,9 @@ from ctssl.shifts.streaks import starve
 from ctssl.shifts.thickness import thicken
 from ctssl.shifts.truncation import truncate
 from ctssl.volume import Volume, read
+
+REVISION = 2
+"""Raised whenever a shift of the same name, severity and seed gives other voxels: what was measured before is measured again."""
 
 SHIFTS: dict[str, Callable[[Volume, int, np.random.Generator], np.ndarray]] = {
     "contrast": enhance,
@@ -41,12 +46,15 @@ def shift(volume: Volume | str | os.PathLike | tuple, name: str, *, severity: in
     """A scan (HU) as it would look after a shift of `SHIFTS`: same shape and affine, float32; bit-exact for a seed.
 
     `volume` is what `ctssl.read` takes.
-    Raises `ValueError` for a shift or a severity that does not exist, saying which do.
+    Raises `ValueError` for a shift or a severity that does not exist, saying which do, and for what cannot be HU.
     """
     check_shift(name, severity)
     if seed < 0:
         raise ValueError(f"seed={seed}: a whole number from 0")
     volume = read(volume)
+    wrong = [finding.message for finding in lint(volume) if finding.level == "error" and finding.code != "constant"]
+    if wrong:
+        raise ValueError(f"{volume.name}: {'; '.join(wrong)}")
     ready = turned(volume)
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # each shift its own chance
     array = SHIFTS[name](ready, int(severity), rng).astype(np.float32, copy=False)

@@ -1,8 +1,10 @@
 """Parallel beams through axial slices: forward projection, and filtered backprojection of noise.
 
 Pixel-driven with linear interpolation on the detector (as in Hsieh, "Computed Tomography"), as sparse matrices over all slices
-at once. Slices wider than 512 pixels are averaged to at most 512 first and the noise is interpolated back, so it holds
-nothing beyond that resolution; 240 views over half a turn, fewer than a scanner's.
+at once. The kernel of the noise is a ramp under a Hann window that ends at 0.7 cycles/mm, whatever the pixels, as a scanner's is.
+What pixels cannot hold of it is left out: pixels of 0.7, 1 and 1.5 mm hold all, 95 and 62 % of its power. Slices wider than
+512 pixels are averaged to at most 512 first and the noise is interpolated back, with the power that their own pixels would have;
+240 views over half a turn, fewer than a scanner's.
 """
 
 from __future__ import annotations
@@ -66,8 +68,9 @@ class Beam:
 
         length = fft.next_fast_len(2 * self.bins, True) or 2 * self.bins
         f = np.fft.rfftfreq(length, self.bin_mm)
-        end = min(CUTOFF, 0.5 / self.bin_mm)
-        ramp = np.where(f < end, f * np.cos(np.pi * f / (2 * end)) ** 2, 0.0).astype(np.float32)
+        ramp = (kernel(f) / np.sinc(f * self.bin_mm) ** 2).astype(
+            np.float32
+        )  # what interpolation between bins will lose
         total = np.zeros((self.shape[0] * self.shape[1], sinogram.shape[2]), np.float32)
         for first, matrix in self.matrices():
             views = sinogram[first : first + AT_ONCE]
@@ -76,6 +79,18 @@ class Beam:
             clean = clean[:, : self.bins]
             total += matrix @ clean.reshape(-1, sinogram.shape[2]).astype(np.float32)
         return (total * np.float32(np.pi / VIEWS)).reshape(*self.shape, -1)
+
+
+def kernel(f: np.ndarray) -> np.ndarray:
+    """The filter of a reconstruction, `f` in cycles/mm."""
+    return np.where(f < CUTOFF, f * np.cos(np.pi * f / (2 * CUTOFF)) ** 2, 0.0)
+
+
+def held(pixel_mm: float) -> float:
+    """Share of the power of white noise, reconstructed by `kernel`, that pixels of this size can hold."""
+    f = np.linspace(0.0, CUTOFF, 701)
+    power = kernel(f) ** 2
+    return float(power[f <= 0.5 / pixel_mm].sum() / power.sum())
 
 
 def add_noise(volume: Volume, noise: Callable[[np.ndarray, float], np.ndarray]) -> np.ndarray:
@@ -88,7 +103,8 @@ def add_noise(volume: Volume, noise: Callable[[np.ndarray, float], np.ndarray]) 
     beam = Beam(hu.shape[:2], tuple(s * factor for s in volume.spacing_mm[:2]))  # type: ignore[arg-type]
     sinogram = beam.project(WATER * (1.0 + hu / 1000.0))
     found = beam.backproject(noise(sinogram, beam.bin_mm)) * np.float32(1000.0 / WATER)
-    result = volume.array + spread(found, factor)[: volume.shape[0], : volume.shape[1]]
+    louder = np.float32(np.sqrt(held(max(volume.spacing_mm[:2])) / held(beam.bin_mm)))
+    result = volume.array + louder * spread(found, factor)[: volume.shape[0], : volume.shape[1]]
     return np.where(volume.array < AIR_HU, volume.array, np.maximum(result, np.float32(AIR_HU)))
 
 

@@ -14,6 +14,7 @@ GAIN = {80: 40.0, 100: 31.0, 120: 25.0, 140: 21.0}  # HU for 1 mg/ml by kVp, rou
 TISSUE = 0.12  # of the vessels' iodine
 SIGMAS_MM = (1.5, 3.0, 7.0)
 GRID_MM = 2.0
+CALM_MM = 1.0  # noise does not decide what takes iodine
 FAINT = 8.0  # HU: curvature below which nothing is a vessel
 
 
@@ -24,6 +25,8 @@ def enhance(volume: Volume, severity: int, rng: np.random.Generator, *, kvp: int
     (smooth chance over 25 mm) of 12 % of it; HU by tube voltage `kvp` (80, 100, 120, 140). Approximate: no timing, no organs;
     vessels inside tissue of their own density are not seen, other tubes are. Bone, fat and air stay.
     """
+    from scipy import ndimage
+
     if kvp not in GAIN:
         raise ValueError(f"kvp={kvp}: the gain is known for {sorted(GAIN)}")
     shape, affine = working_grid(volume, GRID_MM)
@@ -32,7 +35,8 @@ def enhance(volume: Volume, severity: int, rng: np.random.Generator, *, kvp: int
     iodine = vesselness(coarse) * band(coarse, (10.0, 20.0), (150.0, 170.0))
     iodine = np.maximum(iodine, TISSUE * soft * perfusion(shape, rng))
     fine = resample(iodine, affine, volume.shape, volume.affine)
-    free = band(volume.array, (-60.0, -10.0), (160.0, 220.0))  # at the borders of bone and fat
+    calm = ndimage.gaussian_filter(volume.array, [CALM_MM / s for s in volume.spacing_mm], mode="nearest")
+    free = band(calm, (-60.0, -10.0), (160.0, 220.0)) * band(volume.array, (-85.0, -60.0), (220.0, 300.0))
     return volume.array + np.float32(SEVERITIES[severity] * GAIN[kvp]) * fine * free
 
 

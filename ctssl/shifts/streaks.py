@@ -9,7 +9,8 @@ from ctssl.shifts.dose import log_noise
 from ctssl.volume import Volume
 
 SEVERITIES = {1: 0.005, 2: 0.01, 3: 0.02, 4: 0.04, 5: 0.08}
-"""Electronic noise over signal, in the ray of the 99th percentile of attenuation: a signal-to-noise of 200, 100, 50, 25, 12."""
+"""Electronic noise over signal, in 1 mm of the detector and the ray of the 99th percentile of attenuation: a signal-to-noise of
+200, 100, 50, 25, 12."""
 STARVED = 99.0
 STEEPEST = 1.5  # beyond the reference, in line integrals: scanners filter such rays themselves (adaptive filtering)
 
@@ -28,7 +29,7 @@ def starve(volume: Volume, severity: int, rng: np.random.Generator) -> np.ndarra
         reference = np.float32(np.percentile(through, STARVED)) if through.size else np.float32(0)
         for z in range(sinogram.shape[2]):
             steep = np.exp(np.minimum(sinogram[:, :, z] - reference, np.float32(STEEPEST)))
-            sinogram[:, :, z] = log_noise(np.float32(SEVERITIES[severity]) * steep, rng)
+            sinogram[:, :, z] = log_noise(np.float32(SEVERITIES[severity] / np.sqrt(bin_mm)) * steep, rng)
         return sinogram
 
     return add_noise(volume, noise)

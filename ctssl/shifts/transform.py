@@ -9,6 +9,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import RandomizableTransform
 
+from ctssl.lint import check
 from ctssl.shifts import check_shift, shift
 from ctssl.shifts.copies import TRAINED
 from ctssl.volume import Volume
@@ -20,21 +21,26 @@ class ShiftTransform(RandomizableTransform):
     Args:
         names: one shift or several, of which each call draws one.
         severity: 1 to 5; None draws one.
-        prob: share of the calls that shift at all.
-        keys: of a dictionary, the scans to shift, all of them alike. Labels need no shift.
+        prob: share of the calls that shift at all, 0 to 1.
+        keys: of a dictionary, the scan or scans to shift, all of them alike. Labels need no shift.
         seed: of the draws; a `Compose` with a state of its own, and MONAI's `DataLoader` for each worker, set it anew.
 
     An image is a `MetaTensor` in HU, `(C, X, Y, Z)` with C = 1 or `(X, Y, Z)`, since the spacing comes from its affine. Use it
-    before anything that scales intensities or crops.
+    before anything that scales intensities or crops: what cannot be HU is refused (`ctssl.lint`), what is doubtful, such as an
+    affine without a spacing, is a warning.
     """
 
     def __init__(self, names: str | tuple[str, ...] = TRAINED, *, severity: int | None = None, prob: float = 1.0,
-                 keys: tuple[str, ...] = (), seed: int = 0) -> None:  # fmt: skip
+                 keys: str | tuple[str, ...] = (), seed: int = 0) -> None:  # fmt: skip
+        if not 0 <= prob <= 1:
+            raise ValueError(f"prob={prob}: a share from 0 to 1")
         super().__init__(prob)
         self.names = (names,) if isinstance(names, str) else tuple(names)
+        if not self.names:
+            raise ValueError("no shift to draw from: give names")
         for name in self.names:
             check_shift(name, 1 if severity is None else severity)
-        self.severity, self.keys = severity, keys
+        self.severity, self.keys = severity, (keys,) if isinstance(keys, str) else tuple(keys)
         self.set_random_state(seed)
 
     def __call__(self, data: Any) -> Any:
@@ -45,6 +51,8 @@ class ShiftTransform(RandomizableTransform):
             return data
         if not self.keys:
             return self._image(data, name, severity, seed)
+        if missing := [key for key in self.keys if key not in data]:
+            raise ValueError(f"the dictionary has no {', '.join(missing)}; it has {', '.join(map(str, data))}")
         return {**data, **{key: self._image(data[key], name, severity, seed) for key in self.keys}}
 
     @staticmethod
@@ -56,5 +64,6 @@ class ShiftTransform(RandomizableTransform):
         if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[0] != 1):
             raise ValueError(f"a shift takes one scan, (1, X, Y, Z) or (X, Y, Z), not {tuple(array.shape)}")
         scan = Volume(array.reshape(array.shape[-3:]).astype(np.float32), np.asarray(image.affine, float))
+        check(scan)
         found = torch.from_numpy(shift(scan, name, severity=severity, seed=seed).array.reshape(array.shape))
         return MetaTensor(found, meta=image.meta, applied_operations=image.applied_operations).to(image.device)

@@ -4,7 +4,9 @@
 `training.experiments.sarcoma` (those that are not in `--runs` any more are trained again), and for each of them measures
 
 - every shift of `ctssl.shifts` at severities 1, 3 and 5 on the 12 test cases;
-- CKA between the encoder before and after fine-tuning, block by block (from scratch: before is its initial weights);
+- CKA between the encoder before and after fine-tuning, block by block (from scratch: before is its initial weights), and, as
+  what any two networks have in common, between the fine-tuned one and the same network with other random weights, and that of
+  the other corpus (`ctssl.pair`), neither of which it comes from;
 - the natural strata, for the models of `STRATA`: trained on nine training cases of one kernel, SOFT or STANDARD (there are nine
   and 17; none is kept to choose weights or a threshold), and tested on all test cases, so that every patient is seen by a model
   of the own and by one of the other kernel. One maker, and both kernels are smooth in the paper's bins: a weak shift.
@@ -33,8 +35,8 @@ from ctssl.finetuning import BASELINES, fresh, published
 from ctssl.hub import read_config
 from ctssl.metrics import volume_ml
 from ctssl.robustness import measure
-from ctssl.shifts import SHIFTS
-from ctssl.similarity import compare
+from ctssl.shifts import REVISION, SHIFTS
+from ctssl.similarity import TooFewCrops, compare
 from ctssl.sources import find_sources
 from ctssl.splits import divide
 from ctssl.writing import write_whole
@@ -46,8 +48,7 @@ COMMAND = "python -m training.experiments.robustness"
 SEVERITIES = (1, 3, 5)
 CROPS, SIZE = 256, 24  # for CKA: at 4 mm the scans are hardly larger than 48 voxels, and each would give one crop
 KERNELS = ("SOFT", "STANDARD")
-MODELS = [model for model in sarcoma.DESIGN if model != "dynunet"]
-MODELS += ["swin-wild-contrastive", "vit-wild-contrastive", "swin-wild-self-smit"]
+MODELS = [*sarcoma.DESIGN, "swin-wild-contrastive", "vit-wild-contrastive", "swin-wild-self-smit"]
 STRATA = [f"{encoder}-{start}" for encoder in ("swin", "vit") for start in ("wild-smit", "self-smit", "scratch")]
 
 
@@ -63,9 +64,19 @@ def trainings_of(data: Path) -> Path:
 
 def results(path: Path) -> dict[str, Any]:
     """`shifts`: model, seed, shift, severity, case -> DSC. `strata`: kernel trained on, model, seed, case. `cka`: model, seed.
-    `weights`: the same keys -> sha256 of the segmenter. `facts`: kernel and tumour volume of each test case."""
-    empty = {"command": COMMAND, "facts": {}, "shifts": {}, "strata": {}, "cka": {}, "weights": {}}
-    return json.loads(path.read_text()) if path.exists() else empty
+    `controls`: model, seed, "random" or "twin" -> CKA of each block. `crops`: how many, and how many of these apart. `weights`:
+    the same keys -> sha256 of the segmenter (of `shifts` with their revision). `facts`: kernel and volume of each test case."""
+    empty = {
+        "command": COMMAND,
+        "facts": {},
+        "shifts": {},
+        "strata": {},
+        "cka": {},
+        "controls": {},
+        "crops": {},
+        "weights": {},
+    }
+    return empty | json.loads(path.read_text()) if path.exists() else empty
 
 
 def keep(path: Path, part: str, *keys: str, value: Any) -> None:
@@ -114,17 +125,21 @@ def segmenter(source: trials.Experiment, model: str, seed: int, runs: Path) -> P
 
 
 def measured(path: Path, folder: Path, *keys: str) -> bool:
-    """Whether this was measured on the weights that are in the folder now."""
+    """Whether this was measured on the weights that are in the folder now, and by the shifts of now."""
     place = results(path)["weights"]
     for key in keys:
         place = place.get(key, {})
-    return known(path, *keys) and place == read_config(folder)["sha256"]
+    return known(path, *keys) and place == made_of(folder, keys[0])
+
+
+def made_of(folder: Path, part: str) -> str:
+    return read_config(folder)["sha256"] + (f" shifts {REVISION}" if part == "shifts" else "")
 
 
 def note(path: Path, folder: Path, *keys: str, value: Any) -> None:
     """Keep what was measured, and on which weights."""
     keep(path, *keys, value=value)
-    keep(path, "weights", *keys, value=read_config(folder)["sha256"])
+    keep(path, "weights", *keys, value=made_of(folder, keys[0]))
 
 
 def under_shifts(source: trials.Experiment, model: str, seed: int, runs: Path, path: Path) -> None:
@@ -134,8 +149,9 @@ def under_shifts(source: trials.Experiment, model: str, seed: int, runs: Path, p
         return
     chosen = [case for case in find_cases(source.data()).cases if case.name in source.test]
     places = [(CLEAN, 0), *((name, severity) for name in SHIFTS for severity in SEVERITIES)]
-    rows = measure(find_sources(folder, None, None, "cpu"), chosen, places, runs / f"robustness-{folder.name}",
-                   scans=runs / f"shifted-{source.name}", seed=0, tolerance_mm=None, overwrite=True, progress=True)  # fmt: skip
+    scans = runs / f"shifted-{source.name}-{REVISION}"
+    rows = measure(find_sources(folder, None, None, "cpu"), chosen, places, runs / f"robustness-{folder.name}", scans=scans,
+                   seed=0, tolerance_mm=None, overwrite=True, progress=True)  # fmt: skip
     labels: dict[tuple[str, str, str], list[float]] = {}
     for row in rows:
         labels.setdefault((row["shift"], str(row["severity"]), row["case"]), []).append(row["dsc"])
@@ -188,20 +204,39 @@ def before_tuning(model: str, seed: int) -> Any:
 
 
 def reuse(source: trials.Experiment, model: str, seed: int, runs: Path, path: Path) -> None:
-    """CKA between the blocks of an encoder before and after fine-tuning, on the test scans."""
+    """CKA on the test scans between the blocks of a fine-tuned encoder and of itself before, and of networks that it does not
+    come from."""
     folder = segmenter(source, model, seed, runs)
-    if measured(path, folder, "cka", model, str(seed)):
+    wanted = [part for part in ("cka", "controls") if not measured(path, folder, part, model, str(seed))]
+    if not wanted:
         return
     chosen = {case.name: case.image for case in find_cases(source.data()).cases}
-    scans = [ctssl.read(chosen[name]) for name in source.test]
+    scans, tuned = [ctssl.read(chosen[name]) for name in source.test], ctssl.load_segmenter(folder)
+
+    def against(encoder: Any) -> np.ndarray:
+        found = compare(encoder, tuned, scans, crops=CROPS, size=SIZE, progress=True)
+        for name, count in (("all", found.crops), ("apart", found.apart)):
+            keep(path, "crops", name, value=count)
+        return found.matrix.round(4)
+
     try:
-        found = compare(
-            before_tuning(model, seed), ctssl.load_segmenter(folder), scans, crops=CROPS, size=SIZE, progress=True
-        )
-    except ValueError as error:  # scans that are too small
+        if "cka" in wanted:
+            note(path, folder, "cka", model, str(seed), value=against(before_tuning(model, seed)).tolist())
+        if "controls" in wanted:
+            value = {name: np.diag(against(encoder)).tolist() for name, encoder in strangers(model, seed).items()}
+            note(path, folder, "controls", model, str(seed), value=value)
+    except TooFewCrops as error:
         print(f"{model}, seed {seed}: no CKA, {error}")
-        return
-    note(path, folder, "cka", model, str(seed), value=found.matrix.round(4).tolist())
+
+
+def strangers(model: str, seed: int) -> dict[str, Any]:
+    """Encoders of the same architecture that a fine-tuning did not start from: "random", and "twin" where there is one."""
+    found = {"random": fresh(published(model.split("-")[0]), 100 + seed)}
+    if model not in BASELINES and ctssl.info(model).corpus in ("wild", "self"):
+        pair = ctssl.pair(ctssl.info(model).encoder, ctssl.info(model).pretext)
+        (twin,) = [spec.name for spec in pair if spec.name != model]
+        found["twin"] = ctssl.load(twin)
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:

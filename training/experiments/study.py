@@ -436,7 +436,9 @@ def draw_pictures(kept: dict[str, Any], trained: dict[str, Any], stem: Path) -> 
             write_whole(made[-1], lambda part, panels=panels: draw(panels, part, whole=False))
         if matrices := list(kept["cka"].get(model := SHOWN[0].format(encoder), {}).values()):
             made.append(Path(f"{stem}_cka_{encoder}.png"))
-            Similarity(np.mean(matrices, 0), robustness.CROPS, (model, "the same, fine-tuned")).picture(made[-1])
+            crops = kept["crops"]
+            Similarity(np.mean(matrices, 0), crops.get("all", robustness.CROPS), (model, "the same, fine-tuned"),
+                       robustness.SIZE, crops.get("apart", 0)).picture(made[-1])  # fmt: skip
     return sorted(made)
 
 
