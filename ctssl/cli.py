@@ -30,12 +30,21 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (OSError, RuntimeError, MemoryError) as error:
-        print(f"ctssl {args.command}: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"ctssl {args.command}: {_words(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nctssl {args.command}: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _words(error: BaseException) -> str:
+    """What the system refused, in a sentence."""
+    if isinstance(error, PermissionError) and error.filename:
+        path = str(error.filename)
+        place = os.path.dirname(path) if ".part-" in path else path
+        return f"you may not read or write {place or '.'}; choose another place, or have it opened to you"
+    return f"{type(error).__name__}: {error}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -200,6 +200,8 @@ def _robustness(args: argparse.Namespace) -> None:
     def names(text: str | None) -> list[str]:
         return [name.strip() for name in (text or "").split(",") if name.strip()]
 
+    if args.cases is not None and not names(args.cases):
+        raise ValueError("--cases names no case; leave it out for all of them")
     found = ctssl.measure_robustness(
         args.data, out=args.out, model=args.model, against=args.against, predictions=args.predictions, images=args.images,
         labels=args.labels, roi=args.roi, cases=names(args.cases) or None, shifts=tuple(args.shifts or SHIFTS),

@@ -90,6 +90,9 @@ def _intensities(volume: Volume) -> list[Finding]:
 
     if low == high:
         return error("constant", f"every voxel is {low:g}; there is no scan in it")
+    if low >= 0 and high <= 255 and len(few := np.unique(values)) <= 16 and (few == np.round(few)).all():
+        return error("mask", f"its values are {', '.join(f'{v:g}' for v in few[:5])}{' ...' if len(few) > 5 else ''}: this looks "
+                     "like a mask; give the scan that it belongs to, in HU")  # fmt: skip
     if low >= -0.01 and high <= 1.01:
         return error(
             "windowed", f"values lie in {low:.2g}..{high:.2g}: the scan was already windowed to 0..1; give it in HU"

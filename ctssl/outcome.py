@@ -117,7 +117,8 @@ def card(report: Report, judged: dict[str, Judged], settings: Settings, facts: d
         f"## Training\n{len(report.train) - len(report.validated)} cases, {report.seconds / 60:.0f} minutes"
         + (f"; {len(report.validated)} more chose among the weights of the last {len(report.curve)} evaluations "
            f"(DSC on crops: {max(row['dsc'] for row in report.curve):.3f}), and from which probability on a voxel counts "
-           f"({facts['threshold']:g})" if report.validated else "") + ".\n",
+           f"({facts['threshold']:g})" if report.validated else "")
+        + (f". Other than by default: {chosen}" if (chosen := other_than_default(settings)) else "") + ".\n",
     ]  # fmt: skip
     if report.warnings:
         lines.append("## Doubtful cases\n" + "".join(f"- {note}\n" for note in report.warnings))
@@ -128,6 +129,12 @@ def card(report: Report, judged: dict[str, Judged], settings: Settings, facts: d
         lines.append(summary(judged, labels))
     lines += [f"![{p.removesuffix('.png')}]({p})\n" for p in pictures if p.endswith(".png")]
     return "\n".join(lines)
+
+
+def other_than_default(settings: Settings) -> str:
+    """`name value, name value` of what was set."""
+    usual = asdict(type(settings)())
+    return ", ".join(f"{key} {value}" for key, value in asdict(settings).items() if value != usual[key])
 
 
 def summary(judged: dict[str, Judged], labels: dict[int, str]) -> str:

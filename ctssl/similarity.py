@@ -188,8 +188,10 @@ def _own(encoder: Any) -> Any:
 
 def sized_crops(scans: list[np.ndarray], count: int, sizes: tuple[int, ...],
                 seed: int) -> tuple[int, list[tuple[int, tuple[int, ...]]]]:  # fmt: skip
-    """The first of the sizes of which the scans hold so many different crops, and these. Raises `TooFewCrops`."""
-    for size in sizes[:-1]:
+    """The first of the sizes that fits into most scans and of which they hold so many different crops, and these. Raises
+    `TooFewCrops`."""
+    room = np.median([min(scan.shape) for scan in scans])
+    for size in [size for size in sizes[:-1] if size <= room]:
         try:
             return size, different_crops(scans, count, size, np.random.default_rng(seed))
         except TooFewCrops:

@@ -74,6 +74,8 @@ def read(source: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray], *, 
         if np.issubdtype(source.array.dtype, np.floating) and not np.isfinite(source.array).all():
             raise ValueError(f"{source.name} holds {NOT_FINITE}")
         return source
+    if isinstance(source, np.ndarray):
+        raise ValueError("an array alone has no spacing: give (array in HU, affine)")
     if isinstance(source, (tuple, list)):
         if len(source) != 2:
             raise ValueError(f"expected (array, affine), got {len(source)} things")

@@ -202,6 +202,15 @@ def test_a_command_that_does_not_exist_and_a_damaged_scan(capsys, tmp_path):
     assert "is damaged" in refused(capsys, "embed", tmp_path / "bad.nii.gz")
 
 
+def test_what_the_system_refuses_is_a_sentence(capsys, scan, monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(tmp_path / ".part-1-out.nii.gz"))
+
+    monkeypatch.setattr("ctssl.volume.Volume.save", refuse)
+    assert main(["shift", str(scan), str(tmp_path / "out.nii.gz"), "--truncation", "1"]) == 1
+    assert f"you may not read or write {tmp_path}; choose another place" in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings("always")
 def test_warnings_are_one_line_not_a_stack(capsys, tmp_path):
     volume = phantom(6.0)[0]

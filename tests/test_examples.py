@@ -50,6 +50,7 @@ def test_robustness_of_a_tool(tmp_path):
     assert "masks, thickness: DSC 0." in out and "masks, dose: DSC 0." in out and "CKA clean against thick" in out
     assert {"report.md", "curves.png", "overlays"} <= {p.name for p in (tmp_path / "report").iterdir()}
     assert (tmp_path / "cka.png").read_bytes().startswith(b"\x89PNG")
+    assert run("robustness.py", tmp_path) == out  # the tool's masks are the same, so is the report
 
 
 def test_robustness_of_a_model(labelled, tmp_path):

@@ -36,6 +36,7 @@ def test_the_phantom_is_fine(scan):
         (lambda hu: np.clip((hu + 500) / 1000, 0, 1), ("error", "windowed")),
         (lambda hu: np.clip((hu + 160) / 400, 0, 1) * 2 - 1, ("error", "windowed")),
         (lambda hu: np.clip((hu + 160) / 400, 0, 1) * 255, ("error", "windowed")),
+        (lambda hu: (hu > 0) * 2, ("error", "mask")),
         (lambda hu: hu + 1024, ("error", "rescale-missing")),
         (lambda hu: hu - 1024, ("error", "rescaled-twice")),
         (lambda hu: hu * 0 + 3, ("error", "constant")),

@@ -14,6 +14,7 @@ from ctssl.cli import main
 from ctssl.heads.segmenter import Segmenter
 from ctssl.robustness import measure_robustness
 from ctssl.shifts import shift
+from ctssl.sources import from_model
 from ctssl.volume import Volume
 
 SMALL = {"shifts": ("kernel_sharp", "truncation"), "severities": (1, 5)}
@@ -236,10 +237,18 @@ def test_what_changed_is_measured_again(labelled, model, tmp_path):
         measure_robustness(data, **how)
     after = measure_robustness(data, **how, overwrite=True)
     assert after.rows[0]["volume_ml"] == pytest.approx(before.rows[0]["volume_ml"] / 8, rel=0.3)
+    key = [from_model(folder, "cpu").key("", "") for folder in (model, other)]
+    assert key[0] == key[1]
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"threshold": 0.3}))
     with pytest.raises(ValueError, match="another model, scan, mask"):
         measure_robustness(data, **how)
+    net = ctssl.load_segmenter(model)
+    before_that = from_model(net, "cpu").key("", "")
+    net.threshold = 0.3
+    assert from_model(net, "cpu").key("", "") != before_that
+    with pytest.raises(ValueError, match="a Linear is no segmenter of ctssl"):
+        measure_robustness(data, **{**how, "model": torch.nn.Linear(1, 1), "out": tmp_path / "new"})
     with pytest.raises(FileExistsError, match="something else than a robustness report"):
         measure_robustness(data, **{**how, "out": other}, overwrite=True)
 

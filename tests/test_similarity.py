@@ -66,6 +66,7 @@ def test_an_encoder_equals_itself_and_differs_from_another(encoder, tmp_path):
     other = ctssl.Swin(**SMALL["swin"])
     sizes = dict(crops=16, batch=8, size=16)
     own = similarity.compare(encoder, encoder, scans, **sizes)
+    assert own.size == 16 and 2 <= own.apart < 16
     blocks = len(encoder.blocks)
     assert own.matrix.shape == (blocks, blocks) and own.crops == 16
     assert np.allclose(np.diag(own.matrix), 1.0) and np.allclose(own.matrix, own.matrix.T)
@@ -85,6 +86,24 @@ def test_no_crop_counts_twice():
     assert sorted(places) == [(0, (0, 0, 0)), (0, (1, 0, 0)), (0, (2, 0, 0)), (1, (0, 0, 0))]
     with pytest.raises(ValueError, match="hardly more than 4 different crops of 16 voxels, and 8 are wanted"):
         similarity.different_crops(scans, 8, 16, rng)
+
+
+def test_crops_apart_and_sizes_that_fit():
+    places = [(0, (0, 0, 0)), (0, (15, 0, 0)), (0, (16, 0, 0)), (0, (16, 16, 3)), (1, (0, 0, 0))]
+    assert similarity.apart(places, 16) == 4
+    scan = np.ones((70, 40, 40), np.float32)
+    assert similarity.sized_crops([scan], 20, similarity.SIZES, 0)[0] == 32
+    with pytest.raises(similarity.TooFewCrops, match="of 64 voxels"):
+        similarity.sized_crops([scan], 20, (64,), 0)
+
+
+def test_features_are_means_over_cells(encoder):
+    images = torch.rand(2, 1, 32, 32, 32)
+    maps = encoder.forward_intermediates(images)
+    found = similarity.block_features(encoder, images)
+    assert all(tuple(one.shape[2:]) == (4, 4, 4) for one in found)
+    step = maps[0].shape[2] // 4
+    torch.testing.assert_close(found[0][:, :, 0, 0, 0], maps[0][:, :, :step, :step, :step].mean((2, 3, 4)))
 
 
 def test_an_encoder_is_compared_with_its_segmenter_as_the_segmenter_sees(encoder):

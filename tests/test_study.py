@@ -31,7 +31,7 @@ def test_a_verdict_follows_from_the_corrected_test(gain, words):
         assert row["verdict"] == words and (row["n"], row["seeds"]) == (12, 2)
         assert row["difference"] == pytest.approx(gain, abs=1e-3) and row["low"] <= row["difference"] <= row["high"]
     (nothing,) = study.judged([claim("a", "b", expected=0)], kept)
-    assert nothing["verdict"] == ("disagrees" if gain else "does not contradict")
+    assert nothing["verdict"] == ("disagrees" if gain else "cannot tell")
 
 
 def test_many_claims_need_more_evidence_than_one():
@@ -136,14 +136,32 @@ def test_reuse_is_sure_where_all_seeds_say_the_same():
     def heat(late):
         return np.diag([0.9, 0.9, 0.9, late, late, late]).tolist()
 
-    lone = {"cka": {"swin-wild-contrastive": {"0": heat(0.8)}, "swin-wild-smit": {"0": heat(0.5)}}}
+    lone = {"cka": {"swin-wild-contrastive": {"0": heat(0.8)}, "swin-wild-smit": {"0": heat(0.5)}}, "controls": {}}
     assert [row["verdict"] for row in study.reuse_claims(lone)] == ["cannot tell", "not measured", "cannot tell"]
     kept = {"cka": {name: {str(seed): heat(late) for seed, late in enumerate(lates)} for name, lates in
                     (("swin-wild-contrastive", (0.8, 0.7, 0.8)), ("swin-wild-smit", (0.5, 0.6, 0.5)),
-                     ("swin-self-smit", (0.55, 0.9, 0.9)))}}  # fmt: skip
-    assert study.early_over_late(kept) == {"models": 3, "early_change_less": 3}
+                     ("swin-self-smit", (0.55, 0.9, 0.9)))}, "controls": {}}  # fmt: skip
+    found = study.early_over_late(kept)
+    assert (found["models"], found["early_change_less"], found["random"]) == (3, 3, None)
     assert [row["verdict"] for row in study.reuse_claims(kept)] == ["agrees", "cannot tell", "agrees"]
-    assert {row["verdict"] for row in study.reuse_claims({"cka": {}})} == {"not measured"}
+    assert {row["above_random_verdict"] for row in study.reuse_claims(kept)} == {"not measured"}
+    nothing = study.reuse_claims({"cka": {}, "controls": {}})
+    assert {row["verdict"] for row in nothing} == {"not measured"}
+
+
+def test_reuse_is_what_is_above_strangers():
+    """First blocks that are alike in any two networks, last ones that are not."""
+    own, chance = [0.99] * 3 + [0.6] * 3, [0.97] * 3 + [0.2] * 3
+    kept = {"cka": {"swin-wild-smit": {str(s): np.diag(own).tolist() for s in range(3)}},
+            "controls": {"swin-wild-smit": {str(s): {"random": chance} for s in range(3)}}}  # fmt: skip
+    row = study.reuse_claims(kept)[-1]
+    assert row["of"] == ["early", "late"] and (row["verdict"], row["above_random_verdict"]) == ("agrees", "disagrees")
+    assert row["above_random_first"] == pytest.approx([0.02] * 3) and row["above_random_second"] == pytest.approx(
+        [0.4] * 3
+    )
+    rows = study.reused(kept)
+    assert [(row["against"], row["blocks"]) for row in rows] == [("itself before", own), ("random weights", chance)]
+    assert study.early_over_late(kept)["random"] == [0.97, 0.2]
 
 
 def test_what_was_not_measured_is_said(tmp_path):
@@ -160,7 +178,8 @@ def test_results_are_kept_part_by_part(tmp_path):
     robustness.keep(path, "cka", "a", "0", value=[[1.0, 0.2], [0.3, 0.8]])
     robustness.keep(path, "cka", "a", "1", value=[[0.8, 0.2], [0.3, 0.6]])
     assert robustness.known(path, "shifts", "a", "0") and not robustness.known(path, "shifts", "a", "1")
-    assert study.reused(robustness.results(path)) == [{"model": "a", "seeds": 2, "blocks": [0.9, 0.7]}]
+    row = {"model": "a", "against": "itself before", "seeds": 2, "blocks": [0.9, 0.7]}
+    assert study.reused(robustness.results(path)) == [row]
 
 
 def test_other_data_has_results_of_its_own(labelled, tmp_path, monkeypatch, capsys):
@@ -207,6 +226,12 @@ def test_the_study_runs_on_other_data_and_goes_on(labelled, tmp_path, monkeypatc
     shifts = kept["shifts"]["swin-scratch"]["0"]
     assert set(shifts) == {"clean", *SHIFTS} and set(shifts["dose"]) == {"5"} and set(shifts["dose"]["5"]) == {held}
     assert np.array(kept["cka"]["swin-scratch"]["0"]).shape == (10, 10) and kept["strata"] == {}
+    strangers = kept["controls"]["swin-scratch"]["0"]
+    assert (
+        list(strangers) == ["random"]
+        and np.mean(strangers["random"]) < np.diag(kept["cka"]["swin-scratch"]["0"]).mean()
+    )
+    assert kept["crops"]["all"] == 32 >= kept["crops"]["apart"] > 0
     before = (runs / "theirs-swin-scratch-0" / "config.json").stat().st_mtime_ns
     robustness.main(ask)
     assert (runs / "theirs-swin-scratch-0" / "config.json").stat().st_mtime_ns == before
