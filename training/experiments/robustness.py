@@ -34,7 +34,7 @@ from ctssl.datasets import find_cases, read_case
 from ctssl.finetuning import BASELINES, fresh, published
 from ctssl.hub import read_config
 from ctssl.metrics import volume_ml
-from ctssl.robustness import measure
+from ctssl.robustness import left_to_see, measure, true_labels
 from ctssl.shifts import REVISION, SHIFTS
 from ctssl.similarity import TooFewCrops, compare
 from ctssl.sources import find_sources
@@ -65,7 +65,8 @@ def trainings_of(data: Path) -> Path:
 def results(path: Path) -> dict[str, Any]:
     """`shifts`: model, seed, shift, severity, case -> DSC. `strata`: kernel trained on, model, seed, case. `cka`: model, seed.
     `controls`: model, seed, "random" or "twin" -> CKA of each block. `crops`: how many, and how many of these apart. `weights`:
-    the same keys -> sha256 of the segmenter (of `shifts` with their revision). `facts`: kernel and volume of each test case."""
+    the same keys -> sha256 of the segmenter (of `shifts` with their revision). `facts` of each test case: kernel, volume, and the
+    best DSC that truncation leaves by severity."""
     empty = {
         "command": COMMAND,
         "facts": {},
@@ -113,9 +114,14 @@ def note_facts(source: trials.Experiment, path: Path) -> None:
     chosen = {case.name: case for case in find_cases(source.data()).cases}
     kernels = {row["id"]: row["kernel"] for row in cases("sarcoma")} if source is sarcoma.EXPERIMENT else {}
     for name in source.test:
-        mask = read_case(chosen[name])[1]
+        scan, mask = read_case(chosen[name])
         volume = round(volume_ml(mask.array > 0, spacing_mm=mask.spacing_mm), 2)
-        keep(path, "facts", name, value={"kernel": kernels.get(name, ""), "volume_ml": volume})
+        best = {}
+        for severity in SEVERITIES:
+            seen = ctssl.shift(scan, "truncation", severity=severity)
+            each = [left_to_see(scan, seen, mask, label, "truncation")["best_dsc"] for label in true_labels(mask)]
+            best[str(severity)] = round(float(np.mean(each)), 4)
+        keep(path, "facts", name, value={"kernel": kernels.get(name, ""), "volume_ml": volume, "best_truncated": best})
 
 
 def segmenter(source: trials.Experiment, model: str, seed: int, runs: Path) -> Path:

@@ -213,6 +213,10 @@ def losses(kept: dict[str, Any]) -> list[dict[str, Any]]:
                 values = [table[CLEAN if severity == 0 else shift][str(severity)] for table in seeds.values()]
                 row[f"dsc_{severity}"] = round(float(np.mean([list(cases.values()) for cases in values])), 3)
             rows.append(row)
+    known = [facts["best_truncated"] for facts in kept["facts"].values() if "best_truncated" in facts]
+    if rows and known:
+        best = {f"dsc_{s}": round(float(np.mean([one[str(s)] for one in known])), 3) for s in robustness.SEVERITIES}
+        rows.append({"model": "a right mask of what is left", "seeds": "", "shift": "truncation", "dsc_0": 1.0, **best})
     return rows
 
 
