@@ -27,7 +27,7 @@ from ctssl.shifts.thickness import thicken
 from ctssl.shifts.truncation import truncate
 from ctssl.volume import Volume, read
 
-REVISION = 2
+REVISION = 3
 """Raised whenever a shift of the same name, severity and seed gives other voxels: what was measured before is measured again."""
 
 SHIFTS: dict[str, Callable[[Volume, int, np.random.Generator], np.ndarray]] = {

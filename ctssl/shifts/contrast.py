@@ -35,7 +35,10 @@ def enhance(volume: Volume, severity: int, rng: np.random.Generator, *, kvp: int
     iodine = vesselness(coarse) * band(coarse, (10.0, 20.0), (150.0, 170.0))
     iodine = np.maximum(iodine, TISSUE * soft * perfusion(shape, rng))
     fine = resample(iodine, affine, volume.shape, volume.affine)
-    calm = ndimage.gaussian_filter(volume.array, [CALM_MM / s for s in volume.spacing_mm], mode="nearest")
+    clipped = np.clip(
+        volume.array, -150.0, 300.0
+    )  # so that neither lung nor bone beside a vessel counts for more than it is
+    calm = ndimage.gaussian_filter(clipped, [CALM_MM / s for s in volume.spacing_mm], mode="nearest")
     free = band(calm, (-60.0, -10.0), (160.0, 220.0)) * band(volume.array, (-85.0, -60.0), (220.0, 300.0))
     return volume.array + np.float32(SEVERITIES[severity] * GAIN[kvp]) * fine * free
 
