@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from ctssl.cli_common import free, scans_of
-from ctssl.writing import disk_is_full
 
 NUMBERS = "SEV"
 UNITS = {
@@ -122,7 +121,7 @@ def _say_unchanged(scan: Any, found: Any, severities: dict[str, int]) -> None:
 
     if severities and (found.array == scan.array).all():
         from ctssl.lint import ScanWarning
-        from ctssl.sources import together
+        from ctssl.stamps import together
 
         text = " x ".join(f"{s:.3g}" for s in scan.spacing_mm)
         message = f"{scan.name}: {together(severities)} changes nothing on voxels of {text} mm"
@@ -136,10 +135,11 @@ def _shift_folder(args: argparse.Namespace, scans: dict[str, Any],
 
     from tqdm import tqdm
 
+    from ctssl.curves import CLEAN
     from ctssl.shifts import SHIFTS, check_shift, shift_all
-    from ctssl.sources import CLEAN, content, named, stamp_in, stamp_of, stamped, together
+    from ctssl.stamps import content, named, stamp_of, stamped, together
     from ctssl.volume import read
-    from ctssl.writing import apart
+    from ctssl.writing import apart, disk_is_full
 
     out = Path(args.out)
     grid = {"": wanted}
@@ -150,7 +150,9 @@ def _shift_folder(args: argparse.Namespace, scans: dict[str, Any],
         grid = {CLEAN: {}} | {named(n, s): {n: s} for n in args.shifts or SHIFTS for s in args.severities}
     targets = {(place, name): out / place / f"{name}.nii.gz" for name in scans for place in grid}
     apart(list(targets.values()), list(scans.values()))
-    _ours(list(targets.values()))
+    known = _known(
+        {path: stamp_of(together(grid[place]), args.seed, "") for (place, _), path in targets.items()}, args.overwrite
+    )
     written, failed = [], {}
     bar = tqdm(total=len(targets), desc="shifting", disable=args.json)
     for name, path in scans.items():
@@ -158,10 +160,11 @@ def _shift_folder(args: argparse.Namespace, scans: dict[str, Any],
             scan = _checked(read(path))
             for place, severities in grid.items():
                 target, stamp = targets[place, name], stamp_of(together(severities), args.seed, content(scan))
-                if target.exists() and not args.overwrite and stamp_in(target) != stamp:
-                    raise FileExistsError(f"{target} exists, made of another scan, by other shifts or with another seed; choose "
-                                          "another folder, or add --overwrite")  # fmt: skip
-                if not target.exists() or args.overwrite:
+                if not args.overwrite and known.get(target, stamp) != stamp:
+                    raise FileExistsError(
+                        f"{target} exists, made of another scan; choose another folder, or add --overwrite"
+                    )
+                if args.overwrite or target not in known:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     found = shift_all(scan, severities, seed=args.seed)
                     _say_unchanged(scan, found, severities)
@@ -176,14 +179,21 @@ def _shift_folder(args: argparse.Namespace, scans: dict[str, Any],
     return written, failed
 
 
-def _ours(paths: list[Any]) -> None:
-    """Refuse to replace scans or masks that `ctssl shift` did not write. Raises `FileExistsError`."""
-    from ctssl.sources import MADE, stamp_in
+def _known(wanted: dict[Any, str], overwrite: bool) -> dict[Any, str]:
+    """The files that are there already, with their stamps. `wanted`: stamps without their scan. Raises `FileExistsError` for
+    what `ctssl shift` did not write, such as masks, and, unless they are replaced, for what it wrote otherwise."""
+    from ctssl.stamps import differs, stamp_in
 
-    foreign = [path for path in paths if path.exists() and not stamp_in(path).startswith(f"{MADE} ")]
-    if foreign:
-        raise FileExistsError(f"{foreign[0]} exists, and {len(foreign) - 1} more, which `ctssl shift` did not write; choose "
-                              "another folder")  # fmt: skip
+    known = {path: stamp_in(path) for path in wanted if path.exists()}
+    for path, stamp in known.items():
+        if not stamp:
+            raise FileExistsError(
+                f"{path} exists, and nothing in it proves that `ctssl shift` wrote it; choose another folder"
+            )
+        why = differs(stamp.rpartition(" of ")[0] + " of ", wanted[path])
+        if why and not overwrite:
+            raise FileExistsError(f"{path} exists, and {why}; choose another folder, or add --overwrite")
+    return known
 
 
 def _checked(scan: Any) -> Any:

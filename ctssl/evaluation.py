@@ -20,10 +20,10 @@ from ctssl.tables import read_table
 from ctssl.volume import Volume, read, resample, sheared, working_grid
 from ctssl.writing import write_whole
 
-METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml")
+METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml", "best_dsc", "unchanged")
 FEWEST = 6  # patients below which a paired test is not made
 TAKEN = {"case", "label", "patient", "model", "shift", "severity", "dsc", "nsd", "hd95_mm", "lesions", "lesions_found",
-         "false_positives", "volume_ml", "volume_error_ml"}  # fmt: skip
+         "false_positives", "volume_ml", "volume_error_ml", "best_dsc", "unchanged"}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -17,18 +18,8 @@ from ctssl.curves import CLEAN, Row, against_clean, against_model, biggest_fall,
 from ctssl.datasets import Case, find_cases, read_case
 from ctssl.evaluation import TAKEN, as_plain, facts_of, markdown_table, score_masks, summary
 from ctssl.shifts import REVISION, SHIFTS, check_shift, shift
-from ctssl.sources import (
-    Source,
-    complete,
-    content,
-    find_sources,
-    known_labels,
-    labels_in,
-    named,
-    stamp_in,
-    stamp_of,
-    stamped,
-)
+from ctssl.sources import Source, complete, find_sources, known_labels, labels_in
+from ctssl.stamps import content, differs, named, stamp_in, stamp_of, stamped
 from ctssl.tables import read_json
 from ctssl.volume import AIR_HU, Volume, read
 from ctssl.writing import write_whole
@@ -90,6 +81,8 @@ class Robustness:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "report.json", json.dumps(self.plain(), indent=1) + "\n")
         write_whole(folder / "report.md", self.markdown())
+        for name in ("rows.csv", "curves.png"):  # of an earlier run
+            (folder / name).unlink(missing_ok=True)
         if self.rows:
             columns = list(dict.fromkeys(key for row in self.rows for key in row))
             text = io.StringIO(newline="")
@@ -239,10 +232,12 @@ def measure(sources: list[Source], cases: list[Case], places: list[tuple[str, in
 
 
 def left_to_see(scan: Volume, seen: Volume, truth: Volume, label: int, name: str) -> Row:
-    """`best_dsc`: of a mask that is right wherever the shifted scan still shows something. `unchanged`: the shift did nothing."""
-    true = truth.array == label
-    there = int((true & ~((seen.array == AIR_HU) & (scan.array > AIR_HU))).sum())
-    best = 2 * there / (there + int(true.sum())) if there else float(not true.any())
+    """`best_dsc`: of a mask that is right wherever a truncated scan still shows something. `unchanged`: the shift did nothing."""
+    best = 1.0
+    if name == "truncation":
+        true = truth.array == label
+        there = int((true & ~((seen.array == AIR_HU) & (scan.array > AIR_HU))).sum())
+        best = 2 * there / (there + int(true.sum())) if there else float(not true.any())
     return {"best_dsc": best, "unchanged": name in TAKING and np.array_equal(seen.array, scan.array)}
 
 
@@ -256,9 +251,8 @@ def shifted_scan(scan: Volume, place: tuple[str, int], seed: int, file: Path | N
     if place[0] == CLEAN:
         return scan
     if file and file.exists():
-        if (told := stamp_in(file)) != stamp:
-            raise ValueError(f"{file} was made of another scan or with another seed ({told or 'nothing says how it was made'}); "
-                             "choose another --scans")  # fmt: skip
+        if why := differs(stamp_in(file), stamp):
+            raise ValueError(f"{file} is not this shifted scan: {why}; choose another --scans")
         return read(file)
     found = shift(scan, place[0], severity=place[1], seed=seed)
     if file:
@@ -277,9 +271,8 @@ def kept_rows(path: Path, facts: dict[str, Any], overwrite: bool) -> list[Row] |
     if kept.get("facts") != facts:
         if overwrite:
             return None
-        raise ValueError(
-            f"{path} was measured with another model, scan, mask, seed or tolerance; choose another --out, or add --overwrite"
-        )
+        raise ValueError(f"{path} was measured with another model, scan, mask, seed or tolerance, or by another version of the "
+                         "shifts; choose another --out, or add --overwrite")  # fmt: skip
     return [{key: float("nan") if value is None else value for key, value in row.items()} for row in kept["rows"]]
 
 
@@ -361,9 +354,9 @@ def with_pairs(found: Robustness, sources: list[Source], table: Path, folder: Pa
         if source.model is None:
             continue
         mine: list[Row] = []
-        for place, pair in enumerate(tqdm(find_pairs(table), desc="pairs", disable=not progress)):
-            path = folder / str(number) / f"{place}.json"
-            facts = {"source": source.key("", ""), "pair": [pair[0], *(content(read(path)) for path in pair[1:])]}
+        for pair in tqdm(find_pairs(table), desc="pairs", disable=not progress):
+            facts = {"source": source.key("", ""), "pair": [pair[0], *(content(read(scan)) for scan in pair[1:])]}
+            path = folder / str(number) / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
             kept = kept_rows(path, facts, overwrite)
             if kept is None:
                 kept = agreement(source.model, [pair])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,14 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.curves import CLEAN
-from ctssl.datasets import Case, niftis, read_case, voxel_hash
+from ctssl.datasets import Case, niftis, read_case
 from ctssl.evaluation import read_mask, same_grid
-from ctssl.shifts import REVISION
+from ctssl.stamps import named
 from ctssl.tables import read_json
 from ctssl.volume import Volume
-
-MADE = "ctssl"  # how the stamp of a shifted scan begins
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,8 @@ def complete(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> 
 
 def known_labels(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> list[str]:
     """What is doubtful about the labels of a folder's masks. Raises `ValueError`, before any work, for a mask on another grid
-    than the true one, and for one that holds labels, but none that any true mask has."""
+    than the true one, and where no label of the masks is one of the true ones'."""
+    notes: list[str] = []
     true: set[int] = set()
     found: dict[Path, set[int]] = {}
     files = {place: niftis(folder / named(*place)) for place in places}
@@ -121,60 +118,19 @@ def known_labels(folder: Path, cases: list[Case], places: list[tuple[str, int]])
                 same_grid(mask, truth)
             except ValueError as error:
                 raise ValueError(f"{file}: {error}") from error
-    for file, mine in found.items():
-        if mine and true and not mine & true:
-            raise ValueError(f"{file} holds the labels {sorted(mine)[:9]}, and the true masks {sorted(true)[:9]}: give them the "
-                             "same numbers")  # fmt: skip
-    more = sorted(set().union(*found.values()) - true)
-    return (
-        [f"masks of {folder.name} hold labels that no true mask has ({more[:9]}); these do not count"] if more else []
-    )
+    every = set().union(*found.values())
+    if every and true and not every & true:
+        raise ValueError(f"the masks of {folder} hold the labels {sorted(every)[:9]}, and the true ones {sorted(true)[:9]}: give "
+                         "them the same numbers")  # fmt: skip
+    if lost := [file for file, mine in found.items() if mine and not mine & true]:
+        first = f"{lost[0].parent.name}/{lost[0].name}"
+        notes.append(f"{len(lost)} masks of {folder.name} hold labels, but none that a true mask has (first {first}): they count "
+                     "as empty; is their numbering the one of the others?")  # fmt: skip
+    if more := sorted(every - true):
+        notes.append(f"masks of {folder.name} hold labels that no true mask has ({more[:9]}); these do not count")
+    return notes
 
 
 def labels_in(mask: Volume) -> list[int]:
     """Every label that occurs, without the background."""
     return [int(v) for v in np.unique(mask.array) if v > 0]
-
-
-def content(volume: Volume) -> str:
-    """Changes with the voxels or the grid."""
-    return voxel_hash(volume, salt=str((np.round(volume.affine, 3) + 0.0).tolist()))
-
-
-def stamp_of(place: str, seed: int, scan: str) -> str:
-    """What the header of a shifted scan says: how, with which seed and of which scan (`content`) it was made."""
-    if len(place) > 30:  # several shifts: a header holds 80 characters
-        place = hashlib.sha256(place.encode()).hexdigest()[:16]
-    return f"{MADE} {place} seed {seed} of {scan[:16]} by {REVISION}"
-
-
-def stamp_in(path: Path) -> str:
-    """The stamp of a file, or whatever else its header describes it by; empty for what is no NIfTI file."""
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-
-    try:
-        header: Any = nibabel.load(path).header  # type: ignore[attr-defined]
-    except (ImageFileError, OSError, EOFError):
-        return ""
-    return bytes(header["descrip"]).rstrip(b"\0").decode("latin-1") if "descrip" in header else ""
-
-
-def stamped(scan: Volume, stamp: str) -> Volume:
-    """The scan with this text in its header."""
-    import nibabel
-
-    known = scan.header
-    header = nibabel.Nifti1Header() if known is None else nibabel.Nifti1Header.from_header(known, check=False)
-    header["descrip"] = stamp.encode()
-    return replace(scan, header=header)
-
-
-def named(name: str, severity: int) -> str:
-    """The folder of a shift: `clean`, `dose-3`."""
-    return name if name == CLEAN else f"{name}-{severity}"
-
-
-def together(severities: dict[str, int]) -> str:
-    """A name for several shifts, one after the other: `dose-3+thickness-2`; `clean` for none."""
-    return "+".join(named(name, severity) for name, severity in severities.items()) or CLEAN

@@ -3,13 +3,14 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import ctssl
-from ctssl import agreement, curves, evaluation, robustness
+from ctssl import agreement, curves, evaluation, robustness, stamps
 from ctssl.cli import main
 from ctssl.heads.segmenter import Segmenter
 from ctssl.robustness import measure_robustness
@@ -32,12 +33,6 @@ def refused(capsys, *args) -> str:
     words = capsys.readouterr().err
     assert "Traceback" not in words
     return words
-
-
-def refused_once(capsys, *args) -> str:
-    """Of a folder, of which the other scans go on."""
-    assert main([str(a) for a in args]) == 1
-    return capsys.readouterr().err
 
 
 def rows(scores: dict[int, list[float]], model="a", shift="dose") -> list[dict]:
@@ -105,7 +100,7 @@ def test_a_model_against_itself_and_going_on(labelled, model, tmp_path, monkeypa
     calls.clear()
     again = measure_robustness(labelled, **{**how, "overlays": 0})
     assert again.plain()["rows"] == found.plain()["rows"] and calls == []  # the one scan came from the folder
-    with pytest.raises(ValueError, match="made of another scan or with another seed"):
+    with pytest.raises(ValueError, match="by other shifts or with another seed"):
         measure_robustness(labelled, **{**how, "seed": 1, "out": tmp_path / "other"})
     with pytest.raises(ValueError, match="another model, scan, mask, seed or tolerance"):
         measure_robustness(labelled, **{**how, "seed": 1})
@@ -154,8 +149,22 @@ def test_masks_of_another_tool(labelled, model, tmp_path, capsys):
     assert empty[0]["dsc"] == 0 and math.isnan(empty[0]["hd95_mm"])
     both = measure_robustness(labelled, model=model, predictions=masks, out=tmp_path / "both", **how)
     assert both.models == ["model", "masks"] and {row["metric"] for row in both.against_model} >= {"dsc", "dsc_lost"}
-    for wrong, words in ((255, r"clean.case0.nii.gz holds the labels \[255\]"), (0.9, "holds fractions")):
-        for path in (masks / "clean").iterdir():
+    seen = ctssl.read(masks / "clean" / "case1.nii.gz")  # one mask of another numbering, or of another structure
+    Volume(seen.array * 2, seen.affine).save(masks / "clean" / "case1.nii.gz", overwrite=True)
+    noted = measure_robustness(labelled, predictions=masks, out=tmp_path / "noted", **how).notes
+    assert any(
+        "1 masks of masks hold labels, but none that a true mask has (first clean/case1.nii.gz)" in n for n in noted
+    )
+    seen.affine[0, 3] += 30
+    seen.save(masks / "clean" / "case1.nii.gz", overwrite=True)
+    with pytest.raises(
+        ValueError, match=r"clean.case1.nii.gz: .*their affines differ, corners lie up to 30.0 mm apart"
+    ):
+        measure_robustness(labelled, predictions=masks, out=tmp_path / "moved", **how)
+    seen.affine[0, 3] -= 30
+    seen.save(masks / "clean" / "case1.nii.gz", overwrite=True)
+    for wrong, words in ((255, r"hold the labels \[.*255\]"), (0.9, "holds fractions")):
+        for path in masks.rglob("*.nii.gz"):
             seen = ctssl.read(path)
             Volume((seen.array > 0) * np.float32(wrong), seen.affine).save(path, overwrite=True)
         with pytest.raises(ValueError, match=words):
@@ -194,8 +203,11 @@ def test_strata_and_pairs(labelled, model, tmp_path):
     assert other["first_ml"] == pytest.approx(ctssl.metrics.volume_ml(first, spacing_mm=scan.spacing_mm))
     a, b = other["first_ml"], other["second_ml"]
     assert a != b and other["volume_difference"] == pytest.approx(2 * (b - a) / (a + b))
-    kept = sorted((tmp_path / "out" / "pairs" / "0").iterdir())
-    assert [path.name for path in kept] == ["0.json", "1.json"]
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "pairs" / "0").iterdir()}
+    (tmp_path / "pairs.csv").write_text("first,second\nsmooth.nii.gz,smooth.nii.gz\nsmooth.nii.gz,sharp.nii.gz\n")
+    again = measure_robustness(model=model, out=tmp_path / "out", pairs=tmp_path / "pairs.csv")
+    assert again.pairs == [same, other] and {path: path.stat().st_mtime_ns for path in kept} == kept and len(kept) == 2
+    assert not (tmp_path / "out" / "rows.csv").exists()  # of the run before
     assert 0 < other["embedding_concordance"] < 1 - 1e-6
     assert math.isnan(found.pairs_summary[0]["volume_concordance"]) and found.pairs_summary[0]["pairs"] == 2
     assert "## Two reconstructions" in (tmp_path / "out" / "report.md").read_text()
@@ -266,6 +278,45 @@ def test_what_a_shift_leaves_to_see_is_said(labelled, model, tmp_path):
     least = min(row["best_dsc"] for row in found.rows)
     assert least < 1 and "no mask can have a DSC above" in found.markdown() and f"{least:.2f}" in found.markdown()
     assert "thickness 1 leaves 3 of 3 scans as they are" in found.markdown()
+
+
+def test_what_is_labelled_in_air_is_not_cut_off(labelled):
+    """Noise and sharp kernels end at -1024 HU, where truncation begins."""
+    scan, truth = (ctssl.read(labelled / kind / "case0.nii.gz") for kind in ("images", "labels"))
+    seen = replace(scan, array=np.where(truth.array > 0, np.float32(-1024), scan.array))
+    assert robustness.left_to_see(scan, seen, truth, 1, "dose") == {"best_dsc": 1.0, "unchanged": False}
+    assert robustness.left_to_see(scan, seen, truth, 1, "truncation")["best_dsc"] == 0.0
+
+
+def test_every_column_is_taken(labelled, model, tmp_path):
+    """A stratum of the same name would replace it."""
+    found = measure_robustness(
+        labelled, model=model, out=tmp_path / "out", shifts=("truncation",), severities=(1,), overlays=0
+    )
+    assert set().union(*found.rows) <= evaluation.TAKEN
+
+
+def test_stamps_are_short_and_tell_what_differs():
+    several = dict.fromkeys(ctssl.shifts.SHIFTS, 5)
+    long = stamps.stamp_of(stamps.together(several), 10**30, "a" * 64)
+    assert len(long) <= 79 and long != stamps.stamp_of(stamps.together(several), 10**30 + 1, "a" * 64)
+    assert (
+        stamps.together({"thickness": 4, "dose": 2})
+        == stamps.together({"dose": 2, "thickness": 4})
+        == "dose-2+thickness-4"
+    )
+    one = stamps.stamp_of("dose-2", 0, "a" * 64)
+    others = {
+        "other shifts": ("dose-3", 0, "a" * 64),
+        "seed": ("dose-2", 1, "a" * 64),
+        "another scan": ("dose-2", 0, "b" * 64),
+    }
+    for words, other in others.items():
+        assert words in stamps.differs(stamps.stamp_of(*other), one)
+    assert "version" in stamps.differs(one.replace(" by ", " by 1"), one) and "nothing proves" in stamps.differs(
+        "", one
+    )
+    assert stamps.differs(one, one) == ""
 
 
 def test_a_shift_is_added_by_one_line(labelled, tmp_path, monkeypatch, capsys):
@@ -384,13 +435,18 @@ def test_shift_a_folder(labelled, tmp_path, capsys):
     second.unlink()
     before = first.stat().st_mtime_ns
     assert main(ask) == 0 and second.exists() and first.stat().st_mtime_ns == before  # it goes on
-    assert "by other shifts" in refused_once(capsys, *ask[:-1], "3") and main([*ask[:-1], "3", "--overwrite"]) == 0
+    second.unlink()
+    assert "by other shifts" in refused(capsys, *ask[:-1], "3") and not second.exists()  # nothing is mixed
+    assert main([*ask[:-1], "3", "--overwrite"]) == 0 and second.exists()
     assert first.stat().st_mtime_ns > before
     masks = tmp_path / "masks"
     shutil.copytree(labelled / "labels", masks)
-    assert "`ctssl shift` did not write" in refused(
-        capsys, "shift", labelled / "images", masks, "--dose", "2", "--overwrite"
-    )
+    onto = ["shift", labelled / "images", masks, "--truncation", "3", "--overwrite"]
+    assert "nothing in it proves" in refused(capsys, *onto)
+    for path in masks.iterdir():  # as `ctssl segment` writes them: with the header of the shifted scan
+        header = ctssl.read(tmp_path / "out" / path.name).header
+        replace(ctssl.read(path), header=header).save(path, overwrite=True)
+    assert "nothing in it proves" in refused(capsys, *onto)
     mixed = tmp_path / "mixed"
     shutil.copytree(labelled / "images", mixed)
     (mixed / "case0.nii.gz").write_bytes(b"no scan")

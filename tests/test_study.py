@@ -142,7 +142,7 @@ def test_reuse_is_sure_where_all_seeds_say_the_same():
                     (("swin-wild-contrastive", (0.8, 0.7, 0.8)), ("swin-wild-smit", (0.5, 0.6, 0.5)),
                      ("swin-self-smit", (0.55, 0.9, 0.9)))}, "controls": {}}  # fmt: skip
     found = study.early_over_late(kept)
-    assert (found["models"], found["early_change_less"], found["random"]) == (3, 3, None)
+    assert (found["models"], found["early_change_less"], found["with_controls"]) == (3, 3, 0)
     assert [row["verdict"] for row in study.reuse_claims(kept)] == ["agrees", "cannot tell", "agrees"]
     assert {row["above_random_verdict"] for row in study.reuse_claims(kept)} == {"not measured"}
     nothing = study.reuse_claims({"cka": {}, "controls": {}})
@@ -153,15 +153,23 @@ def test_reuse_is_what_is_above_strangers():
     """First blocks that are alike in any two networks, last ones that are not."""
     own, chance = [0.99] * 3 + [0.6] * 3, [0.97] * 3 + [0.2] * 3
     kept = {"cka": {"swin-wild-smit": {str(s): np.diag(own).tolist() for s in range(3)}},
-            "controls": {"swin-wild-smit": {str(s): {"random": chance} for s in range(3)}}}  # fmt: skip
+            "controls": {"swin-wild-smit": {str(s): {"random": chance, "twin": own} for s in (2, 1, 0)}}}  # fmt: skip
     row = study.reuse_claims(kept)[-1]
     assert row["of"] == ["early", "late"] and (row["verdict"], row["above_random_verdict"]) == ("agrees", "disagrees")
     assert row["above_random_first"] == pytest.approx([0.02] * 3) and row["above_random_second"] == pytest.approx(
         [0.4] * 3
     )
     rows = study.reused(kept)
-    assert [(row["against"], row["blocks"]) for row in rows] == [("itself before", own), ("random weights", chance)]
-    assert study.early_over_late(kept)["random"] == [0.97, 0.2]
+    assert [(row["against"], row["blocks"]) for row in rows] == [
+        ("itself before", own), ("the one of the other corpus", own), ("random weights", chance)]  # fmt: skip
+    found = study.early_over_late(kept)
+    assert (found["own"], found["random"], found["with_controls"]) == ([0.99, 0.6], [0.97, 0.2], 1)
+    kept["controls"]["swin-wild-smit"] = {
+        "1": {"random": chance}
+    }  # a study that is not finished: the seed that has both
+    row = study.reuse_claims(kept)[-1]
+    assert row["above_random_first"] == pytest.approx([0.02]) and row["above_random_verdict"] == "cannot tell"
+    assert study.early_over_late(kept)["with_controls"] == 0
 
 
 def test_what_was_not_measured_is_said(tmp_path):

@@ -2,7 +2,7 @@
 
 Pixel-driven with linear interpolation on the detector (as in Hsieh, "Computed Tomography"), as sparse matrices over all slices
 at once. The kernel of the noise is a ramp under a Hann window that ends at 0.7 cycles/mm, whatever the pixels, as a scanner's is.
-What pixels cannot hold of it is left out: pixels of 0.7, 1 and 1.5 mm hold all, 95 and 62 % of its power. Slices wider than
+What pixels cannot hold of it is left out: pixels of 0.7, 1 and 1.5 mm hold all, 96 and 62 % of its power. Slices wider than
 512 pixels are averaged to at most 512 first and the noise is interpolated back, with the power that their own pixels would have;
 240 views over half a turn, fewer than a scanner's.
 """

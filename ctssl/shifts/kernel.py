@@ -13,10 +13,10 @@ REFERENCE = 0.33  # cycles/mm at which the table gives the ratio
 EXPONENT = 2.0
 GAIN = 10.0  # the ratio never reaches it
 SEVERITIES = {1: 0.3, 2: 0.6, 3: 1.0, 4: 2.0, 5: 4.0}
-"""How far the MTF ratio lies above 1 at 0.33 cycles/mm (before the bound): 1.3, 1.6, 2, 3, 5. Chosen to reach over two real pairs of
-reconstructions, which lie at 1.9 (Siemens B40f to B70f, like severity 3) and 4.8 (Philips B to L, like severity 5). The exponent
-carries over from one pair to the other, in noise and edges (`training/experiments/shifts_proof.py`); the strength has to be
-chosen, or told by scans of both kernels, of which no two need be a pair."""
+"""How far the MTF ratio lies above 1 at 0.33 cycles/mm (before the bound): 1.3, 1.6, 2, 3, 5. Chosen to reach over two real pairs
+of reconstructions, which lie at 1.9 (Siemens B40f to B70f, like severity 3) and 4.8 (Philips B to L, like severity 5). The
+exponent carries over from one pair to the other, in noise and edges (`training/experiments/shifts_proof.py`); the strength has to
+be chosen, or told by scans of both kernels, of which no two need be a pair."""
 
 
 def ratio(frequency: np.ndarray, strength: float, *, exponent: float = EXPONENT, gain: float = GAIN) -> np.ndarray:

@@ -4,10 +4,10 @@
 `results/shifts_proof.json`, `.md` and `.png`; `--show` only prints. Two patients, Philips B/L and Siemens B40f/B70f: they
 describe, they prove no p-value.
 
-The shift has two numbers, how much and with which power of the frequency. Ways to choose them, of this patient nothing in the
-first two, more and more in the others:
+The shift has two numbers, how much and with which power of the frequency. Ways to choose them, with more and more of this
+patient:
 - other patient: both fitted on the other patient, so on another maker's pair of kernels;
-- severity 3: the package's default;
+- severity 3: the package's default (both pairs were known when the severities were chosen);
 - unpaired: the power from the other patient; how much from a comparison of the slices to be shifted with slices of the other
   kernel from the other half of the body, which needs scans of both kernels, but no pair of them (`unpaired`);
 - severity: the nearest of the five that the package has, chosen on the pair of the other half of the body;

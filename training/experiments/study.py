@@ -255,12 +255,14 @@ def reused(kept: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def diagonals(kept: dict[str, Any], model: str, control: str = "") -> np.ndarray:
-    """`(seeds, blocks)` of CKA with itself before fine-tuning, or with a network that it does not come from."""
-    if not control:
-        return np.array([np.diag(np.array(m)) for m in kept["cka"].get(model, {}).values()])
-    seeds = kept["controls"].get(model, {}).values()
-    return np.array([found[control] for found in seeds if control in found])
+def diagonals(kept: dict[str, Any], model: str, control: str = "", *, both: bool = False) -> np.ndarray:
+    """`(seeds, blocks)` of CKA with itself before fine-tuning, or with a network that it does not come from. `both`: of the seeds
+    that have both, itself and random weights."""
+    own, strange = (kept[part].get(model, {}) for part in ("cka", "controls"))
+    if both:
+        own = {seed: found for seed, found in own.items() if "random" in strange.get(seed, {})}
+    seeds = sorted(own) if both or not control else sorted(seed for seed in strange if control in strange[seed])
+    return np.array([strange[seed][control] if control else np.diag(np.array(own[seed])) for seed in seeds])
 
 
 def reuse_claims(kept: dict[str, Any]) -> list[dict[str, Any]]:
@@ -279,9 +281,8 @@ def reuse_claims(kept: dict[str, Any]) -> list[dict[str, Any]]:
         for above in ("", "above_random_"):
             found = []
             for model, part in zip(models, parts, strict=True):
-                own, chance = (diagonals(kept, model, control) for control in ("", "random"))
-                known = len(own) and (not above or len(own) == len(chance))
-                found.append((own - chance if above else own)[:, part].mean(1) if known else np.zeros(0))
+                own, chance = (diagonals(kept, model, control, both=bool(above)) for control in ("", "random"))
+                found.append((own - chance if above else own)[:, part].mean(1) if len(own) else np.zeros(0))
             row |= {f"{above}{key}": value for key, value in _described(*found).items()}
         rows.append(row)
     return rows
@@ -368,17 +369,20 @@ def nodules(trained: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def early_over_late(kept: dict[str, Any]) -> dict[str, Any]:
-    """In how many models the first blocks change less than the last ones, and how alike both are to strangers, on average."""
+    """In how many models the first blocks change less than the last ones, and how alike both are to strangers, on average over
+    the models that have both strangers."""
     found = [diagonals(kept, model).mean(0) for model, seeds in kept["cka"].items() if seeds]
     result: dict[str, Any] = {
         "models": len(found),
         "early_change_less": sum(bool(d[:3].mean() > d[-3:].mean()) for d in found),
     }
-    for control in AGAINST:
-        known = [diagonals(kept, model, control) for model in sorted(kept["cka"])]
-        means = [(d[:, :3].mean(), d[:, -3:].mean()) for d in known if len(d)]
-        result[control or "own"] = np.mean(means, 0).round(2).tolist() if means else None
-    return result
+    scratch = [diagonals(kept, model).mean(0) for model, seeds in kept["cka"].items() if seeds and "scratch" in model]
+    result["scratch_too"] = bool(scratch) and all(d[:3].mean() > d[-3:].mean() for d in scratch)
+    whole = [model for model in sorted(kept["cka"]) if all(len(diagonals(kept, model, control)) for control in AGAINST)]
+    for control in AGAINST if whole else []:
+        known = [diagonals(kept, model, control) for model in whole]
+        result[control or "own"] = np.mean([(d[:, :3].mean(), d[:, -3:].mean()) for d in known], 0).round(2).tolist()
+    return result | {"with_controls": len(whole)}
 
 
 def study(kept: dict[str, Any], trained: dict[str, Any], limits: str = OURS, *,
@@ -428,18 +432,17 @@ def markdown(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
         lines += ["| " + " | ".join(_cell(value) for value in row.values()) + " |" for row in rows]
         if part == "reuse":
             count = found["early_late"]
-            lines.append(
-                f"\nIn {count['early_change_less']} of {count['models']} models, those from scratch among them, the first three "
-                "blocks change less in fine-tuning than the last three: that is no mark of a pretext."
-            )
-            if count["own"] and count["random"]:
+            lines.append(f"\nIn {count['early_change_less']} of {count['models']} models the first three blocks change less in "
+                         "fine-tuning than the last three" + (", in those from scratch too: that is no mark of a pretext."
+                                                              if count["scratch_too"] else "."))  # fmt: skip
+            if count["with_controls"]:
+                own, twin, random = (count[key] for key in ("own", "twin", "random"))
                 lines.append(
-                    f"Nor is it reuse: CKA with itself before is {count['own'][0]:.2f} in the first three blocks and "
-                    f"{count['own'][1]:.2f} in the last three, on average, but with random weights, which it never saw, "
-                    f"{count['random'][0]:.2f} and {count['random'][1]:.2f}"
-                    + (f", with the model of the other corpus {count['twin'][0]:.2f} and {count['twin'][1]:.2f}"
-                       if count["twin"] else "") + "."
-                )  # fmt: skip
+                    f"CKA in the first and in the last three blocks, the mean of {count['with_controls']} models: with itself "
+                    f"before {own[0]:.2f} and {own[1]:.2f}, with the model of the other corpus {twin[0]:.2f} and {twin[1]:.2f}, "
+                    f"with random weights {random[0]:.2f} and {random[1]:.2f}. What a model has in common with networks that it "
+                    "does not come from was not reused."
+                )
     if pictures:
         lines.append(
             "\n## Pictures\n\nCurves: mean DSC; bands: 95% interval of its change from the clean scans, over patients.\n"
