@@ -20,7 +20,7 @@ from ctssl.tables import read_table
 from ctssl.volume import Volume, read, resample, sheared, working_grid
 from ctssl.writing import write_whole
 
-METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml", "best_dsc", "unchanged")
+METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml")
 FEWEST = 6  # patients below which a paired test is not made
 TAKEN = {"case", "label", "patient", "model", "shift", "severity", "dsc", "nsd", "hd95_mm", "lesions", "lesions_found",
          "false_positives", "volume_ml", "volume_error_ml", "best_dsc", "unchanged"}  # fmt: skip

@@ -318,7 +318,7 @@ def power(found: Robustness) -> list[str]:
             least = min(1.0, 2.0 ** (1 - patients) * len(tested))
             if least > 0.05:
                 notes.append(f"{text}: with {patients} patients and {len(tested)} tests no `p_holm` can fall below {least:.2g}; "
-                             "fewer --shifts make it smaller, more patients much smaller")  # fmt: skip
+                             "fewer --shifts, chosen beforehand, lower that, more patients much more")  # fmt: skip
     return notes
 
 

@@ -36,7 +36,7 @@ def content(volume: Volume) -> str:
 def stamp_of(place: str, seed: int, scan: str) -> str:
     """By which shifts (`together`), with which seed and revision, and of which scan (`content`) it was made."""
     start, end = f"{MADE} {place} seed {seed}", f" by {REVISION} of {scan[:16]}"
-    if len(start) + len(end) > ROOM:
+    if len(start) + len(f" by {REVISION} of ") + 16 > ROOM:  # whatever is known of the scan
         start = f"{MADE} {hashlib.sha256(start.encode()).hexdigest()[:16]}"
     return start + end
 
