@@ -44,12 +44,13 @@ def stem(path: str) -> str:
     return Path(path).name.removesuffix(".gz").removesuffix(".nii")
 
 
-def agreement(model: Any, pairs: list[tuple[str, Path, Path]], *, progress: bool = False) -> list[dict[str, Any]]:
+def agreement(model: Any, pairs: list[tuple[str, Any, Any]], *, progress: bool = False) -> list[dict[str, Any]]:
     """A row for each pair and label: DSC of the two masks, their volumes, and what the encoder makes of both scans.
 
-    Both masks are made whole, and compared where the second scan covers the first one's grid (`covered`, a share). `dsc` and
-    `volume_difference`, which is relative to the mean of both, are NaN if both are empty; `embedding_cosine` and
-    `embedding_concordance` are of `encoder.embed`. Raises `ValueError` for scans that do not overlap.
+    A pair is its name and two scans, as `ctssl.read` takes them. Both masks are made whole, and compared where the second scan
+    covers the first one's grid (`covered`, a share). `dsc` and `volume_difference`, which is relative to the mean of both, are
+    NaN if both are empty; `embedding_cosine` and `embedding_concordance` are of `encoder.embed`. Raises `ValueError` for scans
+    that do not overlap.
     """
     from tqdm import tqdm
 

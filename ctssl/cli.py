@@ -19,7 +19,8 @@ from ctssl.cli_common import common, free
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(argv[0] if argv else "").parse_args(argv)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         args.run(args)
@@ -47,7 +48,7 @@ def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ctssl", description=ctssl.__doc__)
     parser.add_argument("--version", action="version", version=f"ctssl {ctssl.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -64,8 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("out", nargs="?", help="file.npy (without it, the vector is printed)")
     sub.add_argument("--model", default="swin-wild-mim", help="name, folder or repository (default: %(default)s)")
     common(sub)
-    for part in (cli_segment, cli_train, cli_judge, cli_shifts):
+    for part in (cli_segment, cli_train, cli_judge):
         part.add_commands(command)
+    cli_shifts.add_commands(command, chosen)
     sub = command("demo", _demo, "the first five minutes: a phantom (or your scan), its features, a mask")
     sub.add_argument("scan", nargs="?", help="your own scan instead of the phantom")
     sub.add_argument("--model", help="a segmenter, for a mask")

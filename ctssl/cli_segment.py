@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ctssl
-from ctssl.cli_common import common, free, may_be_series, scans_of
+from ctssl.cli_common import common, complain, free, may_be_series, scans_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,5 +134,4 @@ def _segment_folder(args: argparse.Namespace, scans: dict[str, Path]) -> None:
         print(json.dumps({"out": args.out, "scans": len(scans), "failed": failed}))
     else:
         print(f"{len(scans) - len(failed)} of {len(scans)} scans have their mask in {out}")
-    if failed:
-        raise RuntimeError(f"{len(failed)} scans failed:\n" + "\n".join(f"  {n}: {why}" for n, why in failed.items()))
+    complain(failed)

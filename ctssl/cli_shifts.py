@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ctssl.cli_common import free, scans_of
+from ctssl.cli_common import complain, free, scans_of
 
 NUMBERS = "SEV"
 UNITS = {
@@ -21,17 +21,15 @@ UNITS = {
 }
 
 
-def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """The two commands, by `command(name, run, text)` of `ctssl.cli`."""
-    from ctssl.shifts import SHIFTS
-
+def add_commands(command: Callable[..., argparse.ArgumentParser], chosen: str) -> None:
+    """The two commands, by `command(name, run, text)` of `ctssl.cli`. `chosen`: the one that will run, as `shift` alone needs to
+    load the shifts, which have its flags."""
     sub = command("shift", _shift, "a scan, or a folder of scans, as another protocol or kernel would have given it; several "
-                  f"shifts come in the order {', '.join(SHIFTS)}; a folder that was begun is finished")  # fmt: skip
+                  "shifts come in the order of their flags here; a folder that was begun is finished")  # fmt: skip
     sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder; or a folder of any of these")
     sub.add_argument("out", help="OUT.nii.gz; or a folder, for a folder of scans")
-    for name, shift in SHIFTS.items():
-        text = UNITS.get(name) or (shift.__doc__ or name).splitlines()[0].replace("%", "%%")
-        sub.add_argument(f"--{name.replace('_', '-')}", type=int, metavar=NUMBERS, help=f"{text}; severity 1 to 5")
+    if chosen == "shift":
+        _add_flags(sub)
     sub.add_argument("--kernel", type=int, metavar=NUMBERS, help="1 to 5 sharper, -1 to -5 smoother")
     sub.add_argument("--every", action="store_true", help="of a folder: each shift at each severity, as OUT/SHIFT-SEVERITY/NAME."
                      "nii.gz, and OUT/clean, for `ctssl robustness --predictions`")  # fmt: skip
@@ -66,6 +64,14 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--tolerance", type=float, default=2.0, help="mm, for the surface Dice (default: %(default)s)")
     sub.add_argument("--device", default="cpu")
     sub.add_argument("--overwrite", action="store_true", help="measure again what was measured with other settings")
+
+
+def _add_flags(sub: argparse.ArgumentParser) -> None:
+    from ctssl.shifts import SHIFTS
+
+    for name, shift in SHIFTS.items():
+        text = UNITS.get(name) or (shift.__doc__ or name).splitlines()[0].replace("%", "%%")
+        sub.add_argument(f"--{name.replace('_', '-')}", type=int, metavar=NUMBERS, help=f"{text}; severity 1 to 5")
 
 
 def _wanted(args: argparse.Namespace) -> dict[str, int]:
@@ -112,8 +118,7 @@ def _shift(args: argparse.Namespace) -> None:
         print(json.dumps({"written": written, "shifts": wanted, "seed": args.seed, "failed": failed}))
     else:
         print(f"{written[0]}" if len(written) == 1 else f"{len(written)} scans in {args.out}")
-    if failed:
-        raise RuntimeError(f"{len(failed)} scans failed:\n" + "\n".join(f"  {n}: {why}" for n, why in failed.items()))
+    complain(failed)
 
 
 def _say_unchanged(scan: Any, found: Any, severities: dict[str, int]) -> None:
@@ -183,8 +188,15 @@ def _known(wanted: dict[Any, str], overwrite: bool) -> dict[Any, str]:
     """The files that are there already, with their stamps. `wanted`: stamps without their scan. Raises `FileExistsError` for
     what `ctssl shift` did not write, such as masks, and, unless they are replaced, for what it wrote otherwise."""
     from ctssl.stamps import differs, stamp_in
+    from ctssl.volume import read
 
-    known = {path: stamp_in(path) for path in wanted if path.exists()}
+    def told(path: Any) -> str:
+        try:
+            return stamp_in(read(path))
+        except (ValueError, OSError):  # no scan at all
+            return ""
+
+    known = {path: told(path) for path in wanted if path.exists()}
     for path, stamp in known.items():
         if not stamp:
             raise FileExistsError(

@@ -151,11 +151,16 @@ def read_mask(path: Path) -> Volume:
 
 def labels_of(*masks: Volume) -> list[int]:
     """Labels that occur in any of the masks; 1 if none does."""
-    return sorted({int(v) for mask in masks for v in np.unique(mask.array) if v > 0}) or [1]
+    return sorted(set().union(*map(labels_in, masks))) or [1]
 
 
-def same_grid(one: Volume, two: Volume) -> None:
-    """Raise `ValueError`, saying what differs, unless both masks have the same voxels in the same places."""
+def labels_in(mask: Volume) -> set[int]:
+    """Every label that occurs, without the background."""
+    return {int(v) for v in np.unique(mask.array) if v > 0}
+
+
+def same_grid(one: Volume, two: Volume, *, name: str) -> None:
+    """Raise `ValueError`, saying of whom (`name`) and what differs, unless both masks have the same voxels in the same places."""
     if one.shape == two.shape and np.allclose(one.affine, two.affine, atol=0.1 * min(two.spacing_mm)):
         return
     if one.shape != two.shape:
@@ -168,7 +173,7 @@ def same_grid(one: Volume, two: Volume) -> None:
             f"their affines {'turn the axes otherwise' if turned else 'differ'}, corners lie up to {off:.1f} mm apart"
         )
     raise ValueError(
-        f"prediction and truth are on different grids ({what}); write the prediction on the scan's own grid"
+        f"{name}: prediction and truth are on different grids ({what}); write the prediction on the scan's own grid"
     )
 
 
@@ -178,10 +183,7 @@ def score_masks(one: Volume, two: Volume, *, name: str, tolerance_mm: float | No
 
     `tolerance_mm`: of the NSD. None: no distances (HD95 and NSD are NaN), which take most of the time.
     """
-    try:
-        same_grid(one, two)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    same_grid(one, two, name=name)
     one, two = squared(one), squared(two)
     rows = []
     for value in labels or labels_of(one, two):

@@ -16,9 +16,9 @@ import numpy as np
 
 from ctssl.curves import CLEAN, Row, against_clean, against_model, biggest_fall, corrected, curve, overview, picture
 from ctssl.datasets import Case, find_cases, read_case
-from ctssl.evaluation import TAKEN, as_plain, facts_of, markdown_table, score_masks, summary
+from ctssl.evaluation import TAKEN, as_plain, facts_of, labels_of, markdown_table, score_masks, summary
 from ctssl.shifts import REVISION, SHIFTS, check_shift, shift
-from ctssl.sources import Source, complete, find_sources, known_labels, labels_in
+from ctssl.sources import Source, complete, find_sources, known_labels
 from ctssl.stamps import content, differs, named, stamp_in, stamp_of, stamped
 from ctssl.tables import read_json
 from ctssl.volume import AIR_HU, Volume, read
@@ -214,9 +214,7 @@ def measure(sources: list[Source], cases: list[Case], places: list[tuple[str, in
                         shifted = shifted_scan(scan, place, seed, file, stamp_of(named(*place), seed, voxels[0]))
                     seen = scan if shifted is None else shifted
                     mask = source.mask(seen, case.name, named(*place))
-                    kept = score_masks(
-                        mask, truth, name=case.name, tolerance_mm=tolerance_mm, labels=true_labels(truth)
-                    )
+                    kept = score_masks(mask, truth, name=case.name, tolerance_mm=tolerance_mm, labels=labels_of(truth))
                     kept = [{**row, **left_to_see(scan, seen, truth, row["label"], place[0])} for row in kept]
                     keep_rows(path, facts, kept)
                 where = {
@@ -241,19 +239,15 @@ def left_to_see(scan: Volume, seen: Volume, truth: Volume, label: int, name: str
     return {"best_dsc": best, "unchanged": name in TAKING and np.array_equal(seen.array, scan.array)}
 
 
-def true_labels(truth: Volume) -> list[int]:
-    """The same for every mask of a case: the labels that are there, or 1 where there is none."""
-    return labels_in(truth) or [1]
-
-
 def shifted_scan(scan: Volume, place: tuple[str, int], seed: int, file: Path | None = None, stamp: str = "") -> Volume:
     """The scan under a shift, from `file` if it was kept there, else kept there; the header's `stamp` says of what."""
     if place[0] == CLEAN:
         return scan
     if file and file.exists():
-        if why := differs(stamp_in(file), stamp):
+        kept = read(file)
+        if why := differs(stamp_in(kept), stamp):
             raise ValueError(f"{file} is not this shifted scan: {why}; choose another --scans")
-        return read(file)
+        return kept
     found = shift(scan, place[0], severity=place[1], seed=seed)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -355,11 +349,12 @@ def with_pairs(found: Robustness, sources: list[Source], table: Path, folder: Pa
             continue
         mine: list[Row] = []
         for pair in tqdm(find_pairs(table), desc="pairs", disable=not progress):
-            facts = {"source": source.key("", ""), "pair": [pair[0], *(content(read(scan)) for scan in pair[1:])]}
+            name, one, two = pair[0], read(pair[1]), read(pair[2])
+            facts = {"source": source.key("", ""), "pair": [name, content(one), content(two)]}
             path = folder / str(number) / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
             kept = kept_rows(path, facts, overwrite)
             if kept is None:
-                kept = agreement(source.model, [pair])
+                kept = agreement(source.model, [(name, one, two)])
                 keep_rows(path, facts, kept)
             mine += kept
         rows += [{"model": source.name, **row} for row in mine]

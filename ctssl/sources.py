@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ctssl.datasets import Case, niftis, read_case
-from ctssl.evaluation import read_mask, same_grid
+from ctssl.evaluation import labels_in, read_mask, same_grid
 from ctssl.stamps import named
 from ctssl.tables import read_json
 from ctssl.volume import Volume
@@ -110,14 +108,11 @@ def known_labels(folder: Path, cases: list[Case], places: list[tuple[str, int]])
     files = {place: niftis(folder / named(*place)) for place in places}
     for case in cases:
         truth = read_case(case)[1]
-        true |= set(labels_in(truth))
+        true |= labels_in(truth)
         for place in places:
             mask, file = read_mask(files[place][case.name]), files[place][case.name]
-            found[file] = set(labels_in(mask))
-            try:
-                same_grid(mask, truth)
-            except ValueError as error:
-                raise ValueError(f"{file}: {error}") from error
+            found[file] = labels_in(mask)
+            same_grid(mask, truth, name=str(file))
     every = set().union(*found.values())
     if every and true and not every & true:
         raise ValueError(f"the masks of {folder} hold the labels {sorted(every)[:9]}, and the true ones {sorted(true)[:9]}: give "
@@ -129,8 +124,3 @@ def known_labels(folder: Path, cases: list[Case], places: list[tuple[str, int]])
     if more := sorted(every - true):
         notes.append(f"masks of {folder.name} hold labels that no true mask has ({more[:9]}); these do not count")
     return notes
-
-
-def labels_in(mask: Volume) -> list[int]:
-    """Every label that occurs, without the background."""
-    return [int(v) for v in np.unique(mask.array) if v > 0]

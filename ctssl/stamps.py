@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ctssl.curves import CLEAN
 from ctssl.datasets import voxel_hash
 from ctssl.shifts import REVISION, SHIFTS
-from ctssl.volume import Volume, read
+from ctssl.volume import Volume
 
 MADE = "ctssl"  # how a stamp begins
 ROOM, PROOF = 79, 15  # characters in the header's `descrip`, and in `intent_name`
+SCAN = 16  # characters of a scan's hash
 
 
 def named(name: str, severity: int) -> str:
@@ -35,10 +34,10 @@ def content(volume: Volume) -> str:
 
 def stamp_of(place: str, seed: int, scan: str) -> str:
     """By which shifts (`together`), with which seed and revision, and of which scan (`content`) it was made."""
-    start, end = f"{MADE} {place} seed {seed}", f" by {REVISION} of {scan[:16]}"
-    if len(start) + len(f" by {REVISION} of ") + 16 > ROOM:  # whatever is known of the scan
+    start, end = f"{MADE} {place} seed {seed}", f" by {REVISION} of "
+    if len(start) + len(end) + SCAN > ROOM:  # whatever is known of the scan
         start = f"{MADE} {hashlib.sha256(start.encode()).hexdigest()[:16]}"
-    return start + end
+    return start + end + scan[:SCAN]
 
 
 def differs(told: str, stamp: str) -> str:
@@ -65,18 +64,9 @@ def stamped(scan: Volume, stamp: str) -> Volume:
     return replace(scan, header=header)
 
 
-def stamp_in(path: Path) -> str:
-    """The stamp of a file; empty where it has none, or other voxels than those that were stamped."""
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-
-    def text(key: str) -> str:
-        return bytes(header[key]).rstrip(b"\0").decode("latin-1") if key in header else ""
-
-    try:
-        header: Any = nibabel.load(path).header  # type: ignore[attr-defined]
-        stamp = text("descrip")
-        proven = stamp.startswith(f"{MADE} ") and text("intent_name") == voxel_hash(read(path))[:PROOF]
-    except (ImageFileError, OSError, EOFError, ValueError):
+def stamp_in(scan: Volume) -> str:
+    """The stamp of a scan; empty where it has none, or other voxels than those that were stamped."""
+    if scan.header is None:
         return ""
-    return stamp if proven else ""
+    stamp, proof = (bytes(scan.header[key]).rstrip(b"\0").decode("latin-1") for key in ("descrip", "intent_name"))
+    return stamp if stamp.startswith(f"{MADE} ") and proof == voxel_hash(scan)[:PROOF] else ""

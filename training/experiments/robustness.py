@@ -31,10 +31,11 @@ import numpy as np
 import ctssl
 from ctssl.curves import CLEAN
 from ctssl.datasets import find_cases, read_case
+from ctssl.evaluation import labels_of
 from ctssl.finetuning import BASELINES, fresh, published
 from ctssl.hub import read_config
 from ctssl.metrics import volume_ml
-from ctssl.robustness import left_to_see, measure, true_labels
+from ctssl.robustness import left_to_see, measure
 from ctssl.shifts import REVISION, SHIFTS
 from ctssl.similarity import TooFewCrops, compare
 from ctssl.sources import find_sources
@@ -119,7 +120,7 @@ def note_facts(source: trials.Experiment, path: Path) -> None:
         best = {}
         for severity in SEVERITIES:
             seen = ctssl.shift(scan, "truncation", severity=severity)
-            each = [left_to_see(scan, seen, mask, label, "truncation")["best_dsc"] for label in true_labels(mask)]
+            each = [left_to_see(scan, seen, mask, label, "truncation")["best_dsc"] for label in labels_of(mask)]
             best[str(severity)] = round(float(np.mean(each)), 4)
         keep(path, "facts", name, value={"kernel": kernels.get(name, ""), "volume_ml": volume, "best_truncated": best})
 

@@ -100,10 +100,15 @@ def radial(power: np.ndarray, spacing: tuple[float, ...], bins: np.ndarray = BIN
     return np.array([power[ring == i].mean() for i in range(1, len(bins))])
 
 
+def whole_slices(array: np.ndarray) -> Any:
+    """Axial slices `(x, y, z)` in frequency space, without their mean, under a Hann window."""
+    window = np.outer(*(np.hanning(n) for n in array.shape[:2]))[..., None]
+    return np.fft.fft2((array - array.mean((0, 1))) * window, axes=(0, 1))
+
+
 def transfer(two: Pair) -> np.ndarray:
     """Sharp over smooth by ring, from the cross spectrum of whole slices: both hold the same projections."""
-    window = np.outer(*(np.hanning(n) for n in two.smooth.shape[:2]))[..., None]
-    one, other = (np.fft.fft2((v.array - v.array.mean((0, 1))) * window, axes=(0, 1)) for v in two)
+    one, other = (whole_slices(v.array) for v in two)
     cross, own = (one.conj() * other).real.sum(2), (np.abs(one) ** 2).sum(2)
     spacing = two.smooth.spacing_mm[:2]
     return radial(cross, spacing) / radial(own, spacing)
@@ -133,17 +138,18 @@ def unpaired(scan: Volume, like: Volume, exponent: float) -> float:
         return values - values[:LOW].mean()
 
     wanted = level((spectrum(like) - spectrum(scan)) / 2)
-    found = optimize.least_squares(
-        lambda s: np.sign(s[0]) * level(np.log(ratio(middle, abs(s[0]), exponent=exponent))) - wanted, [0.0]
-    )
+    found = optimize.least_squares(lambda s: level(np.log(relative(middle, s[0], exponent))) - wanted, [0.0])
     return float(found.x[0])
+
+
+def relative(frequency: np.ndarray, strength: float, exponent: float) -> np.ndarray:
+    """The shift's ratio, or below 0 its inverse."""
+    return ratio(frequency, abs(strength), exponent=exponent) ** np.sign(strength)
 
 
 def spectrum(volume: Volume) -> np.ndarray:
     """Log power by ring, the median over axial slices."""
-    window = np.outer(*(np.hanning(n) for n in volume.shape[:2]))[..., None]
-    array = np.clip(volume.array, -1024.0, HIGHEST_HU)
-    power = np.abs(np.fft.fft2((array - array.mean((0, 1))) * window, axes=(0, 1))) ** 2
+    power = np.abs(whole_slices(np.clip(volume.array, -1024.0, HIGHEST_HU))) ** 2
     return np.median([np.log(radial(plane, volume.spacing_mm[:2])) for plane in np.moveaxis(power, 2, 0)], axis=0)
 
 
@@ -282,7 +288,7 @@ def numbers(way: str, judged: Pair, known: Pair, other: tuple[float, float]) -> 
 
 
 def shifted(volume: Volume, strength: float, exponent: float) -> Volume:
-    array = filtered(volume, lambda f: ratio(f, abs(strength), exponent=exponent) ** np.sign(strength))
+    array = filtered(volume, lambda f: relative(f, strength, exponent))
     return Volume(array, volume.affine, volume.name)
 
 
