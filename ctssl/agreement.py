@@ -21,21 +21,34 @@ def find_pairs(table: Path) -> list[tuple[str, Path, Path]]:
     """Name, first and second scan of each row of a CSV with the columns `first` and `second` (and `id`)."""
     columns, rows = read_table(table)
     if not {"first", "second"} <= set(columns):
-        raise ValueError(f"{table} has the columns {columns}; needed: first, second (two scans of one "
-                         "acquisition, files found from the table's folder), and id if they have a name")  # fmt: skip
-    found = [(row.get("id") or f"{stem(row['first'])}, {stem(row['second'])}", table.parent / row["first"],
-              table.parent / row["second"]) for _, row in rows]  # fmt: skip
+        raise ValueError(
+            f"{table} has the columns {columns}; needed: first, second (two scans of one "
+            "acquisition, files found from the table's folder), and id if they have a name"
+        )
+    found = [
+        (
+            row.get("id") or f"{stem(row['first'])}, {stem(row['second'])}",
+            table.parent / row["first"],
+            table.parent / row["second"],
+        )
+        for _, row in rows
+    ]
     names = [name for name, *_ in found]
     if len(set(names)) < len(names):  # files of one name in the folders of several patients
-        found = [(row.get("id") or f"{row['first']}, {row['second']}", one, two)
-                 for (_, row), (_, one, two) in zip(rows, found, strict=True)]  # fmt: skip
+        found = [
+            (row.get("id") or f"{row['first']}, {row['second']}", one, two)
+            for (_, row), (_, one, two) in zip(rows, found, strict=True)
+        ]
     doubled = [name for name, count in Counter(name for name, *_ in found).items() if count > 1]
     if doubled:
         raise ValueError(f"{table} has the pair {doubled[0]!r} more than once; keep one, or give each an id")
     missing = [path for _, *both in found for path in both if not path.exists()]
     if missing or not found:
-        raise FileNotFoundError(f"{table} names {len(missing)} scans that are not there, first {missing[0]}" if missing else
-                                f"{table} names no pair")  # fmt: skip
+        raise FileNotFoundError(
+            f"{table} names {len(missing)} scans that are not there, first {missing[0]}"
+            if missing
+            else f"{table} names no pair"
+        )
     return found
 
 
@@ -44,7 +57,9 @@ def stem(path: str) -> str:
     return Path(path).name.removesuffix(".gz").removesuffix(".nii")
 
 
-def agreement(model: Any, pairs: list[tuple[str, Any, Any]], *, progress: bool = False) -> list[dict[str, Any]]:
+def agreement(
+    model: Any, pairs: list[tuple[str, Any, Any]], *, progress: bool = False
+) -> list[dict[str, Any]]:
     """A row for each pair and label: DSC of the two masks, their volumes, and what the encoder makes of both scans.
 
     A pair is its name and two scans, as `ctssl.read` takes them. Both masks are made whole, and compared where the second scan
@@ -59,17 +74,28 @@ def agreement(model: Any, pairs: list[tuple[str, Any, Any]], *, progress: bool =
         one, two = (read(path) for path in both)
         covered = resample(np.ones(two.shape, np.float32), two.affine, one.shape, one.affine) > 0.5
         if not covered.any():
-            raise ValueError(f"{name}: the second scan lies beside the first one, so they are not of one acquisition; look at "
-                             "the pair in the table")  # fmt: skip
+            raise ValueError(
+                f"{name}: the second scan lies beside the first one, so they are not of one acquisition; look at "
+                "the pair in the table"
+            )
         first, second = (segment(model, scan) for scan in (one, two))
         features = {"embedding_cosine": math.nan, "embedding_concordance": math.nan}
         if hasattr(model.encoder, "forward_intermediates"):  # nnU-Net's network has no embedding
             a, b = (embed(model.encoder, scan).numpy().astype(float) for scan in (one, two))
-            features = {"embedding_cosine": float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)),
-                        "embedding_concordance": concordance(a, b)}  # fmt: skip
+            features = {
+                "embedding_cosine": float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)),
+                "embedding_concordance": concordance(a, b),
+            }
         for label in model.labels:
-            rows.append({"pair": name, "label": label, "covered": float(covered.mean()),
-                         **_masks(first, second, covered, label=label), **features})  # fmt: skip
+            rows.append(
+                {
+                    "pair": name,
+                    "label": label,
+                    "covered": float(covered.mean()),
+                    **_masks(first, second, covered, label=label),
+                    **features,
+                }
+            )
     return rows
 
 
@@ -77,8 +103,12 @@ def _masks(one: Volume, two: Volume, covered: np.ndarray, *, label: int) -> dict
     first = (one.array == label) & covered
     second = (resample(two.array == label, two.affine, one.shape, one.affine) > 0.5) & covered
     a, b = (volume_ml(mask, spacing_mm=one.spacing_mm) for mask in (first, second))
-    return {"dsc": dsc(first, second) if a + b else math.nan, "first_ml": a, "second_ml": b,
-            "volume_difference": 2 * (b - a) / (a + b) if a + b else math.nan}  # fmt: skip
+    return {
+        "dsc": dsc(first, second) if a + b else math.nan,
+        "first_ml": a,
+        "second_ml": b,
+        "volume_difference": 2 * (b - a) / (a + b) if a + b else math.nan,
+    }
 
 
 def concordance(x: np.ndarray, y: np.ndarray) -> float:
@@ -99,7 +129,9 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
     the labels (NaN for fewer than 3 pairs)."""
     pairs = len({row["pair"] for row in rows})
     labels = sorted({row["label"] for row in rows})
-    volumes = [np.array([[r["first_ml"], r["second_ml"]] for r in rows if r["label"] == label]) for label in labels]
+    volumes = [
+        np.array([[r["first_ml"], r["second_ml"]] for r in rows if r["label"] == label]) for label in labels
+    ]
     differences = [abs(row["volume_difference"]) for row in rows if not math.isnan(row["volume_difference"])]
     return {
         "pairs": pairs,

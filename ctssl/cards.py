@@ -17,10 +17,17 @@ HUB_LICENCES = (
     "cc-by-nc-sa-4.0",
 )
 SAYS = {
-    "code": "written by", "parent": "started from", "pretext": "pretext", "samples": "samples seen", "licence": "licence",
-    "cases": "cases to train on", "held_out": "cases held out", "mean_dsc": "mean DSC on these",
-    "recipe_sha256": "sha256 of the settings", "manifest_sha256": "sha256 of the list of scans",
-}  # fmt: skip
+    "code": "written by",
+    "parent": "started from",
+    "pretext": "pretext",
+    "samples": "samples seen",
+    "licence": "licence",
+    "cases": "cases to train on",
+    "held_out": "cases held out",
+    "mean_dsc": "mean DSC on these",
+    "recipe_sha256": "sha256 of the settings",
+    "manifest_sha256": "sha256 of the list of scans",
+}
 
 
 def card(folder: Path, repo: str, told: dict[str, str]) -> str:
@@ -29,13 +36,18 @@ def card(folder: Path, repo: str, told: dict[str, str]) -> str:
     segmenter = config["kind"] == "segmenter"
     labels = ", ".join(config.get("labels", {}).values())
     pre = config["preprocess"]
-    use = (f'mask = ctssl.load_segmenter("{repo}").segment("scan.nii.gz")' if segmenter else
-           f'features = ctssl.load("{repo}").embed("scan.nii.gz")')  # fmt: skip
+    use = (
+        f'mask = ctssl.load_segmenter("{repo}").segment("scan.nii.gz")'
+        if segmenter
+        else f'features = ctssl.load("{repo}").embed("scan.nii.gz")'
+    )
     what = f"A segmenter of {labels} in CT, head `{config['head']}`" if segmenter else "An encoder for CT"
     judged = "**How good it is has not been written down.**"
     if told.get("mean_dsc"):
-        judged = (f"It was judged on {told.get('held_out')} held-out cases of its maker's own data (mean DSC "
-                  f"{told['mean_dsc']}), which says little about scans from elsewhere.")  # fmt: skip
+        judged = (
+            f"It was judged on {told.get('held_out')} held-out cases of its maker's own data (mean DSC "
+            f"{told['mean_dsc']}), which says little about scans from elsewhere."
+        )
     rows = "\n".join(f"| {words} | {told[key]} |" for key, words in SAYS.items() if told.get(key))
     return f"""---
 {front_matter(config, segmenter)}
@@ -70,8 +82,10 @@ def front_matter(config: dict[str, Any], segmenter: bool) -> str:
     licence = str(config.get("licence", "")).lower()
     known = licence in HUB_LICENCES
     data = ModelCardData(
-        library_name="ctssl", pipeline_tag="image-segmentation" if segmenter else "image-feature-extraction",
-        tags=["ct", "medical-imaging", "3d", config["encoder"]], license=licence if known else "other",
+        library_name="ctssl",
+        pipeline_tag="image-segmentation" if segmenter else "image-feature-extraction",
+        tags=["ct", "medical-imaging", "3d", config["encoder"]],
+        license=licence if known else "other",
         license_name=None if known else "not-stated",
-    )  # fmt: skip
+    )
     return data.to_yaml().strip()

@@ -24,7 +24,14 @@ def main(argv: list[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         args.run(args)
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError) as error:
+    except (
+        ValueError,
+        TypeError,
+        FileNotFoundError,
+        FileExistsError,
+        NotADirectoryError,
+        ImportError,
+    ) as error:
         print(f"ctssl {args.command}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read our output, such as `head`, has enough
@@ -63,7 +70,9 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     sub = command("embed", _embed, "features of a scan, one vector")
     sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder")
     sub.add_argument("out", nargs="?", help="file.npy (without it, the vector is printed)")
-    sub.add_argument("--model", default="swin-wild-mim", help="name, folder or repository (default: %(default)s)")
+    sub.add_argument(
+        "--model", default="swin-wild-mim", help="name, folder or repository (default: %(default)s)"
+    )
     common(sub)
     for part in (cli_segment, cli_train, cli_judge):
         part.add_commands(command)
@@ -94,7 +103,11 @@ def _embed(args: argparse.Namespace) -> None:
         np.save(content, vector)
         write_whole(Path(args.out), content.getvalue())
     if args.json:
-        print(json.dumps({"model": args.model, "scan": args.scan, "out": args.out, "embedding": vector.tolist()}))
+        print(
+            json.dumps(
+                {"model": args.model, "scan": args.scan, "out": args.out, "embedding": vector.tolist()}
+            )
+        )
     elif args.out:
         print(f"{len(vector)} features of {args.scan} in {args.out}")
     else:
@@ -113,13 +126,19 @@ def _demo(args: argparse.Namespace) -> None:
     print(f"features  {written['features']}  (three principal components as colours; {written['encoder']})")
     if "mask" in written:
         own = (
-            "" if args.model else "; by the segmenter that comes with ctssl, for sarcoma of the limbs and nothing else"
+            ""
+            if args.model
+            else "; by the segmenter that comes with ctssl, for sarcoma of the limbs and nothing else"
         )
-        print(f"mask      {written['mask']}  ({written['volume_ml']} ml{own})\noverlay   {written['overlay']}")
+        print(
+            f"mask      {written['mask']}  ({written['volume_ml']} ml{own})\noverlay   {written['overlay']}"
+        )
     if "scan" in written:
         print("\nThe phantom shows that everything works, not how accurate it is.")
     print("\nNext:\n  ctssl embed SCAN.nii.gz features.npy            one vector for your own scan")
-    print("  ctssl finetune DATA --out my-model              a segmenter from your labels (DATA/images, DATA/labels)")
+    print(
+        "  ctssl finetune DATA --out my-model              a segmenter from your labels (DATA/images, DATA/labels)"
+    )
     print("  ctssl segment SCAN.nii.gz MASK.nii.gz --model my-model")
 
 

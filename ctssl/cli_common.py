@@ -25,7 +25,9 @@ def free(path: str, overwrite: bool, *endings: str) -> None:
 def complain(failed: dict[str, str]) -> None:
     """Raise `RuntimeError` with the scans of a folder that failed, and why, once the others are done."""
     if failed:
-        raise RuntimeError(f"{len(failed)} scans failed:\n" + "\n".join(f"  {n}: {why}" for n, why in failed.items()))
+        raise RuntimeError(
+            f"{len(failed)} scans failed:\n" + "\n".join(f"  {n}: {why}" for n, why in failed.items())
+        )
 
 
 NOT_DICOM = (".nii", ".nii.gz", ".json", ".csv", ".md", ".txt", ".png", ".py", ".log")

@@ -13,25 +13,36 @@ from ctssl.cli_common import free
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     """The two commands, by `command(name, run, text)` of `ctssl.cli`."""
-    sub = command("evaluate", _evaluate, "masks against the truth: per case, per stratum, and against other masks")
+    sub = command(
+        "evaluate", _evaluate, "masks against the truth: per case, per stratum, and against other masks"
+    )
     sub.add_argument("predictions", help="folder of masks")
     sub.add_argument("labels", help="folder of true masks with the same names")
     sub.add_argument("--table", help="CSV with a row per case (id, and what --by names)")
     sub.add_argument("--by", default="", help="columns of the table, with commas: a stratum for each value")
     sub.add_argument("--against", help="folder of other masks for the same cases: paired tests")
-    sub.add_argument("--tolerance", type=float, default=2.0, help="mm, for the surface Dice (default: %(default)s)")
+    sub.add_argument(
+        "--tolerance", type=float, default=2.0, help="mm, for the surface Dice (default: %(default)s)"
+    )
     sub.add_argument("--out", help="folder for cases.csv, report.json, report.md and pictures")
     sub = command("compare", _compare, "which blocks of two models see alike (CKA): a heat map")
     sub.add_argument("first", help="encoder or segmenter: name, folder or repository")
     sub.add_argument("second")
     sub.add_argument("--data", required=True, nargs="+", help="scans: files, or a folder of .nii and .nii.gz")
     sub.add_argument("--out", required=True, help="OUT.png; the numbers go beside it, as .json")
-    sub.add_argument("--crops", type=int, default=256, help="fewer make an unsteady picture (default: %(default)s)")
+    sub.add_argument(
+        "--crops", type=int, default=256, help="fewer make an unsteady picture (default: %(default)s)"
+    )
     sub.add_argument(
         "--size", type=int, help="voxels along each side of a crop (default: 64, less where scans are small)"
     )
-    sub.add_argument("--spacing", type=float, metavar="MM", help="at which both see the scans (default: that of the segmenter, "
-                     "where one of the two is one; else each its own)")  # fmt: skip
+    sub.add_argument(
+        "--spacing",
+        type=float,
+        metavar="MM",
+        help="at which both see the scans (default: that of the segmenter, "
+        "where one of the two is one; else each its own)",
+    )
     sub.add_argument(
         "--shift", metavar="NAME:SEVERITY", help="the second sees the scans shifted, such as kernel_sharp:3"
     )
@@ -42,11 +53,22 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    if args.out and Path(args.out).exists() and (not Path(args.out).is_dir() or any(Path(args.out).iterdir())):
+    if (
+        args.out
+        and Path(args.out).exists()
+        and (not Path(args.out).is_dir() or any(Path(args.out).iterdir()))
+    ):
         raise FileExistsError(f"{args.out} exists and is not empty; choose another folder")
     by = tuple(column.strip() for column in args.by.split(",") if column.strip())
-    found = ctssl.evaluate(args.predictions, args.labels, table=args.table, by=by, against=args.against,
-                           tolerance_mm=args.tolerance, progress=not args.json)  # fmt: skip
+    found = ctssl.evaluate(
+        args.predictions,
+        args.labels,
+        table=args.table,
+        by=by,
+        against=args.against,
+        tolerance_mm=args.tolerance,
+        progress=not args.json,
+    )
     if args.out:
         found.save(args.out)
     if args.json:
@@ -70,18 +92,40 @@ def _compare(args: argparse.Namespace) -> None:
     free(numbers, args.overwrite, ".json")
     scans: list[Path] = []
     for source in map(Path, args.data):
-        inside = sorted(p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz"))) if source.is_dir() else []
+        inside = (
+            sorted(p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz")))
+            if source.is_dir()
+            else []
+        )
         scans += inside or [source]
     others = _shifted(scans, args.shift, args.seed) if args.shift else None
-    models = [ctssl.load(name) if read_config(find(name))["kind"] == "encoder" else ctssl.load_segmenter(name)
-              for name in (args.first, args.second)]  # fmt: skip
+    models = [
+        ctssl.load(name) if read_config(find(name))["kind"] == "encoder" else ctssl.load_segmenter(name)
+        for name in (args.first, args.second)
+    ]
     names = label(args.first), label(args.second) + (f", {args.shift}" if args.shift else "")
-    found = compare(models[0], models[1], list(scans), other_scans=others, crops=args.crops, size=args.size, names=names,
-                    spacing_mm=args.spacing, seed=args.seed, progress=not args.json)  # fmt: skip
+    found = compare(
+        models[0],
+        models[1],
+        list(scans),
+        other_scans=others,
+        crops=args.crops,
+        size=args.size,
+        names=names,
+        spacing_mm=args.spacing,
+        seed=args.seed,
+        progress=not args.json,
+    )
     found.picture(args.out)
-    result = {"blocks": found.matrix.round(5).tolist(), "crops": found.crops, "size": found.size, "apart": found.apart,
-              "models": [args.first, args.second],
-              "shift": args.shift, "pooling": f"mean over a grid of {CELLS} x {CELLS} x {CELLS} cells"}  # fmt: skip
+    result = {
+        "blocks": found.matrix.round(5).tolist(),
+        "crops": found.crops,
+        "size": found.size,
+        "apart": found.apart,
+        "models": [args.first, args.second],
+        "shift": args.shift,
+        "pooling": f"mean over a grid of {CELLS} x {CELLS} x {CELLS} cells",
+    }
     write_whole(Path(numbers), json.dumps(result) + "\n")
     if args.json:
         print(json.dumps(result))

@@ -16,19 +16,30 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("list", _list, "the models that exist")
     sub.add_argument("pattern", nargs="?", default="*", help="such as '*mim*'")
     sub = command("info", _info, "what is known of a model, and where it comes from")
-    sub.add_argument("name", help="a name of the list, the folder of a model (fine-tuned, imported, downloaded), or a Hub "
-                     "repository owner/name, which is downloaded")  # fmt: skip
+    sub.add_argument(
+        "name",
+        help="a name of the list, the folder of a model (fine-tuned, imported, downloaded), or a Hub "
+        "repository owner/name, which is downloaded",
+    )
     sub.add_argument("--revision", help="commit, tag or branch of a repository")
     sub = command(
-        "download", _download, "models from the Hub into the cache, or as plain folders for a machine without a network"
+        "download",
+        _download,
+        "models from the Hub into the cache, or as plain folders for a machine without a network",
     )
-    sub.add_argument("names", nargs="*", metavar="NAME", help="names of the list, or Hub repositories owner/name")
+    sub.add_argument(
+        "names", nargs="*", metavar="NAME", help="names of the list, or Hub repositories owner/name"
+    )
     sub.add_argument("--all", action="store_true", help="all models of the list")
     sub.add_argument(
-        "--to", metavar="FOLDER", help="write FOLDER/NAME; CTSSL_MODELS=FOLDER then serves them, also elsewhere"
+        "--to",
+        metavar="FOLDER",
+        help="write FOLDER/NAME; CTSSL_MODELS=FOLDER then serves them, also elsewhere",
     )
     sub.add_argument("--revision", help="commit, tag or branch, of one repository")
-    sub = command("import", _import, "another project's checkpoint into a folder that everything here takes as --model")
+    sub = command(
+        "import", _import, "another project's checkpoint into a folder that everything here takes as --model"
+    )
     _import_arguments(sub)
 
 
@@ -41,8 +52,20 @@ def _list(args: argparse.Namespace) -> None:
         return
     if not names:
         raise ValueError(f"no model matches {args.pattern!r}; `ctssl list` shows all")
-    rows = [(s.name, s.kind, s.encoder, s.corpus, s.pretext, f"{s.parameters / 1e6:.1f} M", f"{2 * s.parameters / 1e6:.1f} MB",
-             s.licence, "baseline only" if s.baseline_only else "") for s in map(info, names)]  # fmt: skip
+    rows = [
+        (
+            s.name,
+            s.kind,
+            s.encoder,
+            s.corpus,
+            s.pretext,
+            f"{s.parameters / 1e6:.1f} M",
+            f"{2 * s.parameters / 1e6:.1f} MB",
+            s.licence,
+            "baseline only" if s.baseline_only else "",
+        )
+        for s in map(info, names)
+    ]
     rows.insert(0, ("name", "kind", "encoder", "corpus", "pretext", "parameters", "size", "licence", "note"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
@@ -58,7 +81,11 @@ def _info(args: argparse.Namespace) -> None:
         if key != "fingerprint":  # numbers for programs
             print(_plain(f"{key:13} {value if value not in (None, '') else '-'}"))
     unknown = (
-        "" if origin else ": it is not on this machine; `ctssl download` fetches it" if origin is None else ": unknown"
+        ""
+        if origin
+        else ": it is not on this machine; `ctssl download` fetches it"
+        if origin is None
+        else ": unknown"
     )
     print(f"\nwhere it comes from{unknown}")
     for key, value in (origin or {}).items():
@@ -129,13 +156,23 @@ def _import_arguments(sub: argparse.ArgumentParser) -> None:
         help="smit, monai-swinunetr, monai-swinvit, monai-vit or timm-vit (default: told by the weights' names)",
     )
     sub.add_argument("--out", required=True, help="folder for the encoder")
-    sub.add_argument("--merging", choices=["1.4", "1.5", "v2"], help="of a MONAI Swin: before 1.5, since, or mergingv2")
+    sub.add_argument(
+        "--merging", choices=["1.4", "1.5", "v2"], help="of a MONAI Swin: before 1.5, since, or mergingv2"
+    )
     sub.add_argument("--heads", type=int, metavar="N", help="attention heads of a ViT")
-    sub.add_argument("--grid", type=int, nargs=3, metavar=("X", "Y", "Z"), help="tokens of a ViT, if they are no cube")
+    sub.add_argument(
+        "--grid", type=int, nargs=3, metavar=("X", "Y", "Z"), help="tokens of a ViT, if they are no cube"
+    )
     sub.add_argument("--norm-eps", type=float, help="epsilon of a timm ViT's norms (default: 1e-6)")
-    sub.add_argument("--root", help="what stands before the encoder's keys, if the file holds several encoders")
-    sub.add_argument("--spacing", type=float, metavar="MM", help="that it was trained at (default: the family's)")
-    sub.add_argument("--window-hu", type=float, nargs=2, metavar=("LOW", "HIGH"), help="likewise, mapped to 0..1")
+    sub.add_argument(
+        "--root", help="what stands before the encoder's keys, if the file holds several encoders"
+    )
+    sub.add_argument(
+        "--spacing", type=float, metavar="MM", help="that it was trained at (default: the family's)"
+    )
+    sub.add_argument(
+        "--window-hu", type=float, nargs=2, metavar=("LOW", "HIGH"), help="likewise, mapped to 0..1"
+    )
     sub.add_argument("--licence", default="unknown: that of the source file", help="of the weights")
     sub.add_argument("--overwrite", action="store_true")
 
@@ -144,25 +181,47 @@ def _import(args: argparse.Namespace) -> None:
     import ctssl
 
     done = ctssl.import_checkpoint(
-        args.file, out=args.out, family=args.family, merging=args.merging, heads=args.heads,
-        grid=tuple(args.grid) if args.grid else None, norm_eps=args.norm_eps, root=args.root, spacing_mm=args.spacing,
-        window_hu=tuple(args.window_hu) if args.window_hu else None, licence=args.licence, overwrite=args.overwrite,
-    )  # fmt: skip
+        args.file,
+        out=args.out,
+        family=args.family,
+        merging=args.merging,
+        heads=args.heads,
+        grid=tuple(args.grid) if args.grid else None,
+        norm_eps=args.norm_eps,
+        root=args.root,
+        spacing_mm=args.spacing,
+        window_hu=tuple(args.window_hu) if args.window_hu else None,
+        licence=args.licence,
+        overwrite=args.overwrite,
+    )
     if args.json:
-        print(json.dumps({"model": args.out, "family": done.family, "counts": done.counts, "keys": done.keys,
-                          "not_weights": done.skipped}))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "model": args.out,
+                    "family": done.family,
+                    "counts": done.counts,
+                    "keys": done.keys,
+                    "not_weights": done.skipped,
+                }
+            )
+        )
         return
     told = [entry for entry in done.keys if entry["how"]]
     for how in dict.fromkeys(entry["how"] for entry in told):
         same = [entry for entry in told if entry["how"] == how]
-        print(f"{same[0]['action']:9} {len(same):4}  {same[0]['key']}{' ...' if len(same) > 1 else ''}: {how}")
+        print(
+            f"{same[0]['action']:9} {len(same):4}  {same[0]['key']}{' ...' if len(same) > 1 else ''}: {how}"
+        )
     pre = done.spec.preprocess
     print(
         ", ".join(f"{count} {action}" for action, count in done.counts.items())
         + f"; every key in {args.out}/import.json"
     )
-    print(f"scans are prepared at {pre.spacing_mm:g} mm, {pre.window_hu[0]:g} to {pre.window_hu[1]:g} HU; say otherwise with "
-          "--spacing and --window-hu if the encoder was trained otherwise")  # fmt: skip
+    print(
+        f"scans are prepared at {pre.spacing_mm:g} mm, {pre.window_hu[0]:g} to {pre.window_hu[1]:g} HU; say otherwise with "
+        "--spacing and --window-hu if the encoder was trained otherwise"
+    )
     print(
         f"\n{args.out} is ready, a {done.family} encoder. Next: ctssl finetune DATA --out my-model --model {args.out}"
     )

@@ -16,18 +16,27 @@ if TYPE_CHECKING:
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     """The command, by `command(name, run, text)` of `ctssl.cli`."""
-    sub = command("segment", _segment, "a mask for a scan, or for every scan of a folder, on the scan's own grid")
+    sub = command(
+        "segment", _segment, "a mask for a scan, or for every scan of a folder, on the scan's own grid"
+    )
     sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder; or a folder of any of these")
     sub.add_argument(
-        "out", help="OUT.nii.gz, or OUT.dcm (DICOM-SEG) for a DICOM series; or a folder, for a folder of scans"
+        "out",
+        help="OUT.nii.gz, or OUT.dcm (DICOM-SEG) for a DICOM series; or a folder, for a folder of scans",
     )
-    sub.add_argument("--model", required=True, help="a segmenter: folder of `ctssl finetune`, name or repository")
+    sub.add_argument(
+        "--model", required=True, help="a segmenter: folder of `ctssl finetune`, name or repository"
+    )
     sub.add_argument("--overlay", metavar="PNG", help="also a picture of the mask on the scan")
     sub.add_argument(
         "--tta", action="store_true", help="average over all mirrorings: a little better, eight times slower"
     )
-    sub.add_argument("--threshold", type=float, metavar="P",
-                     help="probability from which on a voxel counts; lower finds more (default: the model's own)")  # fmt: skip
+    sub.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="probability from which on a voxel counts; lower finds more (default: the model's own)",
+    )
     sub.add_argument(
         "--max-memory", type=float, default=8.0, metavar="GB", help="that it may take (default: %(default)s)"
     )
@@ -36,7 +45,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         action="store_true",
         help="also a map of each label, OUT_LABEL.nii.gz (folder: OUT/probabilities)",
     )
-    sub.add_argument("--resume", action="store_true", help="of a folder, leave out scans that have their mask")
+    sub.add_argument(
+        "--resume", action="store_true", help="of a folder, leave out scans that have their mask"
+    )
     sub.add_argument("--shard", metavar="I/N", help="of a folder, only part I of N (from 0)")
     common(sub)
 
@@ -49,7 +60,9 @@ def _segment(args: argparse.Namespace) -> None:
             _segment_folder(args, scans)
             return
         if not Path(args.scan).exists() or (Path(args.scan).is_dir() and not may_be_series(Path(args.scan))):
-            raise FileNotFoundError(f"no scans in {args.scan}: give .nii, .nii.gz, a DICOM series, or a folder of them")
+            raise FileNotFoundError(
+                f"no scans in {args.scan}: give .nii, .nii.gz, a DICOM series, or a folder of them"
+            )
     if args.resume or args.shard:
         raise ValueError("--resume and --shard are for a folder of scans and a folder to write to")
     from ctssl.inference import write_mask
@@ -60,14 +73,24 @@ def _segment(args: argparse.Namespace) -> None:
     if args.overlay:
         free(args.overlay, args.overwrite, ".png")
     if args.out.endswith(".dcm") and not Path(args.scan).is_dir():
-        raise ValueError(f"{args.out} would be a DICOM-SEG, which needs the folder of a DICOM series, not {args.scan}")
+        raise ValueError(
+            f"{args.out} would be a DICOM-SEG, which needs the folder of a DICOM series, not {args.scan}"
+        )
     model = _model(args)
     scan = ctssl.read(args.scan, series=args.series)
     if args.out.endswith(".dcm"):
         _segment_dicom(args, model, scan)
         return
-    mask, facts = write_mask(model, scan, Path(args.out), tta=args.tta, max_memory_gb=args.max_memory,
-                             with_probabilities=args.probabilities, overwrite=args.overwrite, progress=not args.json)  # fmt: skip
+    mask, facts = write_mask(
+        model,
+        scan,
+        Path(args.out),
+        tta=args.tta,
+        max_memory_gb=args.max_memory,
+        with_probabilities=args.probabilities,
+        overwrite=args.overwrite,
+        progress=not args.json,
+    )
     if args.overlay:
         from ctssl.pictures import overlay
 
@@ -76,7 +99,8 @@ def _segment(args: argparse.Namespace) -> None:
         print(json.dumps({"mask": args.out, "overlay": args.overlay, "volume_ml": facts["volume_ml"]}))
         return
     found = ", ".join(
-        f"{name} {value:.1f} ml" if value else f"no {name} found" for name, value in facts["volume_ml"].items()
+        f"{name} {value:.1f} ml" if value else f"no {name} found"
+        for name, value in facts["volume_ml"].items()
     )
     print(f"{args.out}: {found}" + (f"; picture {args.overlay}" if args.overlay else ""))
 
@@ -97,14 +121,24 @@ def _segment_dicom(args: argparse.Namespace, model: Any, scan: Any) -> None:
         raise ValueError("--probabilities are NIfTI files; write the mask as OUT.nii.gz too")
     mask = model.segment(scan, tta=args.tta, max_memory_gb=args.max_memory, progress=not args.json)
     known = (model.spec.name, model.spec.sha256) if model.spec else ("", "")
-    write_seg(mask, model.labels, Path(args.scan), Path(args.out), series=args.series, model=known[0], sha256=known[1],
-              overwrite=args.overwrite)  # fmt: skip
+    write_seg(
+        mask,
+        model.labels,
+        Path(args.scan),
+        Path(args.out),
+        series=args.series,
+        model=known[0],
+        sha256=known[1],
+        overwrite=args.overwrite,
+    )
     if args.overlay:
         from ctssl.pictures import overlay
 
         overlay(scan, mask, args.overlay, title=f"{scan.name}: {args.model}")
     print(
-        json.dumps({"mask": args.out}) if args.json else f"{args.out}: DICOM-SEG of {', '.join(model.labels.values())}"
+        json.dumps({"mask": args.out})
+        if args.json
+        else f"{args.out}: DICOM-SEG of {', '.join(model.labels.values())}"
     )
 
 
@@ -125,11 +159,21 @@ def _segment_folder(args: argparse.Namespace, scans: dict[str, Path]) -> None:
     there = [name for name in scans if (out / f"{name}.nii.gz").exists()]
     apart([out / f"{name}.nii.gz" for name in scans], list(scans.values()))
     if there and not args.resume and not args.overwrite:
-        raise FileExistsError(f"{out} holds masks of {len(there)} of these scans; add --resume or --overwrite")
+        raise FileExistsError(
+            f"{out} holds masks of {len(there)} of these scans; add --resume or --overwrite"
+        )
     model = _model(args)
-    failed = segment_all(model, scans, out, tta=args.tta, max_memory_gb=args.max_memory,
-                         with_probabilities=args.probabilities, resume=args.resume, overwrite=args.overwrite,
-                         progress=not args.json)  # fmt: skip
+    failed = segment_all(
+        model,
+        scans,
+        out,
+        tta=args.tta,
+        max_memory_gb=args.max_memory,
+        with_probabilities=args.probabilities,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        progress=not args.json,
+    )
     if args.json:
         print(json.dumps({"out": args.out, "scans": len(scans), "failed": failed}))
     else:

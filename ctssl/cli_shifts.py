@@ -24,31 +24,53 @@ UNITS = {
 def add_commands(command: Callable[..., argparse.ArgumentParser], chosen: str) -> None:
     """The two commands, by `command(name, run, text)` of `ctssl.cli`. `chosen`: the one that will run, as `shift` alone needs to
     load the shifts, which have its flags."""
-    sub = command("shift", _shift, "a scan, or a folder of scans, as another protocol or kernel would have given it; several "
-                  "shifts come in the order of their flags here; a folder that was begun is finished")  # fmt: skip
+    sub = command(
+        "shift",
+        _shift,
+        "a scan, or a folder of scans, as another protocol or kernel would have given it; several "
+        "shifts come in the order of their flags here; a folder that was begun is finished",
+    )
     sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder; or a folder of any of these")
     sub.add_argument("out", help="OUT.nii.gz; or a folder, for a folder of scans")
     if chosen == "shift":
         _add_flags(sub)
     sub.add_argument("--kernel", type=int, metavar=NUMBERS, help="1 to 5 sharper, -1 to -5 smoother")
-    sub.add_argument("--every", action="store_true", help="of a folder: each shift at each severity, as OUT/SHIFT-SEVERITY/NAME."
-                     "nii.gz, and OUT/clean, for `ctssl robustness --predictions`")  # fmt: skip
+    sub.add_argument(
+        "--every",
+        action="store_true",
+        help="of a folder: each shift at each severity, as OUT/SHIFT-SEVERITY/NAME."
+        "nii.gz, and OUT/clean, for `ctssl robustness --predictions`",
+    )
     sub.add_argument("--shifts", nargs="+", metavar="NAME", help="for --every (default: all)")
-    sub.add_argument("--severities", type=int, nargs="+", default=[1, 3, 5], help="for --every (default: 1 3 5)")
+    sub.add_argument(
+        "--severities", type=int, nargs="+", default=[1, 3, 5], help="for --every (default: 1 3 5)"
+    )
     sub.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     sub.add_argument("--series", help="SeriesInstanceUID, when a DICOM folder holds several")
     sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    sub = command("robustness", _robustness, "a segmenter, or another tool's masks, against CT acquisition shifts: tables, "
-                  "curves, overlays; started again, it goes on")  # fmt: skip
-    sub.add_argument("data", nargs="?", help="labelled scans, as for `ctssl finetune`; none for --pairs alone")
+    sub = command(
+        "robustness",
+        _robustness,
+        "a segmenter, or another tool's masks, against CT acquisition shifts: tables, "
+        "curves, overlays; started again, it goes on",
+    )
+    sub.add_argument(
+        "data", nargs="?", help="labelled scans, as for `ctssl finetune`; none for --pairs alone"
+    )
     sub.add_argument("--images", help="folder of scans, with --labels instead of DATA")
     sub.add_argument("--labels", help="folder of masks with the names of the scans")
     sub.add_argument("--roi", help="the structure to take, when an RTSTRUCT or SEG holds several")
     sub.add_argument("--model", help="a segmenter: name, folder or repository")
     sub.add_argument("--against", help="another one: paired tests")
-    sub.add_argument("--predictions", metavar="FOLDER", help="masks of another tool, FOLDER/clean/CASE.nii.gz and FOLDER/SHIFT-"
-                     "SEVERITY/CASE.nii.gz, made of what `ctssl shift SCANS OUT --every` writes")  # fmt: skip
-    sub.add_argument("--out", required=True, help="folder for report.md, report.json, rows.csv, curves.png, overlays/")
+    sub.add_argument(
+        "--predictions",
+        metavar="FOLDER",
+        help="masks of another tool, FOLDER/clean/CASE.nii.gz and FOLDER/SHIFT-"
+        "SEVERITY/CASE.nii.gz, made of what `ctssl shift SCANS OUT --every` writes",
+    )
+    sub.add_argument(
+        "--out", required=True, help="folder for report.md, report.json, rows.csv, curves.png, overlays/"
+    )
     sub.add_argument("--cases", help="names with commas: those that no model was trained on (default: all)")
     sub.add_argument("--shifts", nargs="+", metavar="NAME", help="(default: all)")
     sub.add_argument("--severities", type=int, nargs="+", default=[1, 3, 5], help="(default: 1 3 5)")
@@ -59,11 +81,17 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], chosen: str) -
     sub.add_argument(
         "--pairs", metavar="CSV", help="columns first, second: two reconstructions of one acquisition a row"
     )
-    sub.add_argument("--scans", metavar="FOLDER", help="keep the shifted scans there, or take them from there")
+    sub.add_argument(
+        "--scans", metavar="FOLDER", help="keep the shifted scans there, or take them from there"
+    )
     sub.add_argument("--seed", type=int, default=0, help="of the shifts (default: %(default)s)")
-    sub.add_argument("--tolerance", type=float, default=2.0, help="mm, for the surface Dice (default: %(default)s)")
+    sub.add_argument(
+        "--tolerance", type=float, default=2.0, help="mm, for the surface Dice (default: %(default)s)"
+    )
     sub.add_argument("--device", default="cpu")
-    sub.add_argument("--overwrite", action="store_true", help="measure again what was measured with other settings")
+    sub.add_argument(
+        "--overwrite", action="store_true", help="measure again what was measured with other settings"
+    )
 
 
 def _add_flags(sub: argparse.ArgumentParser) -> None:
@@ -71,7 +99,9 @@ def _add_flags(sub: argparse.ArgumentParser) -> None:
 
     for name, shift in SHIFTS.items():
         text = UNITS.get(name) or (shift.__doc__ or name).splitlines()[0].replace("%", "%%")
-        sub.add_argument(f"--{name.replace('_', '-')}", type=int, metavar=NUMBERS, help=f"{text}; severity 1 to 5")
+        sub.add_argument(
+            f"--{name.replace('_', '-')}", type=int, metavar=NUMBERS, help=f"{text}; severity 1 to 5"
+        )
 
 
 def _wanted(args: argparse.Namespace) -> dict[str, int]:
@@ -86,8 +116,10 @@ def _wanted(args: argparse.Namespace) -> dict[str, int]:
             raise ValueError("give --kernel, or --kernel-sharp and --kernel-smooth, not both")
         found["kernel_sharp" if args.kernel > 0 else "kernel_smooth"] = abs(args.kernel)
     if bool(found) == args.every:
-        raise ValueError("say which shift, such as --kernel 3 (sharper), --kernel -3 (smoother), --dose 2, --thickness 4; or "
-                         "--every alone")  # fmt: skip
+        raise ValueError(
+            "say which shift, such as --kernel 3 (sharper), --kernel -3 (smoother), --dose 2, --thickness 4; or "
+            "--every alone"
+        )
     for name, severity in found.items():
         check_shift(name, severity)
     return found
@@ -133,8 +165,9 @@ def _say_unchanged(scan: Any, found: Any, severities: dict[str, int]) -> None:
         warnings.warn(message, ScanWarning, stacklevel=2)
 
 
-def _shift_folder(args: argparse.Namespace, scans: dict[str, Any],
-                  wanted: dict[str, int]) -> tuple[list[str], dict[str, str]]:  # fmt: skip
+def _shift_folder(
+    args: argparse.Namespace, scans: dict[str, Any], wanted: dict[str, int]
+) -> tuple[list[str], dict[str, str]]:
     """The files that are there afterwards, and why scans failed."""
     from pathlib import Path
 
@@ -156,7 +189,8 @@ def _shift_folder(args: argparse.Namespace, scans: dict[str, Any],
     targets = {(place, name): out / place / f"{name}.nii.gz" for name in scans for place in grid}
     apart(list(targets.values()), list(scans.values()))
     known = _known(
-        {path: stamp_of(together(grid[place]), args.seed, "") for (place, _), path in targets.items()}, args.overwrite
+        {path: stamp_of(together(grid[place]), args.seed, "") for (place, _), path in targets.items()},
+        args.overwrite,
     )
     written, failed = [], {}
     bar = tqdm(total=len(targets), desc="shifting", disable=args.json)
@@ -225,11 +259,27 @@ def _robustness(args: argparse.Namespace) -> None:
     if args.cases is not None and not names(args.cases):
         raise ValueError("--cases names no case; leave it out for all of them")
     found = ctssl.measure_robustness(
-        args.data, out=args.out, model=args.model, against=args.against, predictions=args.predictions, images=args.images,
-        labels=args.labels, roi=args.roi, cases=names(args.cases) or None, shifts=tuple(args.shifts or SHIFTS),
-        severities=tuple(args.severities), by=tuple(names(args.by)), table=args.table, pairs=args.pairs, scans=args.scans,
-        seed=args.seed, tolerance_mm=args.tolerance, device=args.device, overwrite=args.overwrite, progress=not args.json,
-    )  # fmt: skip
+        args.data,
+        out=args.out,
+        model=args.model,
+        against=args.against,
+        predictions=args.predictions,
+        images=args.images,
+        labels=args.labels,
+        roi=args.roi,
+        cases=names(args.cases) or None,
+        shifts=tuple(args.shifts or SHIFTS),
+        severities=tuple(args.severities),
+        by=tuple(names(args.by)),
+        table=args.table,
+        pairs=args.pairs,
+        scans=args.scans,
+        seed=args.seed,
+        tolerance_mm=args.tolerance,
+        device=args.device,
+        overwrite=args.overwrite,
+        progress=not args.json,
+    )
     if args.json:
         print(json.dumps(found.plain()))
         return

@@ -20,9 +20,12 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     _data(sub)
     sub.add_argument(
-        "--model", help="also say which scans this model was pretrained on (exact copies, and known DICOM series)"
+        "--model",
+        help="also say which scans this model was pretrained on (exact copies, and known DICOM series)",
     )
-    sub = command("finetune", _finetune, "train a segmenter on labelled scans; hold cases out and report their DSC")
+    sub = command(
+        "finetune", _finetune, "train a segmenter on labelled scans; hold cases out and report their DSC"
+    )
     _data(sub)
     sub.add_argument("--out", required=True, help="folder for the segmenter")
     sub.add_argument(
@@ -30,48 +33,87 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         default="swin-wild-mim",
         help="encoder: name, folder or repository; or a baseline: swin-scratch, vit-scratch, dynunet (default: %(default)s)",
     )
-    sub.add_argument("--head", default="light", help="light, linear, smit, swin-unetr or unetr (default: %(default)s)")
     sub.add_argument(
-        "--hold-out", help="share of patients, or case names with commas (default: the table's column split, or 0.2)"
+        "--head", default="light", help="light, linear, smit, swin-unetr or unetr (default: %(default)s)"
+    )
+    sub.add_argument(
+        "--hold-out",
+        help="share of patients, or case names with commas (default: the table's column split, or 0.2)",
     )
     sub.add_argument("--folds", type=int, metavar="K", help="hold out one of K parts of the patients instead")
-    sub.add_argument("--fold", type=int, metavar="I", help="which, from 0; without it all, each into OUT/foldI")
+    sub.add_argument(
+        "--fold", type=int, metavar="I", help="which, from 0; without it all, each into OUT/foldI"
+    )
     sub.add_argument("--few-shot", type=int, metavar="N", help="train on N patients only")
-    sub.add_argument("--spacing", type=float, metavar="MM", help="to work at (default: from the tumours' size)")
-    sub.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="HU between which contrast is kept "
-                     "(default: from the tumours)")  # fmt: skip
+    sub.add_argument(
+        "--spacing", type=float, metavar="MM", help="to work at (default: from the tumours' size)"
+    )
+    sub.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="HU between which contrast is kept (default: from the tumours)",
+    )
     sub.add_argument("--steps", type=int, help="training steps (default: 600)")
     sub.add_argument("--minutes", type=float, help="train for about so long instead")
     sub.add_argument("--freeze", choices=["encoder"], help="leave it as it is, train the head alone")
     sub.add_argument("--layer-decay", type=float, help="of the learning rate, a block (default: 1, none)")
-    sub.add_argument("--ema", type=float, metavar="D", help="judge and keep an average of the weights with this decay")
+    sub.add_argument(
+        "--ema", type=float, metavar="D", help="judge and keep an average of the weights with this decay"
+    )
     sub.add_argument(
         "--bf16", action="store_true", help="half precision on a CPU too (with AVX512_BF16 or AMX, for speed)"
     )
-    sub.add_argument("--validation", type=float, metavar="SHARE",
-                     help="of the training patients (of ten or more), to choose the best weights by (default: 0.1)")  # fmt: skip
-    sub.add_argument("--patience", type=int, metavar="N", help="end when N of the 20 evaluations in a row brought nothing, in "
-                     "the second half of the training (default: 5)")  # fmt: skip
+    sub.add_argument(
+        "--validation",
+        type=float,
+        metavar="SHARE",
+        help="of the training patients (of ten or more), to choose the best weights by (default: 0.1)",
+    )
+    sub.add_argument(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="end when N of the 20 evaluations in a row brought nothing, in "
+        "the second half of the training (default: 5)",
+    )
     sub.add_argument(
         "--resume", action="store_true", help="insist on an unfinished training in OUT, which goes on anyway"
     )
     sub.add_argument("--batch", type=int, help="crops per step and device (default: 4, or 2 large ones)")
-    sub.add_argument("--crop", type=int, help="voxels along each side of a crop (default: 64; 96 for large tumours)")
-    sub.add_argument("--seed", type=int, help="default: 0")
-    sub.add_argument("--shift-augment", type=int, metavar="N", help="train on N copies of each scan too, as another "
-                     "protocol or kernel would have given it (default: 0)")  # fmt: skip
     sub.add_argument(
-        "--from-scratch", action="store_true", help="forget the pretrained weights, to see what they are worth"
+        "--crop", type=int, help="voxels along each side of a crop (default: 64; 96 for large tumours)"
     )
-    sub.add_argument("--max-memory", type=float, default=8.0, metavar="GB",
-                     help="that segmenting a held-out scan may take (default: %(default)s)")  # fmt: skip
+    sub.add_argument("--seed", type=int, help="default: 0")
+    sub.add_argument(
+        "--shift-augment",
+        type=int,
+        metavar="N",
+        help="train on N copies of each scan too, as another "
+        "protocol or kernel would have given it (default: 0)",
+    )
+    sub.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="forget the pretrained weights, to see what they are worth",
+    )
+    sub.add_argument(
+        "--max-memory",
+        type=float,
+        default=8.0,
+        metavar="GB",
+        help="that segmenting a held-out scan may take (default: %(default)s)",
+    )
     sub.add_argument("--overwrite", action="store_true", help="replace a finished model in OUT")
     sub.add_argument("--device", default="auto")
 
 
 def _data(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "data", nargs="?", help="folder with images/ and labels/, of nnU-Net or Decathlon, of DICOM patients, or a CSV"
+        "data",
+        nargs="?",
+        help="folder with images/ and labels/, of nnU-Net or Decathlon, of DICOM patients, or a CSV",
     )
     sub.add_argument("--images", help="folder of scans, with --labels instead of DATA")
     sub.add_argument("--labels", help="folder of masks with the names of the scans")
@@ -85,7 +127,11 @@ def _check(args: argparse.Namespace) -> None:
     found = problems(dataset, model=args.model, progress=not args.json)
     errors = sum(problem.level == "error" for problem in found)
     if args.json:
-        print(json.dumps({"cases": [case.name for case in dataset.cases], "problems": [asdict(p) for p in found]}))
+        print(
+            json.dumps(
+                {"cases": [case.name for case in dataset.cases], "problems": [asdict(p) for p in found]}
+            )
+        )
     else:
         for problem in found:
             print(f"{problem.level:8} {problem.case}: {problem.message}")
@@ -123,20 +169,35 @@ def _finetune(args: argparse.Namespace) -> None:
     chosen = {key: getattr(args, key) for key in keys}
     settings = Settings(
         **{key: value for key, value in chosen.items() if value is not None},
-        freeze=args.freeze is not None, bf16=args.bf16,
-    )  # fmt: skip
+        freeze=args.freeze is not None,
+        bf16=args.bf16,
+    )
     wanted = list(range(args.folds or 0)) if every else [args.fold or 0]
     reports = [
         ctssl.finetune(
-            args.data, images=args.images, labels=args.labels, roi=args.roi, model=args.model, head=args.head,
-            out=Path(args.out) / f"fold{fold}" if every else args.out, hold_out=_hold_out(args.hold_out), folds=args.folds,
-            fold=fold, few_shot=args.few_shot, spacing_mm=args.spacing,
-            window_hu=tuple(args.window) if args.window else None, settings=settings, from_scratch=args.from_scratch,
-            device=args.device, max_memory_gb=args.max_memory, overwrite=args.overwrite,
-            keep=every and not args.overwrite, progress=not args.json,
+            args.data,
+            images=args.images,
+            labels=args.labels,
+            roi=args.roi,
+            model=args.model,
+            head=args.head,
+            out=Path(args.out) / f"fold{fold}" if every else args.out,
+            hold_out=_hold_out(args.hold_out),
+            folds=args.folds,
+            fold=fold,
+            few_shot=args.few_shot,
+            spacing_mm=args.spacing,
+            window_hu=tuple(args.window) if args.window else None,
+            settings=settings,
+            from_scratch=args.from_scratch,
+            device=args.device,
+            max_memory_gb=args.max_memory,
+            overwrite=args.overwrite,
+            keep=every and not args.overwrite,
+            progress=not args.json,
         )
         for fold in wanted
-    ]  # fmt: skip
+    ]
     if "RANK" in os.environ:  # of torchrun: none ends while another still talks to it
         from torch import distributed as dist
 
@@ -147,16 +208,25 @@ def _finetune(args: argparse.Namespace) -> None:
     for note in dict.fromkeys(note for report in reports for note in report.warnings):
         print(f"warning: {note}", file=sys.stderr)
     if args.json:
-        results = [{"model": str(report.folder), "warnings": report.warnings, "held_out": report.held_out,
-                    "mean_dsc": report.mean_dsc if report.held_out else None, "train": report.train}
-                   for report in reports]  # fmt: skip
+        results = [
+            {
+                "model": str(report.folder),
+                "warnings": report.warnings,
+                "held_out": report.held_out,
+                "mean_dsc": report.mean_dsc if report.held_out else None,
+                "train": report.train,
+            }
+            for report in reports
+        ]
         print(json.dumps(results if every else results[0]))
         return
     for report in reports:
         for case, scores in report.held_out.items():
             print(f"{case:24} " + "  ".join(f"{name} DSC {value:.3f}" for name, value in scores.items()))
         if report.held_out:
-            print(f"{'mean of ' + str(len(report.held_out)) + ' held-out cases':24} DSC {report.mean_dsc:.3f}")
+            print(
+                f"{'mean of ' + str(len(report.held_out)) + ' held-out cases':24} DSC {report.mean_dsc:.3f}"
+            )
     if every:
         print(
             f"{'mean of ' + str(len(reports)) + ' folds':24} DSC {sum(r.mean_dsc for r in reports) / len(reports):.3f}"

@@ -7,8 +7,21 @@ from pathlib import Path
 from typing import Any
 
 LARGEST = 1 << 20  # of any number among an encoder's arguments
-TYPES = {"name": str, "kind": str, "encoder": str, "encoder_args": dict, "preprocess": dict, "sha256": str,
-         "corpus": str, "pretext": str, "licence": str, "data": str, "head": str, "labels": dict, "parent": str}  # fmt: skip
+TYPES = {
+    "name": str,
+    "kind": str,
+    "encoder": str,
+    "encoder_args": dict,
+    "preprocess": dict,
+    "sha256": str,
+    "corpus": str,
+    "pretext": str,
+    "licence": str,
+    "data": str,
+    "head": str,
+    "labels": dict,
+    "parent": str,
+}
 DEEP = ("depth", "depths")  # arguments that count blocks, each of which has weights of its own
 
 
@@ -17,9 +30,13 @@ def of_right_types(config: dict[str, Any], path: Path) -> dict[str, Any]:
     for key, kind in TYPES.items():
         if config.get(key) is not None and not isinstance(config[key], kind):
             wanted = "a text" if kind is str else "an object"
-            raise ValueError(f"{path}: {key} is {_short(config[key])}, where {wanted} is needed; get the file again")
+            raise ValueError(
+                f"{path}: {key} is {_short(config[key])}, where {wanted} is needed; get the file again"
+            )
     if config["kind"] not in ("encoder", "segmenter"):
-        raise ValueError(f"{path} is of the kind {_short(config['kind'])}; this ctssl knows encoder and segmenter")
+        raise ValueError(
+            f"{path} is of the kind {_short(config['kind'])}; this ctssl knows encoder and segmenter"
+        )
     absent = [key for key in ("name", "kind", "encoder", "encoder_args", "sha256") if config[key] is None]
     if absent:
         raise ValueError(f"{path}: {absent[0]} is empty; get the file again")
@@ -39,8 +56,10 @@ def plausible(args: dict[str, Any], path: Path, *, weights: int) -> None:
         if any(not math.isfinite(n) or not 0 <= n <= LARGEST for n in plain):
             raise ValueError(f"{path} does not describe an encoder: {key} is {_short(value)}")
         if key in DEEP and (len(plain) != len(numbers) or sum(plain) > weights):
-            raise ValueError(f"{path} describes {key} {_short(value)}, and there are {weights} weights: "
-                             "the two files belong to different models")  # fmt: skip
+            raise ValueError(
+                f"{path} describes {key} {_short(value)}, and there are {weights} weights: "
+                "the two files belong to different models"
+            )
 
 
 def preparation(config: dict[str, Any]) -> tuple[float, tuple[float, float]]:
@@ -53,8 +72,10 @@ def preparation(config: dict[str, Any]) -> tuple[float, tuple[float, float]]:
             f"config.json of {config['name']}: preprocess {_short(pre)} needs spacing_mm and window_hu"
         ) from error
     if not 0.05 <= spacing <= 50 or not -100_000 <= low < high <= 100_000:
-        raise ValueError(f"config.json of {config['name']}: a spacing of {spacing:g} mm and a window of {low:g} to {high:g} HU "
-                         "prepare no CT")  # fmt: skip
+        raise ValueError(
+            f"config.json of {config['name']}: a spacing of {spacing:g} mm and a window of {low:g} to {high:g} HU "
+            "prepare no CT"
+        )
     return spacing, (low, high)
 
 

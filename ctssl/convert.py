@@ -64,11 +64,22 @@ class Imported:
         return dict(Counter(entry["action"] for entry in self.keys))
 
 
-def import_checkpoint(file: str | os.PathLike, *, out: str | os.PathLike, family: str | None = None,
-                      merging: str | None = None, heads: int | None = None, grid: tuple[int, int, int] | None = None,
-                      norm_eps: float | None = None, root: str | None = None, spacing_mm: float | None = None,
-                      window_hu: tuple[float, float] | None = None, licence: str = UNKNOWN_LICENCE,
-                      overwrite: bool = False, seconds: float = 600.0) -> Imported:  # fmt: skip
+def import_checkpoint(
+    file: str | os.PathLike,
+    *,
+    out: str | os.PathLike,
+    family: str | None = None,
+    merging: str | None = None,
+    heads: int | None = None,
+    grid: tuple[int, int, int] | None = None,
+    norm_eps: float | None = None,
+    root: str | None = None,
+    spacing_mm: float | None = None,
+    window_hu: tuple[float, float] | None = None,
+    licence: str = UNKNOWN_LICENCE,
+    overwrite: bool = False,
+    seconds: float = 600.0,
+) -> Imported:
     """Turn a checkpoint of another project into a folder that `ctssl.load` reads.
 
     Args:
@@ -93,7 +104,9 @@ def import_checkpoint(file: str | os.PathLike, *, out: str | os.PathLike, family
     family = _family(state, family, file)
     options = Options(merging, heads, grid, norm_eps)
     idle = [
-        name for name, value in options._asdict().items() if value is not None and name not in FAMILIES[family].OPTIONS
+        name
+        for name, value in options._asdict().items()
+        if value is not None and name not in FAMILIES[family].OPTIONS
     ]
     if idle:
         raise ValueError(f"--{idle[0].replace('_', '-')} is nothing that {family} asks for: its files tell")
@@ -103,39 +116,72 @@ def import_checkpoint(file: str | os.PathLike, *, out: str | os.PathLike, family
     except ValueError as error:
         raise ValueError(f"{file} as {family}: {error}") from error
     preprocess = _preprocess(family, spacing_mm, window_hu)
-    encoder.spec = ModelSpec(out.resolve().name, "encoder", translation.encoder, preprocess=preprocess, licence=licence,
-                             data=f"unknown: that of {file.name}")  # fmt: skip
-    keys = [_entry(key, key.removeprefix(root), translation.moves) if key.startswith(root) else _outside(key)
-            for key in checkpoint.tensors]  # fmt: skip
-    source = {"file": file.name, "sha256": file_sha256(file), "family": family, "root": root,
-              "options": {k: v for k, v in options._asdict().items() if v is not None}}  # fmt: skip
+    encoder.spec = ModelSpec(
+        out.resolve().name,
+        "encoder",
+        translation.encoder,
+        preprocess=preprocess,
+        licence=licence,
+        data=f"unknown: that of {file.name}",
+    )
+    keys = [
+        _entry(key, key.removeprefix(root), translation.moves) if key.startswith(root) else _outside(key)
+        for key in checkpoint.tensors
+    ]
+    source = {
+        "file": file.name,
+        "sha256": file_sha256(file),
+        "family": family,
+        "root": root,
+        "options": {k: v for k, v in options._asdict().items() if v is not None},
+    }
     config = encoder_config(encoder, name=encoder.spec.name) | {
-        "parent": file.name, "parent_sha256": source["sha256"], "source": FAMILIES[family].TITLE}  # fmt: skip
+        "parent": file.name,
+        "parent_sha256": source["sha256"],
+        "source": FAMILIES[family].TITLE,
+    }
     report = {"source": source, "keys": keys, "not_weights": checkpoint.skipped}
     metadata = facts(
-        recipe=[family, source["options"], root], parent=f"{file.name} sha256:{source['sha256']}", licence=licence
+        recipe=[family, source["options"], root],
+        parent=f"{file.name} sha256:{source['sha256']}",
+        licence=licence,
     )
-    write_folder(encoder, out, config, overwrite=overwrite, extra={"import.json": json.dumps(report, indent=1) + "\n"},
-                 metadata=metadata)  # fmt: skip
+    write_folder(
+        encoder,
+        out,
+        config,
+        overwrite=overwrite,
+        extra={"import.json": json.dumps(report, indent=1) + "\n"},
+        metadata=metadata,
+    )
     return Imported(out, family, encoder.spec, keys, checkpoint.skipped)
 
 
 def _root(tensors: dict[str, Tensor], root: str | None, file: Path) -> str:
     """What stands before the keys of the encoder."""
-    found = sorted({key.removesuffix(mark) for key in tensors for mark in MARKS if key.endswith(mark)
-                    and (len(key) == len(mark) or key[-len(mark) - 1] in "./")})  # fmt: skip
+    found = sorted(
+        {
+            key.removesuffix(mark)
+            for key in tensors
+            for mark in MARKS
+            if key.endswith(mark) and (len(key) == len(mark) or key[-len(mark) - 1] in "./")
+        }
+    )
     if root is not None:
         if root not in found:
             raise ValueError(f"nothing in {file} begins with {root!r} and is an encoder; there are {found}")
         return root
-    students = [name for name in found if name.startswith("student")]  # SMIT's container: its teacher lags behind
+    students = [
+        name for name in found if name.startswith("student")
+    ]  # SMIT's container: its teacher lags behind
     if len(found) == 2 and len(students) == 1 and any(name.startswith("teacher") for name in found):
         return students[0]
     if len(found) > 1:
         raise ValueError(f"{file} holds {len(found)} encoders, {found}: say which with --root")
     if not found:
-        raise ValueError(f"{file} holds no encoder that ctssl knows: {_stranger(tensors)}; known are "
-                         f"{', '.join(FAMILIES)}")  # fmt: skip
+        raise ValueError(
+            f"{file} holds no encoder that ctssl knows: {_stranger(tensors)}; known are {', '.join(FAMILIES)}"
+        )
     return found[0]
 
 
@@ -196,8 +242,10 @@ def _preprocess(family: str, spacing_mm: float | None, window_hu: tuple[float, f
     spacing = FAMILIES[family].SPACING_MM if spacing_mm is None else spacing_mm
     window = FAMILIES[family].WINDOW_HU if window_hu is None else window_hu
     if spacing is None or window is None:
-        raise ValueError(f"{family} has no usual preparation of scans: add --spacing MM and --window-hu LOW HIGH, "
-                         "as the encoder was trained")  # fmt: skip
+        raise ValueError(
+            f"{family} has no usual preparation of scans: add --spacing MM and --window-hu LOW HIGH, "
+            "as the encoder was trained"
+        )
     low, high = map(float, window)
     if not spacing > 0 or not low < high:
         raise ValueError(
@@ -210,12 +258,22 @@ def _entry(key: str, short: str, moves: dict[str, Move]) -> dict[str, str]:
     move = moves[short]
     if move.to is None:
         return {"key": key, "action": "left out", "to": "", "how": move.how}
-    action = "joined" if move.tensor is None else "changed" if move.how else "taken" if move.to == short else "renamed"
+    action = (
+        "joined"
+        if move.tensor is None
+        else "changed"
+        if move.how
+        else "taken"
+        if move.to == short
+        else "renamed"
+    )
     return {"key": key, "action": action, "to": move.to, "how": move.how}
 
 
 def _outside(key: str) -> dict[str, str]:
-    why = next((words for pattern, words in OUTSIDE.items() if re.search(pattern, key)), "no part of the encoder")
+    why = next(
+        (words for pattern, words in OUTSIDE.items() if re.search(pattern, key)), "no part of the encoder"
+    )
     return {"key": key, "action": "left out", "to": "", "how": f"outside the encoder: {why}"}
 
 
@@ -233,10 +291,21 @@ def to_monai(encoder: nn.Module, *, deepest_only: bool = False) -> nn.Module:
         if wrong:
             raise ValueError(f"not representable: {why}")
     theirs = SwinTransformer(
-        1, config["width"], (config["window"],) * 3, (config["patch"],) * 3, config["depths"], config["heads"],
-        mlp_ratio=config["mlp_ratio"], qkv_bias=config["qkv_bias"], patch_norm=config["patch_norm"], spatial_dims=3,
-        use_v2=config.get("convs", False))  # fmt: skip
-    state = {_monai_key(key): value for key, value in encoder.state_dict().items() if not key.startswith("norms.")}
+        1,
+        config["width"],
+        (config["window"],) * 3,
+        (config["patch"],) * 3,
+        config["depths"],
+        config["heads"],
+        mlp_ratio=config["mlp_ratio"],
+        qkv_bias=config["qkv_bias"],
+        patch_norm=config["patch_norm"],
+        spatial_dims=3,
+        use_v2=config.get("convs", False),
+    )
+    state = {
+        _monai_key(key): value for key, value in encoder.state_dict().items() if not key.startswith("norms.")
+    }
     buffers = {k: v for k, v in theirs.state_dict().items() if k.endswith("relative_position_index")}
     theirs.load_state_dict({**state, **buffers}, strict=True)
     return theirs.eval()
@@ -246,18 +315,32 @@ def _not_monai(encoder: nn.Module, config: dict[str, Any], deepest_only: bool) -
     if type(encoder) is not ENCODERS["swin"]:
         return [(True, f"MONAI's SwinUNETR holds a Swin, this is a {type(encoder).__name__}")]
     return [
-        (len(config["depths"]) != 4 or not config["merge_last"], "MONAI's Swin has four stages and merges after each"),
-        (config.get("merge_order", "each") != "each", "MONAI since 1.5 cannot merge as MONAI before 1.5 did; "
-         "use that MONAI and the original file"),
-        (config["maps"] != "after" and not deepest_only, "this encoder gives its maps before merging, through norms of its own; "
-         "MONAI's decoder takes them after merging, without. deepest_only=True exports what agrees, the deepest map"),
-    ]  # fmt: skip
+        (
+            len(config["depths"]) != 4 or not config["merge_last"],
+            "MONAI's Swin has four stages and merges after each",
+        ),
+        (
+            config.get("merge_order", "each") != "each",
+            "MONAI since 1.5 cannot merge as MONAI before 1.5 did; use that MONAI and the original file",
+        ),
+        (
+            config["maps"] != "after" and not deepest_only,
+            "this encoder gives its maps before merging, through norms of its own; "
+            "MONAI's decoder takes them after merging, without. deepest_only=True exports what agrees, the deepest map",
+        ),
+    ]
 
 
 def _monai_key(key: str) -> str:
-    key = re.sub(r"^stages\.(\d)\.conv\.(conv\d)\.", lambda m: f"layers{int(m[1]) + 1}c.0.layer.{m[2]}.conv.", key)
+    key = re.sub(
+        r"^stages\.(\d)\.conv\.(conv\d)\.", lambda m: f"layers{int(m[1]) + 1}c.0.layer.{m[2]}.conv.", key
+    )
     key = re.sub(r"^stages\.(\d)\.", lambda m: f"layers{int(m[1]) + 1}.0.", key)
-    for ours, theirs in {".merge.": ".downsample.", "bias_table": "relative_position_bias_table", ".fc1.": ".linear1.",
-                         ".fc2.": ".linear2."}.items():  # fmt: skip
+    for ours, theirs in {
+        ".merge.": ".downsample.",
+        "bias_table": "relative_position_bias_table",
+        ".fc1.": ".linear1.",
+        ".fc2.": ".linear2.",
+    }.items():
         key = key.replace(ours, theirs)
     return key

@@ -66,10 +66,22 @@ def overview(rows: list[Row], models: list[str], shifts: list[str]) -> list[Row]
             worst = min(points[1:], key=lambda point: point["dsc"])
             fallen = biggest_fall(rows, model, shift)
             count = len({row["case"] for row in each})
-            result.append({"model": model, "shift": shift, "cases": count, "clean_dsc": points[0]["dsc"],
-                           "area_dsc": float(np.mean([row["dsc"] for row in each])), "low": low, "high": high,
-                           "worst_dsc": worst["dsc"], "at_severity": worst["severity"], "worst_case": fallen["case"],
-                           "from_dsc": fallen["from_dsc"], "to_dsc": fallen["dsc"]})  # fmt: skip
+            result.append(
+                {
+                    "model": model,
+                    "shift": shift,
+                    "cases": count,
+                    "clean_dsc": points[0]["dsc"],
+                    "area_dsc": float(np.mean([row["dsc"] for row in each])),
+                    "low": low,
+                    "high": high,
+                    "worst_dsc": worst["dsc"],
+                    "at_severity": worst["severity"],
+                    "worst_case": fallen["case"],
+                    "from_dsc": fallen["from_dsc"],
+                    "to_dsc": fallen["dsc"],
+                }
+            )
     return result
 
 
@@ -84,9 +96,15 @@ def biggest_fall(rows: list[Row], model: str, shift: str | None = None) -> Row:
 
 def against_clean(rows: list[Row], model: str, shifts: list[str]) -> list[Row]:
     """Each shift of a model against its own clean scans, by case: areas minus clean; Holm over these rows."""
-    return _tested(shifts, SCORES, lambda shift: [
-        {**row, **{f"other_{key}": row[f"clean_{key}"] for key in SCORES}} for row in areas(rows, model, shift)
-    ], {"model": model})  # fmt: skip
+    return _tested(
+        shifts,
+        SCORES,
+        lambda shift: [
+            {**row, **{f"other_{key}": row[f"clean_{key}"] for key in SCORES}}
+            for row in areas(rows, model, shift)
+        ],
+        {"model": model},
+    )
 
 
 def against_model(rows: list[Row], model: str, other: str, shifts: list[str]) -> list[Row]:
@@ -95,7 +113,9 @@ def against_model(rows: list[Row], model: str, other: str, shifts: list[str]) ->
     clean = [_twin(areas(rows, model, shifts[0]), areas(rows, other, shifts[0]), "clean_")]
     result = _tested([CLEAN], SCORES, lambda _: clean[0], facts)
     metrics = (*SCORES, "dsc_lost")
-    result += _tested(shifts, metrics, lambda s: _twin(areas(rows, model, s), areas(rows, other, s), ""), facts)
+    result += _tested(
+        shifts, metrics, lambda s: _twin(areas(rows, model, s), areas(rows, other, s), ""), facts
+    )
     return corrected(result)
 
 
@@ -103,12 +123,20 @@ def _twin(mine: list[Row], others: list[Row], prefix: str) -> list[Row]:
     """Rows of the cases that both have, `key` of the one beside `other_key` of the other."""
     found = {(row["case"], row["label"]): row for row in others}
     keys = (*SCORES, "dsc_lost") if not prefix else SCORES
-    return [{"patient": row["patient"], **{k: row[prefix + k] for k in keys},
-             **{f"other_{k}": found[row["case"], row["label"]][prefix + k] for k in keys}}
-            for row in mine if (row["case"], row["label"]) in found]  # fmt: skip
+    return [
+        {
+            "patient": row["patient"],
+            **{k: row[prefix + k] for k in keys},
+            **{f"other_{k}": found[row["case"], row["label"]][prefix + k] for k in keys},
+        }
+        for row in mine
+        if (row["case"], row["label"]) in found
+    ]
 
 
-def _tested(shifts: list[str], metrics: tuple[str, ...], pairs: Callable[[str], list[Row]], facts: Row) -> list[Row]:
+def _tested(
+    shifts: list[str], metrics: tuple[str, ...], pairs: Callable[[str], list[Row]], facts: Row
+) -> list[Row]:
     result = [{**facts, "shift": shift, **row} for shift in shifts for row in paired(pairs(shift), metrics)]
     return corrected(result)
 
@@ -125,8 +153,18 @@ Line = list[tuple[int, float, float, float]]  # severity, mean, and its interval
 
 def picture(rows: list[Row], models: list[str], shifts: list[str], path: Path) -> None:
     """DSC against severity, a panel for each shift, a line with its interval for each model."""
-    draw({shift: {model: [(p["severity"], p["dsc"], p["dsc_low"], p["dsc_high"]) for p in curve(rows, model, shift)]
-                  for model in models} for shift in shifts}, path)  # fmt: skip
+    draw(
+        {
+            shift: {
+                model: [
+                    (p["severity"], p["dsc"], p["dsc_low"], p["dsc_high"]) for p in curve(rows, model, shift)
+                ]
+                for model in models
+            }
+            for shift in shifts
+        },
+        path,
+    )
 
 
 def draw(panels: dict[str, dict[str, Line]], path: Path, *, whole: bool = True) -> None:

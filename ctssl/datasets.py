@@ -57,8 +57,13 @@ class Dataset:
     names: dict[int, str] = field(default_factory=dict)
 
 
-def find_cases(data: str | os.PathLike | None = None, *, images: str | os.PathLike | None = None,
-               labels: str | os.PathLike | None = None, roi: str | None = None) -> Dataset:  # fmt: skip
+def find_cases(
+    data: str | os.PathLike | None = None,
+    *,
+    images: str | os.PathLike | None = None,
+    labels: str | os.PathLike | None = None,
+    roi: str | None = None,
+) -> Dataset:
     """The cases of a folder or CSV in any known layout (see `LAYOUTS`), or of two folders. Nothing is read but names.
 
     `roi` is the structure to take from RTSTRUCT or SEG files that hold several. Raises `FileNotFoundError` or
@@ -93,8 +98,10 @@ def _pairs(image_folder: Path, label_folder: Path) -> list[Case]:
     scans = niftis(image_folder, masks=masks)
     lonely = sorted(set(scans) - set(masks))
     if lonely:
-        raise FileNotFoundError(f"{len(lonely)} scans in {image_folder} have no mask of their name in {label_folder}: "
-                                f"{', '.join(lonely[:5])}{' ...' if len(lonely) > 5 else ''}")  # fmt: skip
+        raise FileNotFoundError(
+            f"{len(lonely)} scans in {image_folder} have no mask of their name in {label_folder}: "
+            f"{', '.join(lonely[:5])}{' ...' if len(lonely) > 5 else ''}"
+        )
     return [Case(name, path, masks[name], patient=name) for name, path in sorted(scans.items())]
 
 
@@ -138,7 +145,9 @@ def _description(root: Path) -> dict[str, Any]:
         raise ValueError(f"{path} must hold an object, as nnU-Net and the Decathlon write it")
     channels = found.get("channel_names") or found.get("modality") or {}
     if isinstance(channels, (dict, list)) and len(channels) > 1:
-        raise ValueError(f"{path} has {len(channels)} channels ({channels}); ctssl takes one CT for each case")
+        raise ValueError(
+            f"{path} has {len(channels)} channels ({channels}); ctssl takes one CT for each case"
+        )
     return found
 
 
@@ -148,8 +157,10 @@ def _names(description: dict[str, Any]) -> dict[int, str]:
     for key, value in labels.items() if isinstance(labels, dict) else ():
         number, name = (value, key) if isinstance(value, int) else (key, value)
         if not re.fullmatch("[0-9]{1,3}", str(number)) or int(number) > 255 or not isinstance(name, str):
-            raise ValueError(f"dataset.json: the label {str(key)[:60]!r}: {str(value)[:60]!r} is no number (0 to 255) and name; "
-                             "regions are not supported")  # fmt: skip
+            raise ValueError(
+                f"dataset.json: the label {str(key)[:60]!r}: {str(value)[:60]!r} is no number (0 to 255) and name; "
+                "regions are not supported"
+            )
         if int(number) > 0 and name != "ignore":
             names[int(number)] = name
     return names
@@ -195,10 +206,14 @@ def _existing(cases: list[Case], path: Path) -> list[Case]:
         raise ValueError(f"{path} names no case")
     missing = [file for case in cases for file in (case.image, case.label) if not _is_there(file)]
     if missing:
-        raise FileNotFoundError(f"{path} names {len(missing)} files that are not there, first {str(missing[0])[:300]}")
+        raise FileNotFoundError(
+            f"{path} names {len(missing)} files that are not there, first {str(missing[0])[:300]}"
+        )
     doubled = sorted(name for name, count in Counter(case.name for case in cases).items() if count > 1)
     if doubled:
-        raise ValueError(f"{path} names {', '.join(doubled[:5])} more than once; give the cases ids of their own")
+        raise ValueError(
+            f"{path} names {', '.join(doubled[:5])} more than once; give the cases ids of their own"
+        )
     return cases
 
 
@@ -223,8 +238,16 @@ def _dicom(root: Path, roi: str | None) -> list[Case]:
             continue
         name = file_name(folder.name, where=str(root))
         (image, header), (label, _) = drawn_on(found, folder)
-        cases.append(Case(name, image, label, patient=text(header, "PatientID") or name,
-                          series=text(header, "SeriesInstanceUID"), roi=roi))  # fmt: skip
+        cases.append(
+            Case(
+                name,
+                image,
+                label,
+                patient=text(header, "PatientID") or name,
+                series=text(header, "SeriesInstanceUID"),
+                roi=roi,
+            )
+        )
     return cases
 
 
@@ -237,16 +260,25 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
         return scan, read_drawn(case.label, scan, roi=case.roi)
     mask = read(case.label)
     if scan.shape != mask.shape:
-        raise ValueError(f"{case.name}: the scan has shape {scan.shape}, its mask {mask.shape}; resample the mask")
+        raise ValueError(
+            f"{case.name}: the scan has shape {scan.shape}, its mask {mask.shape}; resample the mask"
+        )
     corners = np.array(
         [[x, y, z, 1] for x in (0, scan.shape[0]) for y in (0, scan.shape[1]) for z in (0, scan.shape[2])]
     )
     apart = float(np.abs(corners @ (scan.affine - mask.affine).T).max())
     if apart > 0.5 * min(scan.spacing_mm):
-        raise ValueError(f"{case.name}: scan and mask lie up to {apart:.1f} mm apart (their affines differ); "
-                         "write the mask with the scan's affine")  # fmt: skip
+        raise ValueError(
+            f"{case.name}: scan and mask lie up to {apart:.1f} mm apart (their affines differ); "
+            "write the mask with the scan's affine"
+        )
     values = np.unique(mask.array)
-    if not np.isfinite(values).all() or (values < 0).any() or (values != np.round(values)).any() or values.max() > 255:
+    if (
+        not np.isfinite(values).all()
+        or (values < 0).any()
+        or (values != np.round(values)).any()
+        or values.max() > 255
+    ):
         raise ValueError(f"{case.name}: a mask holds whole numbers 0..255, this one has {values[:6]}")
     return scan, Volume(mask.array.astype(np.uint8), scan.affine, mask.name)
 
@@ -258,8 +290,14 @@ class Problem(Finding):
     case: str = ""
 
 
-def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, whole: bool = True, progress: bool = False,
-             look: Callable[[Case, Volume, Volume, set[int]], object] | None = None) -> list[Problem]:  # fmt: skip
+def problems(
+    dataset: Dataset,
+    *,
+    model: str | os.PathLike | None = None,
+    whole: bool = True,
+    progress: bool = False,
+    look: Callable[[Case, Volume, Volume, set[int]], object] | None = None,
+) -> list[Problem]:
     """Read every case and say what is wrong with it, errors first. An empty list: nothing found.
 
     `whole`: False for a part of some data, in which a label may be missing. `look` is called with each case that could be read,
@@ -299,16 +337,28 @@ def problems(dataset: Dataset, *, model: str | os.PathLike | None = None, whole:
         if not values:
             say("warning", "empty", "the mask is empty: nothing to learn or to judge, if there is a tumour")
         elif outside_body(scan, mask):
-            say("warning", "outside", "the whole mask lies in the air around the body; is it that of another patient?")
+            say(
+                "warning",
+                "outside",
+                "the whole mask lies in the air around the body; is it that of another patient?",
+            )
         held[case.name] = values
         if look is not None:
             look(case, scan, mask, values)
         unknown = sorted(values - set(dataset.names)) if dataset.names else []
         if unknown:
-            say("error", "labels", f"the mask holds {unknown}, but dataset.json names only {sorted(dataset.names)}")
+            say(
+                "error",
+                "labels",
+                f"the mask holds {unknown}, but dataset.json names only {sorted(dataset.names)}",
+            )
         own = voxel_hash(scan)
         if own in first:
-            say("error", "duplicate", f"the same scan as {first[own].name}, voxel by voxel; keep one of the two")
+            say(
+                "error",
+                "duplicate",
+                f"the same scan as {first[own].name}, voxel by voxel; keep one of the two",
+            )
         first.setdefault(own, case)
         salted = voxel_hash(scan, salt)
         if salted in labelled:
@@ -339,10 +389,19 @@ def _odd_labels(held: dict[str, set[int]], *, missing: int) -> list[Problem]:
     found = []
     for name, values in held.items():
         if odd := sorted(values & set(gaps)):
-            found.append(Problem("error", "labels", f"the mask holds {odd}, but the {len(counts)} labels of these masks must be "
-                                 f"{', '.join(map(str, range(1, len(counts) + 1)))}: renumber them", name))  # fmt: skip
+            found.append(
+                Problem(
+                    "error",
+                    "labels",
+                    f"the mask holds {odd}, but the {len(counts)} labels of these masks must be "
+                    f"{', '.join(map(str, range(1, len(counts) + 1)))}: renumber them",
+                    name,
+                )
+            )
         elif lone := sorted(value for value in values if counts[value] == 1 and len(held) >= RARE):
-            found.append(Problem("warning", "labels", f"no other mask holds {lone}; is it meant to be a label?", name))
+            found.append(
+                Problem("warning", "labels", f"no other mask holds {lone}; is it meant to be a label?", name)
+            )
     return found
 
 
@@ -364,7 +423,9 @@ def voxel_hash(scan: Volume, salt: str = "") -> str:
 def seen_after(before: dict[str, Any], labelled: list[str], *, salt: str) -> str:
     """`seen.json` of what goes on from a model that has seen `before`, with scans of these salted hashes, and their masks."""
     found = {"salt": salt, "voxels": before.get("voxels", []), "series": before.get("series", [])}
-    return json.dumps({**found, "labelled": sorted({*before.get("labelled", []), *labelled})}, indent=1) + "\n"
+    return (
+        json.dumps({**found, "labelled": sorted({*before.get("labelled", []), *labelled})}, indent=1) + "\n"
+    )
 
 
 def seen_by(model: Any) -> dict[str, Any]:
@@ -383,5 +444,7 @@ def seen_by(model: Any) -> dict[str, Any]:
     if not isinstance(found, dict) or not all(
         isinstance(found.get(k, []), list) for k in ("voxels", "labelled", "series")
     ):
-        raise ValueError(f"{path} is not the list of scans that a model was pretrained on; get the model again")
+        raise ValueError(
+            f"{path} is not the list of scans that a model was pretrained on; get the model again"
+        )
     return found

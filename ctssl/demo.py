@@ -21,8 +21,15 @@ WRITTEN = ("phantom.nii.gz", "phantom-tumour.nii.gz", "features.png", "mask.nii.
 ENCODER = "swin-wild-mim"  # whose features are shown
 
 
-def demo(scan: str | os.PathLike | None = None, *, out: str | os.PathLike = "ctssl-demo", model: str | None = None,
-         encoder: str | None = None, series: str | None = None, progress: bool = True) -> dict[str, Any]:  # fmt: skip
+def demo(
+    scan: str | os.PathLike | None = None,
+    *,
+    out: str | os.PathLike = "ctssl-demo",
+    model: str | None = None,
+    encoder: str | None = None,
+    series: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
     """Write a phantom (unless there is a scan), its features as a picture, and a mask by `model`, or by a published segmenter.
 
     `series`: SeriesInstanceUID, when a DICOM folder holds several. Returns what was written, by name. Files of an earlier demo in
@@ -50,8 +57,13 @@ def demo(scan: str | os.PathLike | None = None, *, out: str | os.PathLike = "cts
     if truth is not None:
         written["scan"] = str(volume.save(folder / "phantom.nii.gz", overwrite=True))
         written["truth"] = str(truth.save(folder / "phantom-tumour.nii.gz", overwrite=True))
-    written |= picture_features(backbone, volume, folder / "features.png", title=f"{volume.name}: features of {named or model}",
-                                progress=progress)  # fmt: skip
+    written |= picture_features(
+        backbone,
+        volume,
+        folder / "features.png",
+        title=f"{volume.name}: features of {named or model}",
+        progress=progress,
+    )
     if net is not None:
         mask = net.segment(volume, progress=progress)
         written["mask"] = str(mask.save(folder / "mask.nii.gz", overwrite=True))
@@ -64,7 +76,9 @@ def demo(scan: str | os.PathLike | None = None, *, out: str | os.PathLike = "cts
     return written
 
 
-def picture_features(encoder: Any, volume: Volume, path: Path, *, title: str, progress: bool) -> dict[str, Any]:
+def picture_features(
+    encoder: Any, volume: Volume, path: Path, *, title: str, progress: bool
+) -> dict[str, Any]:
     """The finest map that has context, in colours, and the embedding of the scan."""
     import torch
 

@@ -33,7 +33,9 @@ def ordered_slices(path: Path, *, series: str | None = None) -> tuple[list[Any],
     if not found:
         raise ValueError(f"{folder} holds no DICOM images (and is no NIfTI file)")
     if series is None and len(found) > 1:
-        lines = [f"  {uid}  {len(files)} images  {_describe(files[0][1])}" for uid, files in sorted(found.items())]
+        lines = [
+            f"  {uid}  {len(files)} images  {_describe(files[0][1])}" for uid, files in sorted(found.items())
+        ]
         raise ValueError(
             f"{folder} holds {len(found)} series; choose one (series=..., or --series):\n" + "\n".join(lines)
         )
@@ -66,28 +68,38 @@ def _checked(files: list[Path], folder: Path) -> tuple[list[Any], np.ndarray]:
         if text(s, "Modality", "CT") != "CT":
             raise ValueError(f"{folder} holds {text(s, 'Modality')}, not CT ({file.name})")
     if len(slices) < 2:
-        raise ValueError(f"{folder} holds one image of this series; a scan needs all of them (enhanced multi-frame "
-                         "DICOM: convert it with dcm2niix)")  # fmt: skip
+        raise ValueError(
+            f"{folder} holds one image of this series; a scan needs all of them (enhanced multi-frame "
+            "DICOM: convert it with dcm2niix)"
+        )
     for key in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"):
         if any(key not in s for s in slices):
             raise ValueError(f"{folder}: {key} is missing, so the geometry is unknown")
     same = {_plane(s, file, len(files)) for s, file in zip(slices, files, strict=True)}
     if len(same) > 1:
-        raise ValueError(f"{folder}: slices of this series differ in size, spacing or orientation (a localiser among "
-                         "them?); separate them")  # fmt: skip
+        raise ValueError(
+            f"{folder}: slices of this series differ in size, spacing or orientation (a localiser among "
+            "them?); separate them"
+        )
     row, column = np.array(_orientation(slices[0], files[0])).reshape(2, 3)  # along columns, along rows
     normal = np.cross(row, column)
-    places = np.array([numbers(s, "ImagePositionPatient", 3, file) for s, file in zip(slices, files, strict=True)])
+    places = np.array(
+        [numbers(s, "ImagePositionPatient", 3, file) for s, file in zip(slices, files, strict=True)]
+    )
     order = np.argsort(places @ normal)
     slices, places = [slices[i] for i in order], places[order]
     gaps = np.diff(places @ normal)
     gap = float(np.median(gaps))
     if (gaps < 0.01).any():
-        raise ValueError(f"{folder}: two images lie at the same place (several phases in one series?); separate them")
+        raise ValueError(
+            f"{folder}: two images lie at the same place (several phases in one series?); separate them"
+        )
     if (np.abs(gaps - gap) > max(0.1 * gap, 0.02)).any():
         where = int(np.abs(gaps - gap).argmax())
-        raise ValueError(f"{folder}: slices are missing; their distance is {gap:.3g} mm, but {gaps[where]:.3g} mm after "
-                         f"slice {where + 1} of {len(slices)}. Fetch the whole series")  # fmt: skip
+        raise ValueError(
+            f"{folder}: slices are missing; their distance is {gap:.3g} mm, but {gaps[where]:.3g} mm after "
+            f"slice {where + 1} of {len(slices)}. Fetch the whole series"
+        )
     return slices, places
 
 
@@ -115,8 +127,10 @@ def _stack(slices: list[Any], places: np.ndarray, folder: Path) -> tuple[np.ndar
     row, column = np.array(_orientation(slices[0], folder)).reshape(2, 3)
     for s in slices:
         file = Path(s.filename)
-        slope, intercept = (numbers(s, key, 1, file, default=value)[0]
-                            for key, value in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)))  # fmt: skip
+        slope, intercept = (
+            numbers(s, key, 1, file, default=value)[0]
+            for key, value in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+        )
         images.append(pixels_of(s, file).astype(np.float32) * slope + intercept)  # (rows, columns)
     array = np.stack(images, -1).transpose(1, 0, 2)  # (columns, rows, slices) = (X, Y, Z)
     down, across = numbers(slices[0], "PixelSpacing", 2, folder)
@@ -155,16 +169,22 @@ def drawn_on(found: Found, whose: str | Path) -> tuple[tuple[Path, Any], tuple[P
         raise ValueError(f"{whose}: " + ("no CT series" if not found["CT"] else "no RTSTRUCT or SEG"))
     if len(drawn) > 1:
         names = ", ".join(file.name for file, _ in drawn)
-        raise ValueError(f"{whose}: {len(drawn)} structure sets or segmentations ({names}); keep the one to learn from")
+        raise ValueError(
+            f"{whose}: {len(drawn)} structure sets or segmentations ({names}); keep the one to learn from"
+        )
     file, header = drawn[0]
     wanted = _referenced(header)
     matching = [pair for pair in found["CT"] if text(pair[1], "SeriesInstanceUID") == wanted] or found["CT"]
     patients = [text(one, "PatientID") for one in (header, matching[0][1])]
     if all(patients) and patients[0] != patients[1]:
-        raise ValueError(f"{whose}: {file.name} belongs to the patient {patients[0]!r}, the CT to {patients[1]!r}; keep what "
-                         "belongs together in one folder")  # fmt: skip
+        raise ValueError(
+            f"{whose}: {file.name} belongs to the patient {patients[0]!r}, the CT to {patients[1]!r}; keep what "
+            "belongs together in one folder"
+        )
     if len(matching) > 1:
-        raise ValueError(f"{whose}: {len(matching)} CT series, and {file.name} does not say which one it was drawn on")
+        raise ValueError(
+            f"{whose}: {len(matching)} CT series, and {file.name} does not say which one it was drawn on"
+        )
     return matching[0], drawn[0]
 
 

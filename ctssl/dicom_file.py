@@ -49,7 +49,9 @@ def header_of(file: Path) -> Any:
         return None
     found = opened(file, pixels=False)
     if found is None and file.suffix.lower() in (".dcm", ".ima"):  # left aside, it would be a slice less
-        raise ValueError(f"{file} is damaged: it does not begin as a DICOM file does; fetch it again, or remove it")
+        raise ValueError(
+            f"{file} is damaged: it does not begin as a DICOM file does; fetch it again, or remove it"
+        )
     return found
 
 
@@ -62,8 +64,10 @@ def modality_of(header: Any, file: Path) -> str:
     if text(header.file_meta, "MediaStorageSOPClassUID") == DIRECTORY:
         return ""
     if not re.fullmatch("[A-Z0-9_]{2,16}", found) or (found == "CT" and not _is_image(header)):
-        raise ValueError(f"{file} is a damaged DICOM file (no Modality, no Rows or no SeriesInstanceUID); fetch it again, or "
-                         "remove it if it is no CT")  # fmt: skip
+        raise ValueError(
+            f"{file} is a damaged DICOM file (no Modality, no Rows or no SeriesInstanceUID); fetch it again, or "
+            "remove it if it is no CT"
+        )
     return found
 
 
@@ -86,7 +90,9 @@ def text(dataset: Any, key: str, default: str = "") -> str:
     return default if value is None else str(value)
 
 
-def numbers(dataset: Any, key: str, count: int, file: Path, default: float | None = None) -> tuple[float, ...]:
+def numbers(
+    dataset: Any, key: str, count: int, file: Path, default: float | None = None
+) -> tuple[float, ...]:
     """`count` finite numbers of an element; `ValueError` where it holds something else, or is missing without `default`."""
     try:
         if default is not None and dataset.get(key) is None:
@@ -105,11 +111,15 @@ def one_image(dataset: Any, file: Path, *, images: int) -> tuple[int, int]:
     rows, columns = (int(numbers(dataset, key, 1, file)[0]) for key in ("Rows", "Columns"))
     samples = int(numbers(dataset, "SamplesPerPixel", 1, file, default=1)[0])
     if int(numbers(dataset, "NumberOfFrames", 1, file, default=1)[0]) != 1:
-        raise ValueError(f"{file} holds several images (enhanced multi-frame DICOM): convert it with dcm2niix")
+        raise ValueError(
+            f"{file} holds several images (enhanced multi-frame DICOM): convert it with dcm2niix"
+        )
     if samples != 1:
         raise ValueError(f"{file} holds a colour image ({samples} samples for each pixel), and no CT")
     if rows < 1 or columns < 1 or rows * columns * images > VOXELS:
-        raise ValueError(f"{file} claims {rows} x {columns} pixels, {images} times; a scan has 1 to {VOXELS} voxels")
+        raise ValueError(
+            f"{file} claims {rows} x {columns} pixels, {images} times; a scan has 1 to {VOXELS} voxels"
+        )
     return rows, columns
 
 

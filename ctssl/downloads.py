@@ -13,8 +13,13 @@ from ctssl.remote import local_trouble
 from ctssl.zoo import MODELS
 
 
-def download(source: str, *, to: str | os.PathLike | None = None, revision: str | None = None,
-             offline: bool | None = None) -> Path:  # fmt: skip
+def download(
+    source: str,
+    *,
+    to: str | os.PathLike | None = None,
+    revision: str | None = None,
+    offline: bool | None = None,
+) -> Path:
     """The verified folder of a model, on this machine from now on.
 
     Args:

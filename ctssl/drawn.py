@@ -42,9 +42,14 @@ def read_rtstruct(path: Path, scan: Volume, *, roi: str | None = None) -> Volume
 def _filled(dataset: Any, scan: Volume, roi: str | None, path: Path) -> np.ndarray:
     """The contours of a structure, filled: uint8 on the scan's grid."""
     names = {int(r.ROINumber): str(r.ROIName) for r in dataset.get("StructureSetROISequence", [])}
-    found = {names[int(c.ReferencedROINumber)]: c for c in dataset.get("ROIContourSequence", [])
-             if int(c.ReferencedROINumber) in names}  # fmt: skip
-    contours = [c for c in _chosen(found, roi, path).get("ContourSequence", []) if "CLOSED" in c.ContourGeometricType]
+    found = {
+        names[int(c.ReferencedROINumber)]: c
+        for c in dataset.get("ROIContourSequence", [])
+        if int(c.ReferencedROINumber) in names
+    }
+    contours = [
+        c for c in _chosen(found, roi, path).get("ContourSequence", []) if "CLOSED" in c.ContourGeometricType
+    ]
     to_voxel = np.linalg.inv(scan.affine)
     mask = np.zeros(scan.shape, bool)
     for contour in contours:
@@ -52,7 +57,9 @@ def _filled(dataset: Any, scan: Volume, roi: str | None, path: Path) -> np.ndarr
         points = np.array(numbers(contour, "ContourData", 3 * count, path)).reshape(-1, 3) @ LPS_TO_RAS
         voxels = points @ to_voxel[:3, :3].T + to_voxel[:3, 3]
         if not count or np.abs(voxels).max() > 1e6:
-            raise ValueError(f"{path}: a contour lies nowhere near {scan.name}; does it belong to another series?")
+            raise ValueError(
+                f"{path}: a contour lies nowhere near {scan.name}; does it belong to another series?"
+            )
         number = round(float(voxels[:, 2].mean()))
         if np.abs(voxels[:, 2] - number).max() > 0.3:
             raise ValueError(
@@ -85,10 +92,14 @@ def read_seg(path: Path, scan: Volume, *, segment: str | None = None) -> Volume:
 
 def _frames(dataset: Any, scan: Volume, segment: str | None, path: Path) -> Volume:
     """The frames of one segment, each resampled onto the slice of the scan that it lies in."""
-    number = int(_chosen({str(s.SegmentLabel): s for s in dataset.SegmentSequence}, segment, path).SegmentNumber)
+    number = int(
+        _chosen({str(s.SegmentLabel): s for s in dataset.SegmentSequence}, segment, path).SegmentNumber
+    )
     shared = dataset.SharedFunctionalGroupsSequence[0]
     frames: list[tuple[np.ndarray, np.ndarray]] = []
-    sizes = [int(numbers(dataset, key, 1, path, default=1)[0]) for key in ("NumberOfFrames", "Rows", "Columns")]
+    sizes = [
+        int(numbers(dataset, key, 1, path, default=1)[0]) for key in ("NumberOfFrames", "Rows", "Columns")
+    ]
     if min(sizes) < 1 or int(np.prod([float(n) for n in sizes])) > VOXELS:
         raise ValueError(f"{path} claims {' x '.join(map(str, sizes))} pixels; ctssl reads up to {VOXELS}")
     pixels = pixels_of(dataset, path).reshape(sizes)

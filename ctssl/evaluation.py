@@ -22,8 +22,24 @@ from ctssl.writing import write_whole
 
 METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml")
 FEWEST = 6  # patients below which a paired test is not made
-TAKEN = {"case", "label", "patient", "model", "shift", "severity", "dsc", "nsd", "hd95_mm", "lesions", "lesions_found",
-         "false_positives", "volume_ml", "volume_error_ml", "best_dsc", "unchanged"}  # fmt: skip
+TAKEN = {
+    "case",
+    "label",
+    "patient",
+    "model",
+    "shift",
+    "severity",
+    "dsc",
+    "nsd",
+    "hd95_mm",
+    "lesions",
+    "lesions_found",
+    "false_positives",
+    "volume_ml",
+    "volume_error_ml",
+    "best_dsc",
+    "unchanged",
+}
 
 
 @dataclass(frozen=True)
@@ -41,9 +57,15 @@ class Evaluation:
         """`cases.csv`, `report.json`, `report.md` and, with paired results, `paired.png`. Raises `FileExistsError` where one of
         them is there, unless it may be overwritten."""
         folder = Path(folder)
-        there = [name for name in ("cases.csv", "report.json", "report.md", "paired.png") if (folder / name).exists()]
+        there = [
+            name
+            for name in ("cases.csv", "report.json", "report.md", "paired.png")
+            if (folder / name).exists()
+        ]
         if there and not overwrite:
-            raise FileExistsError(f"{folder} holds a {there[0]}; choose another folder, or overwrite it on purpose")
+            raise FileExistsError(
+                f"{folder} holds a {there[0]}; choose another folder, or overwrite it on purpose"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         rows = io.StringIO(newline="")
         writer = csv.DictWriter(rows, list(self.cases[0]))
@@ -62,9 +84,7 @@ class Evaluation:
 
     def markdown(self) -> str:
         """The strata, and the paired comparison, as tables."""
-        text = (
-            f"DSC, HD95 in mm, NSD at {self.tolerance_mm:g} mm; means with 95% bootstrap intervals over patients.\n\n"
-        )
+        text = f"DSC, HD95 in mm, NSD at {self.tolerance_mm:g} mm; means with 95% bootstrap intervals over patients.\n\n"
         if self.missing:
             shown = ", ".join(self.missing[:5]) + (" ..." if len(self.missing) > 5 else "")
             text += f"**{len(self.missing)} true masks have no prediction and do not count: {shown}**\n\n"
@@ -87,13 +107,26 @@ class Evaluation:
             axes.plot([0, 1], [row["other_dsc"], row["dsc"]], color="0.7", lw=0.8, zorder=1)
         for x, key in ((0, "other_dsc"), (1, "dsc")):
             axes.scatter([x] * len(self.cases), [row[key] for row in self.cases], s=18, zorder=2)
-        axes.set(xticks=[0, 1], xticklabels=["the other", "this"], ylabel="DSC", ylim=(-0.02, 1.02), xlim=(-0.3, 1.3))
+        axes.set(
+            xticks=[0, 1],
+            xticklabels=["the other", "this"],
+            ylabel="DSC",
+            ylim=(-0.02, 1.02),
+            xlim=(-0.3, 1.3),
+        )
         figure.savefig(path, dpi=110, format="png")
 
 
-def evaluate(predictions: str | os.PathLike, labels: str | os.PathLike, *, table: str | os.PathLike | None = None,
-             by: tuple[str, ...] = (), against: str | os.PathLike | None = None, tolerance_mm: float = 2.0,
-             progress: bool = False) -> Evaluation:  # fmt: skip
+def evaluate(
+    predictions: str | os.PathLike,
+    labels: str | os.PathLike,
+    *,
+    table: str | os.PathLike | None = None,
+    by: tuple[str, ...] = (),
+    against: str | os.PathLike | None = None,
+    tolerance_mm: float = 2.0,
+    progress: bool = False,
+) -> Evaluation:
     """Compare masks of the same names in two folders.
 
     Args:
@@ -168,17 +201,18 @@ def same_grid(one: Volume, two: Volume, *, name: str) -> None:
     else:
         ends = np.array([[0, 0, 0, 1], [*(n - 1 for n in two.shape), 1]]).T
         off = float(np.linalg.norm(((one.affine - two.affine) @ ends)[:3], axis=0).max())
-        turned = not np.allclose(np.sign(np.round(one.affine[:3, :3], 3)), np.sign(np.round(two.affine[:3, :3], 3)))
-        what = (
-            f"their affines {'turn the axes otherwise' if turned else 'differ'}, corners lie up to {off:.1f} mm apart"
+        turned = not np.allclose(
+            np.sign(np.round(one.affine[:3, :3], 3)), np.sign(np.round(two.affine[:3, :3], 3))
         )
+        what = f"their affines {'turn the axes otherwise' if turned else 'differ'}, corners lie up to {off:.1f} mm apart"
     raise ValueError(
         f"{name}: prediction and truth are on different grids ({what}); write the prediction on the scan's own grid"
     )
 
 
-def score_masks(one: Volume, two: Volume, *, name: str, tolerance_mm: float | None,
-                labels: list[int] | None = None) -> list[dict[str, Any]]:  # fmt: skip
+def score_masks(
+    one: Volume, two: Volume, *, name: str, tolerance_mm: float | None, labels: list[int] | None = None
+) -> list[dict[str, Any]]:
     """A row per label of `labels`, or that occurs in either mask, the predicted or the true one (label 1 if none does).
 
     `tolerance_mm`: of the NSD. None: no distances (HD95 and NSD are NaN), which take most of the time.
@@ -193,10 +227,20 @@ def score_masks(one: Volume, two: Volume, *, name: str, tolerance_mm: float | No
         far = near = math.nan
         if tolerance_mm is not None:
             far, near = hd95(p, t, **size), nsd(p, t, **size, tolerance_mm=tolerance_mm)
-        rows.append({"case": name, "label": value, "dsc": dsc(p, t), "hd95_mm": far, "nsd": near,
-                     "lesions_found": hit, "lesions": all_,
-                     "false_positives": false, "volume_ml": volume_ml(t, **size),
-                     "volume_error_ml": volume_ml(p, **size) - volume_ml(t, **size)})  # fmt: skip
+        rows.append(
+            {
+                "case": name,
+                "label": value,
+                "dsc": dsc(p, t),
+                "hd95_mm": far,
+                "nsd": near,
+                "lesions_found": hit,
+                "lesions": all_,
+                "false_positives": false,
+                "volume_ml": volume_ml(t, **size),
+                "volume_error_ml": volume_ml(p, **size) - volume_ml(t, **size),
+            }
+        )
     return rows
 
 
@@ -214,7 +258,10 @@ def squared(mask: Volume) -> Volume:
 
 def summary(rows: list[dict[str, Any]], column: str, value: str) -> dict[str, Any]:
     """One row of the strata table, over all labels of its cases."""
-    result: dict[str, Any] = {"stratum": f"{column} {value}".strip(), "cases": len({row["case"] for row in rows})}
+    result: dict[str, Any] = {
+        "stratum": f"{column} {value}".strip(),
+        "cases": len({row["case"] for row in rows}),
+    }
     for key in ("dsc", "nsd"):
         low, high = interval(rows, key)
         values = [row[key] for row in rows]
@@ -252,7 +299,9 @@ def interval(rows: list[dict[str, Any]], key: str, *, draws: int = 2000) -> tupl
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
-def paired(rows: list[dict[str, Any]], metrics: tuple[str, ...] = ("dsc", "nsd", "hd95_mm")) -> list[dict[str, Any]]:
+def paired(
+    rows: list[dict[str, Any]], metrics: tuple[str, ...] = ("dsc", "nsd", "hd95_mm")
+) -> list[dict[str, Any]]:
     """Each metric of these masks against the others': mean difference, rank-biserial effect, Holm-corrected p. The unit is a
     patient: labels and scans of one are averaged first. `undefined`: rows that do not count, as one of the two has no value (HD95
     of an empty mask: a miss)."""
@@ -272,9 +321,16 @@ def paired(rows: list[dict[str, Any]], metrics: tuple[str, ...] = ("dsc", "nsd",
         ranks = rankdata(np.abs(moved))
         effect = float((ranks * np.sign(moved)).sum() / ranks.sum()) if len(moved) else 0.0
         p = float(wilcoxon(away).pvalue) if len(away) >= FEWEST and len(moved) else math.nan  # type: ignore[union-attr]
-        results.append({"metric": key, "patients": len(away), "undefined": undefined,
-                        "difference": float(away.mean()) if len(away) else math.nan,
-                        "rank_biserial": effect, "p": p})  # fmt: skip
+        results.append(
+            {
+                "metric": key,
+                "patients": len(away),
+                "undefined": undefined,
+                "difference": float(away.mean()) if len(away) else math.nan,
+                "rank_biserial": effect,
+                "p": p,
+            }
+        )
     for row, corrected in zip(results, holm([row["p"] for row in results]), strict=True):
         row["p_holm"] = corrected
     return results
@@ -293,8 +349,10 @@ def holm(values: list[float]) -> list[float]:
 def _complete(found: dict[str, Path], wanted: dict[str, Path], folder: Any) -> None:
     lonely = sorted(set(found) - set(wanted))
     if lonely:
-        raise FileNotFoundError(f"{len(lonely)} masks have no partner of their name ({', '.join(lonely[:5])}); the masks of "
-                                f"{folder} and of the labels must be called the same")  # fmt: skip
+        raise FileNotFoundError(
+            f"{len(lonely)} masks have no partner of their name ({', '.join(lonely[:5])}); the masks of "
+            f"{folder} and of the labels must be called the same"
+        )
 
 
 def facts_of(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dict[str, str]]:
@@ -304,12 +362,15 @@ def facts_of(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dic
     missing = [c for c in by if c not in columns]
     if key is None or missing:
         raise ValueError(
-            f"{path} has the columns {columns}; needed: id, case or image" + (f", and {missing}" if missing else "")
+            f"{path} has the columns {columns}; needed: id, case or image"
+            + (f", and {missing}" if missing else "")
         )
     taken = [c for c in by if c in TAKEN]
     if taken:
-        raise ValueError(f"{path}: a stratum cannot be called {', '.join(taken)}, as the results have such a column of their "
-                         "own; rename the column of the table")  # fmt: skip
+        raise ValueError(
+            f"{path}: a stratum cannot be called {', '.join(taken)}, as the results have such a column of their "
+            "own; rename the column of the table"
+        )
 
     def name_of(row: dict[str, str]) -> str:
         return row[key] if key != "image" else stem(Path(row[key])).removesuffix("_0000")
@@ -321,8 +382,13 @@ def facts_of(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dic
     absent = [name for name in names if name not in rows]
     if absent:
         raise ValueError(f"{path} has no row for {', '.join(absent[:5])} ({len(absent)} cases)")
-    return {name: {column: rows[name][column] for column in (*by, *(["patient"] if rows[name].get("patient") else []))}
-            for name in names}  # fmt: skip
+    return {
+        name: {
+            column: rows[name][column]
+            for column in (*by, *(["patient"] if rows[name].get("patient") else []))
+        }
+        for name in names
+    }
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
@@ -339,7 +405,10 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 
     columns = list(rows[0])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join(lines + ["| " + " | ".join(cell(row.get(c, "")) for c in columns) + " |" for row in rows]) + "\n"
+    return (
+        "\n".join(lines + ["| " + " | ".join(cell(row.get(c, "")) for c in columns) + " |" for row in rows])
+        + "\n"
+    )
 
 
 def as_plain(value: Any) -> Any:

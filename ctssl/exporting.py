@@ -36,7 +36,9 @@ def to_onnx(
     """
     path = Path(path)
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; choose another name, or overwrite it on purpose (overwrite=True)")
+        raise FileExistsError(
+            f"{path} exists; choose another name, or overwrite it on purpose (overwrite=True)"
+        )
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -45,6 +47,12 @@ def to_onnx(
     names = [f"map{i}" for i in range(len(encoder.channels))]  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about its own insides
-        program: Any = torch.onnx.export(to_program(encoder, size=size), input_names=["image"], output_names=names,
-                                         dynamo=True, external_data=False, verbose=False)  # fmt: skip
+        program: Any = torch.onnx.export(
+            to_program(encoder, size=size),
+            input_names=["image"],
+            output_names=names,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
     return write_whole(path, lambda part: program.save(part, external_data=False))

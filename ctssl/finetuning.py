@@ -32,7 +32,7 @@ from ctssl.datasets import (
     refuse,
     seen_after,
     seen_by,
-    voxel_hash,  # fmt: skip
+    voxel_hash,
 )
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
@@ -55,8 +55,10 @@ from ctssl.volume import Volume, prepare, resample
 from ctssl.zoo import ModelSpec, Preprocess, info, list_models
 
 BASELINES: dict[str, Callable[[], Any]] = {
-    "swin-scratch": lambda: published("swin"), "vit-scratch": lambda: published("vit"), "dynunet": Pixels,
-}  # fmt: skip
+    "swin-scratch": lambda: published("swin"),
+    "vit-scratch": lambda: published("vit"),
+    "dynunet": Pixels,
+}
 """What can be trained without any pretraining, by name."""
 PATIENCE = timedelta(days=1)  # for which the other devices wait while the first one judges whole scans
 RECIPE = ("head", "spacing_mm", "window_hu", "from_scratch")  # beside the settings
@@ -88,15 +90,30 @@ class Report:
         )
 
 
-def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, model: Any = "swin-wild-mim",
-             images: str | os.PathLike | None = None, labels: str | os.PathLike | None = None,
-             roi: str | None = None, head: str = "light",
-             hold_out: float | list[str] | None = None, few_shot: int | None = None, folds: int | None = None, fold: int = 0,
-             spacing_mm: float | None = None, window_hu: tuple[float, float] | None = None,
-             names: dict[int, str] | None = None, settings: Settings | None = None,
-             from_scratch: bool = False, device: str = "auto", max_memory_gb: float = MEMORY_GB, overwrite: bool = False,
-             keep: bool = False,
-             progress: bool = True) -> Report:  # fmt: skip
+def finetune(
+    data: str | os.PathLike | None = None,
+    *,
+    out: str | os.PathLike,
+    model: Any = "swin-wild-mim",
+    images: str | os.PathLike | None = None,
+    labels: str | os.PathLike | None = None,
+    roi: str | None = None,
+    head: str = "light",
+    hold_out: float | list[str] | None = None,
+    few_shot: int | None = None,
+    folds: int | None = None,
+    fold: int = 0,
+    spacing_mm: float | None = None,
+    window_hu: tuple[float, float] | None = None,
+    names: dict[int, str] | None = None,
+    settings: Settings | None = None,
+    from_scratch: bool = False,
+    device: str = "auto",
+    max_memory_gb: float = MEMORY_GB,
+    overwrite: bool = False,
+    keep: bool = False,
+    progress: bool = True,
+) -> Report:
     """Train a segmenter on labelled scans, and score it on cases it has not seen, whole and on their own grid.
 
     Args:
@@ -122,8 +139,15 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     Raises `ValueError` or `FileNotFoundError` for data that cannot be used, before any training.
     """
     settings, out = settings or Settings(), Path(out)
-    refuse_request(out, overwrite=overwrite or keep, head=head, folds=folds, hold_out=hold_out, spacing_mm=spacing_mm,
-                   window_hu=window_hu)  # fmt: skip
+    refuse_request(
+        out,
+        overwrite=overwrite or keep,
+        head=head,
+        folds=folds,
+        hold_out=hold_out,
+        spacing_mm=spacing_mm,
+        window_hu=window_hu,
+    )
     rank, where = device_of(device)
     progress = progress and rank == 0
     dataset = find_cases(data, images=images, labels=labels, roi=roi)
@@ -137,25 +161,48 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     how = asdict(replace(settings, save_minutes=0.0))  # which changes nothing
     weights = known.sha256 or (origin if origin in BASELINES else fingerprint_of(encoder))
     content = content_of([*train, *held])
-    asked = request(train, held, weights, data=content, validated=told, settings=how, head=head,
-                    spacing_mm=spacing_mm, window_hu=window_hu, names=names, from_scratch=from_scratch)  # fmt: skip
+    asked = request(
+        train,
+        held,
+        weights,
+        data=content,
+        validated=told,
+        settings=how,
+        head=head,
+        spacing_mm=spacing_mm,
+        window_hu=window_hu,
+        names=names,
+        from_scratch=from_scratch,
+    )
     if keep and (kept := finished(out, asked, overwrite=overwrite)):
         return kept
     parent = None if from_scratch or isinstance(model, nn.Module) else model
     before = seen_by(parent)
     salt = before.get("salt", out.resolve().name)
-    found = survey(Dataset([*train, *held], names or dataset.names), held, whole=few_shot is None, model=parent, salt=salt,
-                   progress=progress)  # fmt: skip
+    found = survey(
+        Dataset([*train, *held], names or dataset.names),
+        held,
+        whole=few_shot is None,
+        model=parent,
+        salt=salt,
+        progress=progress,
+    )
     if settings.freeze:  # what it was trained on
         window_hu = window_hu or known.preprocess.window_hu
-    preprocess, crop = plan([found.tumours[case.name] for case in train], known.preprocess, spacing_mm=spacing_mm,
-                            window_hu=window_hu, crop=settings.crop)  # fmt: skip
+    preprocess, crop = plan(
+        [found.tumours[case.name] for case in train],
+        known.preprocess,
+        spacing_mm=spacing_mm,
+        window_hu=window_hu,
+        crop=settings.crop,
+    )
     settings = replace(settings, crop=crop, batch=settings.batch or max(1, round(4 * (64 / crop) ** 2)))
     encoder.spec = replace(known, preprocess=preprocess)
     judges = told or validation(train, settings.validation, settings.seed)
     taught, judging = ([case for case in train if (case.name in judges) == side] for side in (False, True))
-    learn, classes = prepare_cases(taught, preprocess, copies=settings.shift_augment, seed=settings.seed,
-                                   progress=progress)  # fmt: skip
+    learn, classes = prepare_cases(
+        taught, preprocess, copies=settings.shift_augment, seed=settings.seed, progress=progress
+    )
     test, more = prepare_cases(judging, preprocess, progress=progress)
     if classes == 1:
         raise ValueError(f"all {len(taught)} masks are empty: nothing to learn from")
@@ -167,29 +214,55 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     net.parent = "" if from_scratch else origin
     for case in [*held, *judging]:  # what will be segmented whole: now, not after hours of work
         room_for(net, found.grids[case.name], max_memory_gb)
-    unheard = [f"label {k}: only held-out cases have it, so it is neither learned nor judged"
-               for k in sorted(found.labels - set(net.labels))]  # fmt: skip
+    unheard = [
+        f"label {k}: only held-out cases have it, so it is neither learned nor judged"
+        for k in sorted(found.labels - set(net.labels))
+    ]
     began = time.monotonic()
-    facts = {"train": [c.name for c in train], "data": content, "validated": judges, "model": origin,
-             "from_scratch": from_scratch, "head": head, "spacing_mm": preprocess.spacing_mm,
-             "window_hu": list(preprocess.window_hu)}  # fmt: skip
+    facts = {
+        "train": [c.name for c in train],
+        "data": content,
+        "validated": judges,
+        "model": origin,
+        "from_scratch": from_scratch,
+        "head": head,
+        "spacing_mm": preprocess.spacing_mm,
+        "window_hu": list(preprocess.window_hu),
+    }
     (out / ".unfinished").mkdir(parents=True, exist_ok=True)  # from here on the folder is ours
-    curve = fit(net.to(where), learn, test, settings, unfinished=out / ".unfinished", facts=facts, progress=progress)
+    curve = fit(
+        net.to(where), learn, test, settings, unfinished=out / ".unfinished", facts=facts, progress=progress
+    )
     seconds = time.monotonic() - began
     net.eval()
     if rank == 0:
-        net.threshold = facts["threshold"] = choose(net, judging, [mask for _, mask in test], progress=progress)
+        net.threshold = facts["threshold"] = choose(
+            net, judging, [mask for _, mask in test], progress=progress
+        )
     judgeable = {
         k: name for k, name in net.labels.items() if k in found.labels
     }  # nothing can be said of what nobody has
-    judged = judged_cases(net, held, judgeable, max_memory_gb=max_memory_gb, progress=progress) if rank == 0 else {}
+    judged = (
+        judged_cases(net, held, judgeable, max_memory_gb=max_memory_gb, progress=progress)
+        if rank == 0
+        else {}
+    )
     scores = {name: one.dsc for name, one in judged.items()}
     report = Report(out, scores, facts["train"], judges, curve, seconds, found.doubts + unheard)
     if rank == 0:
-        extra = files(report, judged, settings, facts, cases={case.name: case for case in held}, labels=judgeable,
-                      asked=asked)  # fmt: skip
+        extra = files(
+            report,
+            judged,
+            settings,
+            facts,
+            cases={case.name: case for case in held},
+            labels=judgeable,
+            asked=asked,
+        )
         extra[SEEN] = seen_after(before, [found.hashes[case.name] for case in train], salt=salt)
-        net.cpu().save_pretrained(out, overwrite=True, extra=extra, metadata=provenance(report, known, facts, settings))
+        net.cpu().save_pretrained(
+            out, overwrite=True, extra=extra, metadata=provenance(report, known, facts, settings)
+        )
         for name in set(WRITTEN) - set(extra):  # of the model that was there before
             (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / ".unfinished", ignore_errors=True)
@@ -198,15 +271,18 @@ def finetune(data: str | os.PathLike | None = None, *, out: str | os.PathLike, m
     return report
 
 
-def sides(cases: list[Case], hold_out: float | list[str] | None, few_shot: int | None,
-          seed: int) -> tuple[list[Case], list[Case], list[str]]:  # fmt: skip
+def sides(
+    cases: list[Case], hold_out: float | list[str] | None, few_shot: int | None, seed: int
+) -> tuple[list[Case], list[Case], list[str]]:
     """Cases to train on and cases held out; and the names of those to train on that are to choose the weights, where the table
     says so (they come on top of the few of `few_shot`)."""
     train, held = divide(cases, hold_out, seed)
     told = [case for case in train if hold_out is None and case.split and side_of(case) == "val"]
     rest = [case for case in train if case not in told]
     if not rest:
-        raise ValueError(f"all {len(told)} cases are to choose the weights (split val), and none is left to learn from")
+        raise ValueError(
+            f"all {len(told)} cases are to choose the weights (split val), and none is left to learn from"
+        )
     rest = few(rest, few_shot, seed) if few_shot is not None else rest
     return rest + told, held, [case.name for case in told]
 
@@ -222,7 +298,9 @@ class Survey(NamedTuple):
     doubts: list[str]
 
 
-def survey(dataset: Dataset, held: list[Case], *, whole: bool, model: Any, salt: str, progress: bool) -> Survey:
+def survey(
+    dataset: Dataset, held: list[Case], *, whole: bool, model: Any, salt: str, progress: bool
+) -> Survey:
     """Read every case once. Raises for what is wrong."""
     tumours: dict[str, Tumours] = {}
     hashes: dict[str, str] = {}
@@ -252,8 +330,14 @@ def content_of(cases: list[Case]) -> str:
 
 def request(train: list[Case], held: list[Case], encoder: str, **how: Any) -> dict[str, Any]:
     """What a segmenter follows from, as JSON has it: cases, encoder (by its weights, or the name of a baseline), and all else."""
-    text = json.dumps({"train": [case.name for case in train], "held_out": [case.name for case in held],
-                       "encoder": encoder, **how})  # fmt: skip
+    text = json.dumps(
+        {
+            "train": [case.name for case in train],
+            "held_out": [case.name for case in held],
+            "encoder": encoder,
+            **how,
+        }
+    )
     return json.loads(text)
 
 
@@ -265,28 +349,47 @@ def finished(out: Path, asked: dict[str, Any], *, overwrite: bool) -> Report | N
     found = read_json(out / "report.json") if (out / "report.json").exists() else {}
     before = found.get("asked") if isinstance(found, dict) else None
     if before == asked:
-        return Report(out, *(found[key] for key in ("held_out", "train", "validated", "curve", "seconds", "warnings")))
+        return Report(
+            out, *(found[key] for key in ("held_out", "train", "validated", "curve", "seconds", "warnings"))
+        )
     if overwrite:
         return None
     other = sorted(key for key, value in asked.items() if before and before.get(key) != value)
-    raise FileExistsError(f"{out} holds a model that was trained with another {' and '.join(other) or 'request'}; choose "
-                          "another --out, or overwrite it on purpose")  # fmt: skip
+    raise FileExistsError(
+        f"{out} holds a model that was trained with another {' and '.join(other) or 'request'}; choose "
+        "another --out, or overwrite it on purpose"
+    )
 
 
 def doubtful(found: list[Problem], held: set[str]) -> list[str]:
     """The warnings that concern a training: that an encoder has seen a scan matters for those it is judged on."""
-    return [f"{p.case}: {p.message}" for p in found if p.level == "warning" and p.code != "unknown-pretraining"
-            and (p.code != "pretrained" or p.case in held)]  # fmt: skip
+    return [
+        f"{p.case}: {p.message}"
+        for p in found
+        if p.level == "warning"
+        and p.code != "unknown-pretraining"
+        and (p.code != "pretrained" or p.case in held)
+    ]
 
 
-def refuse_request(out: Path, *, overwrite: bool, head: str, folds: int | None, hold_out: float | list[str] | None,
-                   spacing_mm: float | None, window_hu: tuple[float, float] | None) -> None:  # fmt: skip
+def refuse_request(
+    out: Path,
+    *,
+    overwrite: bool,
+    head: str,
+    folds: int | None,
+    hold_out: float | list[str] | None,
+    spacing_mm: float | None,
+    window_hu: tuple[float, float] | None,
+) -> None:
     """Raise for what cannot be done, whatever the data."""
     if head not in HEADS:
         raise ValueError(f"no head is called {head!r}; there are {', '.join(sorted(HEADS))}")
     ours = (out / WEIGHTS).exists() and (out / "config.json").exists()
     if ours and not overwrite:
-        raise FileExistsError(f"{out} holds a finished model; choose another --out, or overwrite it on purpose")
+        raise FileExistsError(
+            f"{out} holds a finished model; choose another --out, or overwrite it on purpose"
+        )
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; choose another --out")
     began = ours or (out / ".unfinished").is_dir()
@@ -300,23 +403,37 @@ def refuse_request(out: Path, *, overwrite: bool, head: str, folds: int | None, 
     if folds is not None and hold_out is not None:
         raise ValueError("give folds or hold_out, not both")
     if spacing_mm is not None and not 0.1 <= spacing_mm <= 20:
-        raise ValueError(f"spacing_mm={spacing_mm:g} is no spacing to work at; give 0.1 to 20 mm, or leave it out")
+        raise ValueError(
+            f"spacing_mm={spacing_mm:g} is no spacing to work at; give 0.1 to 20 mm, or leave it out"
+        )
     if window_hu is not None and not -math.inf < window_hu[0] < window_hu[1] < math.inf:
         raise ValueError(f"window_hu={window_hu}: give a lower and a higher HU, or leave the window out")
 
 
-def provenance(report: Report, parent: ModelSpec, facts: dict[str, Any], settings: Settings) -> dict[str, str]:
+def provenance(
+    report: Report, parent: ModelSpec, facts: dict[str, Any], settings: Settings
+) -> dict[str, str]:
     """The metadata of the segmenter: its recipe, its cases (a hash of their names), its parent, and how good it is."""
     steps = report.curve[-1]["step"] if report.curve else settings.steps if settings.minutes is None else None
     world = dist.get_world_size() if dist.is_initialized() else 1
     scratch = facts["from_scratch"]
     found = metadata_of(
-        recipe={**asdict(settings), **{key: facts[key] for key in RECIPE}}, manifest=report.train,
-        parent="" if scratch else f"{facts['model']} sha256:{parent.sha256}" if parent.sha256 else facts["model"],
-        pretext="" if scratch else parent.pretext, licence="" if scratch else parent.licence,
+        recipe={**asdict(settings), **{key: facts[key] for key in RECIPE}},
+        manifest=report.train,
+        parent=""
+        if scratch
+        else f"{facts['model']} sha256:{parent.sha256}"
+        if parent.sha256
+        else facts["model"],
+        pretext="" if scratch else parent.pretext,
+        licence="" if scratch else parent.licence,
         samples="" if steps is None else int(steps) * settings.batch * world,
-    )  # fmt: skip
-    judged = {"held_out": str(len(report.held_out)), "mean_dsc": f"{report.mean_dsc:.3f}"} if report.held_out else {}
+    )
+    judged = (
+        {"held_out": str(len(report.held_out)), "mean_dsc": f"{report.mean_dsc:.3f}"}
+        if report.held_out
+        else {}
+    )
     return found | {"cases": str(len(report.train))} | judged
 
 
@@ -335,11 +452,15 @@ def start(model: Any, head: str) -> tuple[Any, str, str]:
     """The encoder to train, what it is called, and the head that belongs on it."""
     if isinstance(model, str) and model in BASELINES:
         return BASELINES[model](), model, model if model in HEADS else head
-    encoder: Any = copy.deepcopy(model) if isinstance(model, nn.Module) else load(model)  # the caller's stays as it is
+    encoder: Any = (
+        copy.deepcopy(model) if isinstance(model, nn.Module) else load(model)
+    )  # the caller's stays as it is
     return encoder, encoder.spec.name if encoder.spec else "", head
 
 
-def named(given: dict[int, str] | None, found: dict[int, str], classes: int) -> tuple[dict[int, str] | None, int]:
+def named(
+    given: dict[int, str] | None, found: dict[int, str], classes: int
+) -> tuple[dict[int, str] | None, int]:
     """Names of the labels, and how many classes there are with the background."""
     if given and sorted(given) != list(range(1, classes)):
         raise ValueError(f"names for labels {sorted(given)}, but the masks hold labels 1..{classes - 1}")
@@ -382,7 +503,10 @@ def onto_grid(mask: Volume, grid: Volume) -> np.ndarray:
     """Labels on another grid, each voxel the label that fills most of it."""
     classes = int(mask.array.max()) + 1
     shares = np.stack(
-        [resample(mask.array == k, mask.affine, grid.shape, grid.affine, fill=float(k == 0)) for k in range(classes)]
+        [
+            resample(mask.array == k, mask.affine, grid.shape, grid.affine, fill=float(k == 0))
+            for k in range(classes)
+        ]
     )
     return shares.argmax(0).astype(np.uint8)
 

@@ -25,7 +25,11 @@ def fingerprint(encoder: Any) -> list[dict[str, Any]]:
         places = np.random.default_rng(0).integers(0, values.numel(), 16)
         chosen = [round(float(values[int(i)]), 6) for i in places]
         rows.append(
-            {"mean": round(float(values.mean()), 6), "deviation": round(float(values.std()), 6), "voxels": chosen}
+            {
+                "mean": round(float(values.mean()), 6),
+                "deviation": round(float(values.std()), 6),
+                "voxels": chosen,
+            }
         )
     return rows
 
@@ -36,6 +40,10 @@ def deviation(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> fl
         return float("inf")
     worst = 0.0
     for a, b in zip(expected, found, strict=True):
-        pairs = [(a["mean"], b["mean"]), (a["deviation"], b["deviation"]), *zip(a["voxels"], b["voxels"], strict=True)]
+        pairs = [
+            (a["mean"], b["mean"]),
+            (a["deviation"], b["deviation"]),
+            *zip(a["voxels"], b["voxels"], strict=True),
+        ]
         worst = max(worst, *(abs(x - y) / a["deviation"] for x, y in pairs))
     return worst

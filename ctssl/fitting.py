@@ -85,16 +85,32 @@ class Settings:
     def __post_init__(self) -> None:
         wrong = [
             f"{name}={getattr(self, name)} (at least {least})"
-            for name, least in (("steps", 1), ("batch", 0), ("crop", 0), ("evaluations", 1), ("patience", 1),
-                                ("shift_augment", 0), ("seed", 0))
+            for name, least in (
+                ("steps", 1),
+                ("batch", 0),
+                ("crop", 0),
+                ("evaluations", 1),
+                ("patience", 1),
+                ("shift_augment", 0),
+                ("seed", 0),
+            )
             if getattr(self, name) < least
-        ]  # fmt: skip
-        wrong += [f"{name}={getattr(self, name):g} (above 0)" for name in ("lr", "encoder_lr", "layer_decay", "zoom")
-                  if not 0 < getattr(self, name) < math.inf]  # fmt: skip
-        wrong += [f"{name}={getattr(self, name):g} (0 to below 1)" for name in ("ema", "validation", "warmup")
-                  if not 0 <= getattr(self, name) < 1]  # fmt: skip
-        wrong += [f"{name}={getattr(self, name):g} (0 to 1)" for name in ("foreground", "trim", "warp", "degrade")
-                  if not 0 <= getattr(self, name) <= 1]  # fmt: skip
+        ]
+        wrong += [
+            f"{name}={getattr(self, name):g} (above 0)"
+            for name in ("lr", "encoder_lr", "layer_decay", "zoom")
+            if not 0 < getattr(self, name) < math.inf
+        ]
+        wrong += [
+            f"{name}={getattr(self, name):g} (0 to below 1)"
+            for name in ("ema", "validation", "warmup")
+            if not 0 <= getattr(self, name) < 1
+        ]
+        wrong += [
+            f"{name}={getattr(self, name):g} (0 to 1)"
+            for name in ("foreground", "trim", "warp", "degrade")
+            if not 0 <= getattr(self, name) <= 1
+        ]
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             wrong.append(f"minutes={self.minutes:g} (above 0)")
         if wrong:
@@ -132,8 +148,16 @@ class Progress:
         return scores[::-1].index(max(scores)) if scores else 0
 
 
-def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfinished: Path, facts: dict[str, Any],
-        progress: bool) -> list[dict[str, float]]:  # fmt: skip
+def fit(
+    net: Segmenter,
+    scans: Scans,
+    judge: Scans,
+    settings: Settings,
+    *,
+    unfinished: Path,
+    facts: dict[str, Any],
+    progress: bool,
+) -> list[dict[str, float]]:
     """Train in place, from where a training with the same facts stopped; returns the curve (step, loss, dsc on `judge` if there
     is any).
 
@@ -158,13 +182,17 @@ def fit(net: Segmenter, scans: Scans, judge: Scans, settings: Settings, *, unfin
             group["lr"] = group["peak"] * rate(now.step, now.steps or 10 * TIMED, settings.warmup)
         losses.append(descend(net, opt, *next(crops), half=half, world=world))
         if not math.isfinite(losses[-1]):
-            raise ValueError(f"step {now.step}: the loss is not finite; lower the learning rate ({settings.lr})")
+            raise ValueError(
+                f"step {now.step}: the loss is not finite; lower the learning rate ({settings.lr})"
+            )
         now.step += 1
         if average is not None:
             average.update(net, now.step)
         if now.steps is None and now.step == TIMED:
             seconds = 60 * (settings.minutes or 0)
-            now.steps = bar.total = agreed(max(now.step, round(seconds * TIMED / (time.monotonic() - began))), world)
+            now.steps = bar.total = agreed(
+                max(now.step, round(seconds * TIMED / (time.monotonic() - began))), world
+            )
         if now.steps and due(now.step, now.steps, settings.evaluations):
             loss = float(np.mean(losses[-50:]))
             if not judged:
@@ -249,11 +277,16 @@ def groups(net: Segmenter, settings: Settings, *, from_scratch: bool) -> list[di
 def rate(step: int, steps: int, warmup: float) -> float:
     """Linear warm-up, then cosine to zero, as a factor."""
     warm = max(1, round(warmup * steps))
-    return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    return (
+        (step + 1) / warm
+        if step < warm
+        else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    )
 
 
-def batches(scans: Scans, settings: Settings, start: int, *, rank: int = 0,
-            workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+def batches(
+    scans: Scans, settings: Settings, start: int, *, rank: int = 0, workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
     """What `draw` gives for the steps from `start` on, without end; `workers` processes draw ahead."""
     steps: Any = itertools.count(start)
     own = torch.Generator()  # not the global one, which the network may draw from
@@ -297,14 +330,17 @@ def labelled(label: np.ndarray, settings: Settings, rng: np.random.Generator) ->
     return tuple(int(c) for c in np.unravel_index(found[rng.integers(len(found))], label.shape))
 
 
-def augmented(image: np.ndarray, label: np.ndarray, settings: Settings,
-              rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+def augmented(
+    image: np.ndarray, label: np.ndarray, settings: Settings, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """One crop of a scan and its labels, as the training sees them."""
     size, around = settings.crop, labelled(label, settings, rng)
     if rng.random() < settings.trim:
         box = random_part(image.shape, rng, around)
         image, label = image[box], label[box]
-        around = None if around is None else tuple(c - part.start for c, part in zip(around, box, strict=True))
+        around = (
+            None if around is None else tuple(c - part.start for c, part in zip(around, box, strict=True))
+        )
     start = anywhere(image.shape, size, rng, around)
     if rng.random() < settings.warp:
         middle = np.array(start) + (size - 1) / 2
@@ -326,13 +362,18 @@ def judged_crops(scans: Scans, settings: Settings) -> list[tuple[Tensor, Tensor]
             start = anywhere(image.shape, settings.crop, rng, labelled(label, settings, rng))
             one, two = crop_at(image, start, settings.crop), crop_at(label, start, settings.crop)
             found.append(
-                (torch.from_numpy(one.astype(np.float32))[None, None], torch.from_numpy(two.copy())[None, None])
+                (
+                    torch.from_numpy(one.astype(np.float32))[None, None],
+                    torch.from_numpy(two.copy())[None, None],
+                )
             )
     return found
 
 
 @torch.inference_mode()
-def crop_dsc(net: Any, crops: list[tuple[Tensor, Tensor]], device: torch.device, *, half: bool = False) -> float:
+def crop_dsc(
+    net: Any, crops: list[tuple[Tensor, Tensor]], device: torch.device, *, half: bool = False
+) -> float:
     """Mean over the labels of the DSC over all voxels of all crops together (nnU-Net's pseudo Dice)."""
     net.eval()
     hits = torch.zeros(net.classes)
@@ -372,8 +413,9 @@ def agreed(value: int, world: int) -> int:
     return box[0]
 
 
-def keep(folder: Path, net: nn.Module, average: Any, opt: torch.optim.Optimizer, identity: dict,
-         now: Progress) -> None:  # fmt: skip
+def keep(
+    folder: Path, net: nn.Module, average: Any, opt: torch.optim.Optimizer, identity: dict, now: Progress
+) -> None:
     """Everything a training needs to go on: safetensors and JSON, replaced as one file each."""
     state = {f"net.{k}": v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     state |= {f"best.{k}": v for k, v in now.best.items()}
@@ -391,7 +433,9 @@ def keep(folder: Path, net: nn.Module, average: Any, opt: torch.optim.Optimizer,
             old.unlink()
 
 
-def resume(folder: Path, net: nn.Module, average: Any, opt: torch.optim.Optimizer, identity: dict) -> Progress | None:
+def resume(
+    folder: Path, net: nn.Module, average: Any, opt: torch.optim.Optimizer, identity: dict
+) -> Progress | None:
     """Where to go on from; None where there is nothing to resume."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -402,11 +446,15 @@ def resume(folder: Path, net: nn.Module, average: Any, opt: torch.optim.Optimize
         kept = json.loads((folder / "state.json").read_text())
         state = load_file(folder / kept["file"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} holds a training that cannot go on, its state is damaged ({error}); remove that folder to "
-                         "start again") from error  # fmt: skip
+        raise ValueError(
+            f"{folder} holds a training that cannot go on, its state is damaged ({error}); remove that folder to "
+            "start again"
+        ) from error
     if kept["training"] != json.loads(json.dumps(identity)):
-        raise ValueError(f"{folder} holds an unfinished training with other settings or cases; finish it with the same "
-                         "command, or remove that folder")  # fmt: skip
+        raise ValueError(
+            f"{folder} holds an unfinished training with other settings or cases; finish it with the same "
+            "command, or remove that folder"
+        )
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -45,7 +45,9 @@ def find(source: str | os.PathLike, *, revision: str | None = None, offline: boo
         name = str(MODELS[name].repo)
     if not REPOSITORY.fullmatch(name):
         if revision is not None and name in MODELS:
-            raise ValueError(f"revision={revision!r}: {name} has not been published on the Hub, so it has no revisions")
+            raise ValueError(
+                f"revision={revision!r}: {name} has not been published on the Hub, so it has no revisions"
+            )
         raise FileNotFoundError(unknown(name))
     try:
         return verified(fetch(name, revision=revision, offline=offline))
@@ -66,7 +68,9 @@ def as_published(folder: Path, spec: ModelSpec) -> Path:
     ]
     changed = [key for key in keys if config.get(key) != wanted[key]]
     if changed:
-        raise ValueError(f"{folder / CONFIG} is not that of {spec.name}: {', '.join(changed)} differ; {_cure(folder)}")
+        raise ValueError(
+            f"{folder / CONFIG} is not that of {spec.name}: {', '.join(changed)} differ; {_cure(folder)}"
+        )
     return verified(folder, sha256=spec.sha256)
 
 
@@ -138,9 +142,13 @@ def file_sha256(path: Path) -> str:
 
 def _cure(folder: Path) -> str:
     if bundled() in folder.parents:
-        return ("install ctssl again from where it came, such as pip install --force-reinstall --no-deps . in its checkout "
-                "(there, git checkout model_cards)")  # fmt: skip
+        return (
+            "install ctssl again from where it came, such as pip install --force-reinstall --no-deps . in its checkout "
+            "(there, git checkout model_cards)"
+        )
     if folder.parent.name == "snapshots":  # links into blobs/, which a new download would take as they are
-        return (f"remove {folder.parent.parent} and load the model again to download it afresh; if that changes nothing, the "
-                "repository itself is wrong: take another revision, or ask its owner")  # fmt: skip
+        return (
+            f"remove {folder.parent.parent} and load the model again to download it afresh; if that changes nothing, the "
+            "repository itself is wrong: take another revision, or ask its owner"
+        )
     return "copy or export the folder again"

@@ -29,12 +29,19 @@ LIBRARIES = 1.2e9  # bytes that Python, torch, MONAI and a model take before the
 ACTIVATIONS = 200  # numbers that a network holds for each voxel of a window, at most
 
 
-def prepared(encoder: Any, source: Any, *, spacing_mm: float | None = None,
-             window_hu: tuple[float, float] | None = None) -> Volume:  # fmt: skip
+def prepared(
+    encoder: Any,
+    source: Any,
+    *,
+    spacing_mm: float | None = None,
+    window_hu: tuple[float, float] | None = None,
+) -> Volume:
     """The checked scan on the grid and in the window that the encoder was trained on (or those given), 0..1; an encoder without
     spec takes the default."""
     known = encoder.spec.preprocess if encoder.spec else Preprocess()
-    return prepare(check(read(source)), Preprocess(spacing_mm or known.spacing_mm, window_hu or known.window_hu))
+    return prepare(
+        check(read(source)), Preprocess(spacing_mm or known.spacing_mm, window_hu or known.window_hu)
+    )
 
 
 def preprocess(encoder: Any, source: Any) -> Tensor:
@@ -45,8 +52,10 @@ def preprocess(encoder: Any, source: Any) -> Tensor:
 def blocks_of(encoder: Any) -> Any:
     """The encoder, if it has features; nnU-Net's network has none."""
     if not hasattr(encoder, "forward_intermediates"):
-        raise ValueError("this model is one network without an encoder of ctssl (nnU-Net's, or one from elsewhere), so it has no "
-                         "features to embed or to compare; take one with a Swin or ViT, or `ctssl import` yours")  # fmt: skip
+        raise ValueError(
+            "this model is one network without an encoder of ctssl (nnU-Net's, or one from elsewhere), so it has no "
+            "features to embed or to compare; take one with a Swin or ViT, or `ctssl import` yours"
+        )
     return encoder
 
 
@@ -62,7 +71,10 @@ def feature_maps(encoder: Any, image: Tensor, *, progress: bool = False) -> list
     device = next(encoder.parameters()).device
     size = image.shape[2:]
     starts = [_starts(n, TILE, TILE * 2 // 3 // stride * stride) for n in size]
-    maps = [torch.zeros(c, *[-(-n // s) for n in size]) for c, s in zip(encoder.channels, encoder.strides, strict=True)]
+    maps = [
+        torch.zeros(c, *[-(-n // s) for n in size])
+        for c, s in zip(encoder.channels, encoder.strides, strict=True)
+    ]
     training = encoder.training
     encoder.eval()
     pieces = list(itertools.product(*starts))
@@ -96,8 +108,15 @@ def embed(encoder: Any, source: Any, *, progress: bool = False) -> Tensor:
     return vector
 
 
-def segment(model: Segmenter, source: Any, *, overlap: float = 0.5, tta: bool = False, max_memory_gb: float = MEMORY_GB,
-            progress: bool = False) -> Volume:  # fmt: skip
+def segment(
+    model: Segmenter,
+    source: Any,
+    *,
+    overlap: float = 0.5,
+    tta: bool = False,
+    max_memory_gb: float = MEMORY_GB,
+    progress: bool = False,
+) -> Volume:
     """See `Segmenter.segment`."""
     volume = read(source)
     slices = plan(model, volume, max_memory_gb)
@@ -105,14 +124,30 @@ def segment(model: Segmenter, source: Any, *, overlap: float = 0.5, tta: bool = 
     return replace(volume, array=onto(found, affine, volume, slices, threshold=model.threshold))
 
 
-def probabilities(model: Segmenter, source: Any, *, overlap: float = 0.5, tta: bool = False,
-                  max_memory_gb: float = MEMORY_GB, progress: bool = False) -> dict[str, Volume]:  # fmt: skip
+def probabilities(
+    model: Segmenter,
+    source: Any,
+    *,
+    overlap: float = 0.5,
+    tta: bool = False,
+    max_memory_gb: float = MEMORY_GB,
+    progress: bool = False,
+) -> dict[str, Volume]:
     """See `Segmenter.probabilities`."""
-    return mask_and_maps(model, source, overlap=overlap, tta=tta, max_memory_gb=max_memory_gb, progress=progress)[1]
+    return mask_and_maps(
+        model, source, overlap=overlap, tta=tta, max_memory_gb=max_memory_gb, progress=progress
+    )[1]
 
 
-def mask_and_maps(model: Segmenter, source: Any, *, overlap: float = 0.5, tta: bool = False,
-                  max_memory_gb: float = MEMORY_GB, progress: bool = False) -> tuple[Volume, dict[str, Volume]]:  # fmt: skip
+def mask_and_maps(
+    model: Segmenter,
+    source: Any,
+    *,
+    overlap: float = 0.5,
+    tta: bool = False,
+    max_memory_gb: float = MEMORY_GB,
+    progress: bool = False,
+) -> tuple[Volume, dict[str, Volume]]:
     """The mask of `segment` and the maps of `probabilities`, from one run."""
     volume = read(source)
     slices = plan(model, volume, max_memory_gb, maps=len(model.labels))
@@ -120,7 +155,9 @@ def mask_and_maps(model: Segmenter, source: Any, *, overlap: float = 0.5, tta: b
     mask = replace(volume, array=onto(found, affine, volume, slices, threshold=model.threshold))
     return mask, {
         name: replace(
-            volume, array=resample(found[k], affine, volume.shape, volume.affine), name=f"{volume.name} {name}"
+            volume,
+            array=resample(found[k], affine, volume.shape, volume.affine),
+            name=f"{volume.name} {name}",
         )
         for k, name in model.labels.items()
     }
@@ -146,14 +183,17 @@ def plan(model: Segmenter, volume: Volume, max_memory_gb: float, *, maps: int = 
     room = int((max_memory_gb * 1e9 - fixed) // slice_)
     if room < 1:
         size = " x ".join(map(str, volume.shape))
-        raise ValueError(f"{volume.name}: {size} voxels need about {(fixed + slice_) / 1e9:.1f} GB, more than the "
-                         f"{max_memory_gb:g} GB allowed; allow more (--max-memory), or cut the scan")  # fmt: skip
+        raise ValueError(
+            f"{volume.name}: {size} voxels need about {(fixed + slice_) / 1e9:.1f} GB, more than the "
+            f"{max_memory_gb:g} GB allowed; allow more (--max-memory), or cut the scan"
+        )
     return min(room, volume.shape[2])
 
 
 @torch.inference_mode()
-def windowed(model: Segmenter, volume: Volume, *, overlap: float, tta: bool, progress: bool,
-             skip_air: bool = True) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+def windowed(
+    model: Segmenter, volume: Volume, *, overlap: float, tta: bool, progress: bool, skip_air: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities `(classes, x, y, z)` (float16) on the model's own grid, and its affine, blended from overlapping windows.
 
     Windows follow one another along x, and what no later window touches is finished: only a slab is held in float32. Windows
@@ -185,7 +225,9 @@ def windowed(model: Segmenter, volume: Volume, *, overlap: float, tta: bool, pro
                 else (mirrored(model, window) if tta else model(window))[0].float().cpu()
             )
             if not torch.isfinite(answer).all():
-                raise ValueError(f"the model gives NaN or infinite values for {volume.name}; its weights are no use")
+                raise ValueError(
+                    f"the model gives NaN or infinite values for {volume.name}; its weights are no use"
+                )
             air = answer if empty else air
             slab[:, :, y : y + side, z : z + side] += answer * weight
             bar.update()
@@ -230,9 +272,19 @@ def mirrored(model: Segmenter, window: Tensor) -> Tensor:
     return total / 8
 
 
-def segment_all(model: Segmenter, scans: dict[str, Path], out: Path, *, overlap: float = 0.5, tta: bool = False,
-                max_memory_gb: float = MEMORY_GB, with_probabilities: bool = False, resume: bool = False,
-                overwrite: bool = False, progress: bool = False) -> dict[str, str]:  # fmt: skip
+def segment_all(
+    model: Segmenter,
+    scans: dict[str, Path],
+    out: Path,
+    *,
+    overlap: float = 0.5,
+    tta: bool = False,
+    max_memory_gb: float = MEMORY_GB,
+    with_probabilities: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> dict[str, str]:
     """Write `out/NAME.nii.gz` (and `NAME.ctssl.json`, `probabilities/NAME_LABEL.nii.gz`) for every scan; what went wrong with
     which.
 
@@ -245,8 +297,14 @@ def segment_all(model: Segmenter, scans: dict[str, Path], out: Path, *, overlap:
     targets = [out / f"{file_name(name)}.nii.gz" for name in scans]
     apart(targets, list(scans.values()))
     for target in targets:
-        if resume and target.exists() and (why := of_another(target, made_by(model, overlap=overlap, tta=tta))):
-            raise ValueError(f"{target} was made otherwise: {why}; choose another folder, or overwrite the masks")
+        if (
+            resume
+            and target.exists()
+            and (why := of_another(target, made_by(model, overlap=overlap, tta=tta)))
+        ):
+            raise ValueError(
+                f"{target} was made otherwise: {why}; choose another folder, or overwrite the masks"
+            )
     out.mkdir(parents=True, exist_ok=True)
     maps = out / "probabilities"
     if with_probabilities:
@@ -263,8 +321,15 @@ def segment_all(model: Segmenter, scans: dict[str, Path], out: Path, *, overlap:
                 for label, one in probabilities(model, scan, **how).items():
                     one.save(places[label], overwrite=True)
                 continue
-            write_mask(model, scan, target, maps_in=maps, with_probabilities=with_probabilities,
-                       overwrite=overwrite or resume, **how)  # fmt: skip
+            write_mask(
+                model,
+                scan,
+                target,
+                maps_in=maps,
+                with_probabilities=with_probabilities,
+                overwrite=overwrite or resume,
+                **how,
+            )
         except (ValueError, OSError, EOFError, RuntimeError, MemoryError, ImportError) as error:
             if disk_is_full(error):  # hours of work for nothing, if it went on
                 raise
@@ -277,12 +342,27 @@ def maps_of(model: Segmenter, folder: Path, name: str) -> dict[str, Path]:
     return {label: folder / f"{name}_{part_of_name(label)}.nii.gz" for label in model.labels.values()}
 
 
-def write_mask(model: Segmenter, scan: Volume, target: Path, *, overlap: float = 0.5, tta: bool = False,
-               max_memory_gb: float = MEMORY_GB, with_probabilities: bool = False, maps_in: Path | None = None,
-               overwrite: bool = False, progress: bool = False) -> tuple[Volume, dict[str, Any]]:  # fmt: skip
+def write_mask(
+    model: Segmenter,
+    scan: Volume,
+    target: Path,
+    *,
+    overlap: float = 0.5,
+    tta: bool = False,
+    max_memory_gb: float = MEMORY_GB,
+    with_probabilities: bool = False,
+    maps_in: Path | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> tuple[Volume, dict[str, Any]]:
     """The mask as `target`, beside it what it holds as JSON (labels, ml, model), and on demand a map of each label, there too
     or in the folder `maps_in`."""
-    how: dict[str, Any] = {"overlap": overlap, "tta": tta, "max_memory_gb": max_memory_gb, "progress": progress}
+    how: dict[str, Any] = {
+        "overlap": overlap,
+        "tta": tta,
+        "max_memory_gb": max_memory_gb,
+        "progress": progress,
+    }
     folder, name = target.parent, target.name.removesuffix(".gz").removesuffix(".nii")
     maps: dict[str, Volume] = {}
     places = maps_of(model, maps_in or folder, name)
@@ -299,8 +379,13 @@ def write_mask(model: Segmenter, scan: Volume, target: Path, *, overlap: float =
         mask = segment(model, scan, **how)
     ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
     volumes = {label: round(float((mask.array == k).sum()) * ml, 3) for k, label in model.labels.items()}
-    facts = {"labels": model.labels, "volume_ml": volumes, "scan": scan.name, "model": model.spec.name if model.spec else "",
-             **made_by(model, overlap=overlap, tta=tta)}  # fmt: skip
+    facts = {
+        "labels": model.labels,
+        "volume_ml": volumes,
+        "scan": scan.name,
+        "model": model.spec.name if model.spec else "",
+        **made_by(model, overlap=overlap, tta=tta),
+    }
     for label, one in maps.items():
         one.save(places[label], overwrite=overwrite)
     write_whole(folder / f"{name}.ctssl.json", json.dumps(facts, indent=1) + "\n")
@@ -325,8 +410,11 @@ def of_another(target: Path, wanted: dict[str, Any]) -> str:
     if not isinstance(told, dict):
         return f"nothing beside it says what made it ({beside.name} is missing)"
     names = {"sha256": "model"}
-    away = [f"{names.get(key, key)} {str(told.get(key, value))[:12]}, now {str(value)[:12]}"
-            for key, value in wanted.items() if told.get(key, value) != value]  # fmt: skip
+    away = [
+        f"{names.get(key, key)} {str(told.get(key, value))[:12]}, now {str(value)[:12]}"
+        for key, value in wanted.items()
+        if told.get(key, value) != value
+    ]
     return "; ".join(away)
 
 
@@ -346,8 +434,14 @@ def odds(threshold: float) -> float:
     return threshold / (1 - threshold)
 
 
-def onto(found: np.ndarray, affine: np.ndarray, volume: Volume, slices: int | None = None, *,
-         threshold: float = 0.5) -> np.ndarray:  # fmt: skip
+def onto(
+    found: np.ndarray,
+    affine: np.ndarray,
+    volume: Volume,
+    slices: int | None = None,
+    *,
+    threshold: float = 0.5,
+) -> np.ndarray:
     """Probabilities `(classes, x, y, z)` on a working grid -> uint8 labels `(X, Y, Z)` on the scan's own grid, the likeliest of
     each voxel that beats the background (see `odds`); `slices` at a time."""
     labels = np.zeros(volume.shape, np.uint8)

@@ -62,21 +62,47 @@ def outside_body(scan: Volume, mask: Volume) -> bool:
 def _geometry(volume: Volume) -> list[Finding]:
     found, spacing = [], volume.spacing_mm
     extent = [n * s for n, s in zip(volume.shape, spacing, strict=True)]
-    codes = [int(volume.header[key]) for key in ("sform_code", "qform_code")] if volume.header is not None else [1]
+    codes = (
+        [int(volume.header[key]) for key in ("sform_code", "qform_code")]
+        if volume.header is not None
+        else [1]
+    )
     if not any(codes):
-        found.append(Finding("warning", "no-geometry", "the file does not say where its voxels lie (sform and qform are 0), so "
-                             "orientation, left and right are guessed; export the scan again with its geometry"))  # fmt: skip
+        found.append(
+            Finding(
+                "warning",
+                "no-geometry",
+                "the file does not say where its voxels lie (sform and qform are 0), so "
+                "orientation, left and right are guessed; export the scan again with its geometry",
+            )
+        )
     elif np.allclose(volume.affine, np.eye(4)):  # ITK's, diag(-1, -1, 1), is that of honest crops at 1 mm too
-        found.append(Finding("warning", "identity-affine", "the affine is the identity, so spacing and orientation were "
-                             "probably lost on the way; export the scan again with its geometry"))  # fmt: skip
+        found.append(
+            Finding(
+                "warning",
+                "identity-affine",
+                "the affine is the identity, so spacing and orientation were "
+                "probably lost on the way; export the scan again with its geometry",
+            )
+        )
     if min(spacing) < 0.02 or max(spacing) > 50:
         text = " x ".join(f"{s:g}" for s in spacing)
-        found.append(Finding("error", "spacing", f"a spacing of {text} mm is impossible for CT; "
-                             "the affine must be in millimetres"))  # fmt: skip
+        found.append(
+            Finding(
+                "error",
+                "spacing",
+                f"a spacing of {text} mm is impossible for CT; the affine must be in millimetres",
+            )
+        )
     elif min(spacing) < 0.15 or max(spacing) > 12 or max(extent) > 2500 or max(extent) < 15:
         text, size = (" x ".join(f"{s:.4g}" for s in values) for values in (spacing, extent))
-        found.append(Finding("warning", "spacing", f"spacing {text} mm, size {size} mm: unusual for CT; "
-                             "check that the affine is in millimetres"))  # fmt: skip
+        found.append(
+            Finding(
+                "warning",
+                "spacing",
+                f"spacing {text} mm, size {size} mm: unusual for CT; check that the affine is in millimetres",
+            )
+        )
     return found
 
 
@@ -91,16 +117,24 @@ def _intensities(volume: Volume) -> list[Finding]:
     if low == high:
         return error("constant", f"every voxel is {low:g}; there is no scan in it")
     if low >= 0 and high <= 255 and len(few := np.unique(values)) <= 16 and (few == np.round(few)).all():
-        return error("mask", f"its values are {', '.join(f'{v:g}' for v in few[:5])}{' ...' if len(few) > 5 else ''}: this looks "
-                     "like a mask; give the scan that it belongs to, in HU")  # fmt: skip
+        return error(
+            "mask",
+            f"its values are {', '.join(f'{v:g}' for v in few[:5])}{' ...' if len(few) > 5 else ''}: this looks "
+            "like a mask; give the scan that it belongs to, in HU",
+        )
     if low >= -0.01 and high <= 1.01:
         return error(
-            "windowed", f"values lie in {low:.2g}..{high:.2g}: the scan was already windowed to 0..1; give it in HU"
+            "windowed",
+            f"values lie in {low:.2g}..{high:.2g}: the scan was already windowed to 0..1; give it in HU",
         )
     if low >= -1.01 and high <= 1.01:
-        return error("windowed", f"values lie in {low:.2g}..{high:.2g}: the scan was already normalised; give it in HU")
+        return error(
+            "windowed", f"values lie in {low:.2g}..{high:.2g}: the scan was already normalised; give it in HU"
+        )
     if low >= 0 and high <= 255:
-        return error("windowed", "values lie in 0..255: this is a picture of a window, not HU; give the scan in HU")
+        return error(
+            "windowed", "values lie in 0..255: this is a picture of a window, not HU; give the scan in HU"
+        )
     if low < -5000 or high > 100_000:
         low, high = float(np.percentile(values, 1)), float(np.percentile(values, 99))
         if low < -5000 or high > 32_000:
@@ -110,21 +144,35 @@ def _intensities(volume: Volume) -> list[Finding]:
         dark = float((values < 200).mean())
         water = float(((values > 850) & (values < 1250)).mean())
         if dark > 0.02 and water > 0.05:
-            return error("rescale-missing", "the lowest value is 0 and tissue lies near 1024: RescaleIntercept was not "
-                         "applied; add it (usually -1024)")  # fmt: skip
+            return error(
+                "rescale-missing",
+                "the lowest value is 0 and tissue lies near 1024: RescaleIntercept was not "
+                "applied; add it (usually -1024)",
+            )
         return [Finding("warning", "not-ct", "no value is negative, as fat and air are in HU; is this a CT?")]
     scanned = (
         values[values > low] if low < -1500 else values
     )  # corners of the field of view hold one value, such as -3024
     floor = np.percentile(scanned, 0.5) if scanned.size else low
-    if air > 0.02 and floor < -1500 and ((values > -1250) & (values < -850)).mean() > 0.05 > (values > -850).mean():
-        return error("rescaled-twice", "nothing is denser than -850: RescaleIntercept was applied twice; add 1024")
+    if (
+        air > 0.02
+        and floor < -1500
+        and ((values > -1250) & (values < -850)).mean() > 0.05 > (values > -850).mean()
+    ):
+        return error(
+            "rescaled-twice", "nothing is denser than -850: RescaleIntercept was applied twice; add 1024"
+        )
     if floor < -1800 and ((values > -1300) & (values < -800)).mean() > 2 * (np.abs(values) < 300).mean():
         return error(
-            "rescaled-twice", "air lies near -2048 and tissue near -1024: RescaleIntercept was applied twice; add 1024"
+            "rescaled-twice",
+            "air lies near -2048 and tissue near -1024: RescaleIntercept was applied twice; add 1024",
         )
     if low >= -150:
         return [
-            Finding("warning", "not-ct", f"the lowest value is {low:.0f}, no fat or air in sight; is this a CT in HU?")
+            Finding(
+                "warning",
+                "not-ct",
+                f"the lowest value is {low:.0f}, no fat or air in sight; is this a CT in HU?",
+            )
         ]
     return []

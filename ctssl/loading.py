@@ -29,8 +29,13 @@ if TYPE_CHECKING:
     from ctssl.heads.segmenter import Segmenter
 
 
-def load(source: str | os.PathLike, *, revision: str | None = None, offline: bool | None = None,
-         device: str | torch.device = "cpu") -> Swin | ViT:  # fmt: skip
+def load(
+    source: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    offline: bool | None = None,
+    device: str | torch.device = "cpu",
+) -> Swin | ViT:
     """A pretrained encoder, in `.eval()`.
 
     Args:
@@ -54,14 +59,21 @@ def load(source: str | os.PathLike, *, revision: str | None = None, offline: boo
     return encoder.to(device_named(device)).eval()
 
 
-def load_segmenter(source: str | os.PathLike, *, revision: str | None = None, offline: bool | None = None,
-                   device: str | torch.device = "cpu") -> Segmenter:  # fmt: skip
+def load_segmenter(
+    source: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    offline: bool | None = None,
+    device: str | torch.device = "cpu",
+) -> Segmenter:
     """A fine-tuned segmenter, in `.eval()`; arguments and errors as for `ctssl.load`."""
     folder = hub.find(source, revision=revision, offline=offline)
     config = hub.read_config(folder)
     if config["kind"] != "segmenter":
-        raise ValueError(f"{source} is an encoder without a head; ctssl.segmenter({str(source)!r}) puts an untrained "
-                         "one on it, `ctssl finetune` trains it")  # fmt: skip
+        raise ValueError(
+            f"{source} is an encoder without a head; ctssl.segmenter({str(source)!r}) puts an untrained "
+            "one on it, `ctssl finetune` trains it"
+        )
     from ctssl.heads.segmenter import Segmenter, segmenter_settings
 
     encoder = build_encoder(config, folder)
@@ -78,14 +90,24 @@ def device_named(name: str | torch.device) -> torch.device:
         device = torch.device(("cuda" if there else "cpu") if name == "auto" else name)
     except RuntimeError as error:
         raise ValueError(f"no device is called {name!r}; there are cpu, cuda, cuda:1, mps, ...") from error
-    if (device.type == "cuda" and not there) or (device.type == "mps" and not torch.backends.mps.is_available()):
-        raise ValueError(f"device {name}: this machine, or this PyTorch, has no {device.type.upper()}; leave --device out, or "
-                         "give cpu")  # fmt: skip
+    if (device.type == "cuda" and not there) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    ):
+        raise ValueError(
+            f"device {name}: this machine, or this PyTorch, has no {device.type.upper()}; leave --device out, or "
+            "give cpu"
+        )
     return device
 
 
-def segmenter(encoder: nn.Module | str | os.PathLike, *, head: str = "light", classes: int = 2,
-              labels: dict[int, str] | None = None, window: int = 64) -> Segmenter:  # fmt: skip
+def segmenter(
+    encoder: nn.Module | str | os.PathLike,
+    *,
+    head: str = "light",
+    classes: int = 2,
+    labels: dict[int, str] | None = None,
+    window: int = 64,
+) -> Segmenter:
     """An encoder with an untrained head of `ctssl.heads.HEADS`. `classes` counts the background.
 
     `encoder` is an encoder or what `ctssl.load` takes; `labels` names the classes, `{1: "tumour"}`; `window`: voxels along each
@@ -126,7 +148,9 @@ def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework="pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+        ) from error
 
 
 def _same(own: dict[str, tuple[int, ...]], folder: Path, *, within: str = "") -> None:
@@ -135,8 +159,10 @@ def _same(own: dict[str, tuple[int, ...]], folder: Path, *, within: str = "") ->
     found = {key: shape for key, shape in shapes_of(path).items() if key.startswith(within)}
     wrong = sorted(set(own) ^ set(found)) + [k for k in own if k in found and own[k] != found[k]]
     if wrong:
-        raise ValueError(f"{path} holds another model than its config.json describes: {len(wrong)} weights differ, "
-                         f"first {wrong[0]!r}; the two files belong to different models")  # fmt: skip
+        raise ValueError(
+            f"{path} holds another model than its config.json describes: {len(wrong)} weights differ, "
+            f"first {wrong[0]!r}; the two files belong to different models"
+        )
 
 
 def fill(model: nn.Module, folder: Path) -> None:
@@ -148,8 +174,15 @@ def fill(model: nn.Module, folder: Path) -> None:
     _same({key: tuple(value.shape) for key, value in own.items()}, folder)
     try:
         state = load_file(path)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:  # KeyError: of a type that torch does not have
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
+    except (
+        SafetensorError,
+        OSError,
+        KeyError,
+        ValueError,
+    ) as error:  # KeyError: of a type that torch does not have
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+        ) from error
     other = [
         k
         for k, v in state.items()
@@ -173,34 +206,59 @@ def spec_of(config: dict[str, Any]) -> ModelSpec:
     if table is not None and table.sha256 == config["sha256"]:
         return table
     preprocess = Preprocess(*preparation(config))
-    known = ("name", "kind", "encoder", "encoder_args", "corpus", "pretext", "parameters", "sha256", "licence", "data",
-             "head", "labels")  # fmt: skip
+    known = (
+        "name",
+        "kind",
+        "encoder",
+        "encoder_args",
+        "corpus",
+        "pretext",
+        "parameters",
+        "sha256",
+        "licence",
+        "data",
+        "head",
+        "labels",
+    )
     return ModelSpec(preprocess=preprocess, **{key: config[key] for key in known if key in config})
 
 
-def write_folder(model: nn.Module, folder: str | os.PathLike, config: dict[str, Any], *, half: bool = False,
-                 overwrite: bool = False, extra: Mapping[str, str | bytes] | None = None,
-                 metadata: Mapping[str, str] | None = None) -> Path:  # fmt: skip
+def write_folder(
+    model: nn.Module,
+    folder: str | os.PathLike,
+    config: dict[str, Any],
+    *,
+    half: bool = False,
+    overwrite: bool = False,
+    extra: Mapping[str, str | bytes] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
     """A model folder, complete or not at all. `config` gets the format and the sha256; `extra` are more files.
 
     `metadata`: where the weights come from (`ctssl.provenance.facts`), for their header; None: what is known of the model.
     """
     folder = Path(folder)
     if folder.exists() and not overwrite and (not folder.is_dir() or any(map(_kept, folder.iterdir()))):
-        raise FileExistsError(f"{folder} exists and is not empty; choose another folder, or overwrite it on purpose "
-                              "(overwrite=True)")  # fmt: skip
+        raise FileExistsError(
+            f"{folder} exists and is not empty; choose another folder, or overwrite it on purpose "
+            "(overwrite=True)"
+        )
     told = (
         lineage(model, licence=config.get("licence", ""), pretext=config.get("pretext", ""))
         if metadata is None
         else metadata
     )
-    part = folder / f".part-{os.getpid()}"  # within: beside it may be another file system, or one that is not ours
+    part = (
+        folder / f".part-{os.getpid()}"
+    )  # within: beside it may be another file system, or one that is not ours
     shutil.rmtree(part, ignore_errors=True)  # of a process of the same number that was killed
     part.mkdir(parents=True)
     try:
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         if half:
-            state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+            state = {
+                key: value.half() if value.is_floating_point() else value for key, value in state.items()
+            }
         write_weights(part / hub.WEIGHTS, state, metadata={"format": "pt", **told})
         config = {"format": hub.FORMAT, **config, "sha256": hub.file_sha256(part / hub.WEIGHTS)}
         write_whole(part / hub.CONFIG, json.dumps(config, indent=1) + "\n")
@@ -225,7 +283,14 @@ def encoder_config(encoder: Any, *, name: str) -> dict[str, Any]:
     """`config.json` of an encoder, without format and sha256."""
     spec = encoder.spec or ModelSpec(name=name, kind="encoder", encoder=type(encoder).__name__.lower())
     return {
-        "name": name, "kind": "encoder", "encoder": type(encoder).__name__.lower(), "encoder_args": encoder.config,
-        "preprocess": asdict(spec.preprocess), "corpus": spec.corpus, "pretext": spec.pretext,
-        "parameters": sum(p.numel() for p in encoder.parameters()), "licence": spec.licence, "data": spec.data,
-    }  # fmt: skip
+        "name": name,
+        "kind": "encoder",
+        "encoder": type(encoder).__name__.lower(),
+        "encoder_args": encoder.config,
+        "preprocess": asdict(spec.preprocess),
+        "corpus": spec.corpus,
+        "pretext": spec.pretext,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+        "licence": spec.licence,
+        "data": spec.data,
+    }

@@ -32,12 +32,18 @@ def hd95(predicted: np.ndarray, truth: np.ndarray, *, spacing_mm: tuple[float, .
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI's, about its own internals
-        found = compute_hausdorff_distance(*_batched(predicted, truth), include_background=True, percentile=95,
-                                           spacing=list(map(float, spacing_mm)))  # fmt: skip
+        found = compute_hausdorff_distance(
+            *_batched(predicted, truth),
+            include_background=True,
+            percentile=95,
+            spacing=list(map(float, spacing_mm)),
+        )
     return float(found)
 
 
-def nsd(predicted: np.ndarray, truth: np.ndarray, *, spacing_mm: tuple[float, ...], tolerance_mm: float = 2.0) -> float:
+def nsd(
+    predicted: np.ndarray, truth: np.ndarray, *, spacing_mm: tuple[float, ...], tolerance_mm: float = 2.0
+) -> float:
     """Normalised surface Dice: the share of both surfaces, by area, that lies within `tolerance_mm` of the other.
 
     arXiv 1809.04430, as MONAI computes it with the spacing.
@@ -49,8 +55,13 @@ def nsd(predicted: np.ndarray, truth: np.ndarray, *, spacing_mm: tuple[float, ..
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        found = compute_surface_dice(*_batched(predicted, truth), class_thresholds=[tolerance_mm], include_background=True,
-                                     spacing=list(map(float, spacing_mm)), use_subvoxels=True)  # fmt: skip
+        found = compute_surface_dice(
+            *_batched(predicted, truth),
+            class_thresholds=[tolerance_mm],
+            include_background=True,
+            spacing=list(map(float, spacing_mm)),
+            use_subvoxels=True,
+        )
     return float(found)
 
 

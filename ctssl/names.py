@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-LONGEST = (
-    150  # bytes; with `.part-PID-` before it and `_LABEL.nii.gz` behind it, a name must stay under the system's 255
-)
-REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)  # owner/name, neither of them `..`
+LONGEST = 150  # bytes; with `.part-PID-` before it and `_LABEL.nii.gz` behind it, a name must stay under the system's 255
+REPOSITORY = re.compile(
+    r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII
+)  # owner/name, neither of them `..`
 
 
 def file_name(name: str, *, where: str = "") -> str:

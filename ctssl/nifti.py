@@ -39,7 +39,11 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, Any]:
             raw = _voxels(stream, offset - start, header.get_data_dtype(), shape)
             if len(stream.read(TRAILING + 1)) > TRAILING:  # to the end, where gzip keeps its checksum
                 raise ValueError(f"it goes on behind the {math.prod(shape)} voxels that its header names")
-        return _scaled(raw, *header.get_slope_inter()), np.asarray(header.get_best_affine(), dtype=float), header
+        return (
+            _scaled(raw, *header.get_slope_inter()),
+            np.asarray(header.get_best_affine(), dtype=float),
+            header,
+        )
     except MemoryError as error:
         raise ValueError(f"{path} takes more memory than there is; cut or resample the scan") from error
     except (OSError, EOFError, ValueError, OverflowError, HeaderDataError, zlib.error) as error:
@@ -74,7 +78,11 @@ def _header(stream: Any) -> tuple[Any, int]:
 
 def _claim(header: Any, room: int) -> tuple[tuple[int, ...], int]:
     """Shape and place of the voxels, once the file can hold them (`room` bytes at most) and they are not too many."""
-    shape, offset, step = header.get_data_shape(), float(header["vox_offset"]), header.get_data_dtype().itemsize
+    shape, offset, step = (
+        header.get_data_shape(),
+        float(header["vox_offset"]),
+        header.get_data_dtype().itemsize,
+    )
     if not math.isfinite(offset) or not 0 <= offset <= EXTENSIONS:
         raise ValueError(f"its voxels would begin at byte {offset:g}")
     if not 1 <= int(header["dim"][0]) <= 7 or not shape or min(shape) < 1:

@@ -16,7 +16,9 @@ def phantom(spacing_mm: float = 2.5, *, seed: int = 0, noise_hu: float = 12.0) -
     shape = tuple(round(length / spacing_mm) for length in (320, 240, 240))
     affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
     affine[:3, 3] = [-(n - 1) / 2 * spacing_mm for n in shape]
-    x, y, z = np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * spacing_mm for n in shape], indexing="ij", sparse=True)
+    x, y, z = np.meshgrid(
+        *[(np.arange(n) - (n - 1) / 2) * spacing_mm for n in shape], indexing="ij", sparse=True
+    )
     ct = np.full(shape, AIR_HU, np.float32)
 
     def fill(inside: np.ndarray, hu: float) -> None:

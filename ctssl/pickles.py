@@ -22,8 +22,11 @@ from torch import Tensor
 CEILING = 16 << 30  # bytes of tensors that a checkpoint may hold
 STRUCTURE = 256 << 20  # bytes of the pickle itself, that is, without the tensors
 SPARE = 2 << 30  # bytes of memory beside three times the file: the pickle's own, and the copy that is written
-OTHERS = {b"\x1f\x8b": "a gzip file: unpack it first", b"<": "a web page, not the file behind it: download it again",
-          b"\x89HDF": "an HDF5 (Keras) file"}  # fmt: skip
+OTHERS = {
+    b"\x1f\x8b": "a gzip file: unpack it first",
+    b"<": "a web page, not the file behind it: download it again",
+    b"\x89HDF": "an HDF5 (Keras) file",
+}
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,16 @@ def _look(file: Path, start: bytes) -> None:
         raise ValueError(f"{file} is a TorchScript program, not a checkpoint; ask for the state dict")
     if "data.pkl" not in names:
         raise ValueError(f"{file} is a zip archive but not a PyTorch checkpoint: it has no data.pkl")
-    if sum(e.file_size for e in entries) > size or any(e.compress_type != zipfile.ZIP_STORED for e in entries):
+    if sum(e.file_size for e in entries) > size or any(
+        e.compress_type != zipfile.ZIP_STORED for e in entries
+    ):
         raise ValueError(
             f"{file} unpacks to more than it is: PyTorch never compresses a checkpoint, so it did not write this"
         )
     if any(e.file_size > STRUCTURE for e in entries if e.filename.endswith("data.pkl")):
-        raise ValueError(f"{file} has a data.pkl of more than {STRUCTURE} bytes, which no list of weights needs")
+        raise ValueError(
+            f"{file} has a data.pkl of more than {STRUCTURE} bytes, which no list of weights needs"
+        )
 
 
 def _open_in_child(file: Path, seconds: float) -> Checkpoint:
@@ -88,22 +95,39 @@ def _open_in_child(file: Path, seconds: float) -> Checkpoint:
 
     size = file.stat().st_size
     paths = {str(Path(str(m.__file__)).parents[1]) for m in (torch, safetensors)}
-    settings = {"ceiling": min(CEILING, 2 * size + (1 << 20)), "memory": 3 * size + SPARE,
-                "seconds": math.ceil(seconds) + 1, "paths": sorted(paths)}  # fmt: skip
+    settings = {
+        "ceiling": min(CEILING, 2 * size + (1 << 20)),
+        "memory": 3 * size + SPARE,
+        "seconds": math.ceil(seconds) + 1,
+        "paths": sorted(paths),
+    }
     with tempfile.TemporaryDirectory(prefix="ctssl-import-") as folder:
         out = Path(folder, "tensors.safetensors")
-        command = [sys.executable, "-I", str(unpickle.__file__), str(file.resolve()), str(out), json.dumps(settings)]
+        command = [
+            sys.executable,
+            "-I",
+            str(unpickle.__file__),
+            str(file.resolve()),
+            str(out),
+            json.dumps(settings),
+        ]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL
+            )
             answer = json.loads(done.stdout.splitlines()[-1])
         except subprocess.TimeoutExpired as error:
             raise ValueError(f"{file} was not open after {seconds:g} seconds and was given up") from error
         except (IndexError, ValueError) as error:
-            raise ValueError(f"{file} cannot be opened: the process that tried ended without an answer, "
-                             "probably for want of memory or time") from error  # fmt: skip
+            raise ValueError(
+                f"{file} cannot be opened: the process that tried ended without an answer, "
+                "probably for want of memory or time"
+            ) from error
         if "error" in answer:
-            raise ValueError(f"{file}: {answer['error']}; ask its makers for a state dict or safetensors, which hold "
-                             "tensors alone")  # fmt: skip
+            raise ValueError(
+                f"{file}: {answer['error']}; ask its makers for a state dict or safetensors, which hold "
+                "tensors alone"
+            )
         return Checkpoint(_read_safetensors(out), answer["skipped"])
 
 
@@ -114,4 +138,6 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{file} is not a whole safetensors file ({error}); copy or download it again") from error
+        raise ValueError(
+            f"{file} is not a whole safetensors file ({error}); copy or download it again"
+        ) from error

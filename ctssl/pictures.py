@@ -22,12 +22,25 @@ def display_grid(volume: Volume, *others: np.ndarray | Volume, spacing_mm: float
     return [resample(a, volume.affine, shape, affine, fill=f) for a, f in zip(arrays, fills, strict=True)]
 
 
-def overlay(volume: Volume, mask: Volume, path: str | os.PathLike | BytesIO, *, window_hu: tuple[float, float] = (-160.0, 240.0),
-            title: str = "", outline: Volume | None = None) -> None:  # fmt: skip
+def overlay(
+    volume: Volume,
+    mask: Volume,
+    path: str | os.PathLike | BytesIO,
+    *,
+    window_hu: tuple[float, float] = (-160.0, 240.0),
+    title: str = "",
+    outline: Volume | None = None,
+) -> None:
     """Three slices through the largest cut of the mask, with the mask in colour; `outline` is drawn as a white line."""
-    arrays = display_grid(volume, *(Volume((mask.array == k).astype(np.float32), mask.affine) for k in _labels(mask)))
+    arrays = display_grid(
+        volume, *(Volume((mask.array == k).astype(np.float32), mask.affine) for k in _labels(mask))
+    )
     ct, masks = arrays[0], [m > 0.5 for m in arrays[1:]]
-    truth = display_grid(volume, Volume((outline.array > 0).astype(np.float32), outline.affine))[1] if outline else None
+    truth = (
+        display_grid(volume, Volume((outline.array > 0).astype(np.float32), outline.affine))[1]
+        if outline
+        else None
+    )
     where = [int(w) for w in _centre(np.any(masks, 0) if masks else np.zeros_like(ct, bool), truth)]
     figure, axes = _figure(3)
     for axis, name, ax in zip((2, 1, 0), ("axial", "coronal", "sagittal"), axes, strict=True):
@@ -42,8 +55,15 @@ def overlay(volume: Volume, mask: Volume, path: str | os.PathLike | BytesIO, *, 
     _write(figure, path, title)
 
 
-def features(volume: Volume, colours: np.ndarray, path: str | os.PathLike, *, affine: np.ndarray,
-             window_hu: tuple[float, float] = (-500.0, 500.0), title: str = "") -> None:  # fmt: skip
+def features(
+    volume: Volume,
+    colours: np.ndarray,
+    path: str | os.PathLike,
+    *,
+    affine: np.ndarray,
+    window_hu: tuple[float, float] = (-500.0, 500.0),
+    title: str = "",
+) -> None:
     """An axial and a coronal slice, each beside the features at the same place; `colours` `(x, y, z, 3)` on a grid `affine`."""
     shape, view = working_grid(volume, 1.5)
     ct = resample(volume.array, volume.affine, shape, view, fill=float(volume.array.min()))

@@ -47,13 +47,20 @@ def together(cases: list[Tumours]) -> Tumours:
     """What the cases have in common."""
     labels = sorted({label for case in cases for label in case.diameters_mm})
     of_label = {k: [case.diameters_mm[k] for case in cases if k in case.diameters_mm] for k in labels}
-    return Tumours({k: float(np.median(found)) for k, found in of_label.items()},
-                   float(np.median([case.finest_mm for case in cases])),
-                   np.concatenate([case.hu for case in cases]))  # fmt: skip
+    return Tumours(
+        {k: float(np.median(found)) for k, found in of_label.items()},
+        float(np.median([case.finest_mm for case in cases])),
+        np.concatenate([case.hu for case in cases]),
+    )
 
 
 def plan(
-    cases: list[Tumours], own: Preprocess, *, spacing_mm: float | None, window_hu: tuple[float, float] | None, crop: int
+    cases: list[Tumours],
+    own: Preprocess,
+    *,
+    spacing_mm: float | None,
+    window_hu: tuple[float, float] | None,
+    crop: int,
 ) -> tuple[Preprocess, int]:
     """How scans are prepared, and the voxels along a crop: what is given (`crop` 0: nothing), the rest from the cases' tumours.
 
@@ -61,8 +68,10 @@ def plan(
     is labelled.
     """
     tumours = together(cases)
-    found = Preprocess(spacing_mm or fitting_spacing(tumours, own.spacing_mm),
-                       window_hu or fitting_window(tumours, own.window_hu))  # fmt: skip
+    found = Preprocess(
+        spacing_mm or fitting_spacing(tumours, own.spacing_mm),
+        window_hu or fitting_window(tumours, own.window_hu),
+    )
     return found, crop or fitting_crop(tumours, found.spacing_mm)
 
 

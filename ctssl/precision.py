@@ -30,7 +30,9 @@ class _Thin(TorchFunctionMode):
     kernel on 2x2x2 voxels gives NaN, or numbers of any size.
     """
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Any = None
+    ) -> Any:
         if func in CONVOLUTIONS and args[0].shape[2] < args[1].shape[2]:
             with torch.autocast("cpu", enabled=False):
                 full = [x.float() if isinstance(x, torch.Tensor) else x for x in args]

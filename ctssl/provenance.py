@@ -18,15 +18,25 @@ from ctssl.remote import CONFIG, WEIGHTS
 LARGEST = 100_000_000  # bytes of a header; the format allows no more
 
 
-def facts(*, recipe: Any = None, manifest: Iterable[str] | None = None, parent: str = "", pretext: str = "",
-          samples: int | str = "", licence: str = "") -> dict[str, str]:  # fmt: skip
+def facts(
+    *,
+    recipe: Any = None,
+    manifest: Iterable[str] | None = None,
+    parent: str = "",
+    pretext: str = "",
+    samples: int | str = "",
+    licence: str = "",
+) -> dict[str, str]:
     """The metadata of weights that are written now. `recipe`: settings that JSON can hold; `manifest`: one text a scan."""
     return {
         "code": code(),
         "recipe_sha256": "" if recipe is None else sha256(json.dumps(recipe, sort_keys=True)),
         "manifest_sha256": "" if manifest is None else sha256("\n".join(sorted(manifest))),
-        "parent": parent, "pretext": pretext, "samples": str(samples), "licence": licence,
-    }  # fmt: skip
+        "parent": parent,
+        "pretext": pretext,
+        "samples": str(samples),
+        "licence": licence,
+    }
 
 
 def code() -> str:
@@ -39,8 +49,13 @@ def code() -> str:
     ).exists():  # a package installed somewhere inside another project's repository is not its code
         return f"ctssl {__version__}"
     try:
-        done = subprocess.run(["git", "-C", str(root), "describe", "--always", "--tags", "--dirty"], capture_output=True,
-                              text=True, timeout=20, check=True)  # fmt: skip
+        done = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--tags", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return f"ctssl {__version__}"
     return f"ctssl {__version__}, git {done.stdout.strip()}"
@@ -80,7 +95,9 @@ def read_metadata(weights: Path) -> dict[str, str]:
         told = header.get("__metadata__", {})
         return {str(key): str(value) for key, value in told.items() if key != "format"}
     except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{weights} is not a whole safetensors file ({error}); copy or download it again") from error
+        raise ValueError(
+            f"{weights} is not a whole safetensors file ({error}); copy or download it again"
+        ) from error
 
 
 def origin(folder: Path) -> dict[str, str]:
@@ -114,14 +131,21 @@ def _finetuning(report: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(report.get("train"), list):
         return {}
     held = report.get("held_out")
-    return {"command": "ctssl finetune", "parent": "" if report.get("from_scratch") else report.get("model"),
-            "cases": len(report["train"]), "held_out": len(held) if isinstance(held, dict) else "",
-            "mean_dsc": report.get("mean_dsc")}  # fmt: skip
+    return {
+        "command": "ctssl finetune",
+        "parent": "" if report.get("from_scratch") else report.get("model"),
+        "cases": len(report["train"]),
+        "held_out": len(held) if isinstance(held, dict) else "",
+        "mean_dsc": report.get("mean_dsc"),
+    }
 
 
 def _import(report: dict[str, Any]) -> dict[str, Any]:
     source = report.get("source")
     if not isinstance(source, dict):
         return {}
-    return {"command": f"ctssl import --from {source.get('family')}", "parent": source.get("file"),
-            "parent_sha256": source.get("sha256")}  # fmt: skip
+    return {
+        "command": f"ctssl import --from {source.get('family')}",
+        "parent": source.get("file"),
+        "parent_sha256": source.get("sha256"),
+    }

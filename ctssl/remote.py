@@ -58,7 +58,12 @@ def failures() -> tuple[type[Exception], ...]:
     """What huggingface_hub raises when something outside fails, whichever HTTP library it is built on."""
     from huggingface_hub import errors
 
-    found = [OSError, RuntimeError, *errors.HfHubHTTPError.__bases__, getattr(errors, "XetDownloadError", OSError)]
+    found = [
+        OSError,
+        RuntimeError,
+        *errors.HfHubHTTPError.__bases__,
+        getattr(errors, "XetDownloadError", OSError),
+    ]
     return tuple(dict.fromkeys(found))
 
 
@@ -73,7 +78,9 @@ def explained(error: Exception, repo: str, revision: str | None) -> OSError:
         return trouble
     if isinstance(error, GatedRepoError):
         return PermissionError(f"{repo} asks you to accept its terms: do that on its page, then {SIGN_IN}")
-    missing = isinstance(error, RevisionNotFoundError) or _status(error) == 404 or _status(error.__cause__) == 404
+    missing = (
+        isinstance(error, RevisionNotFoundError) or _status(error) == 404 or _status(error.__cause__) == 404
+    )
     known = isinstance(error, RepositoryNotFoundError) and revision is not None and _exists(repo)
     if known or (missing and not isinstance(error, RepositoryNotFoundError)):
         return FileNotFoundError(
@@ -95,7 +102,9 @@ def local_trouble(error: Exception, place: str | os.PathLike, cure: str) -> OSEr
     """The sentence for a full disk, or a folder that cannot be written; None for what is neither."""
     number = getattr(error, "errno", None)
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-        return OSError(f"the disk of {place} is full; nothing incomplete was kept: free some space, or {cure}")
+        return OSError(
+            f"the disk of {place} is full; nothing incomplete was kept: free some space, or {cure}"
+        )
     if number in UNWRITABLE:
         return PermissionError(f"cannot write to {place} ({os.strerror(number)}); {cure}")
     return None
@@ -129,7 +138,9 @@ def push(model: Any, repo: str, *, private: bool = False, token: str | None = No
         raise ValueError(f"{repo!r} is not a Hub repository; write owner/name")
     with tempfile.TemporaryDirectory() as place:
         folder = model.save_pretrained(Path(place, repo.split("/")[1]))
-        (folder / "README.md").write_text(card(folder, repo, read_metadata(folder / WEIGHTS)), encoding="utf-8")
+        (folder / "README.md").write_text(
+            card(folder, repo, read_metadata(folder / WEIGHTS)), encoding="utf-8"
+        )
         return upload(folder, repo, private=private, token=token, message="Upload with ctssl").commit_url
 
 
@@ -142,12 +153,15 @@ def upload(folder: Path, repo: str, *, private: bool = False, token: str | None 
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         if private and not api.repo_info(repo, revision="main").private:
-            raise ValueError(f"{repo} exists and is public; choose another name, or make it private on its page first")
+            raise ValueError(
+                f"{repo} exists and is public; choose another name, or make it private on its page first"
+            )
         return api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
     except failures() as error:
         if _status(error) in (401, 403) or isinstance(error, LocalTokenNotFoundError):
-            raise PermissionError(f"{constants.ENDPOINT} does not let you write to {repo}: it wants a token that may; "
-                                  f"{SIGN_IN}") from error  # fmt: skip
+            raise PermissionError(
+                f"{constants.ENDPOINT} does not let you write to {repo}: it wants a token that may; {SIGN_IN}"
+            ) from error
         raise ConnectionError(
             f"cannot push to {repo} ({type(error).__name__}: {error}); check the network and HF_ENDPOINT"
         ) from error

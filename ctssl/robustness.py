@@ -14,7 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.curves import CLEAN, Row, against_clean, against_model, biggest_fall, corrected, curve, overview, picture
+from ctssl.curves import (
+    CLEAN,
+    Row,
+    against_clean,
+    against_model,
+    biggest_fall,
+    corrected,
+    curve,
+    overview,
+    picture,
+)
 from ctssl.datasets import Case, find_cases, read_case
 from ctssl.evaluation import TAKEN, as_plain, facts_of, labels_of, markdown_table, score_masks, summary
 from ctssl.shifts import REVISION, SHIFTS, check_shift, shift
@@ -67,9 +77,15 @@ class Robustness:
         text += "".join(f"\n- {note}" for note in self.notes) + "\n"
         if self.rows:
             text += "\n![DSC against severity](curves.png)\n"
-        titles = {"overview": "Each shift", "against_model": "One model against another",
-                  "against_clean": "Shifted against clean", "strata": "Strata, clean scans", "curves": "Scores by severity",
-                  "pairs_summary": "Two reconstructions of one acquisition", "pairs": "Each pair"}  # fmt: skip
+        titles = {
+            "overview": "Each shift",
+            "against_model": "One model against another",
+            "against_clean": "Shifted against clean",
+            "strata": "Strata, clean scans",
+            "curves": "Scores by severity",
+            "pairs_summary": "Two reconstructions of one acquisition",
+            "pairs": "Each pair",
+        }
         for name, title in titles.items():
             if getattr(self, name):
                 text += f"\n## {title}\n\n{markdown_table(getattr(self, name))}"
@@ -90,19 +106,36 @@ class Robustness:
             writer.writeheader()
             writer.writerows(self.rows)
             write_whole(folder / "rows.csv", text.getvalue())
-            write_whole(folder / "curves.png", lambda part: picture(self.rows, self.models, self.shifts, part))
+            write_whole(
+                folder / "curves.png", lambda part: picture(self.rows, self.models, self.shifts, part)
+            )
         return folder
 
 
-def measure_robustness(data: str | os.PathLike | None = None, *, out: str | os.PathLike, model: Any = None,
-                       against: Any = None, predictions: str | os.PathLike | None = None,
-                       images: str | os.PathLike | None = None, labels: str | os.PathLike | None = None,
-                       roi: str | None = None, cases: list[str] | None = None,
-                       shifts: tuple[str, ...] = tuple(SHIFTS), severities: tuple[int, ...] = (1, 3, 5),
-                       by: tuple[str, ...] = (), table: str | os.PathLike | None = None,
-                       pairs: str | os.PathLike | None = None, scans: str | os.PathLike | None = None, seed: int = 0,
-                       tolerance_mm: float = 2.0, overlays: int = 3, device: str = "cpu", overwrite: bool = False,
-                       progress: bool = False) -> Robustness:  # fmt: skip
+def measure_robustness(
+    data: str | os.PathLike | None = None,
+    *,
+    out: str | os.PathLike,
+    model: Any = None,
+    against: Any = None,
+    predictions: str | os.PathLike | None = None,
+    images: str | os.PathLike | None = None,
+    labels: str | os.PathLike | None = None,
+    roi: str | None = None,
+    cases: list[str] | None = None,
+    shifts: tuple[str, ...] = tuple(SHIFTS),
+    severities: tuple[int, ...] = (1, 3, 5),
+    by: tuple[str, ...] = (),
+    table: str | os.PathLike | None = None,
+    pairs: str | os.PathLike | None = None,
+    scans: str | os.PathLike | None = None,
+    seed: int = 0,
+    tolerance_mm: float = 2.0,
+    overlays: int = 3,
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Robustness:
     """Segment labelled scans as they are and under every shift, score the masks, and write a report folder.
 
     Args:
@@ -133,10 +166,14 @@ def measure_robustness(data: str | os.PathLike | None = None, *, out: str | os.P
     sources = find_sources(model, against, predictions, device)
     wanted = chosen_cases(data, images, labels, roi, cases) if data is not None or images is not None else []
     if not wanted and pairs is None:
-        raise ValueError("nothing to measure: give labelled scans (DATA), or --pairs with a table of scan pairs")
+        raise ValueError(
+            "nothing to measure: give labelled scans (DATA), or --pairs with a table of scan pairs"
+        )
     if taken := sorted(set(by) & TAKEN):
-        raise ValueError(f"a stratum cannot be called {', '.join(taken)}, as the results have such a column of their own; rename "
-                         "the column of the table")  # fmt: skip
+        raise ValueError(
+            f"a stratum cannot be called {', '.join(taken)}, as the results have such a column of their own; rename "
+            "the column of the table"
+        )
     if table is None and any(column not in case.facts for column in by for case in wanted):
         raise ValueError(f"by={by} needs a table with these columns (--table cases.csv)")
     if predictions is not None and model is None and pairs is not None:
@@ -156,8 +193,17 @@ def measure_robustness(data: str | os.PathLike | None = None, *, out: str | os.P
 
         find_pairs(Path(pairs))
     prepare_folder(out)
-    rows = measure(sources, wanted, places, out / "rows", scans=Path(scans) if scans is not None else None, seed=seed,
-                   tolerance_mm=tolerance_mm, overwrite=overwrite, progress=progress)  # fmt: skip
+    rows = measure(
+        sources,
+        wanted,
+        places,
+        out / "rows",
+        scans=Path(scans) if scans is not None else None,
+        seed=seed,
+        tolerance_mm=tolerance_mm,
+        overwrite=overwrite,
+        progress=progress,
+    )
     rows = [{**row, **facts.get(row["case"], {})} for row in rows]
     found = tables(rows, [source.name for source in sources], list(dict.fromkeys(shifts)), by, tolerance_mm)
     found = replace(found, notes=[*notes(sources, wanted), *doubts, *left(rows), *power(found)])
@@ -179,7 +225,9 @@ def chosen_cases(data: Any, images: Any, labels: Any, roi: str | None, names: li
     found = find_cases(data, images=images, labels=labels, roi=roi).cases
     unknown = set(names or []) - {case.name for case in found}
     if unknown:
-        raise ValueError(f"no case is called {', '.join(sorted(unknown))}; they are called {found[0].name!r} and so on")
+        raise ValueError(
+            f"no case is called {', '.join(sorted(unknown))}; they are called {found[0].name!r} and so on"
+        )
     return [case for case in found if names is None or case.name in names]
 
 
@@ -190,8 +238,18 @@ def prepare_folder(out: Path) -> None:
     (out / "rows").mkdir(parents=True, exist_ok=True)
 
 
-def measure(sources: list[Source], cases: list[Case], places: list[tuple[str, int]], folder: Path, *, scans: Path | None,
-            seed: int, tolerance_mm: float | None, overwrite: bool, progress: bool) -> list[Row]:  # fmt: skip
+def measure(
+    sources: list[Source],
+    cases: list[Case],
+    places: list[tuple[str, int]],
+    folder: Path,
+    *,
+    scans: Path | None,
+    seed: int,
+    tolerance_mm: float | None,
+    overwrite: bool,
+    progress: bool,
+) -> list[Row]:
     """Rows of every source, case and place: those in `folder`, and the others measured and kept there. `tolerance_mm`: None for
     no distances."""
     from tqdm import tqdm
@@ -205,16 +263,25 @@ def measure(sources: list[Source], cases: list[Case], places: list[tuple[str, in
             shifted = None
             for number, source in enumerate(sources):
                 path = folder / str(number) / f"{case.name}--{named(*place)}.json"
-                facts = {"source": source.key(case.name, named(*place)), "seed": seed, "tolerance_mm": tolerance_mm,
-                         "case": voxels, "shifts": REVISION}  # fmt: skip
+                facts = {
+                    "source": source.key(case.name, named(*place)),
+                    "seed": seed,
+                    "tolerance_mm": tolerance_mm,
+                    "case": voxels,
+                    "shifts": REVISION,
+                }
                 kept = kept_rows(path, facts, overwrite)
                 if kept is None:
                     if shifted is None and (source.model is not None or place[0] in TAKING):
                         file = scans / named(*place) / f"{case.name}.nii.gz" if scans else None
-                        shifted = shifted_scan(scan, place, seed, file, stamp_of(named(*place), seed, voxels[0]))
+                        shifted = shifted_scan(
+                            scan, place, seed, file, stamp_of(named(*place), seed, voxels[0])
+                        )
                     seen = scan if shifted is None else shifted
                     mask = source.mask(seen, case.name, named(*place))
-                    kept = score_masks(mask, truth, name=case.name, tolerance_mm=tolerance_mm, labels=labels_of(truth))
+                    kept = score_masks(
+                        mask, truth, name=case.name, tolerance_mm=tolerance_mm, labels=labels_of(truth)
+                    )
                     kept = [{**row, **left_to_see(scan, seen, truth, row["label"], place[0])} for row in kept]
                     keep_rows(path, facts, kept)
                 where = {
@@ -239,7 +306,9 @@ def left_to_see(scan: Volume, seen: Volume, truth: Volume, label: int, name: str
     return {"best_dsc": best, "unchanged": name in TAKING and np.array_equal(seen.array, scan.array)}
 
 
-def shifted_scan(scan: Volume, place: tuple[str, int], seed: int, file: Path | None = None, stamp: str = "") -> Volume:
+def shifted_scan(
+    scan: Volume, place: tuple[str, int], seed: int, file: Path | None = None, stamp: str = ""
+) -> Volume:
     """The scan under a shift, from `file` if it was kept there, else kept there; the header's `stamp` says of what."""
     if place[0] == CLEAN:
         return scan
@@ -265,9 +334,13 @@ def kept_rows(path: Path, facts: dict[str, Any], overwrite: bool) -> list[Row] |
     if kept.get("facts") != facts:
         if overwrite:
             return None
-        raise ValueError(f"{path} was measured with another model, scan, mask, seed or tolerance, or by another version of the "
-                         "shifts; choose another --out, or add --overwrite")  # fmt: skip
-    return [{key: float("nan") if value is None else value for key, value in row.items()} for row in kept["rows"]]
+        raise ValueError(
+            f"{path} was measured with another model, scan, mask, seed or tolerance, or by another version of the "
+            "shifts; choose another --out, or add --overwrite"
+        )
+    return [
+        {key: float("nan") if value is None else value for key, value in row.items()} for row in kept["rows"]
+    ]
 
 
 def keep_rows(path: Path, facts: dict[str, Any], rows: list[Row]) -> None:
@@ -281,8 +354,10 @@ def notes(sources: list[Source], cases: list[Case]) -> list[str]:
     for source in sources:
         seen = [case.name for case in cases if case.name in source.trained_on]
         if seen:
-            found.append(f"{source.name} was trained on {len(seen)} of these {len(cases)} cases ({', '.join(seen[:3])} ...): "
-                         "choose held-out ones (--cases)")  # fmt: skip
+            found.append(
+                f"{source.name} was trained on {len(seen)} of these {len(cases)} cases ({', '.join(seen[:3])} ...): "
+                "choose held-out ones (--cases)"
+            )
     return found
 
 
@@ -293,31 +368,41 @@ def left(rows: list[Row]) -> list[str]:
         mine = [row for row in rows if (row["shift"], row["severity"]) == place and row["model"] == first]
         cases = {row["case"]: row["unchanged"] for row in mine}
         if same := sum(cases.values()):
-            found.append(f"{place[0]} {place[1]} leaves {same} of {len(cases)} scans as they are: that they lose nothing says "
-                         "nothing")  # fmt: skip
+            found.append(
+                f"{place[0]} {place[1]} leaves {same} of {len(cases)} scans as they are: that they lose nothing says "
+                "nothing"
+            )
         best = [row["best_dsc"] for row in mine]
         if min(best) < 1:
-            found.append(f"{place[0]} {place[1]} cuts labels off: no mask can have a DSC above {np.mean(best):.2f} on average, "
-                         f"{min(best):.2f} in the worst case (`best_dsc` of rows.csv)")  # fmt: skip
+            found.append(
+                f"{place[0]} {place[1]} cuts labels off: no mask can have a DSC above {np.mean(best):.2f} on average, "
+                f"{min(best):.2f} in the worst case (`best_dsc` of rows.csv)"
+            )
     return found
 
 
 def power(found: Robustness) -> list[str]:
     """How small a corrected p can be at all."""
     notes = []
-    for name, text in (("against_model", "one model against another"), ("against_clean", "shifted against clean")):
+    for name, text in (
+        ("against_model", "one model against another"),
+        ("against_clean", "shifted against clean"),
+    ):
         tested = [row for row in getattr(found, name) if not np.isnan(row["p"])]
         if tested:
             patients = max(row["patients"] for row in tested)
             least = min(1.0, 2.0 ** (1 - patients) * len(tested))
             if least > 0.05:
-                notes.append(f"{text}: with {patients} patients and {len(tested)} tests no `p_holm` can fall below {least:.2g}; "
-                             "fewer --shifts, chosen beforehand, lower that, more patients much more")  # fmt: skip
+                notes.append(
+                    f"{text}: with {patients} patients and {len(tested)} tests no `p_holm` can fall below {least:.2g}; "
+                    "fewer --shifts, chosen beforehand, lower that, more patients much more"
+                )
     return notes
 
 
-def tables(rows: list[Row], models: list[str], shifts: list[str], by: tuple[str, ...],
-           tolerance_mm: float) -> Robustness:  # fmt: skip
+def tables(
+    rows: list[Row], models: list[str], shifts: list[str], by: tuple[str, ...], tolerance_mm: float
+) -> Robustness:
     """Every table that follows from the rows."""
     if not rows:
         return Robustness([], models, shifts, tolerance_mm)
@@ -329,15 +414,21 @@ def tables(rows: list[Row], models: list[str], shifts: list[str], by: tuple[str,
                 chosen = [row for row in clean if str(row[column]) == value]
                 strata.append({"model": model, **summary(chosen, column, value)})
     return Robustness(
-        rows, models, shifts, tolerance_mm, overview(rows, models, shifts),
-        [point for model in models for name in shifts for point in curve(rows, model, name)], strata,
+        rows,
+        models,
+        shifts,
+        tolerance_mm,
+        overview(rows, models, shifts),
+        [point for model in models for name in shifts for point in curve(rows, model, name)],
+        strata,
         corrected([row for model in models for row in against_clean(rows, model, shifts)]),
         corrected([row for other in models[1:] for row in against_model(rows, models[0], other, shifts)]),
-    )  # fmt: skip
+    )
 
 
-def with_pairs(found: Robustness, sources: list[Source], table: Path, folder: Path, *, overwrite: bool,
-               progress: bool) -> Robustness:  # fmt: skip
+def with_pairs(
+    found: Robustness, sources: list[Source], table: Path, folder: Path, *, overwrite: bool, progress: bool
+) -> Robustness:
     """The same with the agreement of paired scans, each kept in `folder`; folders of masks have no pairs."""
     from tqdm import tqdm
 
@@ -351,7 +442,9 @@ def with_pairs(found: Robustness, sources: list[Source], table: Path, folder: Pa
         for pair in tqdm(find_pairs(table), desc="pairs", disable=not progress):
             name, one, two = pair[0], read(pair[1]), read(pair[2])
             facts = {"source": source.key("", ""), "pair": [name, content(one), content(two)]}
-            path = folder / str(number) / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
+            path = (
+                folder / str(number) / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
+            )
             kept = kept_rows(path, facts, overwrite)
             if kept is None:
                 kept = agreement(source.model, [(name, one, two)])
@@ -371,7 +464,9 @@ def draw(source: Source, cases: list[Case], rows: list[Row], count: int, out: Pa
         old.unlink()
     mine = [row for row in rows if row["model"] == source.name]
     falls = [
-        biggest_fall(mine, source.name, name) for name in dict.fromkeys(row["shift"] for row in mine) if name != CLEAN
+        biggest_fall(mine, source.name, name)
+        for name in dict.fromkeys(row["shift"] for row in mine)
+        if name != CLEAN
     ]
     for worst in sorted(falls, key=lambda row: row["dsc"] - row["from_dsc"])[:count]:
         (case,) = [case for case in cases if case.name == worst["case"]]
@@ -380,5 +475,10 @@ def draw(source: Source, cases: list[Case], rows: list[Row], count: int, out: Pa
         for name, severity, score in ((CLEAN, 0, worst["from_dsc"]), (*place, worst["dsc"])):
             seen = shifted_scan(scan, (name, severity), seed)
             path = out / "overlays" / f"{case.name}--{named(name, severity)}.png"
-            overlay(seen, source.mask(seen, case.name, named(name, severity)), path, outline=truth,
-                    title=f"{case.name}, {named(name, severity)}: DSC {score:.2f}")  # fmt: skip
+            overlay(
+                seen,
+                source.mask(seen, case.name, named(name, severity)),
+                path,
+                outline=truth,
+                title=f"{case.name}, {named(name, severity)}: DSC {score:.2f}",
+            )

@@ -19,21 +19,29 @@ def random_start(shape: tuple[int, ...], size: int, rng: np.random.Generator) ->
     return tuple(int(rng.integers(n - size + 1)) if n > size else (n - size) // 2 for n in shape)
 
 
-def anywhere(shape: tuple[int, ...], size: int, rng: np.random.Generator,
-             around: tuple[int, ...] | None = None) -> tuple[int, ...]:  # fmt: skip
+def anywhere(
+    shape: tuple[int, ...], size: int, rng: np.random.Generator, around: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
     """Like `random_start`, but an array smaller than the crop lies anywhere in it: its borders say nothing of its middle.
 
     `around`: a voxel that lies anywhere in the crop, too.
     """
     start = [int(rng.integers(min(0, n - size), max(0, n - size) + 1)) for n in shape]
     if around is not None:
-        start = [s if n <= size else int(np.clip(c - rng.integers(size), 0, n - size))
-                 for s, c, n in zip(start, around, shape, strict=True)]  # fmt: skip
+        start = [
+            s if n <= size else int(np.clip(c - rng.integers(size), 0, n - size))
+            for s, c, n in zip(start, around, shape, strict=True)
+        ]
     return tuple(start)
 
 
-def random_part(shape: tuple[int, ...], rng: np.random.Generator, around: tuple[int, ...] | None = None, *,
-                least: float = 0.5) -> tuple[slice, ...]:  # fmt: skip
+def random_part(
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+    around: tuple[int, ...] | None = None,
+    *,
+    least: float = 0.5,
+) -> tuple[slice, ...]:
     """A box in an array, of at least this share of it along each axis: what a tighter field of view would have kept.
 
     `around`: a voxel that it holds.
@@ -41,13 +49,19 @@ def random_part(shape: tuple[int, ...], rng: np.random.Generator, around: tuple[
     box = []
     for axis, n in enumerate(shape):
         kept = max(1, round(n * rng.uniform(least, 1)))
-        low, high = (0, n - kept) if around is None else (max(0, around[axis] - kept + 1), min(around[axis], n - kept))
+        low, high = (
+            (0, n - kept)
+            if around is None
+            else (max(0, around[axis] - kept + 1), min(around[axis], n - kept))
+        )
         start = int(rng.integers(low, high + 1))
         box.append(slice(start, start + kept))
     return tuple(box)
 
 
-def tissue_start(array: np.ndarray, size: int, rng: np.random.Generator, *, tries: int = 10) -> tuple[int, ...]:
+def tissue_start(
+    array: np.ndarray, size: int, rng: np.random.Generator, *, tries: int = 10
+) -> tuple[int, ...]:
     """A corner whose crop is not mostly air: the first of `tries` with a quarter of its voxels above 0, else the best."""
     best, found = -1.0, (0, 0, 0)
     for _ in range(tries):
@@ -60,8 +74,14 @@ def tissue_start(array: np.ndarray, size: int, rng: np.random.Generator, *, trie
     return found
 
 
-def augment(image: np.ndarray, label: np.ndarray | None, rng: np.random.Generator, *, mirror: bool = True,
-            intensity: float = 0.1) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
+def augment(
+    image: np.ndarray,
+    label: np.ndarray | None,
+    rng: np.random.Generator,
+    *,
+    mirror: bool = True,
+    intensity: float = 0.1,
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Mirror along random axes; stretch and move the intensities (0..1) by up to `intensity`."""
     axes = tuple(int(a) for a in np.flatnonzero(rng.random(3) < 0.5)) if mirror else ()
     image = np.array(np.flip(image, axes), np.float32)  # a copy, changed in place
@@ -73,8 +93,14 @@ def augment(image: np.ndarray, label: np.ndarray | None, rng: np.random.Generato
     return image, None if label is None else np.ascontiguousarray(np.flip(label, axes))
 
 
-def warped(arrays: tuple[np.ndarray, ...], centre: np.ndarray, size: int, matrix: np.ndarray, *,
-           orders: tuple[int, ...]) -> list[Any]:  # fmt: skip
+def warped(
+    arrays: tuple[np.ndarray, ...],
+    centre: np.ndarray,
+    size: int,
+    matrix: np.ndarray,
+    *,
+    orders: tuple[int, ...],
+) -> list[Any]:
     """Cubes of `size` voxels around `centre` seen through `matrix` (3x3, cube to array); what lies outside is 0.
 
     `orders`: of the interpolation of each array, 1 for images and 0 for labels.
@@ -84,10 +110,16 @@ def warped(arrays: tuple[np.ndarray, ...], centre: np.ndarray, size: int, matrix
     offset: Any = (centre - corner) - matrix @ np.full(3, (size - 1) / 2)
     edge = 2 * reach + 2
     return [
-        ndimage.affine_transform(crop_at(array, tuple(corner.tolist()), edge).astype(np.float32), matrix, offset,
-                                 (size,) * 3, order=order, prefilter=False)
+        ndimage.affine_transform(
+            crop_at(array, tuple(corner.tolist()), edge).astype(np.float32),
+            matrix,
+            offset,
+            (size,) * 3,
+            order=order,
+            prefilter=False,
+        )
         for array, order in zip(arrays, orders, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def turned_and_scaled(rng: np.random.Generator, *, degrees: float, zoom: float) -> np.ndarray:

@@ -67,8 +67,10 @@ def hsic(k: Tensor, other: Tensor) -> Tensor:
     """Unbiased HSIC of two Gram matrices `(n, n)`, n at least 4."""
     n = len(k)
     if n < 4 or k.shape != other.shape or k.shape[0] != k.shape[1]:
-        raise ValueError(f"HSIC needs two square Gram matrices of the same 4 or more examples, got {tuple(k.shape)} and "
-                         f"{tuple(other.shape)}")  # fmt: skip
+        raise ValueError(
+            f"HSIC needs two square Gram matrices of the same 4 or more examples, got {tuple(k.shape)} and "
+            f"{tuple(other.shape)}"
+        )
     k, other = k.double(), other.double()
     k, other = k - k.diag().diag(), other - other.diag().diag()
     trace = (k * other.t()).sum()
@@ -117,7 +119,10 @@ def gram(x: Tensor) -> Tensor:
 def block_features(encoder: Any, images: Tensor) -> list[Tensor]:
     """Of every block `(n, C, 4, 4, 4)`: its map averaged over a grid of cells."""
     device = next(encoder.parameters()).device
-    return [F.adaptive_avg_pool3d(m.float(), CELLS).cpu() for m in encoder.forward_intermediates(images.to(device))]
+    return [
+        F.adaptive_avg_pool3d(m.float(), CELLS).cpu()
+        for m in encoder.forward_intermediates(images.to(device))
+    ]
 
 
 def _common(first: Any, second: Any) -> dict[str, Any]:
@@ -128,9 +133,20 @@ def _common(first: Any, second: Any) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def compare(first: Any, second: Any, scans: list[Any], *, other_scans: list[Any] | None = None, crops: int = 256,
-            batch: int = 32, size: int | None = None, spacing_mm: float | None = None, seed: int = 0,
-            names: tuple[str, str] | None = None, progress: bool = False) -> Similarity:  # fmt: skip
+def compare(
+    first: Any,
+    second: Any,
+    scans: list[Any],
+    *,
+    other_scans: list[Any] | None = None,
+    crops: int = 256,
+    batch: int = 32,
+    size: int | None = None,
+    spacing_mm: float | None = None,
+    seed: int = 0,
+    names: tuple[str, str] | None = None,
+    progress: bool = False,
+) -> Similarity:
     """CKA between all blocks of two encoders (or of the encoders of two segmenters) on crops of scans.
 
     Args:
@@ -163,18 +179,23 @@ def compare(first: Any, second: Any, scans: list[Any], *, other_scans: list[Any]
     right = left if alike else [prepared(encoders[1], scan, **given).array for scan in (other_scans or scans)]
     for one, two in zip(left, right, strict=True):
         if one.shape != two.shape:
-            raise ValueError(f"the two see a scan on different grids ({one.shape} and {two.shape} voxels): give "
-                             "spacing_mm (--spacing) for models of different ones, and copies of one grid")  # fmt: skip
+            raise ValueError(
+                f"the two see a scan on different grids ({one.shape} and {two.shape} voxels): give "
+                "spacing_mm (--spacing) for models of different ones, and copies of one grid"
+            )
     size, places = sized_crops(left, crops, (size,) if size else SIZES, seed)
     total = None
     ends = np.linspace(0, crops, max(1, crops // batch) + 1).astype(int).tolist()
     for first_one, last in tqdm(list(itertools.pairwise(ends)), desc="comparing", disable=not progress):
         chosen = places[first_one:last]
         pair = [
-            np.stack([crop_at(arrays[number], start, size) for number, start in chosen]) for arrays in (left, right)
+            np.stack([crop_at(arrays[number], start, size) for number, start in chosen])
+            for arrays in (left, right)
         ]
-        found = [block_features(encoder, torch.from_numpy(side)[:, None])
-                 for encoder, side in zip(encoders, pair, strict=True)]  # fmt: skip
+        found = [
+            block_features(encoder, torch.from_numpy(side)[:, None])
+            for encoder, side in zip(encoders, pair, strict=True)
+        ]
         total = total or Minibatches(len(found[0]), len(found[1]))
         total.add(*found)
     assert total is not None
@@ -186,8 +207,9 @@ def _own(encoder: Any) -> Any:
     return encoder.spec.preprocess if encoder.spec else None
 
 
-def sized_crops(scans: list[np.ndarray], count: int, sizes: tuple[int, ...],
-                seed: int) -> tuple[int, list[tuple[int, tuple[int, ...]]]]:  # fmt: skip
+def sized_crops(
+    scans: list[np.ndarray], count: int, sizes: tuple[int, ...], seed: int
+) -> tuple[int, list[tuple[int, tuple[int, ...]]]]:
     """The first of the sizes that fits into most scans and of which they hold so many different crops, and these. Raises
     `TooFewCrops`."""
     room = np.median([min(scan.shape) for scan in scans])
@@ -210,8 +232,10 @@ def different_crops(
         number = int(rng.integers(len(scans)))
         places.setdefault((number, tissue_start(scans[number], size, rng)))
     if len(places) < count:
-        raise TooFewCrops(f"the scans ({len(scans)}) hold hardly more than {len(places)} different crops of {size} voxels, and "
-                          f"{count} are wanted: give smaller crops (--size), or more scans")  # fmt: skip
+        raise TooFewCrops(
+            f"the scans ({len(scans)}) hold hardly more than {len(places)} different crops of {size} voxels, and "
+            f"{count} are wanted: give smaller crops (--size), or more scans"
+        )
     return list(places)
 
 
@@ -219,6 +243,8 @@ def apart(places: list[tuple[int, tuple[int, ...]]], size: int) -> int:
     """How many of these crops share no voxel, taken greedily from the corner of each scan on."""
     kept: list[tuple[int, tuple[int, ...]]] = []
     for number, start in sorted(places):
-        if not any(n == number and all(abs(a - b) < size for a, b in zip(s, start, strict=True)) for n, s in kept):
+        if not any(
+            n == number and all(abs(a - b) < size for a, b in zip(s, start, strict=True)) for n, s in kept
+        ):
             kept.append((number, start))
     return len(kept)

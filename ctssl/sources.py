@@ -39,7 +39,9 @@ def find_sources(model: Any, against: Any, predictions: Any, device: str) -> lis
     if model is None and against is not None:
         raise ValueError("--against needs a --model to compare with")
     names = [source.name for source in found]
-    return [replace(s, name=f"{s.name} ({i + 1})") if names.count(s.name) > 1 else s for i, s in enumerate(found)]
+    return [
+        replace(s, name=f"{s.name} ({i + 1})") if names.count(s.name) > 1 else s for i, s in enumerate(found)
+    ]
 
 
 def from_model(model: Any, device: str) -> Source:
@@ -63,8 +65,10 @@ def from_model(model: Any, device: str) -> Source:
         from ctssl.provenance import fingerprint_of
 
         if not isinstance(model, Segmenter):
-            raise ValueError(f"a {type(model).__name__} is no segmenter of ctssl: let it write masks of the shifted scans, and "
-                             "give their folder (predictions, --predictions), as examples/robustness.py does")  # fmt: skip
+            raise ValueError(
+                f"a {type(model).__name__} is no segmenter of ctssl: let it write masks of the shifted scans, and "
+                "give their folder (predictions, --predictions), as examples/robustness.py does"
+            )
         key = f"{fingerprint_of(model)} {model.spec}"
     if model.threshold != 0.5:
         key += f" threshold {model.threshold:g}"
@@ -115,12 +119,18 @@ def known_labels(folder: Path, cases: list[Case], places: list[tuple[str, int]])
             same_grid(mask, truth, name=str(file))
     every = set().union(*found.values())
     if every and true and not every & true:
-        raise ValueError(f"the masks of {folder} hold the labels {sorted(every)[:9]}, and the true ones {sorted(true)[:9]}: give "
-                         "them the same numbers")  # fmt: skip
+        raise ValueError(
+            f"the masks of {folder} hold the labels {sorted(every)[:9]}, and the true ones {sorted(true)[:9]}: give "
+            "them the same numbers"
+        )
     if lost := [file for file, mine in found.items() if mine and not mine & true]:
         first = f"{lost[0].parent.name}/{lost[0].name}"
-        notes.append(f"{len(lost)} masks of {folder.name} hold labels, but none that a true mask has (first {first}): they count "
-                     "as empty; is their numbering the one of the others?")  # fmt: skip
+        notes.append(
+            f"{len(lost)} masks of {folder.name} hold labels, but none that a true mask has (first {first}): they count "
+            "as empty; is their numbering the one of the others?"
+        )
     if more := sorted(every - true):
-        notes.append(f"masks of {folder.name} hold labels that no true mask has ({more[:9]}); these do not count")
+        notes.append(
+            f"masks of {folder.name} hold labels that no true mask has ({more[:9]}); these do not count"
+        )
     return notes

@@ -40,8 +40,10 @@ def divide(cases: list[Case], hold_out: float | list[str] | None, seed: int) -> 
             )
     train, held = [c for c in cases if c.name not in chosen], [c for c in cases if c.name in chosen]
     if not train:
-        raise ValueError(f"nothing is left to train on: {len(cases)} cases, {len(chosen)} held out; to train on all, hold out "
-                         "none (--hold-out 0)")  # fmt: skip
+        raise ValueError(
+            f"nothing is left to train on: {len(cases)} cases, {len(chosen)} held out; to train on all, hold out "
+            "none (--hold-out 0)"
+        )
     both = sorted({c.patient for c in train} & {c.patient for c in held})
     if both:
         raise ValueError(
@@ -50,15 +52,28 @@ def divide(cases: list[Case], hold_out: float | list[str] | None, seed: int) -> 
     return train, held
 
 
-WORDS = {"train": "train", "training": "train", "tr": "train", "val": "val", "valid": "val", "validation": "val",
-         "test": "test", "testing": "test", "ts": "test", "held-out": "test", "held_out": "test"}  # fmt: skip
+WORDS = {
+    "train": "train",
+    "training": "train",
+    "tr": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+    "ts": "test",
+    "held-out": "test",
+    "held_out": "test",
+}
 """What stands in a column `split`."""
 
 
 def side_of(case: Case) -> str:
     """`train`, `val` or `test`. Raises `ValueError` for another word."""
     if (word := case.split.strip().lower()) not in WORDS:
-        raise ValueError(f"{case.name}: the split {case.split!r} is none; write train, val or test in that column")
+        raise ValueError(
+            f"{case.name}: the split {case.split!r} is none; write train, val or test in that column"
+        )
     return WORDS[word]
 
 

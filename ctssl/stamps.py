@@ -68,5 +68,7 @@ def stamp_in(scan: Volume) -> str:
     """The stamp of a scan; empty where it has none, or other voxels than those that were stamped."""
     if scan.header is None:
         return ""
-    stamp, proof = (bytes(scan.header[key]).rstrip(b"\0").decode("latin-1") for key in ("descrip", "intent_name"))
+    stamp, proof = (
+        bytes(scan.header[key]).rstrip(b"\0").decode("latin-1") for key in ("descrip", "intent_name")
+    )
     return stamp if stamp.startswith(f"{MADE} ") and proof == voxel_hash(scan)[:PROOF] else ""

@@ -28,8 +28,10 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
         rows = []
         for row in reader:
             if None in row:
-                raise ValueError(f"{path}, line {reader.line_num}: more cells than the {len(columns)} columns; put a cell with "
-                                 "a comma into quotes")  # fmt: skip
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: more cells than the {len(columns)} columns; put a cell with "
+                    "a comma into quotes"
+                )
             rows.append((reader.line_num, {key: value or "" for key, value in row.items()}))
     except csv.Error as error:
         raise ValueError(

@@ -33,4 +33,6 @@ def choose(net: Any, cases: list[Case], truths: list[np.ndarray], *, progress: b
         for threshold in THRESHOLDS:
             mask = likeliest(maps, list(net.labels), threshold)
             scores[threshold] += [dsc(mask == k, truth == k) for k in there]
-    return max(THRESHOLDS, key=lambda t: float(np.mean(scores[t]))) if scores[THRESHOLDS[0]] else THRESHOLDS[0]
+    return (
+        max(THRESHOLDS, key=lambda t: float(np.mean(scores[t]))) if scores[THRESHOLDS[0]] else THRESHOLDS[0]
+    )

@@ -22,7 +22,9 @@ def main(file: str, out: str, settings: dict[str, Any]) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     _limit(settings)
-    scalar: Any = np.float64(0).__reduce__()[0]  # makes numpy's scalars: trainers save a score beside the weights
+    scalar: Any = np.float64(0).__reduce__()[
+        0
+    ]  # makes numpy's scalars: trainers save a score beside the weights
     kinds = [type(np.dtype(t)) for t in ("f8", "f4", "i8")]
     named = [(scalar, f"{home}.multiarray.scalar") for home in ("numpy.core", "numpy._core")]
     harmless: list[Any] = [argparse.Namespace, np.dtype, *kinds, *named]  # none of them runs code
@@ -49,7 +51,9 @@ def _limit(settings: dict[str, Any]) -> None:
     try:
         import resource
 
-        with open("/proc/self/statm", encoding="ascii") as status:  # what torch itself has mapped does not count
+        with open(
+            "/proc/self/statm", encoding="ascii"
+        ) as status:  # what torch itself has mapped does not count
             mapped = int(status.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + settings["memory"],) * 2)
         resource.setrlimit(resource.RLIMIT_CPU, (settings["seconds"],) * 2)

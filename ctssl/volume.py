@@ -49,7 +49,9 @@ class Volume:
         if not path.name.endswith((".nii", ".nii.gz")):
             raise ValueError(f"cannot save to {path}: the name must end in .nii or .nii.gz")
         if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists; choose another name, or overwrite it on purpose (overwrite=True)")
+            raise FileExistsError(
+                f"{path} exists; choose another name, or overwrite it on purpose (overwrite=True)"
+            )
         if not path.parent.is_dir():
             raise FileNotFoundError(f"no folder {path.parent} to save {path.name} in; make it first")
         known = None if self.header is None else nibabel.Nifti1Header.from_header(self.header, check=False)
@@ -64,7 +66,9 @@ class Volume:
         return write_whole(path, lambda part: nibabel.save(image, part))
 
 
-def read(source: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray], *, series: str | None = None) -> Volume:
+def read(
+    source: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray], *, series: str | None = None
+) -> Volume:
     """A scan from a NIfTI file, a folder with one DICOM series, or `(array in HU, affine)`.
 
     `series` picks one SeriesInstanceUID of a DICOM folder that holds several. Raises `FileNotFoundError` when nothing
@@ -95,7 +99,9 @@ def _read_nifti(path: Path) -> Volume:
     from ctssl.nifti import read_nifti
 
     if not path.name.lower().endswith((".nii", ".nii.gz")):
-        raise ValueError(f"cannot read {path}: a scan is a .nii or .nii.gz file, or a folder with a DICOM series")
+        raise ValueError(
+            f"cannot read {path}: a scan is a .nii or .nii.gz file, or a folder with a DICOM series"
+        )
     array, affine, header = read_nifti(path)
     return replace(_volume(array, affine, path.name), header=header)
 
@@ -108,7 +114,9 @@ def _volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
         array = array.reshape(array.shape[:3])
     if array.ndim != 3:
         what = f"{array.ndim}D, shape {array.shape}"
-        raise ValueError(f"{name} is {what}: one 3D scan is needed; save one time point or channel as its own file")
+        raise ValueError(
+            f"{name} is {what}: one 3D scan is needed; save one time point or channel as its own file"
+        )
     if min(array.shape) < 2:
         raise ValueError(f"{name} has shape {array.shape}: a scan needs at least two voxels along each axis")
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):
@@ -116,11 +124,19 @@ def _volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise ValueError(f"{name} has no usable affine: a finite 4x4 matrix from voxels to mm is needed")
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if not (lengths > 1e-6).all() or not (lengths < 1e6).all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
-        raise ValueError(f"{name} has a singular affine (an axis without length, or without end); its geometry has to be "
-                         "repaired")  # fmt: skip
+    if (
+        not (lengths > 1e-6).all()
+        or not (lengths < 1e6).all()
+        or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6
+    ):
+        raise ValueError(
+            f"{name} has a singular affine (an axis without length, or without end); its geometry has to be "
+            "repaired"
+        )
     if np.abs(affine[:3, 3]).max() > 1e9 or np.abs(affine[3] - (0, 0, 0, 1)).max() > 1e-6:
-        raise ValueError(f"{name} has no usable affine: it puts the scan nowhere; its geometry has to be repaired")
+        raise ValueError(
+            f"{name} has no usable affine: it puts the scan nowhere; its geometry has to be repaired"
+        )
     values = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(values).all():
         raise ValueError(f"{name} holds {NOT_FINITE}")
@@ -155,7 +171,9 @@ def working_grid(volume: Volume, spacing_mm: float) -> tuple[tuple[int, int, int
     rows, columns = linear_sum_assignment(-np.abs(axes))  # which array axis runs along x, y, z
     axes = axes[:, columns[np.argsort(rows)]]
     axes = axes * np.where(np.diag(axes) < 0, -1.0, 1.0)
-    corners = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in volume.shape], indexing="ij"), -1).reshape(-1, 3)
+    corners = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in volume.shape], indexing="ij"), -1).reshape(
+        -1, 3
+    )
     inside = (corners @ volume.affine[:3, :3].T + volume.affine[:3, 3]) @ axes  # along the new axes, mm
     low, high = inside.min(0), inside.max(0)
     shape = np.maximum(np.round((high - low) / spacing_mm), 1).astype(int)
@@ -166,8 +184,14 @@ def working_grid(volume: Volume, spacing_mm: float) -> tuple[tuple[int, int, int
     return tuple(int(n) for n in shape), affine  # type: ignore[return-value]
 
 
-def resample(array: np.ndarray, affine: np.ndarray, to_shape: tuple[int, int, int], to_affine: np.ndarray, *,
-             fill: float = 0.0) -> np.ndarray:  # fmt: skip
+def resample(
+    array: np.ndarray,
+    affine: np.ndarray,
+    to_shape: tuple[int, int, int],
+    to_affine: np.ndarray,
+    *,
+    fill: float = 0.0,
+) -> np.ndarray:
     """`array` moved to another grid, float32: linear, averaging when the new grid is coarser; `fill` outside.
 
     Grids whose axes are parallel (in any order or direction) are resampled axis by axis, others by
@@ -206,8 +230,9 @@ def _axis_weights(where: np.ndarray, length: int, scale: float) -> tuple[np.ndar
     return (weights / total).astype(np.float32), outside
 
 
-def _resample_oblique(array: np.ndarray, matrix: np.ndarray, offset: np.ndarray, to_shape: tuple[int, int, int],
-                      fill: float) -> np.ndarray:  # fmt: skip
+def _resample_oblique(
+    array: np.ndarray, matrix: np.ndarray, offset: np.ndarray, to_shape: tuple[int, int, int], fill: float
+) -> np.ndarray:
     from scipy import ndimage
 
     array = array.astype(np.float32, copy=False)
@@ -215,4 +240,6 @@ def _resample_oblique(array: np.ndarray, matrix: np.ndarray, offset: np.ndarray,
     sigma = np.where(steps > 1.0, 0.4 * np.sqrt(np.maximum(steps**2 - 1.0, 0.0)), 0.0)
     if sigma.any():
         array = ndimage.gaussian_filter(array, sigma, mode="nearest")
-    return ndimage.affine_transform(array, matrix, offset, to_shape, np.float32, order=1, mode="constant", cval=fill)  # type: ignore[return-value]
+    return ndimage.affine_transform(
+        array, matrix, offset, to_shape, np.float32, order=1, mode="constant", cval=fill
+    )  # type: ignore[return-value]

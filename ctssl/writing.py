@@ -25,8 +25,10 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], Any]) -> Pat
         os.replace(part, path)
     except Exception as error:
         if disk_is_full(error):
-            raise OSError(errno.ENOSPC, f"the disk is full: {path} was not written; free some space and start the "
-                          "same command again") from error  # fmt: skip
+            raise OSError(
+                errno.ENOSPC,
+                f"the disk is full: {path} was not written; free some space and start the same command again",
+            ) from error
         raise
     finally:
         part.unlink(missing_ok=True)

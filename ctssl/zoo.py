@@ -45,33 +45,89 @@ class ModelSpec:
 
 
 _ARGS: dict[str, dict[str, Any]] = {
-    "swin": {"width": 48, "depths": (2, 2, 6), "heads": (3, 6, 12), "window": 4, "patch": 4, "mlp_ratio": 4.0,
-             "qkv_bias": True, "patch_norm": True, "merge_last": False, "maps": "before", "sliced_bias": False},
-    "vit": {"width": 144, "depth": 6, "heads": 4, "patch": 8, "grid": (8, 8, 8), "mlp_ratio": 4.0, "qkv_bias": False,
-            "maps": 4},
-}  # fmt: skip
+    "swin": {
+        "width": 48,
+        "depths": (2, 2, 6),
+        "heads": (3, 6, 12),
+        "window": 4,
+        "patch": 4,
+        "mlp_ratio": 4.0,
+        "qkv_bias": True,
+        "patch_norm": True,
+        "merge_last": False,
+        "maps": "before",
+        "sliced_bias": False,
+    },
+    "vit": {
+        "width": 144,
+        "depth": 6,
+        "heads": 4,
+        "patch": 8,
+        "grid": (8, 8, 8),
+        "mlp_ratio": 4.0,
+        "qkv_bias": False,
+        "maps": 4,
+    },
+}
 _PARAMETERS = {"swin": 3_170_790, "vit": 1_649_520}
 
 
-SCANS = {"wild": "26 public CT scans, uncurated", "self": "26 sarcoma CT scans of the task itself",
-         "wild-self": "26 public CT scans, uncurated, then 26 sarcoma CT scans of the task itself"}  # fmt: skip
+SCANS = {
+    "wild": "26 public CT scans, uncurated",
+    "self": "26 sarcoma CT scans of the task itself",
+    "wild-self": "26 public CT scans, uncurated, then 26 sarcoma CT scans of the task itself",
+}
 """What each corpus is, in words."""
 
 
-def _pretrained(encoder: str, corpus: str, pretext: str, sha256: str, *, baseline_only: bool = False) -> ModelSpec:
+def _pretrained(
+    encoder: str, corpus: str, pretext: str, sha256: str, *, baseline_only: bool = False
+) -> ModelSpec:
     """One of the small encoders that the package carries."""
     licence = "CC-BY-3.0" if corpus == "self" else "CC-BY-4.0"  # the strictest of the scans' own
-    return ModelSpec(f"{encoder}-{corpus}-{pretext}", "encoder", encoder, _ARGS[encoder], corpus=corpus, pretext=pretext,
-                     parameters=_PARAMETERS[encoder], sha256=sha256, licence=licence, data=SCANS[corpus],
-                     baseline_only=baseline_only)  # fmt: skip
+    return ModelSpec(
+        f"{encoder}-{corpus}-{pretext}",
+        "encoder",
+        encoder,
+        _ARGS[encoder],
+        corpus=corpus,
+        pretext=pretext,
+        parameters=_PARAMETERS[encoder],
+        sha256=sha256,
+        licence=licence,
+        data=SCANS[corpus],
+        baseline_only=baseline_only,
+    )
 
 
-def _segmenter(name: str, encoder: str, corpus: str, pretext: str, parameters: int, sha256: str, *, preprocess: Preprocess,
-               licence: str, data: str) -> ModelSpec:  # fmt: skip
+def _segmenter(
+    name: str,
+    encoder: str,
+    corpus: str,
+    pretext: str,
+    parameters: int,
+    sha256: str,
+    *,
+    preprocess: Preprocess,
+    licence: str,
+    data: str,
+) -> ModelSpec:
     """A fine-tuned one, with the default head and one label; `corpus` and `pretext` of the encoder that it started from."""
-    return ModelSpec(name, "segmenter", encoder, _ARGS[encoder], preprocess, corpus=corpus, pretext=pretext,
-                     parameters=parameters, sha256=sha256, licence=licence, data=data, head="light",
-                     labels={"1": "tumour"})  # fmt: skip
+    return ModelSpec(
+        name,
+        "segmenter",
+        encoder,
+        _ARGS[encoder],
+        preprocess,
+        corpus=corpus,
+        pretext=pretext,
+        parameters=parameters,
+        sha256=sha256,
+        licence=licence,
+        data=data,
+        head="light",
+        labels={"1": "tumour"},
+    )
 
 
 # --- published: `python -m training.publish` writes these lines ---
@@ -89,16 +145,36 @@ def _placed(spec: ModelSpec) -> ModelSpec:
 MODELS: dict[str, ModelSpec] = {
     spec.name: _placed(spec)
     for spec in [
-        _pretrained("swin", "self", "contrastive", "85f564dffacff0375936ba0c44c63eaa989a7b1346e42db09824cde89d1872ba"),
-        _pretrained("swin", "self", "mim", "2a494f06a19ff8e06f357da09c4cc1ce7ebebdbf7264c4f6e7279c1febb2341d"),
-        _pretrained("swin", "self", "smit", "5bc9b4de3994ca17bd75e5bce4a38d7705139fe1658ec192af86167f4c8f94f5"),
-        _pretrained("swin", "wild", "contrastive", "aaca6fad9be7840fd661a72fa409c6f1b0344ff3fea7664521d614aff2faea84"),
-        _pretrained("swin", "wild", "mim", "8226b5d29cd3e9967be962043f5f811f148cb08ac2af1819c1e9f121a213224d"),
-        _pretrained("swin", "wild", "smit", "bd2ca93cdb2d79117d2e1bc3e7c7c0eb1254917e838d458d30846801175df394"),
-        _pretrained("swin", "wild-self", "smit", "3a5c842e776104dcac1220183dc0304eba1c8941fcbf8f03cb340c2f802535ec"),
-        _pretrained("vit", "self", "contrastive", "253c90dbf5536c248a83c8391f851536b950c63579aa0627fe5b21ed33f301ab"),
         _pretrained(
-            "vit", "self", "mim", "5418b184c3c663bbed0af6fcc889e2f9d0b17dbf2a37c510ecc6f861ecff1eaa", baseline_only=True
+            "swin", "self", "contrastive", "85f564dffacff0375936ba0c44c63eaa989a7b1346e42db09824cde89d1872ba"
+        ),
+        _pretrained(
+            "swin", "self", "mim", "2a494f06a19ff8e06f357da09c4cc1ce7ebebdbf7264c4f6e7279c1febb2341d"
+        ),
+        _pretrained(
+            "swin", "self", "smit", "5bc9b4de3994ca17bd75e5bce4a38d7705139fe1658ec192af86167f4c8f94f5"
+        ),
+        _pretrained(
+            "swin", "wild", "contrastive", "aaca6fad9be7840fd661a72fa409c6f1b0344ff3fea7664521d614aff2faea84"
+        ),
+        _pretrained(
+            "swin", "wild", "mim", "8226b5d29cd3e9967be962043f5f811f148cb08ac2af1819c1e9f121a213224d"
+        ),
+        _pretrained(
+            "swin", "wild", "smit", "bd2ca93cdb2d79117d2e1bc3e7c7c0eb1254917e838d458d30846801175df394"
+        ),
+        _pretrained(
+            "swin", "wild-self", "smit", "3a5c842e776104dcac1220183dc0304eba1c8941fcbf8f03cb340c2f802535ec"
+        ),
+        _pretrained(
+            "vit", "self", "contrastive", "253c90dbf5536c248a83c8391f851536b950c63579aa0627fe5b21ed33f301ab"
+        ),
+        _pretrained(
+            "vit",
+            "self",
+            "mim",
+            "5418b184c3c663bbed0af6fcc889e2f9d0b17dbf2a37c510ecc6f861ecff1eaa",
+            baseline_only=True,
         ),
         _pretrained(
             "vit",
@@ -107,7 +183,9 @@ MODELS: dict[str, ModelSpec] = {
             "72f7ed57c01ba2163f5877df368b96ef11e3a7ede4b7cf4e8738c62adde37b93",
             baseline_only=True,
         ),
-        _pretrained("vit", "wild", "contrastive", "25a7a1b99c734896ffb051be36abbb5e471cd8e9e08cb31290819608b63b7c97"),
+        _pretrained(
+            "vit", "wild", "contrastive", "25a7a1b99c734896ffb051be36abbb5e471cd8e9e08cb31290819608b63b7c97"
+        ),
         _pretrained("vit", "wild", "mim", "54195a29b8ccb5b59496faee57e72674e20d7b79d8f16b11fea15ddc2dc613e6"),
         _pretrained(
             "vit",

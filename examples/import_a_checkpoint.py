@@ -18,7 +18,8 @@ def stand_in(folder: Path) -> str:
     from monai.networks.nets.swin_unetr import SwinUNETR
 
     torch.save(
-        {"state_dict": SwinUNETR(1, 2, feature_size=12, num_heads=(1, 2, 2, 4)).state_dict()}, folder / "swin.pt"
+        {"state_dict": SwinUNETR(1, 2, feature_size=12, num_heads=(1, 2, 2, 4)).state_dict()},
+        folder / "swin.pt",
     )
     return str(folder / "swin.pt")
 
@@ -34,7 +35,9 @@ def main(checkpoint: str = "", family: str = "monai-swinunetr") -> None:
 
         theirs, own = ctssl.load(Path(folder, "theirs")), ctssl.load("swin-wild-mim")
         scan = phantom(4.0)[0]
-        print(f"features of {scan.name}: {tuple(theirs.embed(scan).shape)} and {tuple(own.embed(scan).shape)}")
+        print(
+            f"features of {scan.name}: {tuple(theirs.embed(scan).shape)} and {tuple(own.embed(scan).shape)}"
+        )
         found = compare(theirs, own, [scan], crops=8, batch=8, size=32)
         print(
             f"CKA of the last blocks: {found.matrix[-1, -1]:.2f}; a head: {type(ctssl.segmenter(theirs).head).__name__}"

@@ -25,8 +25,12 @@ class Upright(nn.Module):
         self.head = nn.Linear(encoder.channels[-1], 6)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        faces = (batch.random(salt=0) * 6).long()  # drawn by sample, so that a resumed or divided run draws the same
-        turned = torch.stack([self.turn(crop, int(face)) for crop, face in zip(batch.image, faces, strict=True)])
+        faces = (
+            batch.random(salt=0) * 6
+        ).long()  # drawn by sample, so that a resumed or divided run draws the same
+        turned = torch.stack(
+            [self.turn(crop, int(face)) for crop, face in zip(batch.image, faces, strict=True)]
+        )
         logits = self.head(self.encoder(turned)[-1].mean((2, 3, 4)))
         hits = (logits.argmax(1) == faces).float().mean()
         return {"loss": F.cross_entropy(logits, faces), "accuracy": hits}
@@ -49,7 +53,9 @@ def main(steps: str = "30") -> list[float]:
     for step in range(int(steps)):
         corners = [[int(torch.randint(n - 47, ())) for n in scan.shape[2:]] for _ in range(4)]
         crops = torch.cat([scan[..., x : x + 48, y : y + 48, z : z + 48] for x, y, z in corners])
-        result = task(Batch((crops,), seeds=torch.arange(4) + 4 * step, patients=torch.zeros(4, dtype=torch.long)))
+        result = task(
+            Batch((crops,), seeds=torch.arange(4) + 4 * step, patients=torch.zeros(4, dtype=torch.long))
+        )
         opt.zero_grad()
         result["loss"].backward()
         opt.step()

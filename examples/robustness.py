@@ -24,7 +24,9 @@ SHIFTS, SEVERITIES = ("dose", "thickness"), (3, 5)
 
 def your_tool(scan: Volume) -> Volume:
     """Put nnU-Net, TotalSegmentator or your own here: a mask on the scan's own grid."""
-    x, y, z = (np.arange(n) * s + o for n, s, o in zip(scan.shape, scan.spacing_mm, scan.affine[:3, 3], strict=True))
+    x, y, z = (
+        np.arange(n) * s + o for n, s, o in zip(scan.shape, scan.spacing_mm, scan.affine[:3, 3], strict=True)
+    )
     near = ((x - 70) ** 2)[:, None, None] + ((y - 10) ** 2)[:, None] + (z - 10) ** 2 < 24**2
     return Volume((near & (scan.array > 0)).astype(np.uint8), scan.affine)
 
@@ -48,10 +50,18 @@ def main(out: str, data: str | None = None, model: str | None = None) -> None:
             your_tool(one).save(folder / "masks" / place / f"{case.name}.nii.gz", overwrite=True)
 
     # 2. the report: tables, curves, overlays; with a MODEL, your tool is compared with it, case by case
-    found = ctssl.measure_robustness(cases, predictions=folder / "masks", model=model, out=folder / "report", shifts=SHIFTS,
-                                     severities=SEVERITIES)  # fmt: skip
+    found = ctssl.measure_robustness(
+        cases,
+        predictions=folder / "masks",
+        model=model,
+        out=folder / "report",
+        shifts=SHIFTS,
+        severities=SEVERITIES,
+    )
     for row in found.overview:
-        print(f"{row['model']}, {row['shift']}: DSC {row['clean_dsc']:.2f} clean, {row['worst_dsc']:.2f} at its worst")
+        print(
+            f"{row['model']}, {row['shift']}: DSC {row['clean_dsc']:.2f} clean, {row['worst_dsc']:.2f} at its worst"
+        )
     print(f"the report is in {folder / 'report'}")
 
     # 3. which blocks of a model see thick slices as another picture? (256 crops for a steady one)

@@ -35,7 +35,9 @@ def encoder(request):
 def ball() -> tuple[Volume, Volume]:
     """A scan of 72 x 60 x 48 mm in HU with a bright ball, and the ball's mask. No symmetry."""
     spacing = (2.0, 2.0, 3.0)
-    x, y, z = np.meshgrid(*[np.arange(n) * s for n, s in zip((36, 30, 16), spacing, strict=True)], indexing="ij")
+    x, y, z = np.meshgrid(
+        *[np.arange(n) * s for n, s in zip((36, 30, 16), spacing, strict=True)], indexing="ij"
+    )
     inside = (x - 40) ** 2 + (y - 24) ** 2 + (z - 20) ** 2 < 12**2
     body = (x - 36) ** 2 / 34**2 + (y - 30) ** 2 / 28**2 < 1
     hu = np.where(inside, 200.0, np.where(body, 20.0, -1000.0)).astype(np.float32)

@@ -40,7 +40,10 @@ def smit_state(width: int, depths, heads, window: int, *, qkv_bias: bool) -> dic
     def bias(name: str, size: int) -> dict[str, torch.Tensor]:
         return {f"{name}.bias": 0.2 * torch.randn(size, generator=g)}
 
-    state = {"patch_embed.proj.weight": matrix(width, 8).view(width, 1, 2, 2, 2), **bias("patch_embed.proj", width)}
+    state = {
+        "patch_embed.proj.weight": matrix(width, 8).view(width, 1, 2, 2, 2),
+        **bias("patch_embed.proj", width),
+    }
     state |= norm("patch_embed.norm", width) | {"mask_token": torch.zeros(1, 1, width)}
     places = torch.cartesian_prod(*[torch.arange(window)] * 3)
     delta = places[:, None] - places[None] + window - 1
@@ -70,7 +73,9 @@ def smit_features(state: dict[str, torch.Tensor], x: torch.Tensor, *, window: in
 
     The windows of its blocks never shrink, and odd blocks are shifted by half a window, on any grid.
     """
-    x = F.conv3d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=2).permute(0, 2, 3, 4, 1)
+    x = F.conv3d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=2).permute(
+        0, 2, 3, 4, 1
+    )
     x, maps = _norm(state, "patch_embed.norm", x), []
     for i in itertools.count():
         if f"layers.{i}.blocks.0.norm1.weight" not in state:
@@ -81,7 +86,10 @@ def smit_features(state: dict[str, torch.Tensor], x: torch.Tensor, *, window: in
             x = _smit_block(state, f"layers.{i}.blocks.{j}", x, window, window // 2 if j % 2 else 0)
         maps.append(_norm(state, f"norm{i}", x).permute(0, 4, 1, 2, 3))
         near = torch.cat([x[:, a::2, b::2, c::2] for a, b, c in SMIT_ORDER], -1)
-        x = _norm(state, f"layers.{i}.downsample.norm", near) @ state[f"layers.{i}.downsample.reduction.weight"].t()
+        x = (
+            _norm(state, f"layers.{i}.downsample.norm", near)
+            @ state[f"layers.{i}.downsample.reduction.weight"].t()
+        )
     return [*maps, x.permute(0, 4, 1, 2, 3)]
 
 
@@ -96,7 +104,9 @@ def _linear(state, name, x):
 def _cut(x, w):
     """`(B, X, Y, Z, C)` -> windows `(n, w^3, C)`."""
     b, nx, ny, nz, c = x.shape
-    return x.view(b, nx // w, w, ny // w, w, nz // w, w, c).permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, w**3, c)
+    return (
+        x.view(b, nx // w, w, ny // w, w, nz // w, w, c).permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, w**3, c)
+    )
 
 
 def _smit_block(state, name, x, w, shift):
@@ -109,9 +119,13 @@ def _smit_block(state, name, x, w, shift):
     n, t, c = windows.shape
     table = state[f"{name}.attn.relative_position_bias_table"]
     heads = table.shape[1]
-    q, k, v = _linear(state, f"{name}.attn.qkv", windows).view(n, t, 3, heads, c // heads).permute(2, 0, 3, 1, 4)
+    q, k, v = (
+        _linear(state, f"{name}.attn.qkv", windows).view(n, t, 3, heads, c // heads).permute(2, 0, 3, 1, 4)
+    )
     logits = q * (c // heads) ** -0.5 @ k.transpose(-2, -1)
-    logits = logits + table[state[f"{name}.attn.relative_position_index"].flatten()].view(t, t, heads).permute(2, 0, 1)
+    logits = logits + table[state[f"{name}.attn.relative_position_index"].flatten()].view(
+        t, t, heads
+    ).permute(2, 0, 1)
     if shift:
         regions = [(torch.arange(m) >= m - w).int() + (torch.arange(m) >= m - shift).int() for m in padded]
         region = regions[0][:, None, None] * 9 + regions[1][None, :, None] * 3 + regions[2]
@@ -154,5 +168,14 @@ class Embed3d(nn.Module):
 
 def timm_vit(size: int, **args) -> VisionTransformer:
     """A 3D ViT of timm's own blocks."""
-    return VisionTransformer(img_size=size, patch_size=16, in_chans=1, num_classes=3, embed_dim=48, depth=3, num_heads=4,
-                             embed_layer=Embed3d, **args)  # fmt: skip
+    return VisionTransformer(
+        img_size=size,
+        patch_size=16,
+        in_chans=1,
+        num_classes=3,
+        embed_dim=48,
+        depth=3,
+        num_heads=4,
+        embed_layer=Embed3d,
+        **args,
+    )

@@ -113,7 +113,8 @@ class Hub(Quiet):
         if found := self.readable(name, revision):
             files = [{"rfilename": path} for path in found[0]["commits"][found[1]]]
             self.answer(
-                200, {"id": name, "sha": found[1], "private": found[0]["private"], "siblings": files, "tags": []}
+                200,
+                {"id": name, "sha": found[1], "private": found[0]["private"], "siblings": files, "tags": []},
             )
 
     def tree(self, _, name, revision) -> None:
@@ -141,32 +142,64 @@ class Hub(Quiet):
             return None
         if name in self.server.repos:
             return self.answer(
-                409, {"error": "You already created this model repo", "url": f"http://{self.headers['Host']}/{name}"}
+                409,
+                {
+                    "error": "You already created this model repo",
+                    "url": f"http://{self.headers['Host']}/{name}",
+                },
             )
         first = hashlib.sha1(name.encode()).hexdigest()
-        self.server.repos[name] = {"private": asked.get("visibility") == "private", "refs": {"main": first},
-                                   "commits": {first: {".gitattributes": b"*.safetensors filter=lfs\n"}}}  # fmt: skip
+        self.server.repos[name] = {
+            "private": asked.get("visibility") == "private",
+            "refs": {"main": first},
+            "commits": {first: {".gitattributes": b"*.safetensors filter=lfs\n"}},
+        }
         return self.answer(200, {"url": f"http://{self.headers['Host']}/{name}"})
 
     def yaml(self, body) -> None:
         good = json.loads(body)["content"].startswith("---\n")
-        self.answer(200 if good else 400, {"warnings": [], "errors": [] if good else [{"message": "no metadata"}]})
+        self.answer(
+            200 if good else 400, {"warnings": [], "errors": [] if good else [{"message": "no metadata"}]}
+        )
 
     def preupload(self, body, name, revision) -> None:
         if self.may_write(name.split("/")[0]) and (found := self.readable(name, revision)):
             there = found[0]["commits"][found[1]]
-            self.answer(200, {"files": [
-                {"path": f["path"], "uploadMode": "lfs" if lfs(f["path"]) else "regular", "shouldIgnore": False,
-                 "oid": identity(f["path"], there[f["path"]]) if f["path"] in there else None}
-                for f in json.loads(body)["files"]]})  # fmt: skip
+            self.answer(
+                200,
+                {
+                    "files": [
+                        {
+                            "path": f["path"],
+                            "uploadMode": "lfs" if lfs(f["path"]) else "regular",
+                            "shouldIgnore": False,
+                            "oid": identity(f["path"], there[f["path"]]) if f["path"] in there else None,
+                        }
+                        for f in json.loads(body)["files"]
+                    ]
+                },
+            )
 
     def batch(self, body, name) -> None:
         if self.may_write(name.split("/")[0]):
             place = f"http://{self.headers['Host']}/lfs/"
-            self.answer(200, {"transfer": "basic", "objects": [
-                {"oid": o["oid"], "size": o["size"],
-                 "actions": {"upload": {"href": place + o["oid"]}, "verify": {"href": place + o["oid"]}}}
-                for o in json.loads(body)["objects"]]})  # fmt: skip
+            self.answer(
+                200,
+                {
+                    "transfer": "basic",
+                    "objects": [
+                        {
+                            "oid": o["oid"],
+                            "size": o["size"],
+                            "actions": {
+                                "upload": {"href": place + o["oid"]},
+                                "verify": {"href": place + o["oid"]},
+                            },
+                        }
+                        for o in json.loads(body)["objects"]
+                    ],
+                },
+            )
 
     def store(self, body, oid) -> None:
         self.server.stored[oid] = body
@@ -188,7 +221,9 @@ class Hub(Quiet):
         commit = hashlib.sha1(found[1].encode() + body).hexdigest()
         found[0]["commits"][commit] = files
         found[0]["refs"][revision] = commit
-        self.answer(200, {"commitUrl": f"http://{self.headers['Host']}/{name}/commit/{commit}", "commitOid": commit})
+        self.answer(
+            200, {"commitUrl": f"http://{self.headers['Host']}/{name}/commit/{commit}", "commitOid": commit}
+        )
 
     def tag(self, body, name, revision) -> None:
         if self.may_write(name.split("/")[0]) and (found := self.readable(name, revision)):

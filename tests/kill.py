@@ -15,11 +15,24 @@ from safetensors.torch import load_file
 import ctssl
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.kill", "ctssl.cli", "ctssl.finetuning", "ctssl.heads", "monai.losses.dice", "nibabel",
-                               "scipy.ndimage", "matplotlib.figure", "matplotlib.backends.backend_agg"])  # fmt: skip
+SERVER.set_forkserver_preload(
+    [
+        "tests.kill",
+        "ctssl.cli",
+        "ctssl.finetuning",
+        "ctssl.heads",
+        "monai.losses.dice",
+        "nibabel",
+        "scipy.ndimage",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+    ]
+)
 
 
-def run(argv: list[str], *, at_rename: int | None = None, after: float | None = None, cases: int | None = None) -> int:
+def run(
+    argv: list[str], *, at_rename: int | None = None, after: float | None = None, cases: int | None = None
+) -> int:
     """Exit code of `ctssl ARGV`; -9 when it was killed: before its rename number `at_rename` (from 1), or `after` seconds."""
     process = SERVER.Process(target=_command, args=(argv, at_rename))
     process.start()

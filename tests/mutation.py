@@ -8,10 +8,56 @@ from typing import Any
 
 import numpy as np
 
-NUMBERS = [0, -1, 1, 2, 7, 255, 256, 32767, 65535, 10**6, 10**9, 2**31, 2**63, 10**30, -(10**9), 0.5, 1e-30, 1e30, 1e308,
-           float("nan"), float("inf"), -float("inf")]  # fmt: skip
-TEXTS = ["", ".", "..", "../../x", "/etc/passwd", "a/b", "a\\b", "a\0b", "\x1b[31m", "nan", "-1", "²", "é" * 80, "x" * 5000,
-         "CON", "None", "[]", "images/case0.nii.gz", "tumour", "\ud800", "=1+1", "a,b", '"', "\n"]  # fmt: skip
+NUMBERS = [
+    0,
+    -1,
+    1,
+    2,
+    7,
+    255,
+    256,
+    32767,
+    65535,
+    10**6,
+    10**9,
+    2**31,
+    2**63,
+    10**30,
+    -(10**9),
+    0.5,
+    1e-30,
+    1e30,
+    1e308,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+]
+TEXTS = [
+    "",
+    ".",
+    "..",
+    "../../x",
+    "/etc/passwd",
+    "a/b",
+    "a\\b",
+    "a\0b",
+    "\x1b[31m",
+    "nan",
+    "-1",
+    "²",
+    "é" * 80,
+    "x" * 5000,
+    "CON",
+    "None",
+    "[]",
+    "images/case0.nii.gz",
+    "tumour",
+    "\ud800",
+    "=1+1",
+    "a,b",
+    '"',
+    "\n",
+]
 
 
 def one_of(rng: np.random.Generator, things: list | tuple) -> Any:
@@ -29,7 +75,9 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
         if how == 0:
             found[at] ^= 1 << int(rng.integers(8))
         elif how == 1:
-            found[at : at + length] = bytes([int(one_of(rng, (0, 255, 127, 32)))]) * len(found[at : at + length])
+            found[at : at + length] = bytes([int(one_of(rng, (0, 255, 127, 32)))]) * len(
+                found[at : at + length]
+            )
         elif how == 2:
             del found[at : at + length]
         elif how == 3:
@@ -52,7 +100,8 @@ def nasty(rng: np.random.Generator) -> Any:
         return one_of(rng, TEXTS)
     if how == 5:
         return one_of(
-            rng, (None, True, False, [], {}, [[]], {"": 0}, [1, "a"], {"1": {"2": []}}, [10**6] * 4, [2] * 100)
+            rng,
+            (None, True, False, [], {}, [[]], {"": 0}, [1, "a"], {"1": {"2": []}}, [10**6] * 4, [2] * 100),
         )
     deep: Any = 0
     for _ in range(int(rng.integers(2, 200))):
@@ -91,8 +140,20 @@ def json_text(value: Any, rng: np.random.Generator) -> bytes:
     text = json.dumps(value)
     if how == 7:
         return damaged(text.encode(), rng)
-    return one_of(rng, (b"[" * 200_000, b'{"a":' * 100_000, text.encode("utf-16"), b"", b"null", b"9" * 5000,
-                        text.encode()[: len(text) // 2], b"\xff\xfe" + text.encode(), text.encode() * 2))  # fmt: skip
+    return one_of(
+        rng,
+        (
+            b"[" * 200_000,
+            b'{"a":' * 100_000,
+            text.encode("utf-16"),
+            b"",
+            b"null",
+            b"9" * 5000,
+            text.encode()[: len(text) // 2],
+            b"\xff\xfe" + text.encode(),
+            text.encode() * 2,
+        ),
+    )
 
 
 def table_text(text: str, rng: np.random.Generator) -> bytes:
@@ -106,9 +167,10 @@ def table_text(text: str, rng: np.random.Generator) -> bytes:
         rows[0][int(rng.integers(len(rows[0])))] = str(one_of(rng, rows[0]))
     elif how == 6:
         row = one_of(rng, rows)
-        one_of(rng, (row.append, lambda v: row.pop(), lambda v: rows.append(list(row)), lambda v: row.insert(0, v)))(
-            "x"
-        )
+        one_of(
+            rng,
+            (row.append, lambda v: row.pop(), lambda v: rows.append(list(row)), lambda v: row.insert(0, v)),
+        )("x")
     elif how == 7:
         return damaged(text.encode(), rng)
     else:
@@ -126,9 +188,31 @@ def nifti(data: bytes, rng: np.random.Generator) -> bytes:
     if rng.random() < 0.2:
         return damaged(data[:352], rng) + data[352:] if rng.random() < 0.7 else damaged(data, rng)
     header = np.frombuffer(data[:348], nibabel.Nifti1Header.template_dtype).copy()
-    fields = ("dim", "dim", "dim", "pixdim", "pixdim", "datatype", "bitpix", "vox_offset", "scl_slope", "scl_inter",
-              "qform_code", "sform_code", "quatern_b", "quatern_c", "qoffset_x", "srow_x", "srow_y", "srow_z", "magic",
-              "sizeof_hdr", "intent_code", "xyzt_units", "glmin")  # fmt: skip
+    fields = (
+        "dim",
+        "dim",
+        "dim",
+        "pixdim",
+        "pixdim",
+        "datatype",
+        "bitpix",
+        "vox_offset",
+        "scl_slope",
+        "scl_inter",
+        "qform_code",
+        "sform_code",
+        "quatern_b",
+        "quatern_c",
+        "qoffset_x",
+        "srow_x",
+        "srow_y",
+        "srow_z",
+        "magic",
+        "sizeof_hdr",
+        "intent_code",
+        "xyzt_units",
+        "glmin",
+    )
     for _ in range(rng.integers(1, 4)):
         field = header[one_of(rng, fields)]
         if field.dtype.kind == "S":
@@ -137,8 +221,11 @@ def nifti(data: bytes, rng: np.random.Generator) -> bytes:
         value = one_of(rng, NUMBERS)
         if field.dtype.kind in "iu":
             info = np.iinfo(field.dtype)
-            value = int(np.clip(np.nan_to_num(float(value)), info.min, info.max)) if rng.random() < 0.7 else int(
-                rng.integers(info.min, info.max))  # fmt: skip
+            value = (
+                int(np.clip(np.nan_to_num(float(value)), info.min, info.max))
+                if rng.random() < 0.7
+                else int(rng.integers(info.min, info.max))
+            )
         with np.errstate(all="ignore"):
             field[(0, *[int(rng.integers(n)) for n in field.shape[1:]])] = value
     if rng.random() < 0.05:
@@ -171,8 +258,11 @@ def safetensors(data: bytes, rng: np.random.Generator) -> bytes:
     if how < 6:
         entry = found[one_of(rng, sorted(k for k in found if k != "__metadata__"))]
         key = one_of(rng, ("shape", "data_offsets", "dtype"))
-        choices = {"shape": [10**9, 0, -1, 2**62, 3], "data_offsets": [0, -1, 10**12, len(body), 8],
-                   "dtype": ["F16", "I64", "F64", "BOOL", "F8_E4M3", "F4", "C64", "X", None]}  # fmt: skip
+        choices = {
+            "shape": [10**9, 0, -1, 2**62, 3],
+            "data_offsets": [0, -1, 10**12, len(body), 8],
+            "dtype": ["F16", "I64", "F64", "BOOL", "F8_E4M3", "F4", "C64", "X", None],
+        }
         if key == "dtype" or not entry[key]:
             entry["dtype"] = one_of(rng, choices["dtype"])
         else:
@@ -183,17 +273,51 @@ def safetensors(data: bytes, rng: np.random.Generator) -> bytes:
     return struct.pack("<Q", len(text)) + text + body
 
 
-TAGS = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept",
-        "SeriesInstanceUID", "Modality", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel",
-        "PhotometricInterpretation", "NumberOfFrames", "PixelData", "SOPInstanceUID", "PatientID")  # fmt: skip
+TAGS = (
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "SeriesInstanceUID",
+    "Modality",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "NumberOfFrames",
+    "PixelData",
+    "SOPInstanceUID",
+    "PatientID",
+)
 VALUES = {
     "US": [0, 1, 5, 65535, 40000],
-    "DS": ["nan", "inf", "-inf", "1e300", "0", "-1", "", "abc", "1\\2", "nan\\0\\0", "1e30\\1e30\\1e30", "0\\0", "-1\\1",
-           "1\\0\\0\\1\\0\\0", "0\\0\\0\\0\\0\\0", "nan\\0\\0\\0\\1\\0"],
+    "DS": [
+        "nan",
+        "inf",
+        "-inf",
+        "1e300",
+        "0",
+        "-1",
+        "",
+        "abc",
+        "1\\2",
+        "nan\\0\\0",
+        "1e30\\1e30\\1e30",
+        "0\\0",
+        "-1\\1",
+        "1\\0\\0\\1\\0\\0",
+        "0\\0\\0\\0\\0\\0",
+        "nan\\0\\0\\0\\1\\0",
+    ],
     "IS": ["0", "-1", "100000", "x", "2"],
     "LO": ["", "abc", "../../x", "x" * 70, "\x1b[31m"],
     "FD": [float("nan"), 1e300],
-}  # fmt: skip
+}
 
 
 def dicom(data: bytes, rng: np.random.Generator) -> bytes:

@@ -69,12 +69,23 @@ def test_a_training_killed_again_and_again_ends_as_one_that_was_left_alone(label
     assert code == 0 and killed >= 5
     same_weights(tmp_path / "alone", out)
     assert set(kill.whole(out)) == set(kill.whole(tmp_path / "alone"))
-    kept = [json.loads((folder / "report.json").read_text())["held_out"] for folder in (out, tmp_path / "alone")]
+    kept = [
+        json.loads((folder / "report.json").read_text())["held_out"] for folder in (out, tmp_path / "alone")
+    ]
     assert kept[0] == kept[1]
 
 
 def test_a_training_killed_after_any_time_goes_on(labelled, tiny, tmp_path):
-    command = ["finetune", str(labelled), "--out", str(tmp_path / "out"), "--model", str(tiny), "--json", *QUICK]
+    command = [
+        "finetune",
+        str(labelled),
+        "--out",
+        str(tmp_path / "out"),
+        "--model",
+        str(tiny),
+        "--json",
+        *QUICK,
+    ]
     for seconds in (0.3, 0.7, 1.1):
         if kill.run(command, after=seconds) == 0:
             break
@@ -171,7 +182,10 @@ def test_a_full_disk_stops_a_folder_of_scans_and_leaves_whole_masks(net, scans, 
     assert raised.value.errno == errno.ENOSPC
     assert len(kill.whole(tmp_path / "out")) == count == len(files(tmp_path / "out"))
     full(10**9)
-    assert segment_all(net, {path.stem: path for path in sorted(scans.iterdir())}, tmp_path / "out", resume=True) == {}
+    assert (
+        segment_all(net, {path.stem: path for path in sorted(scans.iterdir())}, tmp_path / "out", resume=True)
+        == {}
+    )
     assert len(files(tmp_path / "out")) == 6
 
 
@@ -245,7 +259,10 @@ def odd_scans(folder: Path, hu: np.ndarray) -> dict[str, tuple[Path, str]]:
         "cut off": (folder / "cut.nii.gz", "is damaged or not NIfTI"),
         "no voxels": (folder / "no-voxels.nii", "its shape is"),
         "NaN": (write_raw(folder / "nan.nii.gz", holes), "NaN or infinite voxels; replace them"),
-        "single slice": (write_raw(folder / "one.nii.gz", hu[:, :, 5:6]), "at least two voxels along each axis"),
+        "single slice": (
+            write_raw(folder / "one.nii.gz", hu[:, :, 5:6]),
+            "at least two voxels along each axis",
+        ),
         "2D": (write_raw(folder / "2d.nii.gz", hu[:, :, 5]), "2D|3D scan is needed|at least two voxels"),
         "windowed": (write_raw(folder / "w.nii.gz", np.clip((hu + 500) / 1000, 0, 1)), "already windowed"),
         "constant": (write_raw(folder / "c.nii.gz", hu * 0), "there is no scan in it"),
@@ -254,8 +271,19 @@ def odd_scans(folder: Path, hu: np.ndarray) -> dict[str, tuple[Path, str]]:
     }
 
 
-ODD = ("zero bytes", "text", "cut off", "no voxels", "NaN", "single slice", "2D", "windowed", "constant", "not there",
-       "a link to itself")  # fmt: skip
+ODD = (
+    "zero bytes",
+    "text",
+    "cut off",
+    "no voxels",
+    "NaN",
+    "single slice",
+    "2D",
+    "windowed",
+    "constant",
+    "not there",
+    "a link to itself",
+)
 
 
 @pytest.mark.parametrize("what", ODD)
@@ -274,8 +302,11 @@ def test_a_scan_that_cannot_be_used_has_its_sentence(net, ball, tmp_path, capsys
 
 def test_an_unreadable_scan_of_a_folder_does_not_stop_the_others(net, ball, tmp_path):
     odd = odd_scans(tmp_path, ball[0].array)
-    failed = segment_all(net, {"good": tmp_path / "whole.nii.gz", **{f"odd{i}": p for i, (p, _) in enumerate(odd.values())}},
-                         tmp_path / "out")  # fmt: skip
+    failed = segment_all(
+        net,
+        {"good": tmp_path / "whole.nii.gz", **{f"odd{i}": p for i, (p, _) in enumerate(odd.values())}},
+        tmp_path / "out",
+    )
     assert sorted(failed) == sorted(f"odd{i}" for i in range(len(odd)))
     assert files(tmp_path / "out") == ["good.ctssl.json", "good.nii.gz"]
 
@@ -346,7 +377,9 @@ def test_the_label_of_another_patient_is_noticed(labelled, ball, tiny, tmp_path,
     said = capsys.readouterr()
     assert f"case1: {found.message}" in said.out and "Traceback" not in said.err
     if how != "outside":
-        assert main(["finetune", str(labelled), "--model", str(tiny), "--out", str(tmp_path / "m"), *QUICK]) == 2
+        assert (
+            main(["finetune", str(labelled), "--model", str(tiny), "--out", str(tmp_path / "m"), *QUICK]) == 2
+        )
         assert words in capsys.readouterr().err and not (tmp_path / "m").exists()
 
 

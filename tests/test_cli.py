@@ -61,7 +61,9 @@ def test_embed(capsys, scan, tmp_path):
 
 def test_segment(capsys, scan, model, tmp_path):
     out = tmp_path / "mask.nii.gz"
-    assert "tumour" in said(capsys, "segment", scan, out, "--model", model, "--overlay", tmp_path / "look.png")
+    assert "tumour" in said(
+        capsys, "segment", scan, out, "--model", model, "--overlay", tmp_path / "look.png"
+    )
     mask, volume = ctssl.read(out), ctssl.read(scan)
     assert mask.shape == volume.shape and np.allclose(mask.affine, volume.affine)
     assert (tmp_path / "look.png").read_bytes().startswith(b"\x89PNG")
@@ -83,7 +85,9 @@ def test_segment_with_probabilities(capsys, scan, model, tmp_path):
     assert chance.min() >= 0 and chance.max() <= 1 and (mask == (chance > 0.5)).mean() > 0.9999
     np.testing.assert_array_equal(mask, ctssl.load_segmenter(model).segment(scan, tta=True).array)
     (tmp_path / "m.nii.gz").unlink()
-    assert "m_tumour" in refused(capsys, "segment", scan, tmp_path / "m.nii.gz", "--model", model, "--probabilities")
+    assert "m_tumour" in refused(
+        capsys, "segment", scan, tmp_path / "m.nii.gz", "--model", model, "--probabilities"
+    )
 
 
 def test_segment_a_folder(capsys, scan, model, tmp_path):
@@ -115,7 +119,9 @@ def test_segment_a_folder(capsys, scan, model, tmp_path):
     assert "one scan" in refused(capsys, *args, "--series", "1.2.3")
     (tmp_path / "empty").mkdir()
     for nothing in (tmp_path / "empty", tmp_path / "typo"):
-        assert f"no scans in {nothing}" in refused(capsys, "segment", nothing, tmp_path / "new", "--model", model)
+        assert f"no scans in {nothing}" in refused(
+            capsys, "segment", nothing, tmp_path / "new", "--model", model
+        )
 
 
 def test_a_folder_with_its_masks_inside_and_maps_of_every_label(capsys, scan, model, tmp_path):
@@ -127,7 +133,9 @@ def test_a_folder_with_its_masks_inside_and_maps_of_every_label(capsys, scan, mo
     args = ["segment", str(scans), str(scans / "masks"), "--model", str(model)]
     assert "2 of 2" in said(capsys, *args)
     mine = ctssl.read(scans / "masks" / "a.nii.gz")  # corrected by hand
-    dataclasses.replace(mine, array=np.ones(mine.shape, np.uint8)).save(scans / "masks" / "a.nii.gz", overwrite=True)
+    dataclasses.replace(mine, array=np.ones(mine.shape, np.uint8)).save(
+        scans / "masks" / "a.nii.gz", overwrite=True
+    )
     assert "2 of 2" in said(capsys, *args, "--resume", "--probabilities")
     assert ctssl.read(scans / "masks" / "a.nii.gz").array.min() == 1
     assert sorted(p.name for p in (scans / "masks").glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz"]
@@ -147,7 +155,9 @@ def test_finetune(capsys, labelled, tmp_path):
     assert ctssl.load_segmenter(out).parent == "swin-wild-mim"
     assert "finished model" in refused(capsys, "finetune", labelled, "--out", out, *quick)
     apart = ("--images", labelled / "images", "--labels", labelled / "labels")
-    found = json.loads(said(capsys, "finetune", *apart, "--out", tmp_path / "two", *quick, "--json", "--from-scratch"))
+    found = json.loads(
+        said(capsys, "finetune", *apart, "--out", tmp_path / "two", *quick, "--json", "--from-scratch")
+    )
     assert list(found["held_out"]) == ["case2"] and found["mean_dsc"] == found["held_out"]["case2"]["tumour"]
     assert ctssl.load_segmenter(tmp_path / "two").parent == ""
 

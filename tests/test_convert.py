@@ -36,7 +36,9 @@ def _seed():
 
 
 def monai_swin(**args) -> SwinTransformer:
-    sizes = dict(embed_dim=12, window_size=(4, 4, 4), patch_size=(2, 2, 2), depths=(2, 2, 2, 1), num_heads=(1, 2, 2, 4))
+    sizes = dict(
+        embed_dim=12, window_size=(4, 4, 4), patch_size=(2, 2, 2), depths=(2, 2, 2, 1), num_heads=(1, 2, 2, 4)
+    )
     return randomise(SwinTransformer(1, spatial_dims=3, **(sizes | args)))  # type: ignore[return-value]
 
 
@@ -79,13 +81,22 @@ def prefixed(state: dict, prefix: str) -> dict:
 @pytest.mark.parametrize("container, qkv_bias", [("flat", False), ("state_dict", True), ("student", True)])
 def test_smit_in_each_of_its_containers(tmp_path, container, qkv_bias):
     state = smit_state(**SMIT, qkv_bias=qkv_bias)
-    other = {"decoder1.weight": torch.ones(3), "head.mlp.0.weight": torch.ones(2, 2), "norm.weight": torch.ones(48)}
+    other = {
+        "decoder1.weight": torch.ones(3),
+        "head.mlp.0.weight": torch.ones(2, 2),
+        "norm.weight": torch.ones(48),
+    }
     content = {
         "flat": prefixed(state | other, "module."),
-        "state_dict": {"state_dict": prefixed(state, "transformer.") | other, "optimizer": {"state": {0: torch.ones(2)}}},
-        "student": {"student": prefixed(state, "module.backbone.transformer.") | prefixed(other, "module.backbone."),
-                    "teacher": prefixed(state, "backbone.transformer.")},
-    }[container]  # fmt: skip
+        "state_dict": {
+            "state_dict": prefixed(state, "transformer.") | other,
+            "optimizer": {"state": {0: torch.ones(2)}},
+        },
+        "student": {
+            "student": prefixed(state, "module.backbone.transformer.") | prefixed(other, "module.backbone."),
+            "teacher": prefixed(state, "backbone.transformer."),
+        },
+    }[container]
     torch.save(
         content, tmp_path / "smit.pt", _use_new_zipfile_serialization=container != "flat"
     )  # the first is of 2022
@@ -102,9 +113,20 @@ def test_smit_in_each_of_its_containers(tmp_path, container, qkv_bias):
 @pytest.mark.parametrize("merging", ["1.4", "1.5", "v2"])
 def test_a_monai_swinunetr_under_each_merging(tmp_path, merging):
     downsample = {"1.4": OldPatchMerging, "1.5": "merging", "v2": "mergingv2"}[merging]
-    theirs = randomise(SwinUNETR(1, 3, feature_size=12, num_heads=(1, 2, 2, 4), depths=(2, 1, 1, 1), window_size=4,
-                                 downsample=downsample))  # fmt: skip
-    encoder, done = imported(tmp_path, {"state_dict": theirs.state_dict()}, family="monai-swinunetr", merging=merging)
+    theirs = randomise(
+        SwinUNETR(
+            1,
+            3,
+            feature_size=12,
+            num_heads=(1, 2, 2, 4),
+            depths=(2, 1, 1, 1),
+            window_size=4,
+            downsample=downsample,
+        )
+    )
+    encoder, done = imported(
+        tmp_path, {"state_dict": theirs.state_dict()}, family="monai-swinunetr", merging=merging
+    )
     for size in SIZES:
         agree(encoder, theirs.swinViT, size)
     wrong = {"1.4": "1.5", "1.5": "1.4", "v2": "1.5"}[merging]
@@ -128,8 +150,13 @@ def test_monais_merging_has_to_be_told(tmp_path):
 def test_monais_self_supervised_swinvit(tmp_path, size):
     theirs = monai_swin(window_size=(7, 7, 7))
     state = {k.replace("linear", "fc"): v for k, v in theirs.state_dict().items()}
-    state |= {"norm.weight": torch.ones(96), "norm.bias": torch.zeros(96), "rotation_head.weight": torch.ones(4, 192),
-              "contrastive_head.weight": torch.ones(512, 192), "conv.0.weight": torch.ones(96, 192, 3, 3, 3)}  # fmt: skip
+    state |= {
+        "norm.weight": torch.ones(96),
+        "norm.bias": torch.zeros(96),
+        "rotation_head.weight": torch.ones(4, 192),
+        "contrastive_head.weight": torch.ones(512, 192),
+        "conv.0.weight": torch.ones(96, 192, 3, 3, 3),
+    }
     encoder, done = imported(tmp_path, {"epoch": 1, "state_dict": prefixed(state, "module.")}, merging="1.5")
     assert done.family == "monai-swinvit" and encoder.spec.preprocess.window_hu == (-1000, 1000)
     agree(encoder, theirs, size)
@@ -141,7 +168,9 @@ def test_swin_unetr_v2_under_prefixes_of_its_own(tmp_path, prefix):
     theirs = monai_swin(use_v2=prefix != "encoder.", patch_norm=prefix == "encoder.")
     state = prefixed(theirs.state_dict(), prefix)
     if prefix == "encoder.":  # the disruptive autoencoders': one more level of layers
-        state = {k.replace(".0.blocks", ".0.0.blocks").replace(".0.down", ".0.0.down"): v for k, v in state.items()}
+        state = {
+            k.replace(".0.blocks", ".0.0.blocks").replace(".0.down", ".0.0.down"): v for k, v in state.items()
+        }
     encoder, done = imported(tmp_path, {"net": state}, merging="1.5")
     assert encoder.config.get("convs", False) is (prefix != "encoder.") and done.family == "monai-swinunetr"
     for size in SIZES:
@@ -152,15 +181,31 @@ def monai_vit(kind: str, size: int):
     """A MONAI ViT of one kind, its last features `(B, N, C)` as a function, what to save, and its options."""
     if kind == "masked":
         net = randomise(MaskedAutoEncoderViT(1, size, 16, 48, 96, 3, 4, decoder_num_layers=1, qkv_bias=True))
-        return net, lambda x: net.blocks(torch.cat([net.cls_token, net.patch_embedding(x)], 1))[:, 1:], net.state_dict()
+        return (
+            net,
+            lambda x: net.blocks(torch.cat([net.cls_token, net.patch_embedding(x)], 1))[:, 1:],
+            net.state_dict(),
+        )
     if kind == "autoencoder":
         net = randomise(ViTAutoEnc(1, size, 16, hidden_size=48, mlp_dim=96, num_layers=3, num_heads=4))
         return net, lambda x: net.norm(net(x)[1][-1]), net.state_dict()
     if kind == "unetr":
-        whole = randomise(UNETR(1, 2, size, feature_size=4, hidden_size=48, mlp_dim=96, num_heads=4, qkv_bias=True))
+        whole = randomise(
+            UNETR(1, 2, size, feature_size=4, hidden_size=48, mlp_dim=96, num_heads=4, qkv_bias=True)
+        )
         return whole, lambda x: whole.vit(x)[0], {"model": whole.state_dict()}
-    net = MonaiViT(1, size, 16, 48, 96, 3, 4, proj_type="perceptron" if kind == "perceptron" else "conv",
-                   classification=kind == "class", qkv_bias=kind == "class")  # fmt: skip
+    net = MonaiViT(
+        1,
+        size,
+        16,
+        48,
+        96,
+        3,
+        4,
+        proj_type="perceptron" if kind == "perceptron" else "conv",
+        classification=kind == "class",
+        qkv_bias=kind == "class",
+    )
     randomise(net)
     skip = int(kind == "class")
     return net, lambda x: net.norm(net(x)[1][-1])[:, skip:], prefixed(net.state_dict(), "module.")
@@ -176,12 +221,21 @@ def test_monais_vits(tmp_path, kind):
         with torch.no_grad():
             if kind == "masked":
                 x = x[:1]
-            torch.testing.assert_close(encoder(x)[-1].flatten(2).transpose(1, 2), features(x), atol=1e-4, rtol=0)
+            torch.testing.assert_close(
+                encoder(x)[-1].flatten(2).transpose(1, 2), features(x), atol=1e-4, rtol=0
+            )
         assert done.counts["renamed"] >= 19
 
 
-@pytest.mark.parametrize("args", [{}, dict(reg_tokens=2, init_values=0.5), dict(no_embed_class=True, qkv_bias=False),
-                                  dict(class_token=False, global_pool="avg", fc_norm=False)])  # fmt: skip
+@pytest.mark.parametrize(
+    "args",
+    [
+        {},
+        dict(reg_tokens=2, init_values=0.5),
+        dict(no_embed_class=True, qkv_bias=False),
+        dict(class_token=False, global_pool="avg", fc_norm=False),
+    ],
+)
 def test_timms_vits(tmp_path, args):
     for size in SIZES if not args else [64]:
         theirs = randomise(timm_vit(size, **args))
@@ -241,20 +295,32 @@ def smit(tmp_path):
     return state, attempt
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"norm2.weight": None}, "does not fill the encoder: 1 of .* first norms.2.weight"),
-    ({"layers.1.blocks.0.mlp.fc2.bias": None}, "does not fill the encoder"),
-    ({"layers.1.blocks.0.attn.relative_position_bias_table": None}, "not whole"),
-    ({"layers.0.blocks.0.attn.gate": torch.ones(3)}, "not representable: layers.0.blocks.0.attn.gate"),
-    ({"absolute_pos_embed": torch.ones(1, 12, 2, 2, 2)}, "not representable: absolute_pos_embed"),
-    ({"norm1.bias": torch.full((24,), torch.nan)}, "NaN"),
-    ({"layers.2.downsample.reduction.weight": torch.ones(192, 384)}, r"not representable: .* is \(192, 384\)"),
-    ({"patch_embed.proj.weight": torch.ones(12, 3, 2, 2, 2)}, "takes 3 channels"),
-    ({"patch_embed.proj.weight": torch.ones(12, 1, 2, 2, 1)}, "ours are cubes"),
-    ({"layers.0.blocks.0.attn.relative_position_index": torch.zeros(64, 64, dtype=torch.long)}, "another way"),
-    ({"layers.0.blocks.0.attn.logit_scale": torch.ones(1)}, "Swin V2"),
-    ({"layers.999999999.blocks.0.norm1.weight": torch.ones(1)}, r"stages \[0, 1, 2, 3, 999999999\]: some are missing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"norm2.weight": None}, "does not fill the encoder: 1 of .* first norms.2.weight"),
+        ({"layers.1.blocks.0.mlp.fc2.bias": None}, "does not fill the encoder"),
+        ({"layers.1.blocks.0.attn.relative_position_bias_table": None}, "not whole"),
+        ({"layers.0.blocks.0.attn.gate": torch.ones(3)}, "not representable: layers.0.blocks.0.attn.gate"),
+        ({"absolute_pos_embed": torch.ones(1, 12, 2, 2, 2)}, "not representable: absolute_pos_embed"),
+        ({"norm1.bias": torch.full((24,), torch.nan)}, "NaN"),
+        (
+            {"layers.2.downsample.reduction.weight": torch.ones(192, 384)},
+            r"not representable: .* is \(192, 384\)",
+        ),
+        ({"patch_embed.proj.weight": torch.ones(12, 3, 2, 2, 2)}, "takes 3 channels"),
+        ({"patch_embed.proj.weight": torch.ones(12, 1, 2, 2, 1)}, "ours are cubes"),
+        (
+            {"layers.0.blocks.0.attn.relative_position_index": torch.zeros(64, 64, dtype=torch.long)},
+            "another way",
+        ),
+        ({"layers.0.blocks.0.attn.logit_scale": torch.ones(1)}, "Swin V2"),
+        (
+            {"layers.999999999.blocks.0.norm1.weight": torch.ones(1)},
+            r"stages \[0, 1, 2, 3, 999999999\]: some are missing",
+        ),
+    ],
+)
 def test_nothing_is_written_when_coverage_is_not_complete(tmp_path, smit, change, words):
     with pytest.raises(ValueError, match=words):
         smit[1](change)
@@ -270,8 +336,12 @@ def test_the_report_has_every_key_and_the_folder_its_source(tmp_path, smit, caps
     state, attempt = smit
     done = attempt({"out.weight": torch.ones(1)}, licence="CC-BY-4.0")
     report = json.loads((tmp_path / "out" / "import.json").read_text())
-    assert {entry["key"] for entry in report["keys"]} == {*state, "out.weight"} and report["keys"] == done.keys
-    assert sum(done.counts.values()) == len(state) + 1 and all(e["how"] for e in done.keys if e["action"] == "left out")
+    assert {entry["key"] for entry in report["keys"]} == {*state, "out.weight"} and report[
+        "keys"
+    ] == done.keys
+    assert sum(done.counts.values()) == len(state) + 1 and all(
+        e["how"] for e in done.keys if e["action"] == "left out"
+    )
     assert done.counts["changed"] == 4 * 3 and done.counts["taken"] == 4
     assert main(["info", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
@@ -282,28 +352,44 @@ def test_the_report_has_every_key_and_the_folder_its_source(tmp_path, smit, caps
 
 
 def test_a_file_of_another_family_is_refused_by_name(tmp_path):
-    files = {"smit": smit_state(**SMIT, qkv_bias=True), "timm-vit": timm_vit(64).state_dict(),
-             "monai-vit": MonaiViT(1, 64, 16, 48, 96, 2, 4).state_dict()}  # fmt: skip
+    files = {
+        "smit": smit_state(**SMIT, qkv_bias=True),
+        "timm-vit": timm_vit(64).state_dict(),
+        "monai-vit": MonaiViT(1, 64, 16, 48, 96, 2, 4).state_dict(),
+    }
     files["monai-swinunetr"] = monai_swin().state_dict()
     files["monai-swinvit"] = {k.replace("linear", "fc"): v for k, v in files["monai-swinunetr"].items()}
     assert set(files) == set(FAMILIES)
     for family, state in files.items():
         file = save_plainly(state, tmp_path / "file.safetensors")
         for asked in set(FAMILIES) - {family}:
-            with pytest.raises(ValueError, match=f"is no {asked} checkpoint: this looks like .* use --from {family}"):
+            with pytest.raises(
+                ValueError, match=f"is no {asked} checkpoint: this looks like .* use --from {family}"
+            ):
                 import_checkpoint(file, out=tmp_path / "out", family=asked)
     with pytest.raises(ValueError, match="no family is called 'swin'"):
         import_checkpoint(file, out=tmp_path / "out", family="swin")
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("state, words", [
-    ({"layers.0.weight": torch.ones(2)}, "no encoder that ctssl knows: its first keys are"),
-    ({"encoder.stages.0.0.convs.0.weight": torch.ones(2)}, "an nnU-Net"),
-    ({"patch_embed.proj.weight": torch.ones(4, 3, 4, 4),
-      "layers.0.blocks.0.attn.relative_position_bias_table": torch.ones(2)}, "2D Swin"),
-    ({f"{name}.patch_embed.proj.weight": torch.ones(1) for name in "ab"}, r"2 encoders, \['a.', 'b.'\]: .* --root"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "state, words",
+    [
+        ({"layers.0.weight": torch.ones(2)}, "no encoder that ctssl knows: its first keys are"),
+        ({"encoder.stages.0.0.convs.0.weight": torch.ones(2)}, "an nnU-Net"),
+        (
+            {
+                "patch_embed.proj.weight": torch.ones(4, 3, 4, 4),
+                "layers.0.blocks.0.attn.relative_position_bias_table": torch.ones(2),
+            },
+            "2D Swin",
+        ),
+        (
+            {f"{name}.patch_embed.proj.weight": torch.ones(1) for name in "ab"},
+            r"2 encoders, \['a.', 'b.'\]: .* --root",
+        ),
+    ],
+)
 def test_other_networks_are_refused_in_words(tmp_path, state, words):
     file = save_plainly(state, tmp_path / "file.safetensors")
     with pytest.raises(ValueError, match=words):
@@ -326,15 +412,30 @@ def test_an_imported_encoder_is_one_like_any_other(tmp_path, labelled, capsys):
     for head in set(HEADS) - {"dynunet"}:  # which takes no encoder
         assert ctssl.segmenter(encoder, head=head)(x).shape == (1, 2, 64, 64, 64)
     settings = ctssl.Settings(steps=2, batch=1, crop=48)
-    model = ctssl.finetune(labelled, model=tmp_path / "imported", out=tmp_path / "model", settings=settings, head="smit",
-                           hold_out=["case2"], progress=False, device="cpu")  # fmt: skip
+    model = ctssl.finetune(
+        labelled,
+        model=tmp_path / "imported",
+        out=tmp_path / "model",
+        settings=settings,
+        head="smit",
+        hold_out=["case2"],
+        progress=False,
+        device="cpu",
+    )
     assert model.held_out.keys() == {"case2"}
     tuned = ctssl.load_segmenter(tmp_path / "model")
     found = compare(encoder, tuned, [phantom(6.0)[0]], crops=8, batch=8, size=32)
     assert found.matrix.shape == (7, 7) and found.matrix.diagonal().min() > 0.9
     assert encoder.embed(phantom(6.0)[0]).shape == (192,)
-    judged = ctssl.measure_robustness(labelled, model=tmp_path / "model", cases=["case2"], shifts=("thickness",),
-                                      severities=(5,), overlays=0, out=tmp_path / "report")  # fmt: skip
+    judged = ctssl.measure_robustness(
+        labelled,
+        model=tmp_path / "model",
+        cases=["case2"],
+        shifts=("thickness",),
+        severities=(5,),
+        overlays=0,
+        out=tmp_path / "report",
+    )
     assert [row["shift"] for row in judged.rows] == ["clean", "thickness"]
     assert judged.rows[0]["dsc"] == pytest.approx(model.held_out["case2"]["tumour"])
     assert main(["info", str(tmp_path / "model"), "--json"]) == 0
@@ -381,7 +482,9 @@ def test_what_trainers_save_beside_the_weights_does_not_hinder(tmp_path):
     extra = {"args": argparse.Namespace(lr=0.1), "best_acc": np.float64(0.5), "epoch": 3, "names": ["x"]}
     torch.save({"state_dict": weights, **extra}, tmp_path / "file.pt")
     found = read_checkpoint(tmp_path / "file.pt").tensors
-    assert set(found) == {"state_dict/a.weight", "state_dict/b"} and found["state_dict/b"].dtype == torch.float16
+    assert (
+        set(found) == {"state_dict/a.weight", "state_dict/b"} and found["state_dict/b"].dtype == torch.float16
+    )
 
 
 def bomb(path) -> None:
@@ -395,18 +498,24 @@ def write_zip(path) -> None:
         archive.writestr("x/array.npy", b"0")
 
 
-@pytest.mark.parametrize("write, words", [
-    (bomb, "unpacks to more than it is"),
-    (write_zip, "no data.pkl"),
-    (lambda p: torch.save({"w": torch.zeros(1).expand(10**10)}, p), r"claim 40000000000 bytes"),
-    (lambda p: torch.jit.script(torch.nn.Linear(2, 2)).save(str(p)), "TorchScript"),
-    (lambda p: p.write_bytes(b"\x1f\x8b" + b"0" * 99), "gzip"),
-    (lambda p: p.write_text("  <!DOCTYPE html>"), "a web page"),
-    (lambda p: p.write_bytes(b""), "not a PyTorch checkpoint"),
-    (lambda p: p.write_bytes(b"\x80\x02" + bytes(range(256))), "damaged or no PyTorch checkpoint"),
-    (lambda p: torch.save({"w": torch.ones(2).to_sparse()}, p), "sparse"),
-    (lambda p: p.write_bytes((200).to_bytes(8, "little") + b'{"a":' + b"x" * 300), "not a whole safetensors"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "write, words",
+    [
+        (bomb, "unpacks to more than it is"),
+        (write_zip, "no data.pkl"),
+        (lambda p: torch.save({"w": torch.zeros(1).expand(10**10)}, p), r"claim 40000000000 bytes"),
+        (lambda p: torch.jit.script(torch.nn.Linear(2, 2)).save(str(p)), "TorchScript"),
+        (lambda p: p.write_bytes(b"\x1f\x8b" + b"0" * 99), "gzip"),
+        (lambda p: p.write_text("  <!DOCTYPE html>"), "a web page"),
+        (lambda p: p.write_bytes(b""), "not a PyTorch checkpoint"),
+        (lambda p: p.write_bytes(b"\x80\x02" + bytes(range(256))), "damaged or no PyTorch checkpoint"),
+        (lambda p: torch.save({"w": torch.ones(2).to_sparse()}, p), "sparse"),
+        (
+            lambda p: p.write_bytes((200).to_bytes(8, "little") + b'{"a":' + b"x" * 300),
+            "not a whole safetensors",
+        ),
+    ],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_files_that_are_no_checkpoint_are_refused_in_words(tmp_path, write, words):
     write(tmp_path / "file.pt")

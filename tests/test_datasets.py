@@ -71,7 +71,9 @@ def test_the_first_nnunet_lists_cases_and_keeps_channels(labelled):
     entries = [{"image": f"./images/case{i}.nii.gz", "label": f"./labels/case{i}.nii.gz"} for i in range(3)]
     described(labelled, modality={"0": "CT"}, labels={"0": "background", "1": "tumour"}, training=entries)
     cases = find_cases(labelled).cases
-    assert [case.name for case in cases] == ["case0", "case1", "case2"] and cases[0].image.name == "case0_0000.nii.gz"
+    assert [case.name for case in cases] == ["case0", "case1", "case2"] and cases[
+        0
+    ].image.name == "case0_0000.nii.gz"
 
 
 def test_labels_that_nothing_names_must_be_counted_from_one(labelled):
@@ -100,7 +102,9 @@ def test_a_label_of_one_case_alone_is_doubted(labelled):
 
 
 def test_everything_wrong_is_named_at_once_even_a_patient_on_both_sides(labelled, tmp_path):
-    rows = [f"images/case{i}.nii.gz,labels/case{i}.nii.gz,p{i % 2},{'train' if i else 'test'}" for i in range(3)]
+    rows = [
+        f"images/case{i}.nii.gz,labels/case{i}.nii.gz,p{i % 2},{'train' if i else 'test'}" for i in range(3)
+    ]
     (labelled / "cases.csv").write_text("image,label,patient,split\n" + "\n".join(rows) + "\n")
     (labelled / "labels" / "case1.nii.gz").write_bytes(b"no NIfTI")
     with pytest.raises(ValueError, match="2 of 3 cases cannot be used") as refused:
@@ -109,7 +113,10 @@ def test_everything_wrong_is_named_at_once_even_a_patient_on_both_sides(labelled
 
 
 def test_a_case_without_split_is_not_held_out_by_silence(labelled, tmp_path):
-    rows = [f"images/case{i}.nii.gz,labels/case{i}.nii.gz,{split}" for i, split in enumerate(["train", "test", ""])]
+    rows = [
+        f"images/case{i}.nii.gz,labels/case{i}.nii.gz,{split}"
+        for i, split in enumerate(["train", "test", ""])
+    ]
     (labelled / "cases.csv").write_text("image,label,split\n" + "\n".join(rows) + "\n")
     with pytest.raises(ValueError, match=r"1 cases have no split \(case2\)"):
         ctssl.finetune(labelled / "cases.csv", out=tmp_path / "m", progress=False)
@@ -123,8 +130,14 @@ def test_it_is_said_when_nobody_knows_what_a_model_has_seen(labelled, encoder, t
 
 def test_a_table(labelled):
     def row(i, **more):
-        return {"image": f"images/case{i}.nii.gz", "label": f"labels/case{i}.nii.gz", "patient": f"p{i % 2}",
-                "split": "train", "kernel": "B30f", **more}  # fmt: skip
+        return {
+            "image": f"images/case{i}.nii.gz",
+            "label": f"labels/case{i}.nii.gz",
+            "patient": f"p{i % 2}",
+            "split": "train",
+            "kernel": "B30f",
+            **more,
+        }
 
     table = write_table(labelled / "cases.csv", [row(i) for i in range(3)])
     cases = find_cases(table).cases
@@ -200,13 +213,23 @@ def test_every_fault_of_a_case_is_named(labelled, ball):
     (labelled / "labels" / "broken.nii.gz").write_bytes(b"no NIfTI")
     described(labelled, labels={"background": 0, "tumour": 1})
     found = {p.case: p for p in problems(find_cases(labelled))}
-    expected = {"empty": "warning", "twice": "error", "windowed": "error", "shape": "error", "apart": "error",
-                "values": "error", "number": "error", "broken": "error"}  # fmt: skip
+    expected = {
+        "empty": "warning",
+        "twice": "error",
+        "windowed": "error",
+        "shape": "error",
+        "apart": "error",
+        "values": "error",
+        "number": "error",
+        "broken": "error",
+    }
     assert {case: p.level for case, p in found.items()} == expected
     assert "7.0 mm apart" in found["apart"].message and "case0" in found["twice"].message
     with pytest.raises(ValueError) as refused:
         datasets.refuse(list(found.values()), 11)
-    assert "7 of 11" in str(refused.value) and all(case in str(refused.value) for case in expected if case != "empty")
+    assert "7 of 11" in str(refused.value) and all(
+        case in str(refused.value) for case in expected if case != "empty"
+    )
 
 
 def test_finetune_refuses_naming_all_cases_and_check_says_the_same(labelled, tmp_path, capsys):
@@ -246,7 +269,9 @@ def test_numbers_of_four_digits_are_names_where_the_masks_have_them_too(labelled
     for kind in ("images", "labels"):
         (tmp_path / kind).mkdir()
         for number in numbers:
-            (tmp_path / kind / f"case_{number}.nii.gz").write_bytes((labelled / kind / "case0.nii.gz").read_bytes())
+            (tmp_path / kind / f"case_{number}.nii.gz").write_bytes(
+                (labelled / kind / "case0.nii.gz").read_bytes()
+            )
     assert [case.name for case in find_cases(tmp_path).cases] == [f"case_{number}" for number in numbers]
     if len(numbers) > 1:  # a folder of channels alone has them in nnU-Net's way
         assert sorted(scans_of(tmp_path / "images")) == [f"case_{number}" for number in numbers]

@@ -62,13 +62,18 @@ def test_a_tilted_gantry_gives_a_sheared_affine(tmp_path):
 
 
 def test_a_real_series_equals_its_nifti(data):
-    scan, nifti = ctssl.read(data / "dicom" / "STS_008"), ctssl.read(data / "sarcoma" / "images" / "STS_008.nii.gz")
+    scan, nifti = (
+        ctssl.read(data / "dicom" / "STS_008"),
+        ctssl.read(data / "sarcoma" / "images" / "STS_008.nii.gz"),
+    )
     centre = np.array([*(np.array(nifti.shape) // 2), 1.0])
     for offset in ([0, 0, 0, 0], [20, -15, 3, 0], [-25, 10, -4, 0]):
         place = nifti.affine @ (centre + offset)
         here = np.round((np.linalg.inv(scan.affine) @ place)[:3]).astype(int)
         there = np.round(centre + offset).astype(int)[:3]
-        one, two = (v.array[tuple(slice(c - 2, c + 3) for c in at)].mean() for v, at in ((scan, here), (nifti, there)))
+        one, two = (
+            v.array[tuple(slice(c - 2, c + 3) for c in at)].mean() for v, at in ((scan, here), (nifti, there))
+        )
         assert abs(one - two) < 40
 
 
@@ -112,7 +117,11 @@ def test_what_is_not_a_ct_series_is_refused(tmp_path):
 
 
 def write_rtstruct(
-    path: Path, rois: dict[str, list[list[tuple[float, float, float]]]], *, series: str = "1.2.3", patient: str = "P"
+    path: Path,
+    rois: dict[str, list[list[tuple[float, float, float]]]],
+    *,
+    series: str = "1.2.3",
+    patient: str = "P",
 ) -> None:
     """An RTSTRUCT with closed contours in LPS mm."""
     from pydicom.dataset import Dataset, FileMetaDataset
@@ -253,10 +262,17 @@ def test_the_papers_data_become_a_manifest(tmp_path):
 def test_kernels_fall_into_the_papers_bins():
     from training.data.nsclc import kernel_bin
 
-    cases = {("GE MEDICAL SYSTEMS", "STANDARD"): "smooth", ("GE MEDICAL SYSTEMS", "BONEPLUS"): "medium",
-             ("GE MEDICAL SYSTEMS", "LUNG"): "sharp", ("SIEMENS", "B30f"): "smooth", ("SIEMENS", "B40f"): "medium",
-             ("SIEMENS", "B45f"): "medium", ("SIEMENS", "B60s"): "sharp", ("SIEMENS", "I70f"): "sharp",
-             ("Philips", "C"): ""}  # fmt: skip
+    cases = {
+        ("GE MEDICAL SYSTEMS", "STANDARD"): "smooth",
+        ("GE MEDICAL SYSTEMS", "BONEPLUS"): "medium",
+        ("GE MEDICAL SYSTEMS", "LUNG"): "sharp",
+        ("SIEMENS", "B30f"): "smooth",
+        ("SIEMENS", "B40f"): "medium",
+        ("SIEMENS", "B45f"): "medium",
+        ("SIEMENS", "B60s"): "sharp",
+        ("SIEMENS", "I70f"): "sharp",
+        ("Philips", "C"): "",
+    }
     assert {case: kernel_bin(*case) for case in cases} == cases
 
 
@@ -277,16 +293,35 @@ def write_segmentation(path: Path) -> None:
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     frame = np.zeros((40, 40), np.uint8)  # rows are y, columns x, 0.5 mm
     frame[4:24, 8:16] = 1
-    groups = [item(PlanePositionSequence=Sequence([item(ImagePositionPatient=[-0.25, -0.25, z])]),
-                   SegmentIdentificationSequence=Sequence([item(ReferencedSegmentNumber=1)])) for z in (6.0, 2.0)]  # fmt: skip
-    shared = item(PlaneOrientationSequence=Sequence([item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])]),
-                  PixelMeasuresSequence=Sequence([item(PixelSpacing=[0.5, 0.5])]))  # fmt: skip
-    image = item(Modality="SEG", SOPClassUID=meta.MediaStorageSOPClassUID, SOPInstanceUID="1.2.8", Rows=40, Columns=40,
-                 NumberOfFrames=2, BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0, SamplesPerPixel=1,
-                 PhotometricInterpretation="MONOCHROME2", PixelData=np.stack([frame, frame]).tobytes(),
-                 SegmentSequence=Sequence([item(SegmentNumber=1, SegmentLabel="tumour")]),
-                 SharedFunctionalGroupsSequence=Sequence([shared]),
-                 PerFrameFunctionalGroupsSequence=Sequence(groups))  # fmt: skip
+    groups = [
+        item(
+            PlanePositionSequence=Sequence([item(ImagePositionPatient=[-0.25, -0.25, z])]),
+            SegmentIdentificationSequence=Sequence([item(ReferencedSegmentNumber=1)]),
+        )
+        for z in (6.0, 2.0)
+    ]
+    shared = item(
+        PlaneOrientationSequence=Sequence([item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])]),
+        PixelMeasuresSequence=Sequence([item(PixelSpacing=[0.5, 0.5])]),
+    )
+    image = item(
+        Modality="SEG",
+        SOPClassUID=meta.MediaStorageSOPClassUID,
+        SOPInstanceUID="1.2.8",
+        Rows=40,
+        Columns=40,
+        NumberOfFrames=2,
+        BitsAllocated=8,
+        BitsStored=8,
+        HighBit=7,
+        PixelRepresentation=0,
+        SamplesPerPixel=1,
+        PhotometricInterpretation="MONOCHROME2",
+        PixelData=np.stack([frame, frame]).tobytes(),
+        SegmentSequence=Sequence([item(SegmentNumber=1, SegmentLabel="tumour")]),
+        SharedFunctionalGroupsSequence=Sequence([shared]),
+        PerFrameFunctionalGroupsSequence=Sequence(groups),
+    )
     image.file_meta = meta
     image.save_as(path, enforce_file_format=True)
 
@@ -296,7 +331,9 @@ def test_a_segmentation_lands_on_the_grid_of_its_scan(tmp_path):
 
     write_segmentation(tmp_path / "seg.dcm")
     mask = read_seg(tmp_path / "seg.dcm", grid_in_lps()).array
-    assert mask.sum((0, 1)).tolist() == [0, 40, 0, 40] and mask[4:8, 2:12, 1].all() and mask[4:8, 2:12, 3].all()
+    assert (
+        mask.sum((0, 1)).tolist() == [0, 40, 0, 40] and mask[4:8, 2:12, 1].all() and mask[4:8, 2:12, 3].all()
+    )
     write_rtstruct(tmp_path / "rs.dcm", {"a": [square(1.5, 4.5, 0.0)]})
     with pytest.raises(ValueError, match="RTSTRUCT, not a DICOM segmentation"):
         read_seg(tmp_path / "rs.dcm", grid_in_lps())
@@ -309,7 +346,9 @@ def test_a_mask_becomes_a_segmentation_of_its_series_and_comes_back(tmp_path):
     from ctssl.dicom_seg import write_seg
     from ctssl.drawn import read_seg
 
-    highdicom = pytest.importorskip("highdicom", reason="highdicom is not installed: pip install 'ctssl[dicom]'")
+    highdicom = pytest.importorskip(
+        "highdicom", reason="highdicom is not installed: pip install 'ctssl[dicom]'"
+    )
     write_series(tmp_path / "scan")
     scan = ctssl.read(tmp_path / "scan")
     array = np.zeros(scan.shape, np.uint8)
@@ -322,7 +361,10 @@ def test_a_mask_becomes_a_segmentation_of_its_series_and_comes_back(tmp_path):
         np.testing.assert_array_equal(read_seg(path, scan, segment=name).array, array == number)
     theirs = highdicom.seg.segread(path)
     assert theirs.number_of_segments == 2 and theirs.SegmentSequence[0].SegmentAlgorithmType == "AUTOMATIC"
-    uids = [str(pydicom.dcmread(f).SOPInstanceUID) for f in sorted((tmp_path / "scan").iterdir(), key=lambda f: f.name)]
+    uids = [
+        str(pydicom.dcmread(f).SOPInstanceUID)
+        for f in sorted((tmp_path / "scan").iterdir(), key=lambda f: f.name)
+    ]
     frames = theirs.get_pixels_by_source_instance(sorted(uids), assert_missing_frames_are_empty=True)
     assert frames.sum() == (array > 0).sum()
     for wrong, words in (
@@ -351,6 +393,15 @@ def test_a_series_beside_its_structure_set_becomes_one_segmentation(tmp_path, ca
         list(model.head.parameters())[-1].copy_(torch.tensor([-9.0, 9.0]))  # everything is tumour
     model.save_pretrained(tmp_path / "model")
     assert (
-        main(["segment", str(tmp_path / "patient"), str(tmp_path / "m.dcm"), "--model", str(tmp_path / "model")]) == 0
+        main(
+            [
+                "segment",
+                str(tmp_path / "patient"),
+                str(tmp_path / "m.dcm"),
+                "--model",
+                str(tmp_path / "model"),
+            ]
+        )
+        == 0
     )
     assert "DICOM-SEG" in capsys.readouterr().out and pydicom.dcmread(tmp_path / "m.dcm").Modality == "SEG"

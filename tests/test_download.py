@@ -22,7 +22,11 @@ REPO = "me/encoder"
 def double():
     server = Double()
     files = {p.name: p.read_bytes() for p in (hub.bundled() / NAME).iterdir()}
-    server.repos[REPO] = {"private": False, "refs": {"main": "a" * 40, "v1": "a" * 40}, "commits": {"a" * 40: files}}
+    server.repos[REPO] = {
+        "private": False,
+        "refs": {"main": "a" * 40, "v1": "a" * 40},
+        "commits": {"a" * 40: files},
+    }
     yield server
     server.close()
 
@@ -34,7 +38,9 @@ def disk(tmp_path):
     place.mkdir()
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("only root on Linux can mount a small disk")
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True
+    ).returncode:
         pytest.skip("this system does not let root mount a disk")
     yield place, lambda how: subprocess.run(["mount", "-o", f"remount,{how}", place], check=True)
     subprocess.run(["umount", place], check=True)
@@ -67,7 +73,9 @@ def test_without_a_network_it_says_so_and_what_is_there_loads(double, tmp_path):
 def test_a_home_that_does_not_exist_is_made_or_named(double, tmp_path):
     bare = {"HF_HOME": tmp_path / "not" / "there"}
     assert found(NAME, HOME=tmp_path / "gone", **bare) == hub.bundled() / NAME
-    assert not (tmp_path / "not").exists() and not (tmp_path / "gone").exists()  # what the package carries needs none
+    assert (
+        not (tmp_path / "not").exists() and not (tmp_path / "gone").exists()
+    )  # what the package carries needs none
     assert str(found(REPO, HF_ENDPOINT=double.url, **bare)).startswith(str(tmp_path / "not" / "there"))
     assert str(found(REPO, HF_ENDPOINT=double.url, HOME=tmp_path / "gone")).startswith(str(tmp_path / "gone"))
     (tmp_path / "file").write_text("in the way")
@@ -80,7 +88,10 @@ def test_a_full_disk_is_named_and_the_next_attempt_succeeds(double, disk, tmp_pa
     at = dict(HF_ENDPOINT=double.url, HF_HOME=place / "home")
     said = refused(REPO, **at)
     assert (
-        said.startswith("OSError") and f"the disk of {place}/home" in said and "is full" in said and "HF_HOME" in said
+        said.startswith("OSError")
+        and f"the disk of {place}/home" in said
+        and "is full" in said
+        and "HF_HOME" in said
     )
     assert not list(place.rglob("model.safetensors")) and not list(place.rglob("*.incomplete"))
     done = python(CLI, "download", NAME, "--to", place / "models")
@@ -97,7 +108,9 @@ def test_a_full_disk_is_named_and_the_next_attempt_succeeds(double, disk, tmp_pa
     assert found(REPO, "a" * 40, **at) and found(REPO, **at) and found(REPO, HF_HUB_OFFLINE=1, **at)
     assert found(NAME, CTSSL_MODELS=place / "models") == place / "models" / NAME
     said = refused(REPO, HF_ENDPOINT=double.url, HF_HOME=place / "new")
-    assert said.startswith("PermissionError") and "cannot write to" in said and "Read-only file system" in said
+    assert (
+        said.startswith("PermissionError") and "cannot write to" in said and "Read-only file system" in said
+    )
     done = python(CLI, "download", NAME, "--to", place / "other")
     assert done.returncode == 1 and "cannot write to" in done.stderr and "choose another --to" in done.stderr
 
@@ -109,7 +122,9 @@ def test_a_disk_that_fills_up_during_a_copy_leaves_nothing(tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copyfile", full)
-        with pytest.raises(OSError, match=r"the disk of .* is full; nothing incomplete was kept.*another --to"):
+        with pytest.raises(
+            OSError, match=r"the disk of .* is full; nothing incomplete was kept.*another --to"
+        ):
             downloads.download(NAME, to=tmp_path / "models")
     assert list((tmp_path / "models").iterdir()) == []
     assert downloads.download(NAME, to=tmp_path / "models") == tmp_path / "models" / NAME
@@ -118,8 +133,16 @@ def test_a_disk_that_fills_up_during_a_copy_leaves_nothing(tmp_path, monkeypatch
 def test_processes_that_load_and_download_at_once_all_succeed(double, tmp_path):
     at = environment(HF_ENDPOINT=double.url, HF_HOME=tmp_path / "home")
     words = [[FIND, REPO]] * 3 + [[CLI, "download", REPO, "--to", tmp_path / "models"]] * 3
-    running = [subprocess.Popen([sys.executable, "-c", *map(str, w)], env=at, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                text=True) for w in words]  # fmt: skip
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", *map(str, w)],
+            env=at,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for w in words
+    ]
     for process in running:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors[-2000:]
@@ -137,7 +160,10 @@ def test_a_folder_for_another_machine(double, tmp_path):
             not any(path.is_symlink() for path in folder.iterdir())
             and folder.stat().st_mode & 0o777 == 0o777 & ~umask()
         )
-        assert found(name, CTSSL_MODELS=tmp_path / "models", HF_HUB_OFFLINE=1, HF_HOME=tmp_path / "empty") == folder
+        assert (
+            found(name, CTSSL_MODELS=tmp_path / "models", HF_HUB_OFFLINE=1, HF_HOME=tmp_path / "empty")
+            == folder
+        )
     assert not (tmp_path / "empty").exists()
     told = python(CLI, "info", "encoder", CTSSL_MODELS=tmp_path / "models", HF_HUB_OFFLINE=1)
     assert told.returncode == 0 and "python -m training.pretrain vit_wild_mim" in told.stdout, told.stderr

@@ -222,8 +222,10 @@ def test_attention_with_a_learned_bias_is_attention_and_has_the_right_gradients(
     found = attend_learning_bias(rows, bias, padding)
     q, k, v = rows.view(windows, tokens, 3, heads, depth).permute(2, 0, 3, 1, 4)
     if padding is not None:
-        k, v = (torch.cat([x, pad[None, :, None].expand(windows, -1, 1, -1)], 2)
-                for x, pad in zip((k, v), padding, strict=True))  # fmt: skip
+        k, v = (
+            torch.cat([x, pad[None, :, None].expand(windows, -1, 1, -1)], 2)
+            for x, pad in zip((k, v), padding, strict=True)
+        )
     torch.testing.assert_close(found, attend(q, k, v, bias).transpose(1, 2).flatten(2).flatten(0, 1))
     assert torch.autograd.gradcheck(attend_learning_bias, (rows, bias, padding))
 

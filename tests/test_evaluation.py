@@ -27,23 +27,37 @@ def folders(tmp_path):
 
 
 def test_rows_strata_and_pairs(folders, tmp_path):
-    found = ctssl.evaluate(folders / "this", folders / "truth", table=folders / "cases.csv", by=("kernel",),
-                           against=folders / "other")  # fmt: skip
+    found = ctssl.evaluate(
+        folders / "this",
+        folders / "truth",
+        table=folders / "cases.csv",
+        by=("kernel",),
+        against=folders / "other",
+    )
     assert len(found.cases) == 8
     first, last = found.cases[0], found.cases[7]
     assert (first["dsc"], first["other_dsc"]) == (pytest.approx(0.9), pytest.approx(0.8))
-    assert first["volume_ml"] == pytest.approx(10 * 2 * 8 * 6 / 1000) and first["volume_error_ml"] == pytest.approx(0)
+    assert first["volume_ml"] == pytest.approx(10 * 2 * 8 * 6 / 1000) and first[
+        "volume_error_ml"
+    ] == pytest.approx(0)
     assert first["hd95_mm"] == pytest.approx(2.0) and first["lesions_found"] == 1
     assert last["dsc"] == 0.0 and math.isnan(last["hd95_mm"])
     strata = {row["stratum"]: row for row in found.strata}
-    assert {name: row["cases"] for name, row in strata.items()} == {"all": 8, "kernel SOFT": 4, "kernel STANDARD": 4}
+    assert {name: row["cases"] for name, row in strata.items()} == {
+        "all": 8,
+        "kernel SOFT": 4,
+        "kernel STANDARD": 4,
+    }
     assert strata["all"]["dsc"] == pytest.approx(7 * 0.9 / 8) and strata["all"]["without_hd95"] == 1
     assert strata["kernel SOFT"]["dsc_low"] == pytest.approx(0.9) == strata["kernel SOFT"]["dsc_high"]
     assert (
-        strata["all"]["lesion_sensitivity"] == pytest.approx(7 / 8) and strata["all"]["false_positives_per_scan"] == 0
+        strata["all"]["lesion_sensitivity"] == pytest.approx(7 / 8)
+        and strata["all"]["false_positives_per_scan"] == 0
     )
     paired = {row["metric"]: row for row in found.paired}
-    assert paired["dsc"]["difference"] == pytest.approx((7 * 0.1 - 0.8) / 8) and paired["dsc"]["patients"] == 4
+    assert (
+        paired["dsc"]["difference"] == pytest.approx((7 * 0.1 - 0.8) / 8) and paired["dsc"]["patients"] == 4
+    )
     assert paired["hd95_mm"]["patients"] == 4 and paired["hd95_mm"]["rank_biserial"] == -1.0
     assert math.isnan(paired["dsc"]["p"])  # eight cases, but four patients
     alone = {
@@ -133,14 +147,18 @@ def test_a_tilted_gantry_changes_neither_volume_nor_distance():
     assert row["hd95_mm"] == pytest.approx(5.5, abs=1.0)
     overlap = 1 - 6 / 28 * (1.5 - 0.5 * (6 / 28) ** 2)
     assert row["dsc"] == pytest.approx(overlap, abs=0.02)
-    (without,) = evaluation.score_masks(balls[1], balls[0], name="x", tolerance_mm=None)  # and so without distances
+    (without,) = evaluation.score_masks(
+        balls[1], balls[0], name="x", tolerance_mm=None
+    )  # and so without distances
     assert math.isnan(without["hd95_mm"]) and math.isnan(without["nsd"]) and without["dsc"] == row["dsc"]
 
 
 def test_holm_by_hand():
     assert evaluation.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     corrected = evaluation.holm([0.5, math.nan, 0.9])
-    assert corrected[0] == corrected[2] == 1.0 or corrected == pytest.approx([1.0, math.nan, 1.0], nan_ok=True)
+    assert corrected[0] == corrected[2] == 1.0 or corrected == pytest.approx(
+        [1.0, math.nan, 1.0], nan_ok=True
+    )
 
 
 def test_intervals_draw_whole_patients():
@@ -159,7 +177,9 @@ def test_what_does_not_fit_is_said(folders, capsys):
         ctssl.evaluate(folders / "this", folders / "truth", by=("kernel",))
     with pytest.raises(ValueError, match=r"needed: id, case or image, and \['age'\]"):
         ctssl.evaluate(folders / "this", folders / "truth", by=("age",), table=folders / "cases.csv")
-    ctssl.Volume(np.zeros((9, 9, 9), np.uint8), np.eye(4)).save(folders / "this" / "c0.nii.gz", overwrite=True)
+    ctssl.Volume(np.zeros((9, 9, 9), np.uint8), np.eye(4)).save(
+        folders / "this" / "c0.nii.gz", overwrite=True
+    )
     with pytest.raises(ValueError, match="c0: prediction and truth are on different grids"):
         ctssl.evaluate(folders / "this", folders / "truth")
 

@@ -12,8 +12,12 @@ FOLDER = Path(__file__).parent.parent / "examples"
 
 
 def run(name: str, *args) -> str:
-    done = subprocess.run([sys.executable, FOLDER / name, *map(str, args)], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(FOLDER.parent)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, FOLDER / name, *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(FOLDER.parent)},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -47,7 +51,11 @@ def test_import_a_checkpoint():
 
 def test_robustness_of_a_tool(tmp_path):
     out = run("robustness.py", tmp_path)
-    assert "masks, thickness: DSC 0." in out and "masks, dose: DSC 0." in out and "CKA clean against thick" in out
+    assert (
+        "masks, thickness: DSC 0." in out
+        and "masks, dose: DSC 0." in out
+        and "CKA clean against thick" in out
+    )
     assert {"report.md", "curves.png", "overlays"} <= {p.name for p in (tmp_path / "report").iterdir()}
     assert (tmp_path / "cka.png").read_bytes().startswith(b"\x89PNG")
     assert run("robustness.py", tmp_path) == out  # the tool's masks are the same, so is the report
@@ -59,7 +67,9 @@ def test_robustness_of_a_model(labelled, tmp_path):
         labelled, model="swin-wild-mim", out=tmp_path / "mine", settings=settings, progress=False
     ).folder
     out = run("robustness.py", tmp_path / "out", labelled, model)
-    assert "mine, thickness: DSC" in out and "masks, thickness: DSC" in out and "CKA clean against thick" in out
+    assert (
+        "mine, thickness: DSC" in out and "masks, thickness: DSC" in out and "CKA clean against thick" in out
+    )
     assert "One model against another" in (tmp_path / "out" / "report" / "report.md").read_text()
 
 

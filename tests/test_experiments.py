@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
-    ("name", "table"), [("sarcoma", sarcoma.table), ("lung-nodule", lung_nodules.table), ("probe", probe.short)]
+    ("name", "table"),
+    [("sarcoma", sarcoma.table), ("lung-nodule", lung_nodules.table), ("probe", probe.short)],
 )
 def test_the_readme_shows_the_measured_table(name, table):
     text = (ROOT / "README.md").read_text()
@@ -50,7 +51,9 @@ def test_the_results_cover_every_test_case_and_add_up():
             assert row["mean_dsc"] == pytest.approx(sum(row["cases"].values()) / 12, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "model_cards").glob("*/report.json")))
+@pytest.mark.parametrize(
+    "name", sorted(path.parent.name for path in (ROOT / "model_cards").glob("*/report.json"))
+)
 def test_a_segmenters_card_is_what_its_files_say(name):
     folder = ROOT / "model_cards" / name
     config, report = (json.loads((folder / file).read_text()) for file in ("config.json", "report.json"))
@@ -91,7 +94,10 @@ def test_weights_take_over_the_strictest_licence():
         return strictest([{"id": "x", "licence": text} for text in licences])
 
     assert of("Apache-2.0 (repo)", "public domain (NLM)") == "apache-2.0"
-    assert of("CC BY 3.0", "Apache-2.0 (repo)") == "cc-by-3.0" and of("CC BY 3.0", "CC BY 3.0 / 4.0") == "cc-by-4.0"
+    assert (
+        of("CC BY 3.0", "Apache-2.0 (repo)") == "cc-by-3.0"
+        and of("CC BY 3.0", "CC BY 3.0 / 4.0") == "cc-by-4.0"
+    )
     for closed in ("CC BY-NC 3.0", "unknown"):
         with pytest.raises(ValueError, match="does not let us publish"):
             of("CC BY 3.0", closed)
@@ -125,7 +131,9 @@ def test_both_probes_find_what_is_there_and_nothing_where_nothing_is():
         return probe.Rows(x, truth, torch.arange(400) // 100)
 
     for name in ("linear_scores", "neighbour_scores"):
-        found = [np.mean(probe.judged(getattr(probe, name)(rows(s), rows(s)), rows(s)), 0)[0] for s in (1.0, 0.0)]
+        found = [
+            np.mean(probe.judged(getattr(probe, name)(rows(s), rows(s)), rows(s)), 0)[0] for s in (1.0, 0.0)
+        ]
         assert found[0] > 0.9 and abs(found[1] - 0.5) < 0.12
 
 
@@ -145,7 +153,9 @@ def test_a_voxel_gets_the_feature_of_its_own_place():
 
     voxels = np.array([[3, 8, 10], [5, 1, 17], [9, 9, 9]])
     cube = probe.Cube(np.zeros((12, 16, 20), np.float32), voxels, np.array([True, False, False]))
-    torch.testing.assert_close(probe.encoded(Places())([cube, cube]), torch.from_numpy(voxels).float().repeat(2, 1))
+    torch.testing.assert_close(
+        probe.encoded(Places())([cube, cube]), torch.from_numpy(voxels).float().repeat(2, 1)
+    )
 
 
 def test_the_place_of_a_voxel_tells_nothing_even_in_scans_with_the_tumour_in_their_middle():
@@ -170,7 +180,10 @@ def test_the_cost_is_the_first_evaluation_near_the_last_one():
         "dynunet": 0,
     }
     assert trials.scratch_of("swin-wild-mim, 5 cases", models) == "swin-scratch, 5 cases"
-    assert trials.scratch_of("swin-wild-mim", models) == "swin-scratch" and trials.scratch_of("dynunet", models) is None
+    assert (
+        trials.scratch_of("swin-wild-mim", models) == "swin-scratch"
+        and trials.scratch_of("dynunet", models) is None
+    )
 
 
 def test_a_training_of_another_length_has_a_row_of_its_own_and_none_is_done_twice(tmp_path, monkeypatch):
@@ -178,7 +191,13 @@ def test_a_training_of_another_length_has_a_row_of_its_own_and_none_is_done_twic
 
     def measure(experiment, model, *, head, few_shot, settings, out):
         done.append((model, settings.steps, out.name))
-        return {"seed": settings.seed, "mean_dsc": 0.5, "cases": {}, "settings": asdict(settings), "spacing_mm": None}
+        return {
+            "seed": settings.seed,
+            "mean_dsc": 0.5,
+            "cases": {},
+            "settings": asdict(settings),
+            "spacing_mm": None,
+        }
 
     monkeypatch.setattr(trials, "measure", measure)
     experiment = trials.Experiment(
@@ -188,9 +207,16 @@ def test_a_training_of_another_length_has_a_row_of_its_own_and_none_is_done_twic
         trials.train(experiment, "swin-wild-mim", seed=0, runs=tmp_path)
         trials.train(experiment, "swin-wild-mim", seed=0, runs=tmp_path, steps=30)
         trials.train(experiment, "dynunet", seed=0, runs=tmp_path, steps=10)
-    assert done == [("swin-wild-mim", 10, "task-swin-wild-mim-0"), ("swin-wild-mim", 30, "task-swin-wild-mim-30steps-0"),
-                    ("dynunet", 5, "task-dynunet-0")]  # fmt: skip
-    assert list(trials.read(experiment.results)["models"]) == ["swin-wild-mim", "swin-wild-mim, 30 steps", "dynunet"]
+    assert done == [
+        ("swin-wild-mim", 10, "task-swin-wild-mim-0"),
+        ("swin-wild-mim", 30, "task-swin-wild-mim-30steps-0"),
+        ("dynunet", 5, "task-dynunet-0"),
+    ]
+    assert list(trials.read(experiment.results)["models"]) == [
+        "swin-wild-mim",
+        "swin-wild-mim, 30 steps",
+        "dynunet",
+    ]
 
 
 def test_the_middle_is_an_ellipsoid_of_its_share():

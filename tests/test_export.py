@@ -32,16 +32,26 @@ def ours(**changes) -> ctssl.Swin:
 
 
 @pytest.mark.parametrize("size", [64, 96])
-@pytest.mark.parametrize("changes", [{}, dict(convs=True, patch_norm=False, qkv_bias=False),
-                                     dict(sliced_bias=False, small_grids="pad")])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [{}, dict(convs=True, patch_norm=False, qkv_bias=False), dict(sliced_bias=False, small_grids="pad")],
+)
 def test_a_swin_in_monais_swinunetr_gives_the_same_maps(changes, size):
     encoder = ours(**changes)
     if changes.get("small_grids") and size == 64:
         size = 80  # more than a window of tokens in the last stage, which 64 has not
     state = ctssl.to_monai(encoder).state_dict()
-    net = SwinUNETR(1, 2, feature_size=12, depths=LIKE_MONAI["depths"], num_heads=LIKE_MONAI["heads"], window_size=4,
-                    patch_norm=encoder.config["patch_norm"], qkv_bias=encoder.config["qkv_bias"],
-                    use_v2=encoder.config.get("convs", False)).eval()  # fmt: skip
+    net = SwinUNETR(
+        1,
+        2,
+        feature_size=12,
+        depths=LIKE_MONAI["depths"],
+        num_heads=LIKE_MONAI["heads"],
+        window_size=4,
+        patch_norm=encoder.config["patch_norm"],
+        qkv_bias=encoder.config["qkv_bias"],
+        use_v2=encoder.config.get("convs", False),
+    ).eval()
     net.swinViT.load_state_dict(state)
     x = torch.rand(1, 1, size, size, size)
     with torch.no_grad():
@@ -56,15 +66,20 @@ def test_the_deepest_map_of_the_papers_swin_can_be_exported_alone():
     with torch.no_grad():
         last = encoder(x)[-1].permute(0, 2, 3, 4, 1)
         expected = F.layer_norm(last, last.shape[-1:]).permute(0, 4, 1, 2, 3)
-        torch.testing.assert_close(ctssl.to_monai(encoder, deepest_only=True)(x)[-1], expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            ctssl.to_monai(encoder, deepest_only=True)(x)[-1], expected, atol=1e-4, rtol=0
+        )
 
 
-@pytest.mark.parametrize("encoder, words", [
-    (lambda: ours(merge_order="monai-1.4"), "cannot merge as MONAI before 1.5 did"),
-    (lambda: ours(merge_last=False), "merges after each"),
-    (lambda: ours(depths=(1, 1), heads=(1, 2)), "four stages"),
-    (SMALL["vit"], "this is a ViT"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "encoder, words",
+    [
+        (lambda: ours(merge_order="monai-1.4"), "cannot merge as MONAI before 1.5 did"),
+        (lambda: ours(merge_last=False), "merges after each"),
+        (lambda: ours(depths=(1, 1), heads=(1, 2)), "four stages"),
+        (SMALL["vit"], "this is a ViT"),
+    ],
+)
 def test_what_monai_cannot_compute_is_not_exported(encoder, words):
     with pytest.raises(ValueError, match=f"not representable: .*{words}"):
         ctssl.to_monai(encoder())

@@ -125,7 +125,9 @@ def test_an_unfinished_training_with_other_settings_is_not_mixed_up(labelled, ti
 
 def test_from_scratch_forgets_the_weights(tiny):
     other = finetuning.fresh(tiny, seed=5)
-    assert other.config == tiny.config and not torch.equal(other.patch_embed.proj.weight, tiny.patch_embed.proj.weight)
+    assert other.config == tiny.config and not torch.equal(
+        other.patch_embed.proj.weight, tiny.patch_embed.proj.weight
+    )
 
 
 def test_a_finished_model_is_not_replaced(labelled, tiny, tmp_path):
@@ -166,7 +168,9 @@ def test_intensity_changes_stay_in_the_window_and_come_by_chance():
     found = [sampling.degraded(image, np.random.default_rng(seed), chance=1.0) for seed in range(8)]
     assert all(one.shape == image.shape and one.min() >= 0 and one.max() <= 1 for one in found)
     assert min(np.abs(one - image).mean() for one in found) > 0.01
-    some = sum(sampling.degraded(image, np.random.default_rng(seed), chance=0.15) is image for seed in range(200))
+    some = sum(
+        sampling.degraded(image, np.random.default_rng(seed), chance=0.15) is image for seed in range(200)
+    )
     assert pytest.approx(some, abs=25) == 200 * 0.85**4  # left alone
 
 
@@ -179,8 +183,12 @@ def test_a_small_scan_lies_anywhere_in_the_crop_and_a_trimmed_one_keeps_its_tumo
         start = sampling.anywhere((10, 30, 16), 16, rng, around)
         assert all(s <= c < s + 16 for s, c in zip(start, around, strict=True))
         box = sampling.random_part((10, 30, 16), rng, around)
-        assert all(part.start <= c < part.stop <= n for part, c, n in zip(box, around, (10, 30, 16), strict=True))
-    sizes = np.array([[part.stop - part.start for part in sampling.random_part((40, 40, 40), rng)] for _ in range(300)])
+        assert all(
+            part.start <= c < part.stop <= n for part, c, n in zip(box, around, (10, 30, 16), strict=True)
+        )
+    sizes = np.array(
+        [[part.stop - part.start for part in sampling.random_part((40, 40, 40), rng)] for _ in range(300)]
+    )
     assert sizes.min() == 20 and sizes.max() == 40
     image = np.ones((16, 16, 16), np.float32)  # what is trimmed off is air, as outside a scan
     settings = ctssl.Settings(batch=1, crop=16, intensity=0.0, trim=1.0, warp=0.0, degrade=0.0)
@@ -232,7 +240,9 @@ def test_turned_cubes_are_the_voxels_that_they_should_be():
         assert 1 / 1.3 <= scale <= 1.3
 
 
-def test_the_best_weights_by_validation_are_kept_and_a_training_without_gain_ends(tiny, monkeypatch, tmp_path):
+def test_the_best_weights_by_validation_are_kept_and_a_training_without_gain_ends(
+    tiny, monkeypatch, tmp_path
+):
     """With a scripted validation: the weights of the best moment of its second half come back, and `patience` evaluations later
     it ends. Luck at the start, and a single good evaluation at the end of a slump, change nothing."""
     scripted = iter([0.9, 0.1, 0.1, 0.1, 0.1, 0.8, 0.05, 0.04, 0.1, 0.9])
@@ -272,7 +282,11 @@ def test_the_dsc_of_crops_is_that_of_all_their_voxels_together():
 def test_half_precision_gives_the_gradients_of_full_precision_on_a_few_planes(size):
     """In plain bf16 they hold memory that nobody wrote, on some processors."""
     torch.manual_seed(0)
-    conv, image, away = torch.nn.Conv3d(32, 32, 3, padding=1), torch.randn(4, 32, *size), torch.randn(4, 32, *size)
+    conv, image, away = (
+        torch.nn.Conv3d(32, 32, 3, padding=1),
+        torch.randn(4, 32, *size),
+        torch.randn(4, 32, *size),
+    )
     grads = []
     for enabled in (False, True):
         conv.zero_grad()
@@ -306,26 +320,53 @@ def test_the_folder_tells_what_came_out(labelled, tiny, tmp_path):
         (ctssl.read(labelled / "labels" / "case1.nii.gz").array > 0).sum() * 12 / 1000, abs=1e-4
     )
     card = ModelCard((tmp_path / "m" / "README.md").read_text())
-    assert card.data.eval_results and card.data.eval_results[0].metric_value == pytest.approx(report.mean_dsc, abs=1e-4)
+    assert card.data.eval_results and card.data.eval_results[0].metric_value == pytest.approx(
+        report.mean_dsc, abs=1e-4
+    )
     for picture in ("best.png", "median.png", "worst.png"):
         assert f"({picture})" in card.text and (tmp_path / "m" / picture).read_bytes()[:4] == b"\x89PNG"
 
 
 def test_two_processes_train_one_segmenter(labelled, tiny, tmp_path):
     tiny.save_pretrained(tmp_path / "tiny")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ctssl.cli",
-               "finetune", str(labelled), "--model", str(tmp_path / "tiny"), "--head", "linear", "--out", str(tmp_path / "m"),
-               "--steps", "2", "--crop", "16", "--batch", "1"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "ctssl.cli",
+        "finetune",
+        str(labelled),
+        "--model",
+        str(tmp_path / "tiny"),
+        "--head",
+        "linear",
+        "--out",
+        str(tmp_path / "m"),
+        "--steps",
+        "2",
+        "--crop",
+        "16",
+        "--batch",
+        "1",
+    ]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     settings = ctssl.Settings(steps=2, crop=16, batch=2)
-    ctssl.finetune(labelled, model=tiny, head="linear", out=tmp_path / "one", settings=settings, progress=False)
+    ctssl.finetune(
+        labelled, model=tiny, head="linear", out=tmp_path / "one", settings=settings, progress=False
+    )
     two, one = (ctssl.load_segmenter(tmp_path / name).state_dict() for name in ("m", "one"))
     start = tiny.state_dict()
     moved = {
-        k: (v - start[k.removeprefix("encoder.")]).abs().mean() for k, v in one.items() if k.startswith("encoder.")
+        k: (v - start[k.removeprefix("encoder.")]).abs().mean()
+        for k, v in one.items()
+        if k.startswith("encoder.")
     }
     assert max(moved.values()) > 1e-5  # it did learn
     assert all(torch.isfinite(value).all() and value.shape == one[key].shape for key, value in two.items())
@@ -464,7 +505,9 @@ def test_the_spacing_follows_from_the_tumours():
         place = (np.arange(n) - n / 2 + 0.5) * voxel_mm
         x, y, z = np.meshgrid(place, place, place, indexing="ij")
         mask = (x**2 + y**2 + z**2 < radius_mm**2).astype(np.uint8)
-        ball = Volume(mask + 1 if organ else mask, np.diag([voxel_mm] * 3 + [1.0]))  # the tumour is label 2 in an organ
+        ball = Volume(
+            mask + 1 if organ else mask, np.diag([voxel_mm] * 3 + [1.0])
+        )  # the tumour is label 2 in an organ
         return planning.fitting_spacing(planning.together([planning.measure(ball, ball)]), 1.5)
 
     assert spacing(6.0, 1.0) == pytest.approx(1.2, abs=0.02)  # 12 mm across
@@ -472,7 +515,9 @@ def test_the_spacing_follows_from_the_tumours():
     assert spacing(6.0, 1.0, organ=True) == pytest.approx(1.2, abs=0.02)
     nothing = planning.Tumours({}, 1.0, np.zeros(0))
     assert planning.fitting_spacing(nothing, 2.0) == 2.0
-    assert [planning.fitting_crop(planning.Tumours({1: mm}, 1.0, np.zeros(0)), 2.0) for mm in (20.0, 90.0)] == [64, 96]
+    assert [
+        planning.fitting_crop(planning.Tumours({1: mm}, 1.0, np.zeros(0)), 2.0) for mm in (20.0, 90.0)
+    ] == [64, 96]
 
 
 def test_the_window_follows_from_the_tumours_and_is_kept(labelled, tiny, tmp_path):
@@ -483,7 +528,13 @@ def test_the_window_follows_from_the_tumours_and_is_kept(labelled, tiny, tmp_pat
     settings = dataclasses.replace(QUICK, steps=1)
     for given, kept in (((-160.0, 240.0), (-160.0, 240.0)), (None, (100.0, 300.0))):  # of 200 HU
         ctssl.finetune(
-            labelled, model=tiny, out=tmp_path / "m", settings=settings, window_hu=given, overwrite=True, progress=False
+            labelled,
+            model=tiny,
+            out=tmp_path / "m",
+            settings=settings,
+            window_hu=given,
+            overwrite=True,
+            progress=False,
         )
         assert ctssl.load_segmenter(tmp_path / "m").spec.preprocess.window_hu == kept
     frozen = dataclasses.replace(settings, freeze=True)
@@ -491,7 +542,12 @@ def test_the_window_follows_from_the_tumours_and_is_kept(labelled, tiny, tmp_pat
     assert ctssl.load_segmenter(tmp_path / "m").spec.preprocess.window_hu == (-500.0, 500.0)
     with pytest.raises(ValueError, match="window"):
         ctssl.finetune(
-            labelled, model=tiny, out=tmp_path / "n", settings=settings, window_hu=(100.0, 100.0), progress=False
+            labelled,
+            model=tiny,
+            out=tmp_path / "n",
+            settings=settings,
+            window_hu=(100.0, 100.0),
+            progress=False,
         )
 
 
@@ -502,7 +558,9 @@ def test_blocks_far_from_the_end_learn_more_slowly(name):
     net = ctssl.segmenter(ENCODERS[name](**SMALL[name]), head="linear")
     settings = ctssl.Settings(encoder_lr=1.0, lr=2.0, layer_decay=0.5)
     peaks = {
-        id(p): group["peak"] for group in fitting.groups(net, settings, from_scratch=False) for p in group["params"]
+        id(p): group["peak"]
+        for group in fitting.groups(net, settings, from_scratch=False)
+        for p in group["params"]
     }
     assert set(peaks) == {id(p) for p in net.parameters()}
     blocks = [peaks[id(next(b.parameters()))] for b in net.encoder.blocks]
@@ -518,7 +576,9 @@ def test_a_frozen_encoder_stays_as_it_is_and_minutes_end_the_training(labelled, 
     draw = fitting.draw
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "draw", lambda *a, **k: (finetuning_steps.append(a[2]), draw(*a, **k))[1])
-        ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=settings, spacing_mm=3.0, progress=False)
+        ctssl.finetune(
+            labelled, model=tiny, out=tmp_path / "m", settings=settings, spacing_mm=3.0, progress=False
+        )
     assert finetuning_steps == list(range(fitting.TIMED))
     kept = ctssl.load_segmenter(tmp_path / "m")
     assert kept.spec.preprocess.spacing_mm == 3.0
@@ -528,8 +588,28 @@ def test_a_frozen_encoder_stays_as_it_is_and_minutes_end_the_training(labelled, 
 
 def test_all_folds_from_the_command(labelled, tiny, tmp_path, capsys):
     tiny.save_pretrained(tmp_path / "tiny")
-    assert main(["finetune", str(labelled), "--model", str(tmp_path / "tiny"), "--out", str(tmp_path / "m"), "--folds", "3",
-                 "--steps", "1", "--crop", "16", "--batch", "1", "--json"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "finetune",
+                str(labelled),
+                "--model",
+                str(tmp_path / "tiny"),
+                "--out",
+                str(tmp_path / "m"),
+                "--folds",
+                "3",
+                "--steps",
+                "1",
+                "--crop",
+                "16",
+                "--batch",
+                "1",
+                "--json",
+            ]
+        )
+        == 0
+    )
     reports = json.loads(capsys.readouterr().out)
     assert sorted(name for report in reports for name in report["held_out"]) == ["case0", "case1", "case2"]
     assert all((tmp_path / "m" / f"fold{i}" / "model.safetensors").is_file() for i in range(3))
@@ -540,8 +620,23 @@ def test_all_folds_from_the_command(labelled, tiny, tmp_path, capsys):
 def test_folds_go_on_where_they_stopped(labelled, tiny, tmp_path, capsys, monkeypatch):
     """Killed between two folds, and within one: what is finished is not done again."""
     tiny.save_pretrained(tmp_path / "tiny")
-    ask = ["finetune", str(labelled), "--model", str(tmp_path / "tiny"), "--out", str(tmp_path / "m"), "--folds", "3",
-           "--steps", "2", "--crop", "16", "--batch", "1", "--json"]  # fmt: skip
+    ask = [
+        "finetune",
+        str(labelled),
+        "--model",
+        str(tmp_path / "tiny"),
+        "--out",
+        str(tmp_path / "m"),
+        "--folds",
+        "3",
+        "--steps",
+        "2",
+        "--crop",
+        "16",
+        "--batch",
+        "1",
+        "--json",
+    ]
     whole, calls = finetuning.fit, []
 
     def killed(*args, **kwargs):
@@ -581,7 +676,9 @@ def test_a_finished_request_is_not_done_again(labelled, tiny, tmp_path, monkeypa
     with pytest.raises(FileExistsError, match="trained with another held_out and train"):
         ctssl.finetune(labelled, **how, keep=True, hold_out=[first.train[0]])
     mask = ctssl.read(labelled / "labels" / "case0.nii.gz")
-    dataclasses.replace(mask, array=mask.array[::-1]).save(labelled / "labels" / "case0.nii.gz", overwrite=True)
+    dataclasses.replace(mask, array=mask.array[::-1]).save(
+        labelled / "labels" / "case0.nii.gz", overwrite=True
+    )
     with pytest.raises(FileExistsError, match="trained with another data"):  # masks that were drawn anew
         ctssl.finetune(labelled, **how, keep=True)
 
@@ -611,11 +708,19 @@ def test_files_of_the_user_stay(labelled, tiny, tmp_path, monkeypatch):
 
 def test_settings_that_cannot_be_are_refused_before_anything_is_read(labelled, tmp_path, capsys):
     ask = ["finetune", str(labelled), "--out", str(tmp_path / "m")]
-    for flags, words in ((["--steps", "0"], "steps=0"), (["--batch", "-1"], "batch=-1"), (["--validation", "1"], "validation=1"),
-                         (["--ema", "1"], "ema=1"), (["--minutes", "0"], "minutes=0"), (["--layer-decay", "0"], "layer_decay=0"),
-                         (["--head", "unet"], "there are dynunet, light"), (["--spacing", "0"], "no spacing to work at"),
-                         (["--few-shot", "9"], "there are 2 patients"), (["--folds", "0"], "give at least 2"),
-                         (["--patience", "0"], "patience=0")):  # fmt: skip
+    for flags, words in (
+        (["--steps", "0"], "steps=0"),
+        (["--batch", "-1"], "batch=-1"),
+        (["--validation", "1"], "validation=1"),
+        (["--ema", "1"], "ema=1"),
+        (["--minutes", "0"], "minutes=0"),
+        (["--layer-decay", "0"], "layer_decay=0"),
+        (["--head", "unet"], "there are dynunet, light"),
+        (["--spacing", "0"], "no spacing to work at"),
+        (["--few-shot", "9"], "there are 2 patients"),
+        (["--folds", "0"], "give at least 2"),
+        (["--patience", "0"], "patience=0"),
+    ):
         assert main([*ask, *flags]) == 2
         assert words in capsys.readouterr().err and not (tmp_path / "m").exists()
     if not torch.cuda.is_available():
@@ -624,13 +729,45 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_read(labelled, t
 
 def test_every_flag_reaches_the_training(labelled, tiny, tmp_path, capsys):
     tiny.save_pretrained(tmp_path / "tiny")
-    ask = ["finetune", str(labelled), "--model", str(tmp_path / "tiny"), "--out", str(tmp_path / "m"), "--steps", "2", "--crop",
-           "16", "--batch", "1", "--hold-out", "case2", "--few-shot", "1", "--freeze", "encoder", "--ema", "0.5", "--bf16",
-           "--spacing", "3", "--window", "-100", "300", "--validation", "0.2", "--layer-decay", "0.7", "--seed", "3"]  # fmt: skip
+    ask = [
+        "finetune",
+        str(labelled),
+        "--model",
+        str(tmp_path / "tiny"),
+        "--out",
+        str(tmp_path / "m"),
+        "--steps",
+        "2",
+        "--crop",
+        "16",
+        "--batch",
+        "1",
+        "--hold-out",
+        "case2",
+        "--few-shot",
+        "1",
+        "--freeze",
+        "encoder",
+        "--ema",
+        "0.5",
+        "--bf16",
+        "--spacing",
+        "3",
+        "--window",
+        "-100",
+        "300",
+        "--validation",
+        "0.2",
+        "--layer-decay",
+        "0.7",
+        "--seed",
+        "3",
+    ]
     assert main(ask) == 0
     report = json.loads((tmp_path / "m" / "report.json").read_text())
-    for key, value in dict(steps=2, crop=16, batch=1, freeze=True, ema=0.5, bf16=True, validation=0.2, layer_decay=0.7,
-                           seed=3).items():  # fmt: skip
+    for key, value in dict(
+        steps=2, crop=16, batch=1, freeze=True, ema=0.5, bf16=True, validation=0.2, layer_decay=0.7, seed=3
+    ).items():
         assert report["settings"][key] == value, key
     assert len(report["train"]) == 1 and list(report["held_out"]) == ["case2"]
     assert (report["spacing_mm"], report["window_hu"]) == (3.0, [-100.0, 300.0])
@@ -649,8 +786,23 @@ def test_what_is_doubtful_about_a_case_is_told(labelled, tiny, tmp_path, capsys)
     mask = ctssl.read(labelled / "labels" / "case1.nii.gz")
     Volume(np.zeros_like(mask.array), mask.affine).save(labelled / "labels" / "case1.nii.gz", overwrite=True)
     tiny.save_pretrained(tmp_path / "tiny")
-    ask = ["finetune", str(labelled), "--model", str(tmp_path / "tiny"), "--out", str(tmp_path / "m"), "--steps", "1", "--crop",
-           "16", "--batch", "1", "--hold-out", "case2", "--json"]  # fmt: skip
+    ask = [
+        "finetune",
+        str(labelled),
+        "--model",
+        str(tmp_path / "tiny"),
+        "--out",
+        str(tmp_path / "m"),
+        "--steps",
+        "1",
+        "--crop",
+        "16",
+        "--batch",
+        "1",
+        "--hold-out",
+        "case2",
+        "--json",
+    ]
     assert main(ask) == 0
     said = capsys.readouterr()
     assert "warning: case1: the mask is empty" in said.err
@@ -676,14 +828,22 @@ def test_held_out_cases_that_the_encoder_has_seen_are_told(labelled, tmp_path):
 
 def test_the_baselines_network_fits_its_crops(labelled, tmp_path):
     """nnU-Net's rule: crops of 16 voxels can be halved twice."""
-    report = ctssl.finetune(labelled, model="dynunet", out=tmp_path / "m", settings=dataclasses.replace(QUICK, steps=1, ema=0.0),
-                            progress=False)  # fmt: skip
+    report = ctssl.finetune(
+        labelled,
+        model="dynunet",
+        out=tmp_path / "m",
+        settings=dataclasses.replace(QUICK, steps=1, ema=0.0),
+        progress=False,
+    )
     kept = ctssl.load_segmenter(report.folder)
     assert len(kept.head.up) == 2 and kept.window == 16
 
 
 def test_a_segmenter_that_could_not_be_loaded_again_is_not_built(tiny):
-    for how, words in ((dict(classes=3, labels={1: "a"}), "name 1 to 2"), (dict(window=513), "1 to 512 voxels")):
+    for how, words in (
+        (dict(classes=3, labels={1: "a"}), "name 1 to 2"),
+        (dict(window=513), "1 to 512 voxels"),
+    ):
         with pytest.raises(ValueError, match=words):
             ctssl.segmenter(tiny, **how)
     with pytest.raises(ValueError, match="crops of 16 voxels or more"):
@@ -716,10 +876,19 @@ def test_the_average_of_the_weights_is_what_is_kept(tiny, tmp_path):
     for ema in (0.0, 0.9):
         net = ctssl.segmenter(copy.deepcopy(tiny), head="linear")
         settings = dataclasses.replace(QUICK, steps=3, ema=ema, warmup=0.0)
-        fitting.fit(net, [(scan, mask)], [], settings, unfinished=tmp_path / str(ema), facts={"from_scratch": True},
-                    progress=False)  # fmt: skip
+        fitting.fit(
+            net,
+            [(scan, mask)],
+            [],
+            settings,
+            unfinished=tmp_path / str(ema),
+            facts={"from_scratch": True},
+            progress=False,
+        )
         found[ema] = torch.cat([v.flatten() for v in net.state_dict().values() if v.is_floating_point()])
-    start = torch.cat([v.flatten() for v in ctssl.segmenter(tiny, head="linear").encoder.state_dict().values()])
+    start = torch.cat(
+        [v.flatten() for v in ctssl.segmenter(tiny, head="linear").encoder.state_dict().values()]
+    )
     assert not torch.equal(found[0.0], found[0.9])
     moved = [(found[ema][: len(start)] - start).norm() for ema in (0.0, 0.9)]
     assert 0 < moved[1] < moved[0]
@@ -748,11 +917,19 @@ def test_who_is_trained_on_who_chooses_and_who_is_judged(labelled, tiny, tmp_pat
     report = ctssl.finetune(
         table("train", " Val", "test"), model=tiny, out=tmp_path / "m", settings=QUICK, progress=False
     )
-    assert report.train == ["case0", "case1"] and report.validated == ["case1"] and list(report.held_out) == ["case2"]
+    assert (
+        report.train == ["case0", "case1"]
+        and report.validated == ["case1"]
+        and list(report.held_out) == ["case2"]
+    )
     assert {"dsc", "loss", "step"} == set(report.curve[0])
     assert main(["check", str(labelled), "--model", str(tmp_path / "m")]) == 0
     said = capsys.readouterr().out
-    assert [f"case{i}: {tmp_path / 'm'} was trained on this very scan" in said for i in range(3)] == [True, True, False]
+    assert [f"case{i}: {tmp_path / 'm'} was trained on this very scan" in said for i in range(3)] == [
+        True,
+        True,
+        False,
+    ]
     train, held = splits.divide(find_cases(table("train", "train", "val")).cases, None, 0)
     assert [case.name for case in held] == ["case2"] and len(train) == 2  # nobody else is left to judge on
     with pytest.raises(ValueError, match="case1: the split 'tarin' is none; write train, val or test"):
@@ -768,7 +945,9 @@ def test_what_cannot_be_judged_is_told_before_the_training(labelled, tiny, tmp_p
     with pytest.raises(ValueError, match="more than the 0.1 GB allowed"):
         ctssl.finetune(labelled, **how, max_memory_gb=0.1)
     assert not (tmp_path / "m").exists()
-    assert any("label 2: only held-out cases have it" in note for note in ctssl.finetune(labelled, **how).warnings)
+    assert any(
+        "label 2: only held-out cases have it" in note for note in ctssl.finetune(labelled, **how).warnings
+    )
 
 
 def test_a_training_whose_judging_fails_is_not_lost(labelled, tiny, tmp_path, monkeypatch):

@@ -37,16 +37,25 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
 def in_a_small_process(function: str, *sources: Path) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", LIMITED, function, *map(str, sources)], capture_output=True, text=True,
-                          timeout=60)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, function, *map(str, sources)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.splitlines()
 
 
 def test_hundreds_of_damaged_files_are_refused_in_words_or_read_right():
     """A sample of `python -m tests.benchmarks.fuzz`, in a process with a memory limit."""
-    done = subprocess.run([sys.executable, "-m", "tests.benchmarks.fuzz", "--count", "80", "--json"], capture_output=True,
-                          text=True, timeout=120, cwd=Path(__file__).parents[1])  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.fuzz", "--count", "80", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[1],
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["failures"] == []
@@ -75,7 +84,10 @@ def changed(scan: Path, to: Path, *, pack: bool = False, **fields) -> Path:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"dim_1": 32767, "dim_2": 32767, "dim_3": 32767}, "32767 x 32767 x 32767 voxels, more than the 1073741824"),
+        (
+            {"dim_1": 32767, "dim_2": 32767, "dim_3": 32767},
+            "32767 x 32767 x 32767 voxels, more than the 1073741824",
+        ),
         ({"dim_1": 2000}, "more than a file of its size can hold"),
         ({"dim_1": -5}, "its shape is"),
         ({"dim_3": 0}, "its shape is"),
@@ -146,8 +158,11 @@ def test_decompression_bombs_are_refused_before_they_unpack(scan, tmp_path):
     *lines, peak = in_a_small_process("read", *[tmp_path / f"{name}.nii.gz" for name in names])
     assert time.monotonic() - began < 30
     assert [line.split(":")[0] for line in lines] == ["refused"] * 4
-    for words, line in zip(("it goes on behind", "more than the 1073741824", "would begin at byte 2e+09", "not begin"), lines,
-                           strict=True):  # fmt: skip
+    for words, line in zip(
+        ("it goes on behind", "more than the 1073741824", "would begin at byte 2e+09", "not begin"),
+        lines,
+        strict=True,
+    ):
         assert words in line
     assert len(bomb) < 40e6 and int(peak) < 3000
 
@@ -171,10 +186,16 @@ def with_arguments(model: Path, name: str, **changes) -> Path:
 
 def test_an_encoder_of_absurd_size_is_refused_before_memory_is_taken(model):
     """In a process that may take half a gigabyte, and at once: a million blocks would take minutes to build."""
-    folders = [with_arguments(model, "a", width=10**9), with_arguments(model, "b", depths=[10**6, 1]),
-               with_arguments(model, "c", window=10**5), with_arguments(model, "d", patch=10**4),
-               with_arguments(model, "e", width=12 * 2000), with_arguments(model, "f", mlp_ratio=1e5),
-               with_arguments(model, "g", depths=[1] * 60), with_arguments(model, "h", heads=[10**6, 10**6])]  # fmt: skip
+    folders = [
+        with_arguments(model, "a", width=10**9),
+        with_arguments(model, "b", depths=[10**6, 1]),
+        with_arguments(model, "c", window=10**5),
+        with_arguments(model, "d", patch=10**4),
+        with_arguments(model, "e", width=12 * 2000),
+        with_arguments(model, "f", mlp_ratio=1e5),
+        with_arguments(model, "g", depths=[1] * 60),
+        with_arguments(model, "h", heads=[10**6, 10**6]),
+    ]
     began = time.monotonic()
     *lines, _ = in_a_small_process("load", *folders)
     assert time.monotonic() - began < 30
@@ -223,7 +244,9 @@ def test_no_name_of_a_case_leads_out_of_the_folder(name, labelled, model, tmp_pa
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match="cannot be the name of a case"):
         segment_all(
-            ctssl.segmenter(ctssl.load(model), head="linear"), {name: labelled / "images"}, tmp_path / "o" / "u" / "t"
+            ctssl.segmenter(ctssl.load(model), head="linear"),
+            {name: labelled / "images"},
+            tmp_path / "o" / "u" / "t",
         )
     assert sorted(tmp_path.rglob("*")) == before
     if name and "\0" not in name:
@@ -245,13 +268,20 @@ def test_labels_cannot_name_files_elsewhere_nor_share_one(model, ball, tmp_path)
     scan = ball[0]
     net = ctssl.segmenter(ctssl.load(model), head="linear", labels={1: "../../etc/x"})
     write_mask(net, scan, tmp_path / "m.nii.gz", with_probabilities=True)
-    assert {p.name for p in tmp_path.iterdir()} == {"model", "m.nii.gz", "m.ctssl.json", "m_.._.._etc_x.nii.gz"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "model",
+        "m.nii.gz",
+        "m.ctssl.json",
+        "m_.._.._etc_x.nii.gz",
+    }
     net = ctssl.segmenter(ctssl.load(model), head="linear", classes=3, labels={1: "a/b", 2: "a_b"})
     with pytest.raises(ValueError, match="would share files"):
         write_mask(net, scan, tmp_path / "n.nii.gz", with_probabilities=True)
 
 
-@pytest.mark.parametrize("name", ["../x", "me/..", "me/.x", "a/b/c", "me", "me/x y", "me/x\n", "-a/b", "/b", "a/"])
+@pytest.mark.parametrize(
+    "name", ["../x", "me/..", "me/.x", "a/b/c", "me", "me/x y", "me/x\n", "-a/b", "/b", "a/"]
+)
 def test_only_owner_and_name_are_a_repository(name, model):
     assert not REPOSITORY.fullmatch(name) and REPOSITORY.fullmatch("some-body/ct.model_1")
     with pytest.raises(ValueError, match="owner/name"):

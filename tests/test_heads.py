@@ -31,7 +31,11 @@ def test_logits_have_the_size_of_the_image_and_every_parameter_learns(fitting, h
     found = model.supervised(image)
     assert sum(weight for weight, _ in found) == pytest.approx(1.0)
     sum(weight * logits.square().mean() for weight, logits in found).backward()
-    without = [name for name, p in model.head.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    without = [
+        name
+        for name, p in model.head.named_parameters()
+        if p.grad is None or not torch.isfinite(p.grad).all()
+    ]
     assert not without
     assert all(p.grad is not None for p in model.encoder.patch_embed.parameters())
 
@@ -118,7 +122,9 @@ def test_unknown_heads_and_too_few_classes_are_refused(encoder):
 
 def test_a_mask_comes_back_on_the_scans_own_grid(encoder, ball):
     scan, _ = ball
-    turned = Volume(np.ascontiguousarray(scan.array.transpose(2, 0, 1)[::-1]), scan.affine[:, [2, 0, 1, 3]].copy())
+    turned = Volume(
+        np.ascontiguousarray(scan.array.transpose(2, 0, 1)[::-1]), scan.affine[:, [2, 0, 1, 3]].copy()
+    )
     turned.affine[:3, 3] += turned.affine[:3, 0] * (turned.shape[0] - 1)
     turned.affine[:3, 0] *= -1
     model = Segmenter(encoder, head="linear", classes=3).eval()
@@ -137,7 +143,8 @@ def test_mirroring_averages_what_the_model_says_of_all_eight(encoder):
     image = torch.rand(1, 1, 32, 32, 32)
     with torch.no_grad():
         total = sum(
-            model(image.flip(axes)).flip(axes) for axes in [(), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)]
+            model(image.flip(axes)).flip(axes)
+            for axes in [(), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)]
         )
         torch.testing.assert_close(mirrored(model, image), total / 8)
 

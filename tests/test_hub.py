@@ -25,9 +25,7 @@ from training.publish import git, main
 ROOT = Path(__file__).parent.parent
 NAME = "vit-wild-mim"  # the smallest
 REPO = f"org/{NAME}"
-FIND = (
-    "import sys; from ctssl.hub import find; print(find(sys.argv[1], revision=sys.argv[2] if sys.argv[2:] else None))"
-)
+FIND = "import sys; from ctssl.hub import find; print(find(sys.argv[1], revision=sys.argv[2] if sys.argv[2:] else None))"
 FEATURES = """import sys, ctssl, torch; m = ctssl.load(sys.argv[1], revision=sys.argv[2])
 x = torch.linspace(0, 1, 64**3).reshape(1, 1, 64, 64, 64); torch.save([f.clone() for f in m(x)], sys.argv[3])"""
 
@@ -35,14 +33,25 @@ x = torch.linspace(0, 1, 64**3).reshape(1, 1, 64, 64, 64); torch.save([f.clone()
 def environment(**changes) -> dict[str, str]:
     """As on a new machine: no token, no models, no home of the Hub, but for `changes`."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "CTSSL_"))}
-    plain = dict(PYTHONPATH=str(ROOT), HF_HUB_DISABLE_PROGRESS_BARS="1", HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1",
-                 NO_PROXY="127.0.0.1", OMP_NUM_THREADS="1")  # fmt: skip
+    plain = dict(
+        PYTHONPATH=str(ROOT),
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
+        HF_HUB_DISABLE_XET="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        NO_PROXY="127.0.0.1",
+        OMP_NUM_THREADS="1",
+    )
     return kept | plain | {key: str(value) for key, value in changes.items()}
 
 
 def python(code: str, *args, **changes) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code, *map(str, args)], env=environment(**changes), capture_output=True,
-                          text=True, timeout=120)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)],
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def found(*args, **changes) -> Path:
@@ -78,21 +87,34 @@ def olah(mirror, tmp_path_factory):
     """The address of an olah that serves the mirror."""
     command = os.environ.get("CTSSL_OLAH")
     if not command:
-        pytest.skip("CTSSL_OLAH is not set: python -m venv .ci-olah && .ci-olah/bin/pip install olah, "
-                    "then CTSSL_OLAH=.ci-olah/bin/olah-cli")  # fmt: skip
+        pytest.skip(
+            "CTSSL_OLAH is not set: python -m venv .ci-olah && .ci-olah/bin/pip install olah, "
+            "then CTSSL_OLAH=.ci-olah/bin/olah-cli"
+        )
     assert Path(command).is_file(), f"CTSSL_OLAH={command} is no file"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("olah")
     here = f"127.0.0.1:{port}"
-    settings = {"host": "127.0.0.1", "port": port, "repos-path": "./repos", "hf-scheme": "https", "hf-netloc": "localhost:1",
-                "hf-lfs-netloc": "localhost:1", "mirror-scheme": "http", "mirror-netloc": here, "mirror-lfs-netloc": here,
-                "mirrors-path": [str(mirror[0].parent)]}  # fmt: skip
+    settings = {
+        "host": "127.0.0.1",
+        "port": port,
+        "repos-path": "./repos",
+        "hf-scheme": "https",
+        "hf-netloc": "localhost:1",
+        "hf-lfs-netloc": "localhost:1",
+        "mirror-scheme": "http",
+        "mirror-netloc": here,
+        "mirror-lfs-netloc": here,
+        "mirrors-path": [str(mirror[0].parent)],
+    }
     rows = "\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
     (folder / "conf.toml").write_text(f"[basic]\n{rows}\n[accessibility]\noffline = true\n")
     with open(folder / "log", "w") as log:
-        server = subprocess.Popen([Path(command).absolute(), "-c", "conf.toml"], cwd=folder, stdout=log, stderr=log)
+        server = subprocess.Popen(
+            [Path(command).absolute(), "-c", "conf.toml"], cwd=folder, stdout=log, stderr=log
+        )
     try:
         for _ in range(600):
             assert server.poll() is None, (folder / "log").read_text()[-2000:]
@@ -110,14 +132,18 @@ def olah(mirror, tmp_path_factory):
 def test_what_is_published_loads_from_a_mirror_with_its_features(olah, mirror, tmp_path):
     import torch
 
-    done = python(FEATURES, REPO, mirror[1], tmp_path / "maps.pt", HF_ENDPOINT=olah, HF_HOME=tmp_path / "home")
+    done = python(
+        FEATURES, REPO, mirror[1], tmp_path / "maps.pt", HF_ENDPOINT=olah, HF_HOME=tmp_path / "home"
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     import ctssl
 
     expected = ctssl.load(NAME, offline=True)(torch.linspace(0, 1, 64**3).reshape(1, 1, 64, 64, 64))
     for one, two in zip(torch.load(tmp_path / "maps.pt", weights_only=True), expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
-    cached = found(REPO, mirror[1], HF_HUB_OFFLINE=1, HF_HOME=tmp_path / "home")  # and from now on without a network
+    cached = found(
+        REPO, mirror[1], HF_HUB_OFFLINE=1, HF_HOME=tmp_path / "home"
+    )  # and from now on without a network
     assert cached.name == mirror[1] and str(cached).startswith(str(tmp_path / "home"))
 
 
@@ -130,10 +156,16 @@ def test_a_revision_that_does_not_exist_is_named(olah, revision, tmp_path):
 
 def test_a_repository_that_does_not_exist_is_named(olah, tmp_path):
     said = refused("org/nothing", HF_ENDPOINT=olah, HF_HOME=tmp_path / "home")
-    assert said.startswith("FileNotFoundError") and "no repository org/nothing" in said and "hf auth login" in said
+    assert (
+        said.startswith("FileNotFoundError")
+        and "no repository org/nothing" in said
+        and "hf auth login" in said
+    )
 
 
-def test_a_server_that_goes_away_half_way_leaves_nothing_and_the_next_attempt_succeeds(olah, mirror, tmp_path):
+def test_a_server_that_goes_away_half_way_leaves_nothing_and_the_next_attempt_succeeds(
+    olah, mirror, tmp_path
+):
     proxy, home = breaking(olah), tmp_path / "home"
     try:
         said = refused(REPO, mirror[1], HF_ENDPOINT=proxy.url, HF_HOME=home)
@@ -176,8 +208,12 @@ def test_swapped_weights_in_the_repository_are_found(olah, mirror, tmp_path):
 def place(commit): zoo.MODELS[{NAME!r}] = dataclasses.replace(zoo.MODELS[{NAME!r}], repo={REPO!r}, revision=commit)
 hub.bundled = lambda: pathlib.Path("nowhere"); place({mirror[1]!r}); print(hub.find({NAME!r})); place({mirror[2]!r})
 hub.find({NAME!r})"""
-    done = python(pinned, **at)  # a name of the table: its sha256 is in the table, whatever the repository says
-    assert done.stdout.strip().endswith(mirror[1]) and "the published model says" in done.stderr.splitlines()[-1]
+    done = python(
+        pinned, **at
+    )  # a name of the table: its sha256 is in the table, whatever the repository says
+    assert (
+        done.stdout.strip().endswith(mirror[1]) and "the published model says" in done.stderr.splitlines()[-1]
+    )
 
 
 def test_the_mirror_is_one_commit_with_a_tag_and_is_left_when_it_is_there(mirror, capsys, tmp_path):

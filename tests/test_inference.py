@@ -71,8 +71,11 @@ def test_a_scan_smaller_than_a_window_is_surrounded_by_air(model):
 def test_windows_of_air_are_left_out_without_a_difference(model):
     array = np.full((96, 24, 24), -1000, np.float32)
     array[:20, 4:20, 4:20] = 60
-    scan = Volume(array + np.where(array > 0, np.random.default_rng(0).normal(0, 20, array.shape), 0).astype(np.float32),
-                  np.diag([2.0, 2.0, 2.0, 1.0]))  # fmt: skip
+    scan = Volume(
+        array
+        + np.where(array > 0, np.random.default_rng(0).normal(0, 20, array.shape), 0).astype(np.float32),
+        np.diag([2.0, 2.0, 2.0, 1.0]),
+    )
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     found, _ = inference.windowed(model, scan, overlap=0.5, tta=False, progress=False)
@@ -120,7 +123,9 @@ class Shares(torch.nn.Module):
 
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.8])
 def test_a_voxel_counts_from_the_threshold_on(threshold):
-    scan = Volume(np.linspace(-500, 500, 20 * 20 * 20, dtype=np.float32).reshape(20, 20, 20), np.diag([2.0, 2, 2, 1]))
+    scan = Volume(
+        np.linspace(-500, 500, 20 * 20 * 20, dtype=np.float32).reshape(20, 20, 20), np.diag([2.0, 2, 2, 1])
+    )
     model = Shares(threshold).eval()
     share = inference.probabilities(model, scan)["tumour"].array
     clear = abs(share - threshold) > 2e-3
@@ -142,7 +147,9 @@ def test_the_threshold_is_the_one_that_suits_the_validation_cases(tmp_path):
     labels = np.zeros(hu.shape, np.uint8)
     labels[4:14, 4:14, 4:10] = 1
     scan = Volume(hu, np.diag([2.0, 2, 2, 1]), "a")
-    case = Case("a", scan.save(tmp_path / "a.nii.gz"), Volume(labels, scan.affine).save(tmp_path / "label.nii.gz"))
+    case = Case(
+        "a", scan.save(tmp_path / "a.nii.gz"), Volume(labels, scan.affine).save(tmp_path / "label.nii.gz")
+    )
     assert thresholds.choose(Shares(), [case], [labels]) == 0.3
     assert thresholds.choose(Shares(), [case], [np.zeros_like(labels)]) == 0.5  # which tells nothing
     assert thresholds.choose(Shares(), [], []) == 0.5

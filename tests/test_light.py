@@ -16,7 +16,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 def loaded_by(code: str) -> set[str]:
     """Top-level modules that a fresh interpreter has after running `code`."""
     ask = "import sys; print('\\n' + ' '.join({m.split('.')[0] for m in sys.modules}))"
-    done = subprocess.run([sys.executable, "-c", f"{code}\n{ask}"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{ask}"], capture_output=True, text=True, check=True
+    )
     return set(done.stdout.splitlines()[-1].split())
 
 
@@ -38,7 +40,9 @@ def test_loading_an_encoder_loads_neither_timm_nor_monai():
 def test_every_public_name_exists_and_none_is_a_module():
     for name in dir(ctssl):
         getattr(ctssl, name)
-        assert not (PACKAGE / f"{name}.py").exists(), f"ctssl.{name} and ctssl/{name}.py: a function or a module?"
+        assert not (PACKAGE / f"{name}.py").exists(), (
+            f"ctssl.{name} and ctssl/{name}.py: a function or a module?"
+        )
     with pytest.raises(AttributeError, match="it has .*load_segmenter"):
         ctssl.nothing  # noqa: B018
 
@@ -108,7 +112,17 @@ ARROWS = {  # module: what it may import of ctssl at import time; a package stan
     "curves": {"evaluation"},
     "sources": {"curves", "datasets", "evaluation", "stamps", "tables", "volume"},
     "agreement": {"inference", "metrics", "tables", "volume"},
-    "robustness": {"curves", "datasets", "evaluation", "shifts", "sources", "stamps", "tables", "volume", "writing"},
+    "robustness": {
+        "curves",
+        "datasets",
+        "evaluation",
+        "shifts",
+        "sources",
+        "stamps",
+        "tables",
+        "volume",
+        "writing",
+    },
     "similarity": {"inference", "sampling", "writing"},
     "demo": {"inference", "loading", "phantom", "pictures", "volume", "zoo", "writing"},
     "cli": {"", "cli_common", "cli_judge", "cli_models", "cli_segment", "cli_shifts", "cli_train"},
@@ -133,7 +147,9 @@ def imports(path: Path) -> set[str]:
                 parts = (node.module or "").split(".")
                 found.update([parts[1]] if len(parts) > 1 else [a.name for a in node.names])
             elif isinstance(node, ast.Import):
-                found.update((a.name.split(".") + [""])[1] for a in node.names if a.name.split(".")[0] == "ctssl")
+                found.update(
+                    (a.name.split(".") + [""])[1] for a in node.names if a.name.split(".")[0] == "ctssl"
+                )
             elif isinstance(node, (ast.If, ast.Try, ast.With, ast.ClassDef)):
                 visit(node.body)
 

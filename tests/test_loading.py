@@ -57,8 +57,19 @@ def test_a_models_folder_says_what_the_table_says(name):
         hub.read_config(hub.bundled() / name),
         json.loads(json.dumps(ctssl.info(name).__dict__, default=vars)),
     )
-    for key in ("name", "kind", "encoder", "encoder_args", "preprocess", "corpus", "pretext", "parameters", "sha256",
-                "licence", "data"):  # fmt: skip
+    for key in (
+        "name",
+        "kind",
+        "encoder",
+        "encoder_args",
+        "preprocess",
+        "corpus",
+        "pretext",
+        "parameters",
+        "sha256",
+        "licence",
+        "data",
+    ):
         assert config[key] == spec[key], key
     assert {p.name for p in (hub.bundled() / name).iterdir()} == {
         "README.md",
@@ -129,7 +140,9 @@ def test_save_and_load_give_the_same_features(folder, encoder):
 
 
 def test_the_spec_survives_saving(tmp_path, encoder):
-    encoder.spec = ModelSpec("mine", "encoder", "swin", preprocess=Preprocess(3.0, (-100.0, 200.0)), corpus="wild")
+    encoder.spec = ModelSpec(
+        "mine", "encoder", "swin", preprocess=Preprocess(3.0, (-100.0, 200.0)), corpus="wild"
+    )
     again = ctssl.load(encoder.save_pretrained(tmp_path / "other-name"))
     assert (
         again.spec.preprocess == Preprocess(3.0, (-100.0, 200.0))
@@ -143,7 +156,9 @@ def test_a_segmenter_is_saved_with_its_settings(tmp_path, encoder):
     model = Segmenter(encoder, head="linear", classes=3, labels={1: "liver", 2: "tumour"}, window=48).eval()
     again = ctssl.load_segmenter(model.save_pretrained(tmp_path / "seg"))
     x = torch.rand(1, 1, 24, 17, 20)
-    assert torch.equal(model(x), again(x)) and again.labels == {1: "liver", 2: "tumour"} and again.window == 48
+    assert (
+        torch.equal(model(x), again(x)) and again.labels == {1: "liver", 2: "tumour"} and again.window == 48
+    )
     assert isinstance(Segmenter.from_pretrained(tmp_path / "seg"), Segmenter)
     with pytest.raises(ValueError, match="load_segmenter"):
         ctssl.load(tmp_path / "seg")
@@ -193,7 +208,9 @@ def test_damage_that_config_json_agrees_with_is_still_found(folder):
 
 
 def test_a_swapped_file_is_found(folder, tmp_path, encoder):
-    other = type(encoder)(**{k: v for k, v in SMALL[type(encoder).__name__.lower()].items() if k != "width"}, width=48)
+    other = type(encoder)(
+        **{k: v for k, v in SMALL[type(encoder).__name__.lower()].items() if k != "width"}, width=48
+    )
     other.save_pretrained(tmp_path / "other")
     shutil.copy(tmp_path / "other" / "model.safetensors", folder)
     with pytest.raises(ValueError, match="damaged or was changed"):

@@ -35,7 +35,9 @@ def test_plates_that_lie_apart_have_their_distance_in_mm(axis):
     distance = 4 * SPACING[axis]
     assert hd95(a, b, spacing_mm=SPACING) == pytest.approx(distance)
     assert nsd(a, b, spacing_mm=SPACING, tolerance_mm=distance + 1.6 * SPACING[axis]) == pytest.approx(1.0)
-    assert nsd(a, b, spacing_mm=SPACING, tolerance_mm=distance - 1.6 * SPACING[axis]) < 0.2  # but for the shared rims
+    assert (
+        nsd(a, b, spacing_mm=SPACING, tolerance_mm=distance - 1.6 * SPACING[axis]) < 0.2
+    )  # but for the shared rims
 
 
 def naive_hd95(a, b, spacing):
@@ -72,7 +74,9 @@ def test_a_ball_against_a_larger_one():
     x, y, z = np.meshgrid(*[np.arange(40) - 20] * 3, indexing="ij")
     small, large = (x**2 + y**2 + z**2 < r**2 for r in (10, 13))
     assert hd95(small, large, spacing_mm=(1, 1, 1)) == pytest.approx(3, abs=0.6)
-    assert hd95(small, large, spacing_mm=(2, 2, 2)) == pytest.approx(2 * hd95(small, large, spacing_mm=(1, 1, 1)))
+    assert hd95(small, large, spacing_mm=(2, 2, 2)) == pytest.approx(
+        2 * hd95(small, large, spacing_mm=(1, 1, 1))
+    )
     assert nsd(small, large, spacing_mm=(1, 1, 1), tolerance_mm=4) == pytest.approx(1.0)
     assert nsd(small, large, spacing_mm=(1, 1, 1), tolerance_mm=2) < 0.1
     assert nsd(small, small, spacing_mm=(1, 1, 1), tolerance_mm=0.5) == 1.0

@@ -120,7 +120,9 @@ def test_mim_counts_masked_voxels_only(monkeypatch):
     image[:, :, :16] = 0.25
     for visible in (0.9, 0.1):  # the visible half changes, the loss does not: prediction 0, masked half 0.25
         image[:, :, 16:] = visible
-        assert task(Batch((image,), torch.tensor([1]), torch.tensor([0])))["loss"].item() == pytest.approx(0.25)
+        assert task(Batch((image,), torch.tensor([1]), torch.tensor([0])))["loss"].item() == pytest.approx(
+            0.25
+        )
 
 
 # --- contrast ---
@@ -192,7 +194,9 @@ def test_tokens_are_standardised_by_what_the_teacher_saw_lately():
                 task.teacher.patch_embed.proj.bias.add_(0.5)  # other tokens
     torch.testing.assert_close(task.moments_patch, 0.9 * kept[0] + 0.1 * kept[1], atol=1e-5, rtol=1e-4)
     plain = Distillation(encoder, patch=True, **HEADS)
-    assert torch.equal(plain.even("patch", x), x) and not any("moments" in name for name, _ in plain.named_buffers())
+    assert torch.equal(plain.even("patch", x), x) and not any(
+        "moments" in name for name, _ in plain.named_buffers()
+    )
 
 
 def test_the_losses_are_cross_entropies_with_the_centred_teacher(distillation):
@@ -227,8 +231,12 @@ def test_the_losses_are_cross_entropies_with_the_centred_teacher(distillation):
     for a in range(2):
         for n in range(2):
             place = masks[a][n].flatten()
-            target = softmax((scores(task.teacher_heads, "patch", taught[a][n].flatten(1).t()[place]) - centre) / heat)
-            patch.append(distance(scores(task.heads, "patch", maps[a][n].flatten(1).t()[place]), target).mean())
+            target = softmax(
+                (scores(task.teacher_heads, "patch", taught[a][n].flatten(1).t()[place]) - centre) / heat
+            )
+            patch.append(
+                distance(scores(task.heads, "patch", maps[a][n].flatten(1).t()[place]), target).mean()
+            )
     assert result["patch"].item() == pytest.approx(np.mean(patch), rel=1e-4)
 
 
@@ -237,10 +245,14 @@ def test_momentum_and_temperatures_follow_their_formulas_over_the_whole_run(dist
     _, task = distillation
     steps = 1000
     momenta = [task.momentum_at((i + 1) / steps) for i in range(steps)]
-    assert momenta == pytest.approx([1 - 0.004 * (1 + math.cos(math.pi * (i + 1) / steps)) / 2 for i in range(steps)])
+    assert momenta == pytest.approx(
+        [1 - 0.004 * (1 + math.cos(math.pi * (i + 1) / steps)) / 2 for i in range(steps)]
+    )
     assert momenta == sorted(momenta) and momenta[0] == pytest.approx(0.996, abs=1e-6) and momenta[-1] == 1.0
     heats = [task.temperature("image", i / steps) for i in range(steps)]
-    assert heats[0] == 0.04 and heats[50] == pytest.approx(0.055) and heats[100:] == [pytest.approx(0.07)] * 900
+    assert (
+        heats[0] == 0.04 and heats[50] == pytest.approx(0.055) and heats[100:] == [pytest.approx(0.07)] * 900
+    )
     later = [task.temperature("patch", i / steps) for i in range(steps)]
     assert later[100:] == pytest.approx(heats[:900]) and later[:100] == [0.04] * 100
 
@@ -251,12 +263,16 @@ def test_the_teacher_is_a_moving_average_and_the_centre_too(distillation):
     maps = [encoder(view)[-1] for view in batch.views]
     masks = [torch.ones(3, 8, 8, 8, dtype=torch.bool)] * 2
     with torch.no_grad():
-        said = torch.cat([task.teacher_heads["image"](task.teacher(v)[-1].mean((2, 3, 4))) for v in batch.views])
+        said = torch.cat(
+            [task.teacher_heads["image"](task.teacher(v)[-1].mean((2, 3, 4))) for v in batch.views]
+        )
     for p in encoder.parameters():
         p.data += 1.0
     old = {k: v.clone() for k, v in task.teacher.state_dict().items()}
     for half in range(2):  # two pieces of one step: one update of the centre
-        pieces = Batch(tuple(v[half * 2 : half * 2 + 2] for v in batch.views), batch.seeds, batch.patients, 0.2)
+        pieces = Batch(
+            tuple(v[half * 2 : half * 2 + 2] for v in batch.views), batch.seeds, batch.patients, 0.2
+        )
         task(pieces, [m[half * 2 : half * 2 + 2] for m in maps], [m[half * 2 : half * 2 + 2] for m in masks])
         assert not task.centre_image.any()
     task.after_step(encoder, 0.2)
@@ -301,7 +317,9 @@ def test_mae_hides_the_asked_share_and_counts_hidden_tokens_only(monkeypatch):
     task = MaskedAutoencoder(encoder, width=24).eval()
     seen = []
     original = encoder.encode_tokens
-    monkeypatch.setattr(encoder, "encode_tokens", lambda t, p, grid: seen.append((t, p)) or original(t, p, grid=grid))
+    monkeypatch.setattr(
+        encoder, "encode_tokens", lambda t, p, grid: seen.append((t, p)) or original(t, p, grid=grid)
+    )
     batch = batch_of(1, views=1)
     torch.nn.init.zeros_(task.head.weight)
     torch.nn.init.zeros_(task.head.bias)
@@ -343,6 +361,9 @@ def test_one_view_is_a_mirrored_crop_and_two_views_overlap():
     assert 0.4 * 24**3 < len(shared) <= 24**3
     again = sample(scan, crop=24, views=2, how=Views(), seed=5)
     assert all(
-        np.array_equal(a, b) for a, b in zip(again, sample(scan, crop=24, views=2, how=Views(), seed=5), strict=True)
+        np.array_equal(a, b)
+        for a, b in zip(again, sample(scan, crop=24, views=2, how=Views(), seed=5), strict=True)
     )
-    assert all(a.shape == (24, 24, 24) and a.min() >= 0 and a.max() <= 1 and a.dtype == np.float32 for a in again)
+    assert all(
+        a.shape == (24, 24, 24) and a.min() >= 0 and a.max() <= 1 and a.dtype == np.float32 for a in again
+    )

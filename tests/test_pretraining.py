@@ -33,7 +33,16 @@ RUNS = sorted(
     for p in (ROOT / "training" / "runs").rglob("[a-z]*.py")
 )
 TINY = Run(
-    "tiny", "swin", "mim", "wild", encoder_args=SMALL["swin"], crop=32, batch=2, steps=6, save_minutes=0, workers=0
+    "tiny",
+    "swin",
+    "mim",
+    "wild",
+    encoder_args=SMALL["swin"],
+    crop=32,
+    batch=2,
+    steps=6,
+    save_minutes=0,
+    workers=0,
 )
 SMALL_HEADS = dict(hidden=32, bottleneck=16, out=64, standardise=True)
 
@@ -73,22 +82,44 @@ def test_a_run_stopped_in_the_middle_ends_as_one_that_was_not(task, phantoms):
 def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path):
     """SIGKILL at a moment that nobody chose; checkpoints after every step."""
     phantom(5.0)[0].save(tmp_path / "phantom.nii.gz")
-    sizes = ["crop=32", "batch=2", "steps=30", "save_minutes=0.0", "workers=0", f"encoder_args={SMALL['swin']}",
-             f"task_args={SMALL_HEADS}"]  # fmt: skip
-    command = [sys.executable, "-m", "training.pretrain", "--data", tmp_path / "phantom.csv",
-               "--model", "swin", "--task", "smit", "--set", *sizes]  # fmt: skip
+    sizes = [
+        "crop=32",
+        "batch=2",
+        "steps=30",
+        "save_minutes=0.0",
+        "workers=0",
+        f"encoder_args={SMALL['swin']}",
+        f"task_args={SMALL_HEADS}",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "training.pretrain",
+        "--data",
+        tmp_path / "phantom.csv",
+        "--model",
+        "swin",
+        "--task",
+        "smit",
+        "--set",
+        *sizes,
+    ]
     (tmp_path / "phantom.csv").write_text("image\nphantom.nii.gz\n")
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     killed = tmp_path / "killed" / "run"
     process = subprocess.Popen([*command, "--out", killed], env=env, stderr=subprocess.DEVNULL)
-    while process.poll() is None and (not (killed / "log.jsonl").exists() or len(log.read(killed / "log.jsonl")) < 8):
+    while process.poll() is None and (
+        not (killed / "log.jsonl").exists() or len(log.read(killed / "log.jsonl")) < 8
+    ):
         time.sleep(0.01)
     process.kill()
     process.wait()
     assert (killed / "checkpoint.pt").exists() and not (killed / "config.json").exists()
     for out in (killed, tmp_path / "whole" / "run"):
         subprocess.run([*command, "--out", out], env=env, check=True, capture_output=True)
-    one, two = (torch.load(tmp_path / n / "run" / "checkpoint.pt", weights_only=True) for n in ("killed", "whole"))
+    one, two = (
+        torch.load(tmp_path / n / "run" / "checkpoint.pt", weights_only=True) for n in ("killed", "whole")
+    )
     assert one["step"] == two["step"] == 30
     for key, value in one["task"].items():
         assert torch.equal(value, two["task"][key]), key
@@ -157,7 +188,9 @@ def test_norms_biases_and_tables_do_not_decay(encoder):
     opt, _ = pretrain.optimizer(encoder, TINY)
     decayed = {id(p) for group in opt.param_groups if group["weight_decay"] for p in group["params"]}
     for name, p in encoder.named_parameters():
-        assert (id(p) in decayed) == (p.ndim > 1 and "bias_table" not in name and "positions" not in name), name
+        assert (id(p) in decayed) == (p.ndim > 1 and "bias_table" not in name and "positions" not in name), (
+            name
+        )
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -169,7 +202,14 @@ def test_every_run_builds_and_takes_a_shrunken_step(name, phantoms):
     crop = 64 if run.encoder_args.get("merge_last") else 32
     heads = SMALL_HEADS if run.task == "smit" else {}
     shrunken = dataclasses.replace(
-        run, encoder_args=small, task_args={**run.task_args, **heads}, crop=crop, batch=2, steps=1, workers=0, init=""
+        run,
+        encoder_args=small,
+        task_args={**run.task_args, **heads},
+        crop=crop,
+        batch=2,
+        steps=1,
+        workers=0,
+        init="",
     )
     pretrain.pretrain(shrunken, phantoms)
     with torch.device("meta"):  # the full size, without its memory
@@ -180,8 +220,11 @@ def test_every_run_builds_and_takes_a_shrunken_step(name, phantoms):
         task = pretrain.build(dataclasses.replace(run, checkpointing=False))
         views = tuple(torch.rand(2, 1, 64, 64, 64) for _ in range(getattr(task, "views", 1)))
         assert torch.isfinite(task(Batch(views, torch.arange(2), torch.arange(2)))["loss"])
-    twin = (name.replace("wild", "self").replace("self_self", "self") if "wild" in name
-            else name.replace("self", "wild"))  # fmt: skip
+    twin = (
+        name.replace("wild", "self").replace("self_self", "self")
+        if "wild" in name
+        else name.replace("self", "wild")
+    )
     if "paper" not in name:  # a pair differs in what it is trained on, or starts from, and in nothing else
         other = find_run(twin)
         assert dataclasses.replace(other, name=run.name, corpus=run.corpus, init=run.init) == run
@@ -212,8 +255,9 @@ dist.destroy_process_group()
 def gradient_case(name, *, world, rank, batch, pieces, encoder="swin"):
     """A task as it starts, and the batches of its first step as one process of `world` gets them."""
     args = {"mim": {}, "contrastive": {}, "smit": SMALL_HEADS}[name]
-    run = dataclasses.replace(TINY, task=name, encoder=encoder, encoder_args=SMALL[encoder] | {"drop_path": 0.2},
-                              task_args=args)  # fmt: skip
+    run = dataclasses.replace(
+        TINY, task=name, encoder=encoder, encoder_args=SMALL[encoder] | {"drop_path": 0.2}, task_args=args
+    )
     task = pretrain.build(run).train()
     if name == "smit":  # as in the middle of a run: tokens of a mean and a deviation that are known
         for kind in task.distillation.kinds:
@@ -303,9 +347,29 @@ def torchrun(*arguments):
 def test_two_processes_train_one_model_with_torchrun(tmp_path):
     phantom(5.0)[0].save(tmp_path / "phantom.nii.gz")
     (tmp_path / "scans.csv").write_text("image\nphantom.nii.gz\n")
-    sizes = ["crop=32", "batch=2", "steps=3", "bf16=True", "accumulate=2", f"encoder_args={SMALL['swin']}", "workers=0"]
-    torchrun("-m", "training.pretrain", "--data", tmp_path / "scans.csv", "--model", "swin", "--task", "contrastive",
-             "--out", tmp_path / "runs" / "out", "--set", *sizes)  # fmt: skip
+    sizes = [
+        "crop=32",
+        "batch=2",
+        "steps=3",
+        "bf16=True",
+        "accumulate=2",
+        f"encoder_args={SMALL['swin']}",
+        "workers=0",
+    ]
+    torchrun(
+        "-m",
+        "training.pretrain",
+        "--data",
+        tmp_path / "scans.csv",
+        "--model",
+        "swin",
+        "--task",
+        "contrastive",
+        "--out",
+        tmp_path / "runs" / "out",
+        "--set",
+        *sizes,
+    )
     state = torch.load(tmp_path / "runs" / "out" / "checkpoint.pt", weights_only=True)
     assert state["step"] == 3 and state["world"] == 2
     assert len(log.read(tmp_path / "runs" / "out" / "log.jsonl")) == 3
@@ -315,11 +379,17 @@ def test_two_processes_train_one_model_with_torchrun(tmp_path):
 def test_wild_then_self_starts_from_the_wild_weights(phantoms, tmp_path):
     first = pretrain.pretrain(TINY, phantoms)
     then = dataclasses.replace(TINY, name="then", task="contrastive", init=str(phantoms))
-    assert torch.equal(pretrain.build(then).encoder.patch_embed.proj.weight, first.encoder.patch_embed.proj.weight)
+    assert torch.equal(
+        pretrain.build(then).encoder.patch_embed.proj.weight, first.encoder.patch_embed.proj.weight
+    )
     known = json.loads((phantoms / "seen.json").read_text())
     (phantoms / "seen.json").write_text(json.dumps(known | {"voxels": ["another scan"], "series": ["1.2.3"]}))
     found = json.loads(seen.seen(then))  # a scan is still known by the hash that the first training gave it
-    assert found == {"salt": "tiny", "voxels": sorted(["another scan", *known["voxels"]]), "series": ["1.2.3"]}
+    assert found == {
+        "salt": "tiny",
+        "voxels": sorted(["another scan", *known["voxels"]]),
+        "series": ["1.2.3"],
+    }
     with pytest.raises(SystemExit, match="built otherwise"):
         pretrain.build(dataclasses.replace(then, encoder_args=SMALL["swin"] | {"width": 24}))
 
@@ -327,7 +397,10 @@ def test_wild_then_self_starts_from_the_wild_weights(phantoms, tmp_path):
 def test_what_goes_on_from_a_published_model_has_its_corpus_in_front():
     then = dataclasses.replace(TINY, corpus="self", init="swin-wild-smit")
     assert [export.trained_on(run) for run in (TINY, then)] == ["wild", "wild-self"]
-    assert find_run("swin_wild_self_smit").name == f"swin-{export.trained_on(find_run('swin_wild_self_smit'))}-smit"
+    assert (
+        find_run("swin_wild_self_smit").name
+        == f"swin-{export.trained_on(find_run('swin_wild_self_smit'))}-smit"
+    )
 
 
 # --- data ---
@@ -354,10 +427,14 @@ def test_a_damaged_scan_is_left_out_and_too_many_are_refused(tmp_path, capsys):
     bad.write_bytes(good.read_bytes()[:5000])
     scans = [manifest.Scan(good, str(i)) for i in range(24)] + [manifest.Scan(bad, "bad")]
     corpus = cache.prepared(scans, TINY.preprocess, tmp_path / "cache")
-    assert len(corpus) == 24 and "left out 1 of 25" in (out := capsys.readouterr().out) and "bad.nii.gz" in out
+    assert (
+        len(corpus) == 24 and "left out 1 of 25" in (out := capsys.readouterr().out) and "bad.nii.gz" in out
+    )
     with pytest.raises(SystemExit, match="2 of 3 scans are unusable"):
         cache.prepared(
-            [scans[0], scans[24], manifest.Scan(tmp_path / "none.nii", "n")], TINY.preprocess, tmp_path / "cache"
+            [scans[0], scans[24], manifest.Scan(tmp_path / "none.nii", "n")],
+            TINY.preprocess,
+            tmp_path / "cache",
         )
 
 
@@ -383,7 +460,9 @@ def test_a_manifest_is_a_csv_or_a_folder(tmp_path):
 
 
 def test_each_scan_comes_once_in_a_pass_and_samples_do_not_depend_on_who_asks(tmp_path):
-    scans = [manifest.Scan(phantom(8.0, seed=i)[0].save(tmp_path / f"{i}.nii.gz"), str(i // 2)) for i in range(4)]
+    scans = [
+        manifest.Scan(phantom(8.0, seed=i)[0].save(tmp_path / f"{i}.nii.gz"), str(i // 2)) for i in range(4)
+    ]
     corpus = cache.prepared(scans, TINY.preprocess, tmp_path / "cache")
     assert [corpus.patient(i) for i in range(4)] == [0, 0, 1, 1]
     samples = Samples(corpus, crop=16, views=2, how=Views(), seed=3)
@@ -391,7 +470,8 @@ def test_each_scan_comes_once_in_a_pass_and_samples_do_not_depend_on_who_asks(tm
     assert sorted(drawn[:4]) == sorted(drawn[4:]) == [0, 0, 1, 1]
     one = list(loader(samples, Places(batch=4, pieces=1, rank=0, world=1, first=1, last=3), workers=0))
     two = [
-        list(loader(samples, Places(batch=2, pieces=1, rank=r, world=2, first=1, last=3), workers=1)) for r in (0, 1)
+        list(loader(samples, Places(batch=2, pieces=1, rank=r, world=2, first=1, last=3), workers=1))
+        for r in (0, 1)
     ]
     for step, batch in enumerate(one):
         for view in range(2):
@@ -463,7 +543,11 @@ def test_a_finished_run_becomes_a_model_folder_that_loads(phantoms, tmp_path):
     history = json.loads((folder / "training.json").read_text())
     voxels = json.loads((folder / "seen.json").read_text())["voxels"]
     told = facts(
-        recipe=history["run"], manifest=voxels, pretext="mim", samples=history["samples"], licence=config["licence"]
+        recipe=history["run"],
+        manifest=voxels,
+        pretext="mim",
+        samples=history["samples"],
+        licence=config["licence"],
     )
     assert read_metadata(folder / "model.safetensors") == told and told["licence"]
     assert len(history["curve"]) == 6 and history["run"]["steps"] == 6 and history["unseen"]["loss"] > 0
@@ -489,14 +573,49 @@ def test_the_whole_state_of_a_run_is_where_another_one_starts(phantoms, tmp_path
 def test_ones_own_scans_become_an_encoder_and_a_segmenter(labelled, tmp_path):
     """The README's recipe, from the command line; held-out scans that the pretraining has seen are named."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    sizes = ["crop=32", "batch=2", "steps=2", "workers=0", f"encoder_args={SMALL['swin']}", f"task_args={SMALL_HEADS}"]
+    sizes = [
+        "crop=32",
+        "batch=2",
+        "steps=2",
+        "workers=0",
+        f"encoder_args={SMALL['swin']}",
+        f"task_args={SMALL_HEADS}",
+    ]
     parent = pretrain.ENCODERS["swin"](**SMALL["swin"]).save_pretrained(tmp_path / "parent")
-    pretraining = ["training.pretrain", "--data", labelled, "--model", "swin", "--task", "smit", "--init", parent, "--out",
-                   tmp_path / "my-encoder", "--set", *sizes]  # fmt: skip
-    finetuning = ["ctssl.cli", "finetune", labelled, "--model", tmp_path / "my-encoder", "--out", tmp_path / "my-model",
-                  "--steps", "2", "--crop", "16", "--batch", "1"]  # fmt: skip
+    pretraining = [
+        "training.pretrain",
+        "--data",
+        labelled,
+        "--model",
+        "swin",
+        "--task",
+        "smit",
+        "--init",
+        parent,
+        "--out",
+        tmp_path / "my-encoder",
+        "--set",
+        *sizes,
+    ]
+    finetuning = [
+        "ctssl.cli",
+        "finetune",
+        labelled,
+        "--model",
+        tmp_path / "my-encoder",
+        "--out",
+        tmp_path / "my-model",
+        "--steps",
+        "2",
+        "--crop",
+        "16",
+        "--batch",
+        "1",
+    ]
     for command in (pretraining, finetuning):
-        done = subprocess.run([sys.executable, "-m", *map(str, command)], env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", *map(str, command)], env=env, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr[-2000:]
     assert "was pretrained on this very scan" in done.stderr
     seen = json.loads((tmp_path / "my-encoder" / "seen.json").read_text())
@@ -507,7 +626,17 @@ def test_ones_own_scans_become_an_encoder_and_a_segmenter(labelled, tmp_path):
 
 def test_what_cannot_be_trained_is_said_before_any_scan_is_read(labelled, tmp_path):
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ask = [sys.executable, "-m", "training.pretrain", "--data", labelled, "--model", "swin", "--out", tmp_path / "x"]
+    ask = [
+        sys.executable,
+        "-m",
+        "training.pretrain",
+        "--data",
+        labelled,
+        "--model",
+        "swin",
+        "--out",
+        tmp_path / "x",
+    ]
     for more in (
         ["--task", "mae"],
         ["--task", "mim", "--init", "swin-wild-mum"],
@@ -549,9 +678,12 @@ def test_what_the_disk_refused_once_is_tried_again(tmp_path, monkeypatch):
 def test_a_scan_that_is_no_ct_in_hu_is_left_out(tmp_path):
     scan = phantom(6.0)[0]
     good = [
-        Scan(dataclasses.replace(scan, array=scan.array + i).save(tmp_path / f"{i}.nii.gz"), str(i)) for i in range(30)
+        Scan(dataclasses.replace(scan, array=scan.array + i).save(tmp_path / f"{i}.nii.gz"), str(i))
+        for i in range(30)
     ]
-    windowed = dataclasses.replace(scan, array=np.clip(scan.array / 1000, 0, 1)).save(tmp_path / "windowed.nii.gz")
+    windowed = dataclasses.replace(scan, array=np.clip(scan.array / 1000, 0, 1)).save(
+        tmp_path / "windowed.nii.gz"
+    )
     corpus = cache.prepared([*good, Scan(windowed, "w")], Preprocess(), tmp_path / "cache")
     assert len(corpus) == 30
 

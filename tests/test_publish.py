@@ -32,8 +32,12 @@ numpy.save(sys.argv[2], m.segment(phantom(8.0)[0]).array)"""
 def double(monkeypatch, tmp_path):
     """The Hub of this process, for somebody who may write to `me` and `org`."""
     server = Double()
-    changes = dict(ENDPOINT=server.url, HF_HUB_CACHE=str(tmp_path / "cache"), HF_TOKEN_PATH=str(tmp_path / "token"),
-                   HF_HUB_DISABLE_XET=True)  # fmt: skip
+    changes = dict(
+        ENDPOINT=server.url,
+        HF_HUB_CACHE=str(tmp_path / "cache"),
+        HF_TOKEN_PATH=str(tmp_path / "token"),
+        HF_HUB_DISABLE_XET=True,
+    )
     for key, value in changes.items():
         monkeypatch.setattr(constants, key, value)
     monkeypatch.setenv("HF_TOKEN", "hf_writes")
@@ -73,7 +77,9 @@ def test_every_model_is_fit_to_be_published(name):
 def test_what_is_not_in_the_table_is_of_unclear_licence_and_stays_here(name):
     folder = hub.bundled() / name
     config = hub.read_config(hub.verified(folder))
-    assert not free(config["licence"]) and (folder / "README.md").read_text() == publish.expected_card(folder, config)
+    assert not free(config["licence"]) and (folder / "README.md").read_text() == publish.expected_card(
+        folder, config
+    )
     assert not {"best.png", "median.png", "worst.png"} & {path.name for path in folder.iterdir()}
     with pytest.raises(ValueError, match="not in the table"):
         publish.check(folder)
@@ -120,8 +126,14 @@ def test_publishing_uploads_one_commit_tags_it_and_writes_the_table(double, tabl
     assert set(where) == {NAME, OTHER}
     for name, (repo, commit) in where.items():
         kept = double.repos[repo]
-        assert kept["private"] and kept["refs"] == {"main": commit, "v0.1.0": commit} and len(kept["commits"]) == 2
-        files = {path: content for path, content in kept["commits"][commit].items() if path != ".gitattributes"}
+        assert (
+            kept["private"]
+            and kept["refs"] == {"main": commit, "v0.1.0": commit}
+            and len(kept["commits"]) == 2
+        )
+        files = {
+            path: content for path, content in kept["commits"][commit].items() if path != ".gitattributes"
+        }
         assert files == {p.name: p.read_bytes() for p in (hub.bundled() / name).iterdir()}
         assert f'ctssl.load("{repo}", revision="{commit}")' in said
     for text in (before, after := table.read_text()):
@@ -133,7 +145,8 @@ def test_publishing_uploads_one_commit_tags_it_and_writes_the_table(double, tabl
 
 
 @pytest.mark.parametrize(
-    ("token", "words"), [("", "does not know you"), ("hf_wrong", "does not know you"), ("hf_reads", "does not let you")]
+    ("token", "words"),
+    [("", "does not know you"), ("hf_wrong", "does not know you"), ("hf_reads", "does not let you")],
 )
 def test_publishing_without_a_token_that_may_write_makes_nothing(double, table, token, words, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", token)
@@ -165,7 +178,9 @@ def test_a_private_repository_needs_a_token_to_read(double, tmp_path):
     assert f"ctssl.load('org/{NAME}', revision='v0.1.0')" in told.stdout
 
 
-def test_a_users_segmenter_goes_up_with_a_card_and_gives_the_same_masks_elsewhere(double, tmp_path, monkeypatch):
+def test_a_users_segmenter_goes_up_with_a_card_and_gives_the_same_masks_elsewhere(
+    double, tmp_path, monkeypatch
+):
     torch.manual_seed(0)
     encoder = ctssl.Swin(**SMALL["swin"])
     encoder.spec = ModelSpec("mine", "encoder", "swin", preprocess=Preprocess(spacing_mm=8.0))
@@ -182,9 +197,17 @@ def test_a_users_segmenter_goes_up_with_a_card_and_gives_the_same_masks_elsewher
     kept = double.repos["me/my-tumour"]
     files = kept["commits"][kept["refs"]["main"]]
     assert kept["private"] and kept["refs"]["main"] in address
-    assert set(files) == {".gitattributes", "README.md", "config.json", "model.safetensors"}  # no names, no patients
+    assert set(files) == {
+        ".gitattributes",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }  # no names, no patients
     text = files["README.md"].decode()
-    assert all(words in text for words in ('ctssl.load_segmenter("me/my-tumour")', "3 held-out cases", "0.612", "2400"))
+    assert all(
+        words in text
+        for words in ('ctssl.load_segmenter("me/my-tumour")', "3 held-out cases", "0.612", "2400")
+    )
     at = dict(HF_ENDPOINT=double.url, HF_HOME=tmp_path / "elsewhere", HF_TOKEN="hf_reads")
     done = python(MASK, "me/my-tumour", tmp_path / "mask.npy", **at)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -206,8 +229,14 @@ def test_a_generated_card_is_what_the_hub_reads(encoder, licence, tmp_path):
     encoder.spec = ModelSpec("mine", "encoder", "swin", licence=licence)
     text = card(encoder.save_pretrained(tmp_path / "mine"), "me/mine", {"code": "ctssl 0"})
     data = ModelCard(text).data
-    assert data.library_name == "ctssl" and data.license == (licence.lower() if licence.startswith("CC") else "other")
-    assert "not a medical device" in text and 'ctssl.load("me/mine")' in text and "has not been written down" in text
+    assert data.library_name == "ctssl" and data.license == (
+        licence.lower() if licence.startswith("CC") else "other"
+    )
+    assert (
+        "not a medical device" in text
+        and 'ctssl.load("me/mine")' in text
+        and "has not been written down" in text
+    )
 
 
 def test_the_table_is_rewritten_whole_or_not_at_all(table):

@@ -25,7 +25,9 @@ SMALL = {"shifts": ("kernel_sharp", "truncation"), "severities": (1, 5)}
 def model(tmp_path_factory):
     torch.manual_seed(0)
     encoder = ctssl.Swin(12, depths=(1, 1), heads=(2, 4), window=4, patch=2, merge_last=False)
-    return Segmenter(encoder, head="linear", window=32).save_pretrained(tmp_path_factory.mktemp("models") / "model")
+    return Segmenter(encoder, head="linear", window=32).save_pretrained(
+        tmp_path_factory.mktemp("models") / "model"
+    )
 
 
 def refused(capsys, *args) -> str:
@@ -37,9 +39,25 @@ def refused(capsys, *args) -> str:
 
 def rows(scores: dict[int, list[float]], model="a", shift="dose") -> list[dict]:
     """By severity the DSC of the cases c0, c1, ...; 0 is clean."""
-    return [{"model": model, "case": f"c{i}", "patient": f"c{i}", "shift": shift if severity else "clean", "severity": severity,
-             "label": 1, "dsc": value, "nsd": value, "hd95_mm": 1.0, "lesions": 1, "lesions_found": 1, "false_positives": 0,
-             "volume_ml": 1.0 + i} for severity, values in scores.items() for i, value in enumerate(values)]  # fmt: skip
+    return [
+        {
+            "model": model,
+            "case": f"c{i}",
+            "patient": f"c{i}",
+            "shift": shift if severity else "clean",
+            "severity": severity,
+            "label": 1,
+            "dsc": value,
+            "nsd": value,
+            "hd95_mm": 1.0,
+            "lesions": 1,
+            "lesions_found": 1,
+            "false_positives": 0,
+            "volume_ml": 1.0 + i,
+        }
+        for severity, values in scores.items()
+        for i, value in enumerate(values)
+    ]
 
 
 def test_areas_and_falls_by_hand():
@@ -50,7 +68,11 @@ def test_areas_and_falls_by_hand():
     assert [row["dsc"] for row in each] == pytest.approx([(0.85 + 4 * 0.6) / 5, (0.8 + 4 * 0.7) / 5])
     assert each[0]["dsc_lost"] == pytest.approx(0.9 - 0.65)
     (seen,) = curves.overview(mine, ["a"], ["dose"])
-    assert (seen["clean_dsc"], seen["worst_dsc"], seen["at_severity"]) == (pytest.approx(0.85), pytest.approx(0.5), 5)
+    assert (seen["clean_dsc"], seen["worst_dsc"], seen["at_severity"]) == (
+        pytest.approx(0.85),
+        pytest.approx(0.5),
+        5,
+    )
     assert (seen["worst_case"], seen["from_dsc"], seen["to_dsc"]) == ("c0", 0.9, 0.4)
     (better,) = curves.overview(rows({0: [0.5, 0.5], 1: [0.7, 0.7], 5: [0.6, 0.8]}), ["a"], ["dose"])
     assert (better["worst_dsc"], better["at_severity"]) == (
@@ -90,7 +112,9 @@ def test_a_model_against_itself_and_going_on(labelled, model, tmp_path, monkeypa
     assert all(row["difference"] == 0 for row in found.against_model)
     names = {p.name for p in out.iterdir()}
     assert names == {"rows", "report.json", "report.md", "rows.csv", "curves.png", "overlays"}
-    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG") and len(list((out / "overlays").glob("*.png"))) == 2
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG") and len(
+        list((out / "overlays").glob("*.png"))
+    ) == 2
     wanted = shift(ctssl.read(labelled / "images" / "case1.nii.gz"), "kernel_sharp", severity=5)
     np.testing.assert_array_equal(ctssl.read(scans / "kernel_sharp-5" / "case1.nii.gz").array, wanted.array)
 
@@ -109,8 +133,11 @@ def test_a_model_against_itself_and_going_on(labelled, model, tmp_path, monkeypa
 
 
 def test_holm_is_over_the_whole_table():
-    several = [row for name, less in (("a", 0.1), ("b", 0.11), ("c", 0.12))
-               for row in rows({0: [0.9] * 8, 3: [0.9 - less - i / 100 for i in range(8)]}, name)]  # fmt: skip
+    several = [
+        row
+        for name, less in (("a", 0.1), ("b", 0.11), ("c", 0.12))
+        for row in rows({0: [0.9] * 8, 3: [0.9 - less - i / 100 for i in range(8)]}, name)
+    ]
     found = robustness.tables(several, ["a", "b", "c"], ["dose"], (), 2.0)
     for table in (found.against_clean, found.against_model):
         assert [row["p_holm"] for row in table] == pytest.approx(
@@ -142,18 +169,26 @@ def test_masks_of_another_tool(labelled, model, tmp_path, capsys):
     assert found["against_model"] == [] and found["overview"][0]["cases"] == 3
 
     seen = ctssl.read(masks / "truncation-5" / "case0.nii.gz")
-    Volume(np.zeros(seen.shape, np.uint8), seen.affine).save(masks / "truncation-5" / "case0.nii.gz", overwrite=True)
+    Volume(np.zeros(seen.shape, np.uint8), seen.affine).save(
+        masks / "truncation-5" / "case0.nii.gz", overwrite=True
+    )
     how = dict(shifts=("truncation",), severities=(5,), overlays=0)
     changed = measure_robustness(labelled, predictions=masks, out=tmp_path / "two", **how)
     empty = [row for row in changed.rows if row["case"] == "case0" and row["severity"] == 5]
     assert empty[0]["dsc"] == 0 and math.isnan(empty[0]["hd95_mm"])
     both = measure_robustness(labelled, model=model, predictions=masks, out=tmp_path / "both", **how)
-    assert both.models == ["model", "masks"] and {row["metric"] for row in both.against_model} >= {"dsc", "dsc_lost"}
-    seen = ctssl.read(masks / "clean" / "case1.nii.gz")  # one mask of another numbering, or of another structure
+    assert both.models == ["model", "masks"] and {row["metric"] for row in both.against_model} >= {
+        "dsc",
+        "dsc_lost",
+    }
+    seen = ctssl.read(
+        masks / "clean" / "case1.nii.gz"
+    )  # one mask of another numbering, or of another structure
     Volume(seen.array * 2, seen.affine).save(masks / "clean" / "case1.nii.gz", overwrite=True)
     noted = measure_robustness(labelled, predictions=masks, out=tmp_path / "noted", **how).notes
     assert any(
-        "1 masks of masks hold labels, but none that a true mask has (first clean/case1.nii.gz)" in n for n in noted
+        "1 masks of masks hold labels, but none that a true mask has (first clean/case1.nii.gz)" in n
+        for n in noted
     )
     seen.affine[0, 3] += 30
     seen.save(masks / "clean" / "case1.nii.gz", overwrite=True)
@@ -170,8 +205,13 @@ def test_masks_of_another_tool(labelled, model, tmp_path, capsys):
         with pytest.raises(ValueError, match=words):
             measure_robustness(labelled, predictions=masks, out=tmp_path / "three", **how)
     found = ctssl.measure_robustness(labelled, model=model, scans=scans, out=tmp_path / "kept", **how)
-    assert {row["severity"] for row in found.rows} == {0, 5}  # the scans that the command wrote serve here too
-    (scans / "truncation-5" / "case0.nii.gz").write_bytes((scans / "truncation-5" / "case1.nii.gz").read_bytes())
+    assert {row["severity"] for row in found.rows} == {
+        0,
+        5,
+    }  # the scans that the command wrote serve here too
+    (scans / "truncation-5" / "case0.nii.gz").write_bytes(
+        (scans / "truncation-5" / "case1.nii.gz").read_bytes()
+    )
     with pytest.raises(ValueError, match="made of another scan"):
         ctssl.measure_robustness(labelled, model=model, scans=scans, out=tmp_path / "mixed", **how)
     (masks / "clean" / "case2.nii.gz").unlink()
@@ -179,16 +219,34 @@ def test_masks_of_another_tool(labelled, model, tmp_path, capsys):
 
 
 def test_strata_and_pairs(labelled, model, tmp_path):
-    (tmp_path / "cases.csv").write_text("id,patient,kernel\ncase0,p0,SOFT\ncase1,p0,SOFT\ncase2,p1,STANDARD\n")
+    (tmp_path / "cases.csv").write_text(
+        "id,patient,kernel\ncase0,p0,SOFT\ncase1,p0,SOFT\ncase2,p1,STANDARD\n"
+    )
     scan = ctssl.read(labelled / "images" / "case0.nii.gz")
-    cut = Volume(np.ascontiguousarray(shift(scan, "kernel_sharp", severity=2).array[:, 1:]), scan.affine.copy())
+    cut = Volume(
+        np.ascontiguousarray(shift(scan, "kernel_sharp", severity=2).array[:, 1:]), scan.affine.copy()
+    )
     cut.affine[1, 3] += scan.spacing_mm[1]
     cut.save(tmp_path / "sharp.nii.gz")
     scan.save(tmp_path / "smooth.nii.gz")
-    (tmp_path / "pairs.csv").write_text("first,second\nsmooth.nii.gz,sharp.nii.gz\nsmooth.nii.gz,smooth.nii.gz\n")
-    found = measure_robustness(labelled, model=model, out=tmp_path / "out", by=("kernel",), table=tmp_path / "cases.csv",
-                               pairs=tmp_path / "pairs.csv", shifts=("kernel_sharp",), severities=(3,), overlays=0)  # fmt: skip
-    assert [(row["stratum"], row["cases"]) for row in found.strata] == [("kernel SOFT", 2), ("kernel STANDARD", 1)]
+    (tmp_path / "pairs.csv").write_text(
+        "first,second\nsmooth.nii.gz,sharp.nii.gz\nsmooth.nii.gz,smooth.nii.gz\n"
+    )
+    found = measure_robustness(
+        labelled,
+        model=model,
+        out=tmp_path / "out",
+        by=("kernel",),
+        table=tmp_path / "cases.csv",
+        pairs=tmp_path / "pairs.csv",
+        shifts=("kernel_sharp",),
+        severities=(3,),
+        overlays=0,
+    )
+    assert [(row["stratum"], row["cases"]) for row in found.strata] == [
+        ("kernel SOFT", 2),
+        ("kernel STANDARD", 1),
+    ]
     assert {row["patient"] for row in found.rows} == {"p0", "p1"}
     other, same = found.pairs
     assert (other["pair"], same["pair"]) == ("smooth, sharp", "smooth, smooth")
@@ -204,9 +262,15 @@ def test_strata_and_pairs(labelled, model, tmp_path):
     a, b = other["first_ml"], other["second_ml"]
     assert a != b and other["volume_difference"] == pytest.approx(2 * (b - a) / (a + b))
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "pairs" / "0").iterdir()}
-    (tmp_path / "pairs.csv").write_text("first,second\nsmooth.nii.gz,smooth.nii.gz\nsmooth.nii.gz,sharp.nii.gz\n")
+    (tmp_path / "pairs.csv").write_text(
+        "first,second\nsmooth.nii.gz,smooth.nii.gz\nsmooth.nii.gz,sharp.nii.gz\n"
+    )
     again = measure_robustness(model=model, out=tmp_path / "out", pairs=tmp_path / "pairs.csv")
-    assert again.pairs == [same, other] and {path: path.stat().st_mtime_ns for path in kept} == kept and len(kept) == 2
+    assert (
+        again.pairs == [same, other]
+        and {path: path.stat().st_mtime_ns for path in kept} == kept
+        and len(kept) == 2
+    )
     assert not (tmp_path / "out" / "rows.csv").exists()  # of the run before
     assert 0 < other["embedding_concordance"] < 1 - 1e-6
     assert math.isnan(found.pairs_summary[0]["volume_concordance"]) and found.pairs_summary[0]["pairs"] == 2
@@ -266,8 +330,14 @@ def test_what_changed_is_measured_again(labelled, model, tmp_path):
 
 
 def test_what_a_shift_leaves_to_see_is_said(labelled, model, tmp_path):
-    found = measure_robustness(labelled, model=model, out=tmp_path / "out", shifts=("truncation", "thickness"),
-                               severities=(1, 5), overlays=0)  # fmt: skip
+    found = measure_robustness(
+        labelled,
+        model=model,
+        out=tmp_path / "out",
+        shifts=("truncation", "thickness"),
+        severities=(1, 5),
+        overlays=0,
+    )
     for row in found.rows:
         scan, truth = (ctssl.read(labelled / kind / f"{row['case']}.nii.gz") for kind in ("images", "labels"))
         cut = row["shift"] == "truncation"
@@ -276,7 +346,11 @@ def test_what_a_shift_leaves_to_see_is_said(labelled, model, tmp_path):
         assert row["best_dsc"] == pytest.approx(ctssl.metrics.dsc(perfect, truth.array == 1))
         assert row["unchanged"] == ((row["shift"], row["severity"]) == ("thickness", 1))
     least = min(row["best_dsc"] for row in found.rows)
-    assert least < 1 and "no mask can have a DSC above" in found.markdown() and f"{least:.2f}" in found.markdown()
+    assert (
+        least < 1
+        and "no mask can have a DSC above" in found.markdown()
+        and f"{least:.2f}" in found.markdown()
+    )
     assert "thickness 1 leaves 3 of 3 scans as they are" in found.markdown()
 
 
@@ -316,9 +390,9 @@ def test_stamps_are_short_and_tell_what_differs():
     }
     for words, other in others.items():
         assert words in stamps.differs(stamps.stamp_of(*other), one)
-    assert "version" in stamps.differs(one.replace(" by ", " by 1"), one) and "nothing proves" in stamps.differs(
-        "", one
-    )
+    assert "version" in stamps.differs(
+        one.replace(" by ", " by 1"), one
+    ) and "nothing proves" in stamps.differs("", one)
     assert stamps.differs(one, one) == ""
 
 
@@ -354,9 +428,20 @@ def test_pairs_of_the_same_file_names_stay_apart(tmp_path):
 
 def test_volumes_agree_label_by_label():
     """Organs of different size would agree with each other whatever a model says."""
-    rows = [{"pair": str(i), "label": label, "first_ml": size * a, "second_ml": size * b, "volume_difference": 0.0, "dsc": 1.0,
-             "embedding_cosine": 1.0, "embedding_concordance": 1.0}
-            for label, size in ((1, 1.0), (2, 1000.0)) for i, (a, b) in enumerate([(1, 3), (2, 2), (3, 1)])]  # fmt: skip
+    rows = [
+        {
+            "pair": str(i),
+            "label": label,
+            "first_ml": size * a,
+            "second_ml": size * b,
+            "volume_difference": 0.0,
+            "dsc": 1.0,
+            "embedding_cosine": 1.0,
+            "embedding_concordance": 1.0,
+        }
+        for label, size in ((1, 1.0), (2, 1000.0))
+        for i, (a, b) in enumerate([(1, 3), (2, 2), (3, 1)])
+    ]
     assert agreement.summarise(rows)["volume_concordance"] == pytest.approx(-1.0)
     absent = [
         {**row, "label": 3, "first_ml": 0.0, "second_ml": 0.0} for row in rows[:3]
@@ -388,7 +473,9 @@ def test_what_does_not_fit_is_said_before_any_work(labelled, model, tmp_path, ca
     assert "no shift is called 'blur'" in refused(capsys, *ask, "--shifts", "blur")
     assert "there are 1, 2, 3, 4 and 5" in refused(capsys, *ask, "--severities", "7")
     assert "whose masks?" in refused(capsys, "robustness", labelled, "--out", tmp_path / "out")
-    assert "needs a --model" in refused(capsys, "robustness", labelled, "--against", model, "--out", tmp_path / "out")
+    assert "needs a --model" in refused(
+        capsys, "robustness", labelled, "--against", model, "--out", tmp_path / "out"
+    )
     assert "nothing to measure" in refused(capsys, "robustness", "--model", model, "--out", tmp_path / "out")
     assert "needs a table" in refused(capsys, *ask, "--by", "kernel")
     assert "no case is called case9" in refused(capsys, *ask, "--cases", "case9")
@@ -397,7 +484,15 @@ def test_what_does_not_fit_is_said_before_any_work(labelled, model, tmp_path, ca
     assert "give one above 0" in refused(capsys, *ask, "--tolerance", "nan")
     (tmp_path / "cases.csv").write_text("id,model\ncase0,a\n")
     assert "rename the column" in refused(capsys, *ask, "--by", "model", "--table", tmp_path / "cases.csv")
-    bare = ["robustness", "--predictions", tmp_path, "--out", tmp_path / "out", "--pairs", tmp_path / "none.csv"]
+    bare = [
+        "robustness",
+        "--predictions",
+        tmp_path,
+        "--out",
+        tmp_path / "out",
+        "--pairs",
+        tmp_path / "none.csv",
+    ]
     assert "cannot be paired" in refused(capsys, *bare)
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     assert "needed: first, second" in refused(capsys, *ask, "--pairs", tmp_path / "bad.csv")
@@ -416,18 +511,37 @@ def test_shift_a_scan(labelled, tmp_path, capsys):
     assert "exists" in refused(capsys, "shift", source, out, "--dose", "2")
     assert "is a scan that is read" in refused(capsys, "shift", source, source, "--dose", "2", "--overwrite")
     assert (
-        main(["shift", str(source), str(out), "--kernel", "-2", "--dose", "4", "--seed", "7", "--overwrite", "--json"])
+        main(
+            [
+                "shift",
+                str(source),
+                str(out),
+                "--kernel",
+                "-2",
+                "--dose",
+                "4",
+                "--seed",
+                "7",
+                "--overwrite",
+                "--json",
+            ]
+        )
         == 0
     )
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["shifts"] == {"dose": 4, "kernel_smooth": 2}
     wanted = ctssl.shift(ctssl.shift(scan, "dose", severity=4, seed=7), "kernel_smooth", severity=2, seed=7)
     np.testing.assert_array_equal(ctssl.read(out).array, wanted.array)
     assert "say which shift" in refused(capsys, "shift", source, tmp_path / "x.nii.gz")
-    assert "not both" in refused(capsys, "shift", source, tmp_path / "x.nii.gz", "--kernel", "1", "--kernel-sharp", "1")
+    assert "not both" in refused(
+        capsys, "shift", source, tmp_path / "x.nii.gz", "--kernel", "1", "--kernel-sharp", "1"
+    )
     assert "no severity 6" in refused(capsys, "shift", source, tmp_path / "x.nii.gz", "--dose", "6")
     assert "1 to 5 is sharper" in refused(capsys, "shift", source, tmp_path / "x.nii.gz", "--kernel", "0")
     assert main(["shift", str(source), str(tmp_path / "thick.nii.gz"), "--thickness", "1"]) == 0
-    assert "warning: case0.nii.gz: thickness-1 changes nothing on voxels of 2 x 2 x 3 mm" in capsys.readouterr().err
+    assert (
+        "warning: case0.nii.gz: thickness-1 changes nothing on voxels of 2 x 2 x 3 mm"
+        in capsys.readouterr().err
+    )
 
 
 def test_shift_a_folder(labelled, tmp_path, capsys):
@@ -468,5 +582,7 @@ def test_a_pair_is_found_by_the_fields_of_its_specs():
     wild, own = ctssl.pair("swin", "mim")
     assert (wild.corpus, own.corpus) == ("wild", "self") and wild.encoder == own.encoder == "swin"
     assert ctssl.info(wild.name) is wild and ctssl.info(own.name) is own
-    with pytest.raises(ValueError, match=r"no pair of models for \('swin', 'dino'\); there are .*\('swin', 'mim'\)"):
+    with pytest.raises(
+        ValueError, match=r"no pair of models for \('swin', 'dino'\); there are .*\('swin', 'mim'\)"
+    ):
         ctssl.pair("swin", "dino")

@@ -48,7 +48,11 @@ def test_every_shift_is_exact_for_a_seed_and_keeps_its_input(name, chest):
     before = chest.array.copy()
     one, two, other = (shift(chest, name, severity=4, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(chest.array, before)
-    assert one.array.dtype == np.float32 and one.shape == chest.shape and np.array_equal(one.affine, chest.affine)
+    assert (
+        one.array.dtype == np.float32
+        and one.shape == chest.shape
+        and np.array_equal(one.affine, chest.affine)
+    )
     assert np.array_equal(one.array, two.array) and np.isfinite(one.array).all()
     assert np.array_equal(one.array, other.array) == (name in ("kernel_sharp", "kernel_smooth", "truncation"))
     assert not np.array_equal(one.array, before) and not np.shares_memory(one.array, chest.array)
@@ -181,14 +185,16 @@ def test_a_line_integral_is_the_chord_and_backprojection_inverts_it():
 def test_the_noise_of_a_dose_is_what_the_dose_says():
     body = cylinder(100.0, slices=16)
     middle = np.s_[body.shape[0] // 2 - 12 : body.shape[0] // 2 + 12]
-    variance = {s: (shift(body, "dose", severity=s).array - body.array)[middle, middle].var() for s in range(1, 6)}
+    variance = {
+        s: (shift(body, "dose", severity=s).array - body.array)[middle, middle].var() for s in range(1, 6)
+    }
     for s in range(2, 6):  # the electronics' noise joins at the lowest dose
         wanted = (1 / dose.SEVERITIES[s] - 1) / (1 / dose.SEVERITIES[1] - 1)
         assert 0.94 < variance[s] / variance[1] / wanted < 1.12
     thin = cylinder(100.0, slices=16, spacing=(2.0, 2.0, 1.25))
-    assert (shift(thin, "dose", severity=2).array - thin.array)[middle, middle].var() / variance[2] == pytest.approx(
-        4.0, rel=0.12
-    )
+    assert (shift(thin, "dose", severity=2).array - thin.array)[middle, middle].var() / variance[
+        2
+    ] == pytest.approx(4.0, rel=0.12)
 
 
 def test_the_reference_protocol_has_the_noise_that_is_stated():
@@ -205,9 +211,12 @@ def test_the_noise_does_not_depend_on_pixels(name):
 
     def added(spacing, air=0):
         body = cylinder(60.0, slices=3, spacing=(*spacing, 5.0))
-        body = Volume(np.pad(body.array, [(air, air), (air, air), (0, 0)], constant_values=-1000), body.affine)
+        body = Volume(
+            np.pad(body.array, [(air, air), (air, air), (0, 0)], constant_values=-1000), body.affine
+        )
         middle = tuple(
-            np.s_[n // 2 - int(20 / s) : n // 2 + int(20 / s)] for n, s in zip(body.shape, spacing, strict=False)
+            np.s_[n // 2 - int(20 / s) : n // 2 + int(20 / s)]
+            for n, s in zip(body.shape, spacing, strict=False)
         )
         return (shift(body, name, severity=3).array - body.array)[middle].std()
 
@@ -241,7 +250,9 @@ def test_readings_deviate_as_the_severity_says():
     """Small noise on a signal is the same noise on its logarithm; a reading without signal is no infinity."""
     rng = np.random.default_rng(0)
     for wanted in (0.005, 0.02, 0.08):
-        assert dose.log_noise(np.full(200_000, wanted, np.float32), rng).std() == pytest.approx(wanted, rel=0.02)
+        assert dose.log_noise(np.full(200_000, wanted, np.float32), rng).std() == pytest.approx(
+            wanted, rel=0.02
+        )
     assert np.isfinite(dose.log_noise(np.full(1000, 50.0, np.float32), rng)).all()
 
 
@@ -256,7 +267,9 @@ def test_the_perfusion_is_smooth_around_one():
 def test_a_noisy_scan_gets_noise_by_its_own():
     """Half the dose doubles the variance: as much again is added as there was."""
     body = cylinder(100.0, slices=16, hu=40.0)
-    noisy = Volume(body.array + np.random.default_rng(0).normal(0, 25, body.shape).astype(np.float32), body.affine)
+    noisy = Volume(
+        body.array + np.random.default_rng(0).normal(0, 25, body.shape).astype(np.float32), body.affine
+    )
     assert dose.own_noise(noisy)[0] == pytest.approx(25, rel=0.03) and dose.own_noise(body)[0] == 0
     inside = body.array > 0
     for severity, times in ((2, 1.0), (3, 3.0)):
@@ -276,7 +289,9 @@ def test_the_noise_is_stronger_in_large_bodies_and_behind_bone_and_it_is_correla
     n = large.shape[0]
     boned = large.array.copy()
     for left in (n // 2 - 45, n // 2 + 30):
-        boned[left : left + 15, n // 2 - 7 : n // 2 + 7] = 1500.0  # two bones: the rays through both lie between them
+        boned[left : left + 15, n // 2 - 7 : n // 2 + 7] = (
+            1500.0  # two bones: the rays through both lie between them
+        )
     boned = Volume(boned, large.affine)
     noise = [shift(v, "dose", severity=3, seed=1).array - v.array for v in (large, boned)]
     between = np.s_[n // 2 - 10 : n // 2 + 10, n // 2 - 3 : n // 2 + 3]
@@ -305,7 +320,10 @@ def test_noise_does_not_decide_what_takes_iodine():
     array = np.repeat(np.where(x <= 6, 45.0, -90.0)[..., None], 24, axis=2)
     noisy = scan(array + np.random.default_rng(0).normal(0, 40, array.shape), (0.8, 0.8, 2.0))
     rise = (shift(noisy, "contrast", severity=5).array - noisy.array)[x <= 3]
-    assert rise.mean() > 200 and np.percentile(rise, 1) > 0.6 * rise.mean(), (rise.mean(), np.percentile(rise, 1))
+    assert rise.mean() > 200 and np.percentile(rise, 1) > 0.6 * rise.mean(), (
+        rise.mean(),
+        np.percentile(rise, 1),
+    )
 
 
 def test_contrast_raises_vessels_and_neither_bone_nor_air():
@@ -325,7 +343,9 @@ def test_contrast_raises_vessels_and_neither_bone_nor_air():
     muscle = scan(np.full((40, 40, 30), 55.0), (2.0, 2.0, 2.0))
     rise = shift(muscle, "contrast", severity=5).array - 55.0
     assert rise.mean() == pytest.approx(0.12 * 300, rel=0.1)  # of tissue: 12 % of what vessels take
-    low, high = (contrast.enhance(volume, 3, np.random.default_rng(0), kvp=k) - volume.array for k in (80, 140))
+    low, high = (
+        contrast.enhance(volume, 3, np.random.default_rng(0), kvp=k) - volume.array for k in (80, 140)
+    )
     np.testing.assert_allclose(low[core] / high[core], 40 / 21, rtol=1e-3)
     with pytest.raises(ValueError, match=r"\[80, 100, 120, 140\]"):
         contrast.enhance(volume, 3, np.random.default_rng(0), kvp=90)
@@ -394,12 +414,23 @@ def test_what_cannot_be_hu_is_refused(chest):
 def test_as_a_monai_transform(chest):
     image = MetaTensor(torch.from_numpy(chest.array)[None], affine=torch.from_numpy(chest.affine))
     found = Compose([ShiftTransform("kernel_sharp", severity=3)])(image)
-    assert isinstance(found, MetaTensor) and found.shape == image.shape and torch.equal(found.affine, image.affine)
+    assert (
+        isinstance(found, MetaTensor)
+        and found.shape == image.shape
+        and torch.equal(found.affine, image.affine)
+    )
     np.testing.assert_array_equal(found[0].numpy(), shift(chest, "kernel_sharp").array)
     both = ShiftTransform(("dose", "kernel_sharp"), keys=("image",), seed=5)
     label = torch.zeros(1)
-    one, again = both({"image": image, "label": label}), both.set_random_state(5)({"image": image, "label": label})
-    assert torch.equal(one["image"], again["image"]) and one["label"] is label and not torch.equal(one["image"], image)
+    one, again = (
+        both({"image": image, "label": label}),
+        both.set_random_state(5)({"image": image, "label": label}),
+    )
+    assert (
+        torch.equal(one["image"], again["image"])
+        and one["label"] is label
+        and not torch.equal(one["image"], image)
+    )
     assert ShiftTransform("dose", prob=0.0)(image) is image
     with pytest.raises(ValueError, match="has no affine"):
         both({"image": torch.zeros(1, 4, 4, 4)})
@@ -454,7 +485,9 @@ def test_the_kernel_shift_brings_real_pairs_closer(data):
                     left = {key: after / part["before"][key] for key, after in found[direction].items()}
                     where = (patient, half, way, direction, left)
                     if way == "other patient":
-                        assert [share < 1 for share in left.values()] == [patient.startswith("A0001")] * 3, where
+                        assert [share < 1 for share in left.values()] == [patient.startswith("A0001")] * 3, (
+                            where
+                        )
                     elif way in ("unpaired", "own"):
                         assert left["nps"] < 0.5 and left["skin"] < 0.6 and left["lung"] < 0.95, where
                     else:
@@ -472,5 +505,9 @@ def test_the_strength_between_unpaired_slices_is_the_one_that_was_applied():
     assert abs(unpaired(one, other, 2.0)) < 0.05
     for severity in (2, 4):
         wanted = kernel.SEVERITIES[severity]
-        assert unpaired(one, shift(other, "kernel_sharp", severity=severity), 2.0) == pytest.approx(wanted, rel=0.1)
-        assert unpaired(one, shift(other, "kernel_smooth", severity=severity), 2.0) == pytest.approx(-wanted, rel=0.1)
+        assert unpaired(one, shift(other, "kernel_sharp", severity=severity), 2.0) == pytest.approx(
+            wanted, rel=0.1
+        )
+        assert unpaired(one, shift(other, "kernel_smooth", severity=severity), 2.0) == pytest.approx(
+            -wanted, rel=0.1
+        )

@@ -136,7 +136,9 @@ def test_other_scans_must_be_the_same_anatomy_on_the_same_grid():
     matrix = similarity.compare(swin, swin, [scan], other_scans=[louder], **sizes).matrix
     assert 0.3 < matrix[0, 0] < 1.0
     with pytest.raises(ValueError, match="different grids"):
-        similarity.compare(swin, swin, [scan], other_scans=[ctssl.Volume(scan.array[:10], scan.affine)], **sizes)
+        similarity.compare(
+            swin, swin, [scan], other_scans=[ctssl.Volume(scan.array[:10], scan.affine)], **sizes
+        )
     with pytest.raises(ValueError, match="one for one"):
         similarity.compare(swin, swin, [scan], other_scans=[], **sizes)
 
@@ -166,7 +168,19 @@ def test_compare_clean_with_shifted(tmp_path, capsys, monkeypatch):
     whole = similarity.compare
     monkeypatch.setattr(similarity, "compare", lambda *a, **how: whole(*a, **how, batch=8))
     scan = phantom(6.0)[0].save(tmp_path / "scan.nii.gz")
-    ask = ["compare", str(folder), str(folder), "--data", str(scan), "--crops", "16", "--size", "16", "--spacing", "4"]
+    ask = [
+        "compare",
+        str(folder),
+        str(folder),
+        "--data",
+        str(scan),
+        "--crops",
+        "16",
+        "--size",
+        "16",
+        "--spacing",
+        "4",
+    ]
     off = []
     for number, extra in enumerate(([], ["--shift", "thickness:4"], ["--shift", "thickness:5"])):
         assert main([*ask, "--out", str(tmp_path / f"{number}.png"), *extra]) == 0

@@ -29,7 +29,10 @@ def test_a_verdict_follows_from_the_corrected_test(gain, words):
     for shift in ("clean", "dose"):
         (row,) = study.judged([claim("a", "b", shift)], kept)
         assert row["verdict"] == words and (row["n"], row["seeds"]) == (12, 2)
-        assert row["difference"] == pytest.approx(gain, abs=1e-3) and row["low"] <= row["difference"] <= row["high"]
+        assert (
+            row["difference"] == pytest.approx(gain, abs=1e-3)
+            and row["low"] <= row["difference"] <= row["high"]
+        )
     (nothing,) = study.judged([claim("a", "b", expected=0)], kept)
     assert nothing["verdict"] == ("disagrees" if gain else "cannot tell")
 
@@ -40,10 +43,14 @@ def test_many_claims_need_more_evidence_than_one():
     kept = {"shifts": {"a": measured(0.0), "b": measured(0.0)}}
     for case, away in zip(CASES, [*(0.02 + 0.01 * rng.random(10)), -0.001, -0.002], strict=True):
         for seed in ("0", "1"):
-            kept["shifts"]["b"][seed]["clean"]["0"][case] = kept["shifts"]["a"][seed]["clean"]["0"][case] - away
+            kept["shifts"]["b"][seed]["clean"]["0"][case] = (
+                kept["shifts"]["a"][seed]["clean"]["0"][case] - away
+            )
     (alone,) = study.judged([claim("a", "b")], kept)
     many = study.judged([claim("a", "b")] * 40, kept)
-    assert alone["p"] == many[0]["p"] and many[0]["p_holm"] == pytest.approx(min(1.0, 40 * alone["p"]), abs=1e-2)
+    assert alone["p"] == many[0]["p"] and many[0]["p_holm"] == pytest.approx(
+        min(1.0, 40 * alone["p"]), abs=1e-2
+    )
     assert (alone["verdict"], many[0]["verdict"]) == ("agrees", "cannot tell")
 
 
@@ -62,7 +69,10 @@ def test_robustness_is_what_is_lost_and_not_what_is_left():
         table["dose"][severity] = {case: value - 0.2 * int(severity) for case, value in cases.items()}
     (row,) = study.lost(kept)
     assert (row["model"], row["against"], row["shift"]) == ("swin-wild-smit", "swin-scratch", "dose")
-    assert row["means"] == [pytest.approx(-0.75, abs=1e-3), pytest.approx(-0.25, abs=1e-3)] and row["difference"] < 0
+    assert (
+        row["means"] == [pytest.approx(-0.75, abs=1e-3), pytest.approx(-0.25, abs=1e-3)]
+        and row["difference"] < 0
+    )
 
 
 def test_the_area_is_that_of_the_curve_with_the_clean_scan_at_its_start():
@@ -86,9 +96,11 @@ def test_the_cost_is_the_way_to_what_training_from_scratch_reaches():
     def row(points, seed=0):
         return {"seed": seed, "curve": [[step, 1.0, dsc] for step, dsc in points]}
 
-    trained = {"swin-scratch": [row([(100, 0.2), (200, 0.5), (400, 0.6)])],
-               "swin-wild-smit": [row([(100, 0.58), (200, 0.6), (400, 0.9)])],
-               "swin-self-smit": [row([(100, 0.1), (400, 0.5)])]}  # fmt: skip
+    trained = {
+        "swin-scratch": [row([(100, 0.2), (200, 0.5), (400, 0.6)])],
+        "swin-wild-smit": [row([(100, 0.58), (200, 0.6), (400, 0.9)])],
+        "swin-self-smit": [row([(100, 0.1), (400, 0.5)])],
+    }
     wild, own = study.costs(trained)
     assert (wild["steps"], wild["from_scratch"], wild["saved"], wild["verdict"]) == (
         [100],
@@ -97,8 +109,10 @@ def test_the_cost_is_the_way_to_what_training_from_scratch_reaches():
         "cannot tell",
     )
     assert own["steps"] == [None] and own["saved"] == [None]  # never
-    assert [study.cheaper(saved) for saved in ([0.5, 0.1, 0.2], [0.0, -0.3, -0.1], [0.5, 0.1, -0.1], [0.5, 0.5, None])] == [
-        "agrees", "disagrees", "cannot tell", "cannot tell"]  # fmt: skip
+    assert [
+        study.cheaper(saved)
+        for saved in ([0.5, 0.1, 0.2], [0.0, -0.3, -0.1], [0.5, 0.1, -0.1], [0.5, 0.5, None])
+    ] == ["agrees", "disagrees", "cannot tell", "cannot tell"]
 
 
 def test_a_seed_without_a_shift_does_not_count_as_clean():
@@ -112,13 +126,23 @@ def test_a_seed_without_a_shift_does_not_count_as_clean():
 def test_nodules_are_compared_with_the_same_training_from_scratch():
     def rows(gain, seeds):
         return [
-            {"seed": seed, "cases": {case: 0.3 + gain + 0.01 * i for i, case in enumerate(CASES)}} for seed in seeds
+            {"seed": seed, "cases": {case: 0.3 + gain + 0.01 * i for i, case in enumerate(CASES)}}
+            for seed in seeds
         ]
 
-    trained = {"vit-scratch": rows(0.0, (0, 1)), "vit-wild-mim": rows(0.1, (0, 1, 2)), "dynunet": rows(0.0, (0,)),
-               "vit-wild-mim, 10 cases": rows(0.2, (0,))}  # fmt: skip
+    trained = {
+        "vit-scratch": rows(0.0, (0, 1)),
+        "vit-wild-mim": rows(0.1, (0, 1, 2)),
+        "dynunet": rows(0.0, (0,)),
+        "vit-wild-mim, 10 cases": rows(0.2, (0,)),
+    }
     (row,) = study.nodules(trained)  # of the fewer cases there is no training from scratch
-    assert (row["model"], row["against"], row["seeds"], row["verdict"]) == ("vit-wild-mim", "vit-scratch", 2, "agrees")
+    assert (row["model"], row["against"], row["seeds"], row["verdict"]) == (
+        "vit-wild-mim",
+        "vit-scratch",
+        2,
+        "agrees",
+    )
     assert row["difference"] == pytest.approx(0.1)
 
 
@@ -136,11 +160,26 @@ def test_reuse_is_sure_where_all_seeds_say_the_same():
     def heat(late):
         return np.diag([0.9, 0.9, 0.9, late, late, late]).tolist()
 
-    lone = {"cka": {"swin-wild-contrastive": {"0": heat(0.8)}, "swin-wild-smit": {"0": heat(0.5)}}, "controls": {}}
-    assert [row["verdict"] for row in study.reuse_claims(lone)] == ["cannot tell", "not measured", "cannot tell"]
-    kept = {"cka": {name: {str(seed): heat(late) for seed, late in enumerate(lates)} for name, lates in
-                    (("swin-wild-contrastive", (0.8, 0.7, 0.8)), ("swin-wild-smit", (0.5, 0.6, 0.5)),
-                     ("swin-self-smit", (0.55, 0.9, 0.9)))}, "controls": {}}  # fmt: skip
+    lone = {
+        "cka": {"swin-wild-contrastive": {"0": heat(0.8)}, "swin-wild-smit": {"0": heat(0.5)}},
+        "controls": {},
+    }
+    assert [row["verdict"] for row in study.reuse_claims(lone)] == [
+        "cannot tell",
+        "not measured",
+        "cannot tell",
+    ]
+    kept = {
+        "cka": {
+            name: {str(seed): heat(late) for seed, late in enumerate(lates)}
+            for name, lates in (
+                ("swin-wild-contrastive", (0.8, 0.7, 0.8)),
+                ("swin-wild-smit", (0.5, 0.6, 0.5)),
+                ("swin-self-smit", (0.55, 0.9, 0.9)),
+            )
+        },
+        "controls": {},
+    }
     found = study.early_over_late(kept)
     assert (found["models"], found["early_change_less"], found["with_controls"]) == (3, 3, 0)
     assert [row["verdict"] for row in study.reuse_claims(kept)] == ["agrees", "cannot tell", "agrees"]
@@ -152,16 +191,24 @@ def test_reuse_is_sure_where_all_seeds_say_the_same():
 def test_reuse_is_what_is_above_strangers():
     """First blocks that are alike in any two networks, last ones that are not."""
     own, chance = [0.99] * 3 + [0.6] * 3, [0.97] * 3 + [0.2] * 3
-    kept = {"cka": {"swin-wild-smit": {str(s): np.diag(own).tolist() for s in range(3)}},
-            "controls": {"swin-wild-smit": {str(s): {"random": chance, "twin": own} for s in (2, 1, 0)}}}  # fmt: skip
+    kept = {
+        "cka": {"swin-wild-smit": {str(s): np.diag(own).tolist() for s in range(3)}},
+        "controls": {"swin-wild-smit": {str(s): {"random": chance, "twin": own} for s in (2, 1, 0)}},
+    }
     row = study.reuse_claims(kept)[-1]
-    assert row["of"] == ["early", "late"] and (row["verdict"], row["above_random_verdict"]) == ("agrees", "disagrees")
-    assert row["above_random_first"] == pytest.approx([0.02] * 3) and row["above_random_second"] == pytest.approx(
-        [0.4] * 3
+    assert row["of"] == ["early", "late"] and (row["verdict"], row["above_random_verdict"]) == (
+        "agrees",
+        "disagrees",
     )
+    assert row["above_random_first"] == pytest.approx([0.02] * 3) and row[
+        "above_random_second"
+    ] == pytest.approx([0.4] * 3)
     rows = study.reused(kept)
     assert [(row["against"], row["blocks"]) for row in rows] == [
-        ("itself before", own), ("the one of the other corpus", own), ("random weights", chance)]  # fmt: skip
+        ("itself before", own),
+        ("the one of the other corpus", own),
+        ("random weights", chance),
+    ]
     found = study.early_over_late(kept)
     assert (found["own"], found["random"], found["with_controls"]) == ([0.99, 0.6], [0.97, 0.2], 1)
     kept["controls"]["swin-wild-smit"] = {
@@ -176,7 +223,11 @@ def test_what_was_not_measured_is_said(tmp_path):
     found = study.study(robustness.results(tmp_path / "none.json"), {})
     assert {row["verdict"] for row in found["claims"]} == {"not measured"} and found["costs"] == []
     text = study.markdown(found)
-    assert text.count("Not measured yet.") == 8 and "Limits first" in text and "An ellipsoid in the middle" in text
+    assert (
+        text.count("Not measured yet.") == 8
+        and "Limits first" in text
+        and "An ellipsoid in the middle" in text
+    )
 
 
 def test_results_are_kept_part_by_part(tmp_path):
@@ -206,9 +257,14 @@ def test_other_data_has_results_of_its_own(labelled, tmp_path, monkeypatch, caps
     study.main()
     said = capsys.readouterr().out
     assert (
-        "The test cases are those of theirs.csv" in said and "26 wild or 26 self scans" in said and "limbs" not in said
+        "The test cases are those of theirs.csv" in said
+        and "26 wild or 26 self scans" in said
+        and "limbs" not in said
     )
-    rows = {row["claim"]: row["verdict"] for row in json.loads((tmp_path / "theirs.STUDY.json").read_text())["claims"]}
+    rows = {
+        row["claim"]: row["verdict"]
+        for row in json.loads((tmp_path / "theirs.STUDY.json").read_text())["claims"]
+    }
     assert rows["Swin: wild is better than from scratch"] == "agrees"
     text = (tmp_path / "theirs.STUDY.md").read_text()
     for name in ("theirs.STUDY_curves_swin.png", "theirs.STUDY_cka_swin.png"):
@@ -232,7 +288,11 @@ def test_the_study_runs_on_other_data_and_goes_on(labelled, tmp_path, monkeypatc
     (held,) = kept["facts"]
     assert kept["facts"][held]["volume_ml"] > 0
     shifts = kept["shifts"]["swin-scratch"]["0"]
-    assert set(shifts) == {"clean", *SHIFTS} and set(shifts["dose"]) == {"5"} and set(shifts["dose"]["5"]) == {held}
+    assert (
+        set(shifts) == {"clean", *SHIFTS}
+        and set(shifts["dose"]) == {"5"}
+        and set(shifts["dose"]["5"]) == {held}
+    )
     assert np.array(kept["cka"]["swin-scratch"]["0"]).shape == (10, 10) and kept["strata"] == {}
     strangers = kept["controls"]["swin-scratch"]["0"]
     assert (
@@ -271,7 +331,9 @@ def test_the_published_study_is_what_its_results_say():
     trained, lungs = (trials.read(path)["models"] for path in (sarcoma.RESULTS, lung_nodules.RESULTS))
     again = study.study(robustness.results(robustness.RESULTS), trained, lungs=lungs)
     assert found == json.loads(json.dumps(again))
-    assert (folder / "STUDY.md").read_text() == study.markdown(found, pictures=sorted(folder.glob("STUDY_*.png")))
+    assert (folder / "STUDY.md").read_text() == study.markdown(
+        found, pictures=sorted(folder.glob("STUDY_*.png"))
+    )
 
 
 def test_every_claim_names_models_that_the_command_measures():

@@ -70,7 +70,8 @@ def wrong_beyond_a_voxel(found: np.ndarray, truth: np.ndarray, voxels: int = 1) 
 
     cube = np.ones((3, 3, 3), bool)
     return int(
-        (found & ~binary_dilation(truth, cube, voxels)).sum() + (binary_erosion(truth, cube, voxels) & ~found).sum()
+        (found & ~binary_dilation(truth, cube, voxels)).sum()
+        + (binary_erosion(truth, cube, voxels) & ~found).sum()
     )
 
 
@@ -128,7 +129,9 @@ def test_prepare_maps_the_window_to_0_and_1():
     hu[15:] = 3000.0
     there = prepare(Volume(hu, np.diag([2.0, 2.0, 2.0, 1.0])), Preprocess())
     assert there.array.dtype == np.float32
-    np.testing.assert_allclose([there.array[1, 1, 1], there.array[10, 1, 1], there.array[18, 1, 1]], [0.0, 0.5, 1.0])
+    np.testing.assert_allclose(
+        [there.array[1, 1, 1], there.array[10, 1, 1], there.array[18, 1, 1]], [0.0, 0.5, 1.0]
+    )
 
 
 @pytest.mark.parametrize("spacing_mm", [0.7, 2.0, 11.0])
@@ -140,7 +143,9 @@ def test_the_working_grid_covers_the_scan(spacing_mm):
         middle_new = new_affine @ [*((np.array(new) - 1) / 2), 1]
         np.testing.assert_allclose(middle_old, middle_new, atol=1e-9)
     extent_old = np.sort(np.array(shape) * [1.1, 0.9, 4.0])
-    np.testing.assert_allclose(np.sort(np.array(new_shape) * spacing_mm), extent_old, atol=spacing_mm / 2 + 1e-6)
+    np.testing.assert_allclose(
+        np.sort(np.array(new_shape) * spacing_mm), extent_old, atol=spacing_mm / 2 + 1e-6
+    )
 
 
 def test_what_is_saved_is_read_again(tmp_path, ball):
@@ -177,7 +182,9 @@ def test_a_volume_made_in_python_is_looked_at_too(tmp_path):
     array[1, 1, 1] = np.nan
     with pytest.raises(ValueError, match="NaN or infinite voxels; replace them"):
         ctssl.read(Volume(array, np.eye(4)))
-    assert ctssl.read(Volume(array == 0, np.diag([2.0, 2, 2, 1])).save(tmp_path / "m.nii.gz")).array.sum() == 63
+    assert (
+        ctssl.read(Volume(array == 0, np.diag([2.0, 2, 2, 1])).save(tmp_path / "m.nii.gz")).array.sum() == 63
+    )
 
 
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])

@@ -23,7 +23,12 @@ CORPORA = {
 }
 
 
-LICENCES = {"public domain": "cc0-1.0", "Apache-2.0": "apache-2.0", "CC BY 3.0": "cc-by-3.0", "CC BY 4.0": "cc-by-4.0"}
+LICENCES = {
+    "public domain": "cc0-1.0",
+    "Apache-2.0": "apache-2.0",
+    "CC BY 3.0": "cc-by-3.0",
+    "CC BY 4.0": "cc-by-4.0",
+}
 """From the freest to the strictest, with the Hub's name for each."""
 
 
@@ -98,19 +103,40 @@ def front_matter(config: dict, history: dict) -> str:
     rows = measured(config["name"])
     found = []
     if rows:
-        found = [EvalResult("image-segmentation", "soft-tissue-sarcoma", "Soft-tissue-Sarcoma (TCIA), 12 held-out cases",
-                            "dice", round(sum(rows) / len(rows), 4), metric_name="mean DSC after fine-tuning")]  # fmt: skip
+        found = [
+            EvalResult(
+                "image-segmentation",
+                "soft-tissue-sarcoma",
+                "Soft-tissue-Sarcoma (TCIA), 12 held-out cases",
+                "dice",
+                round(sum(rows) / len(rows), 4),
+                metric_name="mean DSC after fine-tuning",
+            )
+        ]
     for task, value in probed(config["name"]).items():
-        found.append(EvalResult("image-feature-extraction", task.replace("_", "-"), PROBED[task], "roc_auc", value,
-                                metric_name="mean AUROC of a linear probe of voxels, over patients"))  # fmt: skip
+        found.append(
+            EvalResult(
+                "image-feature-extraction",
+                task.replace("_", "-"),
+                PROBED[task],
+                "roc_auc",
+                value,
+                metric_name="mean AUROC of a linear probe of voxels, over patients",
+            )
+        )
     names = {
-        re.sub(r"[^a-z0-9]+", "-", (row["collection"] or row["source"]).lower()).strip("-") for row in history["scans"]
+        re.sub(r"[^a-z0-9]+", "-", (row["collection"] or row["source"]).lower()).strip("-")
+        for row in history["scans"]
     }
     data = ModelCardData(
-        license=strictest(history["scans"]), library_name="ctssl", pipeline_tag="image-feature-extraction",
+        license=strictest(history["scans"]),
+        library_name="ctssl",
+        pipeline_tag="image-feature-extraction",
         tags=["ct", "medical-imaging", "3d", "self-supervised", config["encoder"], config["pretext"]],
-        datasets=sorted(names), eval_results=found or None, model_name=config["name"] if found else None,
-    )  # fmt: skip
+        datasets=sorted(names),
+        eval_results=found or None,
+        model_name=config["name"] if found else None,
+    )
     return data.to_yaml().strip()
 
 
@@ -124,8 +150,11 @@ def probed(name: str) -> dict[str, float]:
     """AUROC of the linear probe by task."""
     from training.experiments.probe import patients
 
-    return {task: round(float(patients(models[name], "linear", "auroc").mean()), 4)
-            for task, models in kept("probe", "tasks")["tasks"].items() if name in models}  # fmt: skip
+    return {
+        task: round(float(patients(models[name], "linear", "auroc").mean()), 4)
+        for task, models in kept("probe", "tasks")["tasks"].items()
+        if name in models
+    }
 
 
 def measured(label: str) -> list[float]:
@@ -142,14 +171,18 @@ def kept(experiment: str, part: str) -> dict:
 def where(corpus: str) -> str:
     """Scans that a model was judged on without having seen them."""
     return (
-        "`paired_kernels` of the data" if corpus == "paired_kernels" else f'the training side of the corpus "{corpus}"'
+        "`paired_kernels` of the data"
+        if corpus == "paired_kernels"
+        else f'the training side of the corpus "{corpus}"'
     )
 
 
 def started(run: dict) -> str:
     """What the encoder was before this run."""
     return (
-        f" It started from `{run['init']}`, whose own scans and licence count too: see its card." if run["init"] else ""
+        f" It started from `{run['init']}`, whose own scans and licence count too: see its card."
+        if run["init"]
+        else ""
     )
 
 

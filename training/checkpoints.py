@@ -33,7 +33,9 @@ def save(out: Path, run: Run, state: dict) -> None:
 
 def run_of(out: Path) -> Run:
     """The run whose newest state lies in a folder."""
-    return run_in(json.loads(torch.load(out / NEWEST, map_location="cpu", weights_only=True, mmap=True)["run"]))
+    return run_in(
+        json.loads(torch.load(out / NEWEST, map_location="cpu", weights_only=True, mmap=True)["run"])
+    )
 
 
 def latest(out: Path, run: Run, device: torch.device | str = "cpu") -> dict[str, Any] | None:
@@ -45,10 +47,14 @@ def latest(out: Path, run: Run, device: torch.device | str = "cpu") -> dict[str,
         try:
             state = torch.load(path, map_location=device, weights_only=True)
         except Exception as error:  # a torn file can fail in any layer of the format
-            print(f"{path} is damaged ({type(error).__name__}); going on from the one before it, if there is one")
+            print(
+                f"{path} is damaged ({type(error).__name__}); going on from the one before it, if there is one"
+            )
             path.rename(path.with_suffix(".damaged"))  # so that it never takes the place of a good one
             continue
         if state["run"] != settings(run):
-            raise SystemExit(f"{path} belongs to a run with other settings; choose another --out or remove it")
+            raise SystemExit(
+                f"{path} belongs to a run with other settings; choose another --out or remove it"
+            )
         return state
     return None

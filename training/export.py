@@ -53,31 +53,60 @@ def finished(run: Run, out: Path) -> tuple[Any, dict[str, Any]]:
 def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
     """Write the model folder of a finished run."""
     if run.init and run.init not in MODELS:
-        raise SystemExit(f"run {run.name} started from {run.init}, whose scans and licence nobody can look up: publish that "
-                         "model first, and start from its name")  # fmt: skip
+        raise SystemExit(
+            f"run {run.name} started from {run.init}, whose scans and licence nobody can look up: publish that "
+            "model first, and start from its name"
+        )
     task, state = finished(run, out)
     encoder: Any = task.encoder.eval()
     before = build(run).encoder.state_dict()
     untrained = [key for key, value in encoder.state_dict().items() if torch.equal(value, before[key])]
     for p in encoder.parameters():
         p.data = p.data.half().float()  # what fp16 keeps, so that the fingerprint is the one users get
-    encoder.spec = ModelSpec(run.name, "encoder", run.encoder, preprocess=run.preprocess, corpus=trained_on(run),
-                             pretext=run.task, licence=strictest(scans_of(run)).upper(),
-                             data=SCANS[trained_on(run)])  # fmt: skip
+    encoder.spec = ModelSpec(
+        run.name,
+        "encoder",
+        run.encoder,
+        preprocess=run.preprocess,
+        corpus=trained_on(run),
+        pretext=run.task,
+        licence=strictest(scans_of(run)).upper(),
+        data=SCANS[trained_on(run)],
+    )
     config = encoder_config(encoder, name=run.name)
     config |= {"untrained": untrained, "fingerprint": fingerprint(encoder)}
     samples = run.steps * run.batch * run.accumulate * state["world"]
     history = {
-        "command": f"python -m training.pretrain {run.name.replace('-', '_')}", "run": json.loads(checkpoints.settings(run)),
-        "samples": samples, "hours": round(state["seconds"] / 3600, 3), "device": state["device"],
-        "processes": state["world"], "torch": torch.__version__, "python": platform.python_version(),
-        "curve": log.thinned(log.read(out / "log.jsonl")), "unseen": unseen(task, run, out), "scans": scans_of(run),
-    }  # fmt: skip
+        "command": f"python -m training.pretrain {run.name.replace('-', '_')}",
+        "run": json.loads(checkpoints.settings(run)),
+        "samples": samples,
+        "hours": round(state["seconds"] / 3600, 3),
+        "device": state["device"],
+        "processes": state["world"],
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "curve": log.thinned(log.read(out / "log.jsonl")),
+        "unseen": unseen(task, run, out),
+        "scans": scans_of(run),
+    }
     hashes = seen(run)
-    metadata = facts(recipe=history["run"], manifest=json.loads(hashes)["voxels"], parent=run.init, pretext=run.task,
-                     samples=samples, licence=encoder.spec.licence)  # fmt: skip
-    folder = write_folder(encoder, cards / run.name, config, half=True, overwrite=True, metadata=metadata,
-                          extra={"training.json": json.dumps(history, indent=1) + "\n", SEEN: hashes})  # fmt: skip
+    metadata = facts(
+        recipe=history["run"],
+        manifest=json.loads(hashes)["voxels"],
+        parent=run.init,
+        pretext=run.task,
+        samples=samples,
+        licence=encoder.spec.licence,
+    )
+    folder = write_folder(
+        encoder,
+        cards / run.name,
+        config,
+        half=True,
+        overwrite=True,
+        metadata=metadata,
+        extra={"training.json": json.dumps(history, indent=1) + "\n", SEEN: hashes},
+    )
     write_card(folder)
     return folder
 
@@ -120,8 +149,13 @@ def write_card(folder: Path) -> None:
     config, history = read_config(folder), json.loads((folder / "training.json").read_text())
     (folder / "README.md").write_text(card(config, history))
     log.draw(history["curve"], folder / "loss.png", title=f"{config['name']}: training")
-    picture_features(load(folder), phantom()[0], folder / "features.png", title=f"{config['name']}: features of the phantom",
-                     progress=False)  # fmt: skip
+    picture_features(
+        load(folder),
+        phantom()[0],
+        folder / "features.png",
+        title=f"{config['name']}: features of the phantom",
+        progress=False,
+    )
 
 
 def entry(folder: Path) -> str:
@@ -144,8 +178,12 @@ def whole_state(name: str, out: Path | None, file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a file in training/runs, without .py; for --full-state also the folder of a run")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "run", help="a file in training/runs, without .py; for --full-state also the folder of a run"
+    )
     parser.add_argument("--out", type=Path, help="folder with the checkpoint (default runs/<run>)")
     parser.add_argument("--card", action="store_true", help="only the card")
     parser.add_argument("--seen", action="store_true", help="only seen.json")

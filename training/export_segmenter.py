@@ -24,21 +24,26 @@ from training.export import CARDS
 
 TASKS = {
     "sarcoma": dict(
-        title="soft-tissue sarcoma of the limbs", dataset="soft-tissue-sarcoma", licence="CC BY 3.0",
-        source="Soft-tissue-Sarcoma (TCIA), GTV drawn by physicians", command="python -m training.experiments.sarcoma",
+        title="soft-tissue sarcoma of the limbs",
+        dataset="soft-tissue-sarcoma",
+        licence="CC BY 3.0",
+        source="Soft-tissue-Sarcoma (TCIA), GTV drawn by physicians",
+        command="python -m training.experiments.sarcoma",
         limits="The scans it was trained and tested on are cut around their tumours (8 to 50 mm of margin at each side), so that "
         "an ellipsoid in the middle, drawn without looking at them, is nearly as good (the README has the numbers); GE "
         "scanners, no contrast, 3.27 mm slices. Cut your scan likewise: on whole bodies, and in other body parts, it will mark "
         "what is no tumour.",
     ),
     "lung-nodule": dict(
-        title="lung nodules", dataset="lung-nodules-of-lidc-origin", licence="unclear",
+        title="lung nodules",
+        dataset="lung-nodules-of-lidc-origin",
+        licence="unclear",
         source="cubes of 51 mm around nodules, LIDC origin inferred; the source has no licence file",
         command="python -m training.experiments.lung_nodules",
         limits="The scans it was trained and tested on are cubes of 51 mm with a nodule in their middle; it has not seen whole "
         "lungs and will mark vessels.",
     ),
-}  # fmt: skip
+}
 """What an experiment's segmenters are for, and what they learned from."""
 PORTRAITS = {"best.png": "The best test case", "median.png": "The median", "worst.png": "The worst"}
 
@@ -53,8 +58,14 @@ def export(task: str, model: str, source: Path, cards: Path = CARDS) -> Path:
     facts = {"licence": strictest(TASKS[task]["licence"], parent), "data": TASKS[task]["source"]}
     shown = [*(PORTRAITS if free(facts["licence"]) else {}), "curves.png"]  # no scan whose licence is unclear
     pictures = {name: (source / name).read_bytes() for name in shown if (source / name).exists()}
-    net.save_pretrained(folder, half=True, overwrite=True, extra={**texts, **pictures}, config=facts,
-                        metadata=read_metadata(source / WEIGHTS) | {"licence": facts["licence"]})  # fmt: skip
+    net.save_pretrained(
+        folder,
+        half=True,
+        overwrite=True,
+        extra={**texts, **pictures},
+        config=facts,
+        metadata=read_metadata(source / WEIGHTS) | {"licence": facts["licence"]},
+    )
     write_card(folder, task)
     return folder
 
@@ -85,7 +96,11 @@ def card(config: dict, report: dict, cases: str, task: str) -> str:
     distance = f"{np.median(known):.1f}" if len(known) else "-"
     trained = len(report["train"]) - len(report["validated"])
     pre, (low, high) = config["preprocess"], config["preprocess"]["window_hu"]
-    pictures = "".join(f"![{title}]({name})\n" for name, title in PORTRAITS.items()) if free(config["licence"]) else ""
+    pictures = (
+        "".join(f"![{title}]({name})\n" for name, title in PORTRAITS.items())
+        if free(config["licence"])
+        else ""
+    )
     start = "initial weights" if report["from_scratch"] else f"`{report['model']}`"
     return f"""---
 {front_matter(config, report, facts, float(scores["dsc"].mean()), len(rows))}
@@ -130,14 +145,25 @@ def loaded_as(config: dict) -> str:
 def front_matter(config: dict, report: dict, facts: dict, mean: float, cases: int) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    found = EvalResult("image-segmentation", facts["dataset"], f"{facts['dataset']}, {cases} held-out cases", "dice",
-                       round(mean, 4), metric_name="mean DSC")  # fmt: skip
+    found = EvalResult(
+        "image-segmentation",
+        facts["dataset"],
+        f"{facts['dataset']}, {cases} held-out cases",
+        "dice",
+        round(mean, 4),
+        metric_name="mean DSC",
+    )
     known = free(config["licence"])
     data = ModelCardData(
-        license=config["licence"].lower() if known else "other", library_name="ctssl", pipeline_tag="image-segmentation",
-        tags=["ct", "medical-imaging", "3d", "segmentation", config["encoder"]], datasets=[facts["dataset"]],
-        eval_results=[found], model_name=config["name"], license_name=None if known else "unclear",
-    )  # fmt: skip
+        license=config["licence"].lower() if known else "other",
+        library_name="ctssl",
+        pipeline_tag="image-segmentation",
+        tags=["ct", "medical-imaging", "3d", "segmentation", config["encoder"]],
+        datasets=[facts["dataset"]],
+        eval_results=[found],
+        model_name=config["name"],
+        license_name=None if known else "unclear",
+    )
     return data.to_yaml().strip()
 
 
@@ -153,12 +179,16 @@ def entry(folder: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("task", choices=sorted(TASKS))
     parser.add_argument("model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--folder", type=Path, help="that the training left, if it is not RUNS/TASK-MODEL-SEED")
+    parser.add_argument(
+        "--folder", type=Path, help="that the training left, if it is not RUNS/TASK-MODEL-SEED"
+    )
     parser.add_argument("--card", action="store_true", help="only the card")
     args = parser.parse_args()
     if args.card:
@@ -167,8 +197,10 @@ def main() -> None:
     folder = export(args.task, args.model, args.folder or args.runs / f"{args.task}-{args.model}-{args.seed}")
     print(folder)
     if free(read_config(folder)["licence"]):
-        print(f"The entry for ctssl/zoo.py:\n{entry(folder)}\nThe line for pyproject.toml:\n"
-              f'"model_cards/{folder.name}" = "ctssl/_models/{folder.name}"')  # fmt: skip
+        print(
+            f"The entry for ctssl/zoo.py:\n{entry(folder)}\nThe line for pyproject.toml:\n"
+            f'"model_cards/{folder.name}" = "ctssl/_models/{folder.name}"'
+        )
 
 
 if __name__ == "__main__":

@@ -49,7 +49,10 @@ def read(path: Path) -> list[dict[str, float]]:
 def thinned(entries: list[dict[str, float]], points: int = 150) -> list[dict[str, float]]:
     """The curve as means over equal stretches of steps."""
     parts = np.array_split(np.arange(len(entries)), min(points, len(entries)))
-    return [{key: round(float(np.mean([entries[i][key] for i in part])), 6) for key in entries[0]} for part in parts]
+    return [
+        {key: round(float(np.mean([entries[i][key] for i in part])), 6) for key in entries[0]}
+        for part in parts
+    ]
 
 
 def picture(path: Path, out: Path, *, title: str) -> None:

@@ -65,7 +65,10 @@ def build(run: Run) -> Any:
     if whole:
         try:
             task.load_state_dict(load_file(run.init))
-        except (RuntimeError, SafetensorError) as error:  # what is missing or of another shape, or a damaged file
+        except (
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # what is missing or of another shape, or a damaged file
             raise ValueError(
                 f"{run.init} is not the state of `{run.task}` on this {run.encoder}, so it cannot go on from there: {error}"
             ) from error
@@ -78,8 +81,14 @@ def optimizer(task: nn.Module, run: Run) -> tuple[torch.optim.Optimizer, CosineL
     groups = param_groups_weight_decay(task, run.weight_decay, no_weight_decay_list=free)
     opt = torch.optim.AdamW(groups, lr=run.lr, betas=(0.9, 0.95))
     warm = max(1, round(run.warmup * run.steps))
-    scheduler = CosineLRScheduler(opt, t_initial=max(1, run.steps - warm), warmup_t=warm, warmup_lr_init=run.lr / warm,
-                                  warmup_prefix=True, t_in_epochs=False)  # fmt: skip
+    scheduler = CosineLRScheduler(
+        opt,
+        t_initial=max(1, run.steps - warm),
+        warmup_t=warm,
+        warmup_lr_init=run.lr / warm,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
     return opt, scheduler
 
 
@@ -104,7 +113,11 @@ def backward(model: nn.Module, pieces: list[Batch], *, bf16: bool = False) -> di
         quiet = contextlib.nullcontext() if last or world == 1 else model.no_sync()  # type: ignore[operator]
         with quiet:
             with half(device, enabled=bf16):
-                result = model(piece) if others is None else model(piece, others._replace(start=others.start + start))
+                result = (
+                    model(piece)
+                    if others is None
+                    else model(piece, others._replace(start=others.start + start))
+                )
             loss = result["loss"] / len(pieces)
             if "joint" in result:  # already over the whole step; the devices' mean would divide it
                 loss = (result["loss"] - result["joint"]) / len(pieces) + result["joint"] * world
@@ -127,8 +140,10 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     state = checkpoints.latest(out, run, device)
     for key, what, now in (("world", "processes", world), ("corpus", "scans", corpus.table.stem)):
         if state and state.get(key, now) != now:
-            raise SystemExit(f"{out} was trained with other {what} ({state[key]}, now {now}), and would not go on as the same "
-                             "run: start it again as it was, or choose another --out")  # fmt: skip
+            raise SystemExit(
+                f"{out} was trained with other {what} ({state[key]}, now {now}), and would not go on as the same "
+                "run: start it again as it was, or choose another --out"
+            )
     first, seconds = (state["step"], state["seconds"]) if state else (0, 0.0)
     if state:
         task.load_state_dict(state["task"])
@@ -147,12 +162,24 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
 
     def keep(step: int) -> None:
         if rank == 0:
-            checkpoints.save(out, run, {"task": task.state_dict(), "opt": opt.state_dict(), "step": step,
-                                        "seconds": clock.seconds, "world": world, "corpus": corpus.table.stem,
-                                        "device": str(device)})  # fmt: skip
+            checkpoints.save(
+                out,
+                run,
+                {
+                    "task": task.state_dict(),
+                    "opt": opt.state_dict(),
+                    "step": step,
+                    "seconds": clock.seconds,
+                    "world": world,
+                    "corpus": corpus.table.stem,
+                    "device": str(device),
+                },
+            )
 
     task.train()
-    bar = tqdm(range(first, last), initial=first, total=run.steps, desc=run.name, disable=rank > 0, mininterval=5)
+    bar = tqdm(
+        range(first, last), initial=first, total=run.steps, desc=run.name, disable=rank > 0, mininterval=5
+    )
     for step in bar:
         scheduler.step_update(step)
         pieces = [at(next(batches).to(device), step / run.steps) for _ in range(run.accumulate)]
@@ -160,15 +187,18 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
         numbers = backward(model, pieces, bf16=run.bf16)
         norm = nn.utils.clip_grad_norm_(task.parameters(), run.clip)
         if not math.isfinite(numbers["loss"]) or not torch.isfinite(norm):
-            raise SystemExit(f"step {step}: the loss is {numbers['loss']}, its gradient {float(norm)}; lower lr ({run.lr}). "
-                             "The last good state is kept")  # fmt: skip
+            raise SystemExit(
+                f"step {step}: the loss is {numbers['loss']}, its gradient {float(norm)}; lower lr ({run.lr}). "
+                "The last good state is kept"
+            )
         opt.step()
         if hasattr(task, "after_step"):
             task.after_step((step + 1) / run.steps)
         clock.tick()
         journal.add({"step": step, **numbers, "norm": float(norm), "lr": opt.param_groups[0]["lr"]})
         bar.set_postfix(
-            {"loss": f"{journal.recent():.4f}", "samples/s": f"{rate(bar, first, run, world):.1f}"}, refresh=False
+            {"loss": f"{journal.recent():.4f}", "samples/s": f"{rate(bar, first, run, world):.1f}"},
+            refresh=False,
         )
         if time.monotonic() - saved > 60 * run.save_minutes:
             keep(step + 1)
@@ -199,15 +229,24 @@ class Clock:
         """A step is done."""
         now = time.monotonic()
         spent = min(now - self.last, max(self.LONG, 10 * self.mine / max(1, self.steps)))
-        self.seconds, self.mine, self.steps, self.last = self.seconds + spent, self.mine + spent, self.steps + 1, now
+        self.seconds, self.mine, self.steps, self.last = (
+            self.seconds + spent,
+            self.mine + spent,
+            self.steps + 1,
+            now,
+        )
 
 
 def compile_blocks(encoder: Any, *, backend: str = "inductor") -> None:
     """`torch.compile` of every block, in place; weights and their names stay as they are."""
     import torch._dynamo
 
-    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # of shapes, which stay
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # a program for every block
+    warnings.filterwarnings(
+        "ignore", "Dynamo detected a call to a `functools.lru_cache`"
+    )  # of shapes, which stay
+    torch._dynamo.config.recompile_limit = max(
+        64, torch._dynamo.config.recompile_limit
+    )  # a program for every block
     for block in encoder.blocks:
         block.compile(dynamic=False, backend=backend)
 
@@ -233,17 +272,33 @@ def shared_corpus(run: Run, out: Path, rank: int) -> Any:
 
 def finish(encoder: Any, run: Run, out: Path, *, scans: list[str], world: int = 1) -> None:
     """The encoder as a model folder, beside its checkpoint, and a picture of the loss."""
-    encoder.spec = ModelSpec(run.name, "encoder", run.encoder, preprocess=run.preprocess, corpus=run.corpus,
-                             pretext=run.task, data=f"{len(scans)} scans")  # fmt: skip
-    metadata = facts(recipe=json.loads(checkpoints.settings(run)), manifest=scans, parent=run.init, pretext=run.task,
-                     samples=run.steps * run.batch * run.accumulate * world)  # fmt: skip
+    encoder.spec = ModelSpec(
+        run.name,
+        "encoder",
+        run.encoder,
+        preprocess=run.preprocess,
+        corpus=run.corpus,
+        pretext=run.task,
+        data=f"{len(scans)} scans",
+    )
+    metadata = facts(
+        recipe=json.loads(checkpoints.settings(run)),
+        manifest=scans,
+        parent=run.init,
+        pretext=run.task,
+        samples=run.steps * run.batch * run.accumulate * world,
+    )
     extra = {SEEN: seen(run)} if len(scans) <= HASHED else {}
-    write_folder(encoder, out, encoder_config(encoder, name=run.name), overwrite=True, metadata=metadata, extra=extra)
+    write_folder(
+        encoder, out, encoder_config(encoder, name=run.name), overwrite=True, metadata=metadata, extra=extra
+    )
     log.picture(out / "log.jsonl", out / "loss.png", title=run.name)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", nargs="?", help="a file in training/runs, without .py")
     parser.add_argument("--data", help="instead: your scans, as a folder or a CSV with the column image")
     parser.add_argument("--model", choices=sorted(ENCODERS), help="the encoder to train on them")

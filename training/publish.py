@@ -29,10 +29,28 @@ from training.export_segmenter import TASKS
 from training.export_segmenter import card as segmenter_card
 
 FILES = {
-    "encoder": {"README.md", "config.json", "features.png", "loss.png", "model.safetensors", "seen.json", "training.json"},
-    "segmenter": {"README.md", "best.png", "cases.csv", "config.json", "curves.png", "median.png", "model.safetensors",
-                  "report.json", "seen.json", "worst.png"},
-}  # fmt: skip
+    "encoder": {
+        "README.md",
+        "config.json",
+        "features.png",
+        "loss.png",
+        "model.safetensors",
+        "seen.json",
+        "training.json",
+    },
+    "segmenter": {
+        "README.md",
+        "best.png",
+        "cases.csv",
+        "config.json",
+        "curves.png",
+        "median.png",
+        "model.safetensors",
+        "report.json",
+        "seen.json",
+        "worst.png",
+    },
+}
 """What a published folder holds, and nothing else: nobody uploads a stray file."""
 TABLE = Path(zoo.__file__)
 BEGIN, END = (
@@ -45,7 +63,9 @@ def check(folder: Path) -> None:
     """Raise `ValueError` unless card, config, weights and table say the same, naming everything that does not."""
     name = folder.name
     if name not in zoo.MODELS:
-        raise ValueError(f"{name} is not in the table of ctssl/zoo.py; there are {', '.join(zoo.list_models())}")
+        raise ValueError(
+            f"{name} is not in the table of ctssl/zoo.py; there are {', '.join(zoo.list_models())}"
+        )
     spec = zoo.MODELS[name]
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; `python -m training.export` writes it")
@@ -71,7 +91,9 @@ def disagreements(folder: Path, spec: zoo.ModelSpec) -> list[str]:
         if config.get(key, "") != getattr(spec, key):
             wrong.append(f"config.json says {key} {config.get(key)!r}, the table {getattr(spec, key)!r}")
     if (folder / "README.md").read_text() != expected_card(folder, config):
-        wrong.append("README.md is not what its files say; write it again with --card of training.export(_segmenter)")
+        wrong.append(
+            "README.md is not what its files say; write it again with --card of training.export(_segmenter)"
+        )
     return wrong
 
 
@@ -84,8 +106,16 @@ def expected_card(folder: Path, config: dict[str, Any]) -> str:
     )
 
 
-def publish(names: list[str], *, org: str, private: bool = False, tag: str | None = None, mirror: Path | None = None,
-            table: Path | None = TABLE, cards: Path = CARDS) -> dict[str, tuple[str, str]]:  # fmt: skip
+def publish(
+    names: list[str],
+    *,
+    org: str,
+    private: bool = False,
+    tag: str | None = None,
+    mirror: Path | None = None,
+    table: Path | None = TABLE,
+    cards: Path = CARDS,
+) -> dict[str, tuple[str, str]]:
     """Upload (or mirror) each model and write `table`, unless None; returns repository and commit by name.
 
     Every folder is checked before the first one is uploaded. What was uploaded is in the table even if a later one fails;
@@ -93,7 +123,9 @@ def publish(names: list[str], *, org: str, private: bool = False, tag: str | Non
     """
     for name in names:
         if not REPOSITORY.fullmatch(f"{org}/{name}"):
-            raise ValueError(f"{org}/{name} is not a Hub repository: --org is the name of an organisation or user")
+            raise ValueError(
+                f"{org}/{name} is not a Hub repository: --org is the name of an organisation or user"
+            )
         check(cards / name)
     done: dict[str, tuple[str, str]] = {}
     tag = tag or f"v{ctssl.__version__}"
@@ -102,7 +134,9 @@ def publish(names: list[str], *, org: str, private: bool = False, tag: str | Non
     for name in names:
         repo = f"{org}/{name}"
         commit = (
-            send(cards / name, repo, private, tag) if mirror is None else write_mirror(cards / name, mirror / repo, tag)
+            send(cards / name, repo, private, tag)
+            if mirror is None
+            else write_mirror(cards / name, mirror / repo, tag)
         )
         done[name] = (repo, commit)
         if table is not None:
@@ -117,7 +151,9 @@ def signed_in() -> None:
     try:
         HfApi().whoami()
     except failures() as error:
-        raise PermissionError(f"{constants.ENDPOINT} does not know you ({type(error).__name__}): {SIGN_IN}") from error
+        raise PermissionError(
+            f"{constants.ENDPOINT} does not know you ({type(error).__name__}): {SIGN_IN}"
+        ) from error
 
 
 def send(folder: Path, repo: str, private: bool, tag: str) -> str:
@@ -133,7 +169,9 @@ def send(folder: Path, repo: str, private: bool, tag: str) -> str:
         tagged = api.repo_info(repo, revision=tag).sha if taken else None
         if tagged != commit:
             why = f"it is that of {tagged}; choose another --tag" if taken else f"{error}"
-            raise ValueError(f"{repo} is uploaded as {commit}, but its tag {tag} could not be set: {why}") from error
+            raise ValueError(
+                f"{repo} is uploaded as {commit}, but its tag {tag} could not be set: {why}"
+            ) from error
     return commit
 
 
@@ -160,8 +198,10 @@ def mirrored(folder: Path, target: Path, tag: str) -> str:
     same = target.is_dir() and sorted(path.name for path in target.iterdir() if path.name != ".git") == names
     same = same and filecmp.cmpfiles(folder, target, names, shallow=False)[0] == names
     if not same or git(target, "status", "--porcelain") or git(target, "tag", "--points-at", "HEAD") != tag:
-        raise FileExistsError(f"{target} exists and is not this model with the tag {tag}; it was left as it is: move it away, "
-                              "or choose another --mirror")  # fmt: skip
+        raise FileExistsError(
+            f"{target} exists and is not this model with the tag {tag}; it was left as it is: move it away, "
+            "or choose another --mirror"
+        )
     return git(target, "rev-parse", "HEAD")
 
 
@@ -186,7 +226,9 @@ def write_table(path: Path, placed: dict[str, tuple[str, str]]) -> None:
     """Add repositories and commits to `PUBLISHED` in ctssl/zoo.py, whole or not at all."""
     text = path.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{path} does not have the two lines between which repositories are written:\n{BEGIN}{END}")
+        raise ValueError(
+            f"{path} does not have the two lines between which repositories are written:\n{BEGIN}{END}"
+        )
     for repo, commit in placed.values():
         if not REPOSITORY.fullmatch(repo) or not re.fullmatch(COMMIT, commit):
             raise ValueError(f"{repo!r} at {commit!r} is not a repository and a commit of 40 hex digits")
@@ -194,28 +236,38 @@ def write_table(path: Path, placed: dict[str, tuple[str, str]]) -> None:
     lines, after = rest.split(END)
     known = ast.literal_eval(lines.split("=", 1)[1].split("  # fmt")[0].strip())
     rows = "".join(
-        f'    "{name}": ("{repo}", "{commit}"),\n' for name, (repo, commit) in sorted({**known, **placed}.items())
+        f'    "{name}": ("{repo}", "{commit}"),\n'
+        for name, (repo, commit) in sorted({**known, **placed}.items())
     )
-    table = f"PUBLISHED: dict[str, tuple[str, str]] = {{\n{rows}}}  # fmt: skip\n"
+    table = f"PUBLISHED: dict[str, tuple[str, str]] = {{\n{rows}}}\n"
     write_whole(path, before + BEGIN + table + END + after)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="+", metavar="NAME", help="models of `ctssl list`")
     parser.add_argument("--org", required=True, help="organisation or user on the Hub")
     parser.add_argument("--private", action="store_true", help="make the repositories private")
     parser.add_argument("--tag", help="default: v and the version of the package")
     parser.add_argument(
-        "--mirror", type=Path, metavar="FOLDER", help="write git repositories FOLDER/ORG/NAME instead of uploading"
+        "--mirror",
+        type=Path,
+        metavar="FOLDER",
+        help="write git repositories FOLDER/ORG/NAME instead of uploading",
     )
-    parser.add_argument("--table", action="store_true", help="with --mirror: write its commits into ctssl/zoo.py")
+    parser.add_argument(
+        "--table", action="store_true", help="with --mirror: write its commits into ctssl/zoo.py"
+    )
     args = parser.parse_args(argv)
     if args.mirror and args.private:
         parser.error("--private is for the Hub; who may read a mirror is a matter of its server")
     try:
         table = TABLE if args.table or not args.mirror else None
-        done = publish(args.names, org=args.org, private=args.private, tag=args.tag, mirror=args.mirror, table=table)
+        done = publish(
+            args.names, org=args.org, private=args.private, tag=args.tag, mirror=args.mirror, table=table
+        )
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"publish: {error}") from error
     for name, (repo, commit) in done.items():

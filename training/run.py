@@ -16,15 +16,24 @@ SMALL = {
 }
 """The encoders that ctssl ships: a few million parameters, trained on two CPU cores."""
 
-STEPS = {"mim": 4500, "contrastive": 2300, "itd": 1800, "itd_mpd": 1700, "smit": 1800, "mae": 4500,
-         "rotate_inpaint_contrast": 2250}  # fmt: skip
+STEPS = {
+    "mim": 4500,
+    "contrastive": 2300,
+    "itd": 1800,
+    "itd_mpd": 1700,
+    "smit": 1800,
+    "mae": 4500,
+    "rotate_inpaint_contrast": 2250,
+}
 """About equal compute for every task: a step of `contrastive` costs two of `mim`, one of `smit` about 2.5."""
 
 CONTRASTIVE: dict[str, Any] = dict(crop=32, batch=32, views=Views(intensity=0.05, gamma=1.15, noise=0.02))
 """As many voxels a step as four crops of 64, but 62 views to repel instead of six, and values that stay near their HU: with four
 crops and SimCLR's stronger intensity changes no contrastive encoder beat its random twin (`training.experiments.probe`)."""
 
-DISTILLED: dict[str, Any] = dict(task_args=dict(standardise=True, momentum=0.99, teacher_temperature=(0.04, 0.04)))
+DISTILLED: dict[str, Any] = dict(
+    task_args=dict(standardise=True, momentum=0.99, teacher_temperature=(0.04, 0.04))
+)
 """For runs of 1,800 steps. As published (tokens as they are, momentum 0.996, temperature rising to 0.07) the targets of the
 Swins' teachers were uniform from the first hundred steps to the last (entropy 6.93, the log of 1024): SMIT was masked image
 prediction alone."""
@@ -68,8 +77,14 @@ class Run:
 PAPER: dict[str, Any] = dict(
     encoder="swin",
     encoder_args=dict(width=48, depths=(2, 2, 8, 2), heads=(4, 4, 8, 16), window=4, patch=2, drop_path=0.1),
-    corpus="wild", crop=128, batch=8, steps=162_700, bf16=True, checkpointing=True, workers=8,
-)  # fmt: skip
+    corpus="wild",
+    crop=128,
+    batch=8,
+    steps=162_700,
+    bf16=True,
+    checkpointing=True,
+    workers=8,
+)
 """The paper's Swin and settings, on 4 GPUs: batch 32, 500 epochs of 10,412 scans."""
 
 
@@ -90,7 +105,9 @@ def run_in(told: dict[str, Any]) -> Run:
 
 def own_run(data: str, encoder: str, task: str, name: str) -> Run:
     """The published recipe on other scans."""
-    return Run(name, encoder, task, data, encoder_args=SMALL[encoder], steps=STEPS[task], **RECIPES.get(task, {}))
+    return Run(
+        name, encoder, task, data, encoder_args=SMALL[encoder], steps=STEPS[task], **RECIPES.get(task, {})
+    )
 
 
 def override(run: Run, changes: list[str]) -> Run:

@@ -50,8 +50,10 @@ class _BiasedAttention(torch.autograd.Function):
         windows, depth = parts.shape[1], parts.shape[-1]
         q, k, v = parts.view(3, windows * heads, tokens, depth)
         if padding is not None:
-            k, v = (torch.cat([x, pad[None, :, None].expand(windows, -1, 1, -1).reshape(-1, 1, depth)], 1)
-                    for x, pad in zip((k, v), padding, strict=True))  # fmt: skip
+            k, v = (
+                torch.cat([x, pad[None, :, None].expand(windows, -1, 1, -1).reshape(-1, 1, depth)], 1)
+                for x, pad in zip((k, v), padding, strict=True)
+            )
         weights = product(q, k.transpose(1, 2), depth**-0.5)
         weights.view(windows, heads, tokens, -1).add_(bias)
         weights = weights.softmax(-1)  # (W*H, N, M)
@@ -68,7 +70,9 @@ class _BiasedAttention(torch.autograd.Function):
         _, tokens, depth = q.shape
         scale, heads = depth**-0.5, ctx.heads
         grad = grads[0].view(-1, tokens, heads, depth).transpose(1, 2).reshape(q.shape)
-        logits = torch.bmm(grad, v.transpose(1, 2))  # gradient of the weights, then of the logits, (W*H, N, M)
+        logits = torch.bmm(
+            grad, v.transpose(1, 2)
+        )  # gradient of the weights, then of the logits, (W*H, N, M)
         logits = torch.ops.aten._softmax_backward_data(logits, weights, -1, weights.dtype)
         found = q.new_empty(3, *q.shape)
         padding = None

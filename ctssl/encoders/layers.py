@@ -67,7 +67,9 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 5 or x.shape[1] != 1:
-            raise ValueError(f"an encoder takes (B, 1, X, Y, Z), got {tuple(x.shape)}; see encoder.preprocess(volume)")
+            raise ValueError(
+                f"an encoder takes (B, 1, X, Y, Z), got {tuple(x.shape)}; see encoder.preprocess(volume)"
+            )
         pads = [(-size) % self.patch for size in x.shape[2:]]
         if any(pads):
             x = F.pad(x, (0, pads[2], 0, pads[1], 0, pads[0]))

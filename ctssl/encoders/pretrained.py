@@ -25,8 +25,10 @@ class on_class:
     def __get__(self, instance, owner):
         if instance is not None:
             name = owner.__name__
-            raise TypeError(f"from_pretrained returns a new {name} and leaves this one as it is; write "
-                            f"model = {name}.from_pretrained(...)")  # fmt: skip
+            raise TypeError(
+                f"from_pretrained returns a new {name} and leaves this one as it is; write "
+                f"model = {name}.from_pretrained(...)"
+            )
         return self.function.__get__(owner)
 
 
@@ -55,8 +57,14 @@ class Pretrained:
         return embed(self, volume)
 
     @on_class
-    def from_pretrained(cls, source: str | os.PathLike, *, revision: str | None = None,
-                        offline: bool | None = None, device: str = "cpu") -> Self:  # fmt: skip
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        offline: bool | None = None,
+        device: str = "cpu",
+    ) -> Self:
         """`ctssl.load(...)` that insists on this class."""
         from ctssl.loading import load
 

@@ -8,12 +8,29 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ctssl.encoders.attention import attend, attend_learning_bias, learns_bias
-from ctssl.encoders.layers import DropPath, Mlp, PatchEmbed, block_indices, channels_first, init_weights, recomputed
+from ctssl.encoders.layers import (
+    DropPath,
+    Mlp,
+    PatchEmbed,
+    block_indices,
+    channels_first,
+    init_weights,
+    recomputed,
+)
 from ctssl.encoders.pretrained import Pretrained
 from ctssl.encoders.windows import CHUNK_ROWS, TRAINED_ROWS, Group, Layout, layout, relative_index, shrink
 
 MERGE_ORDERS = {
-    "each": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)),  # MONAI since 1.5
+    "each": (
+        (0, 0, 0),
+        (1, 0, 0),
+        (0, 1, 0),
+        (0, 0, 1),
+        (1, 1, 0),
+        (1, 0, 1),
+        (0, 1, 1),
+        (1, 1, 1),
+    ),  # MONAI since 1.5
     "monai-1.4": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1)),
 }
 """Which neighbours a merging lines up. MONAI before 1.5 took two of them twice and two never: weights of that time need it."""
@@ -96,8 +113,19 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Norm, window attention, norm, MLP, with residuals; `shift` moves the windows by half in every second block."""
 
-    def __init__(self, width: int, *, heads: int, window: int, shift: int, mlp_ratio: float,
-                 qkv_bias: bool, drop_path: float, sliced_bias: bool, pads: bool) -> None:  # fmt: skip
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        window: int,
+        shift: int,
+        mlp_ratio: float,
+        qkv_bias: bool,
+        drop_path: float,
+        sliced_bias: bool,
+        pads: bool,
+    ) -> None:
         super().__init__()
         self.window, self.shift, self.pads = window, shift, pads
         self.norm1 = nn.LayerNorm(width)
@@ -218,15 +246,32 @@ class Swin(nn.Module, Pretrained):
     Attention weights, biases and map order follow arXiv 2103.14030, MONAI `SwinTransformer` and SMIT.
     """
 
-    def __init__(self, width: int = 48, *, depths: tuple[int, ...] = (2, 2, 8, 2), heads: tuple[int, ...] = (4, 4, 8, 16),
-                 window: int = 4, patch: int = 2, mlp_ratio: float = 4.0, qkv_bias: bool = True, patch_norm: bool = True,
-                 merge_last: bool = True, maps: str = "before", sliced_bias: bool = False, small_grids: str = "shrink",
-                 merge_order: str = "each", convs: bool = False, drop_path: float = 0.0,
-                 checkpointing: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        width: int = 48,
+        *,
+        depths: tuple[int, ...] = (2, 2, 8, 2),
+        heads: tuple[int, ...] = (4, 4, 8, 16),
+        window: int = 4,
+        patch: int = 2,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        patch_norm: bool = True,
+        merge_last: bool = True,
+        maps: str = "before",
+        sliced_bias: bool = False,
+        small_grids: str = "shrink",
+        merge_order: str = "each",
+        convs: bool = False,
+        drop_path: float = 0.0,
+        checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         if small_grids not in ("shrink", "pad") or merge_order not in MERGE_ORDERS:
-            raise ValueError(f"small_grids={small_grids!r}: 'shrink' or 'pad'; merge_order={merge_order!r}: one of "
-                             f"{sorted(MERGE_ORDERS)}")  # fmt: skip
+            raise ValueError(
+                f"small_grids={small_grids!r}: 'shrink' or 'pad'; merge_order={merge_order!r}: one of "
+                f"{sorted(MERGE_ORDERS)}"
+            )
         if maps not in ("before", "after"):
             raise ValueError(f"maps={maps!r}: 'before' (merging, the paper) or 'after' (MONAI)")
         if len(depths) != len(heads):
@@ -234,9 +279,19 @@ class Swin(nn.Module, Pretrained):
         widths = [width * 2**i for i in range(len(depths))]
         if any(w % h for w, h in zip(widths, heads, strict=True)):
             raise ValueError(f"heads {heads} do not divide the widths {widths} of the stages")
-        self.config = dict(width=width, depths=tuple(depths), heads=tuple(heads), window=window, patch=patch,
-                           mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, patch_norm=patch_norm, merge_last=merge_last,
-                           maps=maps, sliced_bias=sliced_bias)  # fmt: skip
+        self.config = dict(
+            width=width,
+            depths=tuple(depths),
+            heads=tuple(heads),
+            window=window,
+            patch=patch,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            patch_norm=patch_norm,
+            merge_last=merge_last,
+            maps=maps,
+            sliced_bias=sliced_bias,
+        )
         rare: dict[str, Any] = dict(small_grids=small_grids, merge_order=merge_order, convs=convs)
         usual: dict[str, Any] = dict(small_grids="shrink", merge_order="each", convs=False)
         self.config |= {
@@ -391,8 +446,15 @@ def plain_norm(tokens: Tensor) -> Tensor:
     return F.layer_norm(tokens, tokens.shape[-1:])
 
 
-def window_attention(block: nn.Module, rows: Tensor, plan: Layout, windows: tuple[int, ...], *,
-                     size: tuple[int, int, int], batch: int) -> WindowAttention:  # fmt: skip
+def window_attention(
+    block: nn.Module,
+    rows: Tensor,
+    plan: Layout,
+    windows: tuple[int, ...],
+    *,
+    size: tuple[int, int, int],
+    batch: int,
+) -> WindowAttention:
     """The weights a block uses, computed plainly: from each group's tokens into the slots of whole windows."""
     assert isinstance(block, Block)
     attn, shifts = block.attn, shrink(size, block.window, block.shift, block.pads)[1]

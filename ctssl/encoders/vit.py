@@ -7,7 +7,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctssl.encoders.attention import attend
-from ctssl.encoders.layers import DropPath, Mlp, PatchEmbed, block_indices, channels_first, init_weights, recomputed
+from ctssl.encoders.layers import (
+    DropPath,
+    Mlp,
+    PatchEmbed,
+    block_indices,
+    channels_first,
+    init_weights,
+    recomputed,
+)
 from ctssl.encoders.pretrained import Pretrained
 
 
@@ -33,8 +41,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Norm, attention, norm, MLP, with residuals."""
 
-    def __init__(self, width: int, *, heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float,
-                 eps: float = 1e-5) -> None:  # fmt: skip
+    def __init__(
+        self, width: int, *, heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float, eps: float = 1e-5
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads=heads, qkv_bias=qkv_bias)
@@ -66,16 +75,37 @@ class ViT(nn.Module, Pretrained):
         checkpointing: recompute each block in the backward pass: less memory, about a third more time.
     """
 
-    def __init__(self, width: int = 768, *, depth: int = 12, heads: int = 12, patch: int = 16, grid: tuple[int, ...] = (6, 6, 6),
-                 mlp_ratio: float = 4.0, qkv_bias: bool = False, maps: int = 4, extra: int = 0, norm_eps: float = 1e-5,
-                 drop_path: float = 0.0, checkpointing: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        width: int = 768,
+        *,
+        depth: int = 12,
+        heads: int = 12,
+        patch: int = 16,
+        grid: tuple[int, ...] = (6, 6, 6),
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = False,
+        maps: int = 4,
+        extra: int = 0,
+        norm_eps: float = 1e-5,
+        drop_path: float = 0.0,
+        checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"{heads} heads do not divide the width {width}")
         if not 1 <= maps <= depth:
             raise ValueError(f"maps={maps}: from 1 to depth={depth}")
-        self.config = dict(width=width, depth=depth, heads=heads, patch=patch, grid=tuple(grid), mlp_ratio=mlp_ratio,
-                           qkv_bias=qkv_bias, maps=maps)  # fmt: skip
+        self.config = dict(
+            width=width,
+            depth=depth,
+            heads=heads,
+            patch=patch,
+            grid=tuple(grid),
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            maps=maps,
+        )
         self.config |= {"extra": extra} if extra else {}  # configs of models without stay as they are
         self.config |= {"norm_eps": norm_eps} if norm_eps != 1e-5 else {}
         self.checkpointing = checkpointing
@@ -99,10 +129,14 @@ class ViT(nn.Module, Pretrained):
         """`(B, x, y, z, C)` tokens of `patch_embed`, masked or not -> feature maps."""
         kept = self._run(self._placed(tokens), keep=set(self.taken))
         kept = {i: x[:, : tokens.shape[1:4].numel()] for i, x in kept.items()}  # without the extra tokens
-        maps = [F.layer_norm(kept[i], kept[i].shape[-1:]) for i in self.taken[:-1]] + [self.norm(kept[self.taken[-1]])]
+        maps = [F.layer_norm(kept[i], kept[i].shape[-1:]) for i in self.taken[:-1]] + [
+            self.norm(kept[self.taken[-1]])
+        ]
         return [channels_first(m.unflatten(1, tokens.shape[1:4])) for m in maps]
 
-    def encode_tokens(self, tokens: Tensor, positions: Tensor, *, grid: tuple[int, ...] | None = None) -> Tensor:
+    def encode_tokens(
+        self, tokens: Tensor, positions: Tensor, *, grid: tuple[int, ...] | None = None
+    ) -> Tensor:
         """Any choice of tokens `(B, N, C)` at the grid places `positions` `(B, N, 3)` -> `(B, N, C)`, normed.
 
         `grid`: the token grid that the places refer to; by default that of the learned positions.
@@ -139,7 +173,10 @@ class ViT(nn.Module, Pretrained):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Which layer each weight belongs to, for `timm.optim.param_groups_layer_decay`."""
-        return {"stem": r"^patch_embed|^positions|^extra", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+        return {
+            "stem": r"^patch_embed|^positions|^extra",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
 
     def _placed(self, tokens: Tensor) -> Tensor:
         placed = tokens + self.position_grid(tokens.shape[1:4]).to(tokens.dtype)

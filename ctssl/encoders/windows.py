@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 CHUNK_ROWS = 4096  # rows worked on at a time: keeps the hidden MLP activations inside the processor's cache
-TRAINED_ROWS = 16384  # with gradients, for which all activations are kept anyway, few large operations are faster
+TRAINED_ROWS = (
+    16384  # with gradients, for which all activations are kept anyway, few large operations are faster
+)
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,15 @@ def segments(size: int, window: int, shift: int) -> list[Segment]:
 
 @lru_cache(maxsize=128)
 @torch.inference_mode(False)  # what is kept must serve training too
-def layout(size: tuple[int, int, int], window: int, shift: int, batch: int, device: torch.device,
-           pads: bool = False, rows_at_once: int = CHUNK_ROWS) -> Layout:  # fmt: skip
+def layout(
+    size: tuple[int, int, int],
+    window: int,
+    shift: int,
+    batch: int,
+    device: torch.device,
+    pads: bool = False,
+    rows_at_once: int = CHUNK_ROWS,
+) -> Layout:
     """Rows, groups and chunks for a token grid; kept, since training asks for the same few over and over."""
     windows, shifts = shrink(size, window, shift, pads)
     grid = torch.arange(size[0] * size[1] * size[2]).reshape(size)
@@ -133,7 +142,9 @@ def _group(grid, parts, windows, batch, device) -> tuple[Group, Tensor]:
     (cx, nx), (cy, ny), (cz, nz) = ((part.count, part.real) for part in parts)
     block = block.reshape(cx, nx, cy, ny, cz, nz).permute(0, 2, 4, 1, 3, 5)
     tokens = block.reshape(cx * cy * cz, nx * ny * nz)  # (windows, tokens)
-    inside = torch.zeros(windows, dtype=torch.int8)  # 0 elsewhere, 1 in the region, 2 in the region and in the grid
+    inside = torch.zeros(
+        windows, dtype=torch.int8
+    )  # 0 elsewhere, 1 in the region, 2 in the region and in the grid
     for mark, sizes in ((1, [p.real + p.padded for p in parts]), (2, [p.real for p in parts])):
         inside[tuple(slice(p.slot, p.slot + n) for p, n in zip(parts, sizes, strict=True))] = mark
     places = inside.flatten()

@@ -37,9 +37,11 @@ def looks(state: dict[str, Tensor]) -> bool:
 
 def translate(state: dict[str, Tensor], options: Options) -> Translation:
     if options.merging not in MERGINGS:
-        raise ValueError("which MONAI trained these weights cannot be read from the file, and 1.5 changed what they compute: "
-                         "add --merging 1.4 (any MONAI before 1.5: most published checkpoints), --merging 1.5 (since then) or "
-                         "--merging v2 (built with downsample='mergingv2')")  # fmt: skip
+        raise ValueError(
+            "which MONAI trained these weights cannot be read from the file, and 1.5 changed what they compute: "
+            "add --merging 1.4 (any MONAI before 1.5: most published checkpoints), --merging 1.5 (since then) or "
+            "--merging v2 (built with downsample='mergingv2')"
+        )
     numbered = [(m, state[m[0]]) for m in map(STAGE.fullmatch, state) if m]
     count = max(int(m[1]) for m, _ in numbered)
     stages = [{m[2]: tensor for m, tensor in numbered if int(m[1]) == i + 1} for i in range(count)]

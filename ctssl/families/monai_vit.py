@@ -30,7 +30,9 @@ def looks(state: dict[str, Tensor]) -> bool:
 
 def translate(state: dict[str, Tensor], options: Options) -> Translation:
     weight = state.get(f"{PATCH}weight")
-    if weight is None:  # "perceptron": a linear layer on the voxels of a patch, the same sums as a convolution
+    if (
+        weight is None
+    ):  # "perceptron": a linear layer on the voxels of a patch, the same sums as a convolution
         flat = state[f"{PATCH}1.weight"]
         side = cube_root(flat.shape[1], "the voxels of a patch")
         weight = flat.view(-1, 1, side, side, side)
@@ -51,7 +53,11 @@ def translate(state: dict[str, Tensor], options: Options) -> Translation:
         if key.startswith(PATCH):
             flat = key.startswith(f"{PATCH}1.") and tensor.ndim == 2
             how = "the linear layer written as a convolution" if flat else ""
-            return Move(f"patch_embed.proj.{key.rpartition('.')[2]}", weight if key.endswith("weight") else tensor, how)
+            return Move(
+                f"patch_embed.proj.{key.rpartition('.')[2]}",
+                weight if key.endswith("weight") else tensor,
+                how,
+            )
         if key == "patch_embedding.position_embeddings":
             return Move("positions", places, "as a grid")
         if key == "cls_token":
@@ -63,7 +69,10 @@ def translate(state: dict[str, Tensor], options: Options) -> Translation:
 
 def _place_in_block(key: str, tensor: Tensor, *, depth: int) -> Move | None:
     if m := BLOCK.fullmatch(key):
-        if int(m[1]) == depth and m[2] in ("weight", "bias"):  # MaskedAutoEncoderViT: the last norm is one more "block"
+        if int(m[1]) == depth and m[2] in (
+            "weight",
+            "bias",
+        ):  # MaskedAutoEncoderViT: the last norm is one more "block"
             return Move(f"norm.{m[2]}", tensor)
         for theirs, ours in NAMES.items():
             key = key.replace(theirs, ours)

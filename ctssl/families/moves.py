@@ -56,8 +56,10 @@ def move_all(
             why = next((words for pattern, words in left_out.items() if re.match(pattern, key)), None)
             move = None if why is None else Move(None, None, why)
         if move is None:
-            raise ValueError(f"not representable: {key} {tuple(tensor.shape)} is part of the encoder, but our encoders have "
-                             "nothing that computes it")  # fmt: skip
+            raise ValueError(
+                f"not representable: {key} {tuple(tensor.shape)} is part of the encoder, but our encoders have "
+                "nothing that computes it"
+            )
         moves[key] = move
     return moves
 
@@ -85,7 +87,9 @@ def patch_of(weight: Tensor) -> int:
             f"not representable: the patch embedding {tuple(weight.shape)} is that of 2D images; ours are 3D"
         )
     if weight.shape[1] != 1:
-        raise ValueError(f"not representable: the encoder takes {weight.shape[1]} channels, ours take one (CT)")
+        raise ValueError(
+            f"not representable: the encoder takes {weight.shape[1]} channels, ours take one (CT)"
+        )
     if len(set(weight.shape[2:])) > 1:
         raise ValueError(f"not representable: patches of {tuple(weight.shape[2:])} voxels; ours are cubes")
     return weight.shape[2]

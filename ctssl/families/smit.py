@@ -15,7 +15,10 @@ from ctssl.families.moves import Move, Options, Translation, move_all
 from ctssl.families.swins import place_in_stage, place_patch, sizes
 
 TITLE, OPTIONS = "SMIT and its successors", ()
-WINDOW_HU, SPACING_MM = (-500.0, 500.0), 2.0  # of the pretraining of arXiv 2405.08657; the first SMIT had -175..250
+WINDOW_HU, SPACING_MM = (
+    (-500.0, 500.0),
+    2.0,
+)  # of the pretraining of arXiv 2405.08657; the first SMIT had -175..250
 ORDER = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (1, 0, 1), (1, 1, 1))
 STAGE = re.compile(r"layers\.(\d+)\.(.+)")
 LEFT_OUT = {

@@ -13,7 +13,11 @@ from ctssl.encoders.windows import relative_index
 from ctssl.families.moves import Move, cube_root, mlp_ratio, patch_of
 
 Offsets = tuple[tuple[int, int, int], ...]
-NAMES = {"attn.relative_position_bias_table": "attn.bias_table", "mlp.linear1": "mlp.fc1", "mlp.linear2": "mlp.fc2"}
+NAMES = {
+    "attn.relative_position_bias_table": "attn.bias_table",
+    "mlp.linear1": "mlp.fc1",
+    "mlp.linear2": "mlp.fc2",
+}
 BLOCK = re.compile(
     r"blocks\.\d+\.((norm[12]|attn\.(qkv|proj)|mlp\.(fc|linear)[12])\.(weight|bias)"
     r"|attn\.relative_position_bias_table)"
@@ -42,11 +46,17 @@ def sizes(stages: list[dict[str, Tensor]], state: dict[str, Tensor]) -> dict[str
     hidden = first.get("blocks.0.mlp.fc1.weight", first.get("blocks.0.mlp.linear1.weight"))
     if hidden is None:
         raise ValueError("the first block has no MLP, the file is not whole")
-    return dict(width=width, depths=tuple(depths), heads=tuple(heads), patch=patch_of(patch),
-                mlp_ratio=mlp_ratio(hidden.shape[0], width),
-                window=(cube_root(rows, "the position bias table of a window") + 1) // 2,
-                qkv_bias="blocks.0.attn.qkv.bias" in first, patch_norm="patch_embed.norm.weight" in state,
-                merge_last="downsample.reduction.weight" in stages[-1])  # fmt: skip
+    return dict(
+        width=width,
+        depths=tuple(depths),
+        heads=tuple(heads),
+        patch=patch_of(patch),
+        mlp_ratio=mlp_ratio(hidden.shape[0], width),
+        window=(cube_root(rows, "the position bias table of a window") + 1) // 2,
+        qkv_bias="blocks.0.attn.qkv.bias" in first,
+        patch_norm="patch_embed.norm.weight" in state,
+        merge_last="downsample.reduction.weight" in stages[-1],
+    )
 
 
 def place_patch(key: str, tensor: Tensor) -> Move | None:
@@ -54,7 +64,9 @@ def place_patch(key: str, tensor: Tensor) -> Move | None:
     return Move(key, tensor) if PATCH.fullmatch(key) else None
 
 
-def place_in_stage(number: int, key: str, tensor: Tensor, *, window: int, order: Offsets | None) -> Move | None:
+def place_in_stage(
+    number: int, key: str, tensor: Tensor, *, window: int, order: Offsets | None
+) -> Move | None:
     """A key of stage `number` (from 0) below the stage's name; `order`: the source's merging, None: kept as it is."""
     if BLOCK.fullmatch(key):
         for theirs, ours in NAMES.items():

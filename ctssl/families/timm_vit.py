@@ -42,13 +42,18 @@ def translate(state: dict[str, Tensor], options: Options) -> Translation:
         state.get(key) for key in ("blocks.0.mlp.fc1.weight", "pos_embed", "patch_embed.proj.weight")
     )
     if hidden is None or positions is None or patch is None:
-        raise ValueError("not representable: pos_embed or the first MLP is not in the file: positions of another kind, gated "
-                         "MLPs, or a file that is not whole")  # fmt: skip
+        raise ValueError(
+            "not representable: pos_embed or the first MLP is not in the file: positions of another kind, gated "
+            "MLPs, or a file that is not whole"
+        )
     args = sizes(patch.shape[0], patch_of(patch), state, hidden, options)
     tokens = [state[name] for name in TOKENS if name in state]
     extra = torch.cat(tokens, 1) if tokens else None
     own, places = split_positions(positions, extra.shape[1] if extra is not None else 0, options)
-    args |= {"grid": tuple(places.shape[:3]), "norm_eps": 1e-6 if options.norm_eps is None else options.norm_eps}
+    args |= {
+        "grid": tuple(places.shape[:3]),
+        "norm_eps": 1e-6 if options.norm_eps is None else options.norm_eps,
+    }
     if extra is not None:
         args["extra"] = extra.shape[1]
         extra = extra if own is None else extra + own
@@ -56,7 +61,9 @@ def translate(state: dict[str, Tensor], options: Options) -> Translation:
     def place(key: str, tensor: Tensor) -> Move | None:
         if key == "pos_embed":
             return Move(
-                "positions", places, "as a grid" + ("" if own is None else "; those of the extra tokens added to them")
+                "positions",
+                places,
+                "as a grid" + ("" if own is None else "; those of the extra tokens added to them"),
             )
         if key in TOKENS:
             first = key == next(name for name in TOKENS if name in state)

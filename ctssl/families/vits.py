@@ -14,14 +14,25 @@ from ctssl.families.moves import Options, mlp_ratio
 BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
-def sizes(width: int, patch: int, state: dict[str, Tensor], hidden: Tensor, options: Options) -> dict[str, Any]:
+def sizes(
+    width: int, patch: int, state: dict[str, Tensor], hidden: Tensor, options: Options
+) -> dict[str, Any]:
     """Arguments of `ViT` that the shapes and the user tell. `hidden`: the first MLP weight."""
     if options.heads is None:
         usual = f"; {width // 64} is usual for this width" if width % 64 == 0 else ""
-        raise ValueError(f"how many attention heads a ViT has cannot be read from its weights: add --heads N{usual}")
+        raise ValueError(
+            f"how many attention heads a ViT has cannot be read from its weights: add --heads N{usual}"
+        )
     depth = depth_of(state)
-    return dict(width=width, depth=depth, heads=options.heads, patch=patch, mlp_ratio=mlp_ratio(hidden.shape[0], width),
-                qkv_bias="blocks.0.attn.qkv.bias" in state, maps=min(4, depth))  # fmt: skip
+    return dict(
+        width=width,
+        depth=depth,
+        heads=options.heads,
+        patch=patch,
+        mlp_ratio=mlp_ratio(hidden.shape[0], width),
+        qkv_bias="blocks.0.attn.qkv.bias" in state,
+        maps=min(4, depth),
+    )
 
 
 def depth_of(keys: Iterable[str]) -> int:
@@ -45,5 +56,7 @@ def split_positions(positions: Tensor, extra: int, options: Options) -> tuple[Te
         if options.grid
         else "no cube makes that"
     )
-    raise ValueError(f"the positions are those of {count} tokens, {extra} of them without a place at most; {told}: add "
-                     "--grid X Y Z, the tokens along each axis (image size / patch size)")  # fmt: skip
+    raise ValueError(
+        f"the positions are those of {count} tokens, {extra} of them without a place at most; {told}: add "
+        "--grid X Y Z, the tokens along each axis (image size / patch size)"
+    )

@@ -15,6 +15,11 @@ from ctssl.heads.swin_unetr import SwinUnetr
 from ctssl.heads.unetr import Unetr
 
 HEADS = {
-    "dynunet": DynUnet, "light": Light, "linear": Linear, "smit": SwinUnetr, "swin-unetr": SwinUnetr, "unetr": Unetr,
-}  # fmt: skip
+    "dynunet": DynUnet,
+    "light": Light,
+    "linear": Linear,
+    "smit": SwinUnetr,
+    "swin-unetr": SwinUnetr,
+    "unetr": Unetr,
+}
 """`smit`, the paper's decoder, is Swin UNETR's: the two differ in the maps that the encoder gives them."""

@@ -19,11 +19,15 @@ class DynUnet(nn.Module):
 
     whole = True
 
-    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, *, crop: int = 64) -> None:
+    def __init__(
+        self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, *, crop: int = 64
+    ) -> None:
         super().__init__()
         if tuple(strides) != (1,) or tuple(channels) != (1,):
-            raise ValueError("head 'dynunet' is a whole network and would ignore the encoder; train it with --model dynunet, "
-                             "or put 'light' or 'unetr' on this encoder")  # fmt: skip
+            raise ValueError(
+                "head 'dynunet' is a whole network and would ignore the encoder; train it with --model dynunet, "
+                "or put 'light' or 'unetr' on this encoder"
+            )
         if crop < 16:
             raise ValueError(f"nnU-Net's network needs crops of 16 voxels or more, not {crop}")
         halvings = 0
@@ -31,9 +35,17 @@ class DynUnet(nn.Module):
             halvings += 1
         steps = [1] + [2] * halvings
         self.multiple = 2**halvings
-        net = DynUNet(3, 1, classes, kernel_size=[3] * len(steps), strides=steps, upsample_kernel_size=steps[1:],
-                      filters=[min(32 * 2**k, WIDEST) for k in range(len(steps))], deep_supervision=True,
-                      deep_supr_num=max(1, min(2, halvings - 1)))  # fmt: skip
+        net = DynUNet(
+            3,
+            1,
+            classes,
+            kernel_size=[3] * len(steps),
+            strides=steps,
+            upsample_kernel_size=steps[1:],
+            filters=[min(32 * 2**k, WIDEST) for k in range(len(steps))],
+            deep_supervision=True,
+            deep_supr_num=max(1, min(2, halvings - 1)),
+        )
         self.down = nn.ModuleList([net.input_block, *net.downsamples])  # MONAI's holds every block twice,
         self.bottleneck, self.up = net.bottleneck, net.upsamples  # which safetensors does not store
         self.out, self.heads = net.output_block, net.deep_supervision_heads

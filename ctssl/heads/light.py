@@ -15,8 +15,15 @@ class Light(nn.Module):
         width: channels at stride 2; they double with each level, up to `top`.
     """
 
-    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, *, width: int = 16,
-                 top: int = 96) -> None:  # fmt: skip
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        classes: int,
+        *,
+        width: int = 16,
+        top: int = 96,
+    ) -> None:
         super().__init__()
         if any(s & (s - 1) or s < 2 for s in strides):
             raise ValueError(
@@ -25,8 +32,12 @@ class Light(nn.Module):
         self.levels = [2**k for k in range(strides[-1].bit_length() - 1, 0, -1)]  # deepest stride .. 2
         widths = {s: min(width * s // 2, top) for s in self.levels}
         self.at = [self.levels.index(s) for s in strides]
-        self.project = nn.ModuleList(nn.Conv3d(c, widths[s], 1) for c, s in zip(channels, strides, strict=True))
-        self.stem = nn.Sequential(nn.Conv3d(1, width, 4, stride=2, padding=1), *_norm(width), _conv(width, width))
+        self.project = nn.ModuleList(
+            nn.Conv3d(c, widths[s], 1) for c, s in zip(channels, strides, strict=True)
+        )
+        self.stem = nn.Sequential(
+            nn.Conv3d(1, width, 4, stride=2, padding=1), *_norm(width), _conv(width, width)
+        )
         self.fuse = nn.ModuleList(_Fuse(widths[s]) for s in self.levels)
         coarser = list(zip(self.levels[:-1], self.levels[1:], strict=True))
         self.narrow = nn.ModuleList(nn.Conv3d(widths[a], widths[b], 1) for a, b in coarser)

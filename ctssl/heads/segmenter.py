@@ -29,8 +29,17 @@ class Segmenter(nn.Module):
         threshold: probability (0 to 1) from which on `segment` takes a label instead of the background.
     """
 
-    def __init__(self, encoder: Any, *, head: str = "light", classes: int = 2, labels: dict[int, str] | None = None,
-                 window: int = 64, parent: str | None = None, threshold: float = 0.5) -> None:  # fmt: skip
+    def __init__(
+        self,
+        encoder: Any,
+        *,
+        head: str = "light",
+        classes: int = 2,
+        labels: dict[int, str] | None = None,
+        window: int = 64,
+        parent: str | None = None,
+        threshold: float = 0.5,
+    ) -> None:
         super().__init__()
         if head not in HEADS:
             raise ValueError(f"no head is called {head!r}; there are {sorted(HEADS)}")
@@ -47,7 +56,9 @@ class Segmenter(nn.Module):
         whole = {"crop": window} if getattr(kind, "whole", False) else {}
         self.head = kind(encoder.channels, encoder.strides, classes, **whole)
         self.head_name, self.classes, self.window = head, classes, window
-        self.labels = labels or ({1: "tumour"} if classes == 2 else {i: f"class {i}" for i in range(1, classes)})
+        self.labels = labels or (
+            {1: "tumour"} if classes == 2 else {i: f"class {i}" for i in range(1, classes)}
+        )
         self.threshold = threshold
         self.origin: tuple[dict[str, str], str] | None = None
         self.parent = (encoder.spec.name if encoder.spec else "") if parent is None else parent
@@ -79,8 +90,15 @@ class Segmenter(nn.Module):
         """That of the encoder."""
         return self.encoder.spec
 
-    def segment(self, source: Volume | str | os.PathLike | tuple, *, overlap: float = 0.5, tta: bool = False,
-                max_memory_gb: float = 8.0, progress: bool = False) -> Volume:  # fmt: skip
+    def segment(
+        self,
+        source: Volume | str | os.PathLike | tuple,
+        *,
+        overlap: float = 0.5,
+        tta: bool = False,
+        max_memory_gb: float = 8.0,
+        progress: bool = False,
+    ) -> Volume:
         """Labels (uint8) of a scan of any size, on the scan's own grid. `source`: what `ctssl.read` takes.
 
         `overlap`: share of a window that the next one sees again. `tta`: average over all mirrorings, eight times the work.
@@ -90,25 +108,43 @@ class Segmenter(nn.Module):
 
         return segment(self, source, overlap=overlap, tta=tta, max_memory_gb=max_memory_gb, progress=progress)
 
-    def probabilities(self, source: Volume | str | os.PathLike | tuple, *, overlap: float = 0.5, tta: bool = False,
-                      progress: bool = False) -> dict[str, Volume]:  # fmt: skip
+    def probabilities(
+        self,
+        source: Volume | str | os.PathLike | tuple,
+        *,
+        overlap: float = 0.5,
+        tta: bool = False,
+        progress: bool = False,
+    ) -> dict[str, Volume]:
         """For each label the probability (float32, 0..1) of every voxel, on the scan's own grid."""
         from ctssl.inference import probabilities
 
         return probabilities(self, source, overlap=overlap, tta=tta, progress=progress)
 
     @on_class
-    def from_pretrained(cls, source: str | os.PathLike, *, revision: str | None = None,
-                        offline: bool | None = None, device: str = "cpu") -> Segmenter:  # fmt: skip
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        offline: bool | None = None,
+        device: str = "cpu",
+    ) -> Segmenter:
         """`ctssl.load_segmenter(...)`."""
         from ctssl.loading import load_segmenter
 
         return load_segmenter(source, revision=revision, offline=offline, device=device)
 
-    def save_pretrained(self, folder: str | os.PathLike, *, overwrite: bool = False, half: bool = False,
-                        extra: Mapping[str, str | bytes] | None = None,
-                        config: Mapping[str, Any] | None = None,
-                        metadata: Mapping[str, str] | None = None) -> Path:  # fmt: skip
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike,
+        *,
+        overwrite: bool = False,
+        half: bool = False,
+        extra: Mapping[str, str | bytes] | None = None,
+        config: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Path:
         """Write a folder that `ctssl.load_segmenter` reads; `extra` are more files, `config` more entries of its config.
 
         `metadata`: where the weights come from, for their header; None: as they were loaded, or who their parent is.
@@ -116,12 +152,24 @@ class Segmenter(nn.Module):
         from ctssl.loading import encoder_config, write_folder
 
         own = encoder_config(self.encoder, name=Path(folder).resolve().name)
-        own |= {"name": Path(folder).resolve().name, "kind": "segmenter", "head": self.head_name,
-                   "labels": {str(k): v for k, v in self.labels.items()}, "window": self.window, "parent": self.parent,
-                   "threshold": self.threshold,
-                   "parameters": sum(p.numel() for p in self.parameters())}  # fmt: skip
+        own |= {
+            "name": Path(folder).resolve().name,
+            "kind": "segmenter",
+            "head": self.head_name,
+            "labels": {str(k): v for k, v in self.labels.items()},
+            "window": self.window,
+            "parent": self.parent,
+            "threshold": self.threshold,
+            "parameters": sum(p.numel() for p in self.parameters()),
+        }
         return write_folder(
-            self, folder, {**own, **(config or {})}, half=half, overwrite=overwrite, extra=extra, metadata=metadata
+            self,
+            folder,
+            {**own, **(config or {})},
+            half=half,
+            overwrite=overwrite,
+            extra=extra,
+            metadata=metadata,
         )
 
     push_to_hub = Pretrained.push_to_hub
@@ -134,13 +182,21 @@ def segmenter_settings(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         head, window, parent = config["head"], int(config["window"]), str(config.get("parent", ""))
         threshold = float(config.get("threshold", 0.5))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{folder}/config.json is not that of a segmenter ({error!r}); export it again") from error
+        raise ValueError(
+            f"{folder}/config.json is not that of a segmenter ({error!r}); export it again"
+        ) from error
     if not labels or sorted(labels) != list(range(1, len(labels) + 1)) or len(labels) > 255:
-        raise ValueError(f"{folder}/config.json names the labels {sorted(labels)[:6]}; they are 1, 2, ... up to 255")
+        raise ValueError(
+            f"{folder}/config.json names the labels {sorted(labels)[:6]}; they are 1, 2, ... up to 255"
+        )
     if not isinstance(head, str) or not 1 <= window <= WIDEST_WINDOW:
         raise ValueError(
             f"{folder}/config.json has the head {head!r} and windows of {window} voxels (1 to {WIDEST_WINDOW})"
         )
     if not 0 < threshold < 1:
-        raise ValueError(f"{folder}/config.json has the threshold {threshold:g}; it is a probability between 0 and 1")
-    return dict(head=head, classes=len(labels) + 1, labels=labels, window=window, parent=parent, threshold=threshold)
+        raise ValueError(
+            f"{folder}/config.json has the threshold {threshold:g}; it is a probability between 0 and 1"
+        )
+    return dict(
+        head=head, classes=len(labels) + 1, labels=labels, window=window, parent=parent, threshold=threshold
+    )

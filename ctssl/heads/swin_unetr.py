@@ -19,7 +19,9 @@ class SwinUnetr(nn.Module):
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int) -> None:
         super().__init__()
         self.at = skip_levels(strides, head="swin-unetr")
-        self.strides = [2**k for k in range(strides[-1].bit_length() - 1)]  # of the levels: 1, 2 ... deepest / 2
+        self.strides = [
+            2**k for k in range(strides[-1].bit_length() - 1)
+        ]  # of the levels: 1, 2 ... deepest / 2
         finest = channels[0] / strides[0]
         widths = [max(8, round(finest * max(s, 2))) for s in self.strides]
         self.skips = nn.ModuleList(_of_image(w, s) for w, s in zip(widths, self.strides, strict=True))
@@ -70,4 +72,6 @@ def _of_image(width: int, stride: int) -> nn.Module:
 
 def _raised(inside: int, outside: int, ups: int) -> nn.Module:
     """A block, and `ups` doublings of the grid after it."""
-    return nn.Sequential(_block(inside, outside), *(nn.ConvTranspose3d(outside, outside, 2, 2) for _ in range(ups)))
+    return nn.Sequential(
+        _block(inside, outside), *(nn.ConvTranspose3d(outside, outside, 2, 2) for _ in range(ups))
+    )

@@ -20,7 +20,9 @@ class Unetr(nn.Module):
         width: channels at full resolution; they double with each level, at most to those of the deepest map.
     """
 
-    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, *, width: int = 16) -> None:
+    def __init__(
+        self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, *, width: int = 16
+    ) -> None:
         super().__init__()
         self.skip_level = skip_levels(strides, head="unetr")  # of each map but the deepest
         self.levels = strides[-1].bit_length() - 1  # level k has stride 2**k
@@ -30,13 +32,17 @@ class Unetr(nn.Module):
             if level is not None:
                 ups = s.bit_length() - 1 - level
                 layers: list[nn.Module] = [_block(c, self.widths[level])]
-                layers += [nn.ConvTranspose3d(self.widths[level], self.widths[level], 2, 2) for _ in range(ups)]
+                layers += [
+                    nn.ConvTranspose3d(self.widths[level], self.widths[level], 2, 2) for _ in range(ups)
+                ]
                 self.skips.append(nn.Sequential(*layers))
         taken = {level for level in self.skip_level if level is not None}
         finest = min(taken, default=self.levels)
         self.stem = nn.ModuleList()  # levels 0 .. finest - 1, from the image
         for k in range(max(finest, 1)):
-            self.stem.append(_block(1, width) if k == 0 else _block(self.widths[k - 1], self.widths[k], stride=2))
+            self.stem.append(
+                _block(1, width) if k == 0 else _block(self.widths[k - 1], self.widths[k], stride=2)
+            )
         self.up = nn.ModuleList()
         self.fuse = nn.ModuleList()
         below = channels[-1]
@@ -74,7 +80,9 @@ def _block(inside: int, outside: int, *, stride: int = 1) -> nn.Module:
 def skip_levels(strides: tuple[int, ...], *, head: str) -> list[int | None]:
     """The level (of stride `2**level`) that each map but the deepest serves: its own, or the next finer one that is free."""
     if any(s & (s - 1) for s in strides) or strides[-1] < 2:
-        raise ValueError(f"head {head!r} needs strides that are powers of two, got {strides}; head 'linear' takes any")
+        raise ValueError(
+            f"head {head!r} needs strides that are powers of two, got {strides}; head 'linear' takes any"
+        )
     found: list[int | None] = []
     free = strides[-1].bit_length() - 1
     for s in strides[-2::-1]:

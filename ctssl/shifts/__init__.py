@@ -42,7 +42,9 @@ SHIFTS: dict[str, Callable[[Volume, int, np.random.Generator], np.ndarray]] = {
 """Every shift by name, in physical order: the patient, the beam, the reconstruction, the field of view."""
 
 
-def shift(volume: Volume | str | os.PathLike | tuple, name: str, *, severity: int = 3, seed: int = 0) -> Volume:
+def shift(
+    volume: Volume | str | os.PathLike | tuple, name: str, *, severity: int = 3, seed: int = 0
+) -> Volume:
     """A scan (HU) as it would look after a shift of `SHIFTS`: same shape and affine, float32; bit-exact for a seed.
 
     `volume` is what `ctssl.read` takes.
@@ -52,7 +54,9 @@ def shift(volume: Volume | str | os.PathLike | tuple, name: str, *, severity: in
     if seed < 0:
         raise ValueError(f"seed={seed}: a whole number from 0")
     volume = read(volume)
-    wrong = [finding.message for finding in lint(volume) if finding.level == "error" and finding.code != "constant"]
+    wrong = [
+        finding.message for finding in lint(volume) if finding.level == "error" and finding.code != "constant"
+    ]
     if wrong:
         raise ValueError(f"{volume.name}: {'; '.join(wrong)}")
     ready = turned(volume)

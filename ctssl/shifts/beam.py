@@ -46,7 +46,9 @@ class Beam:
         for first in range(0, VIEWS, AT_ONCE):
             angles = np.arange(first, min(first + AT_ONCE, VIEWS)) * np.pi / VIEWS
             place = x[:, None, None] * np.cos(angles) + y[None, :, None] * np.sin(angles)
-            place = place.reshape(-1, len(angles)) / self.bin_mm + (self.bins - 1) / 2  # (pixels, views), in bins
+            place = (
+                place.reshape(-1, len(angles)) / self.bin_mm + (self.bins - 1) / 2
+            )  # (pixels, views), in bins
             low = np.floor(place).astype(np.int32)
             part = (place - low).astype(np.float32)
             column = low + np.arange(len(angles), dtype=np.int32) * self.bins
@@ -113,7 +115,9 @@ def averaged(array: np.ndarray, factor: int) -> np.ndarray:
     if factor == 1:
         return array
     nx, ny = (-(-n // factor) for n in array.shape[:2])
-    padded = np.pad(array, [(0, nx * factor - array.shape[0]), (0, ny * factor - array.shape[1]), (0, 0)], mode="edge")
+    padded = np.pad(
+        array, [(0, nx * factor - array.shape[0]), (0, ny * factor - array.shape[1]), (0, 0)], mode="edge"
+    )
     return padded.reshape(nx, factor, ny, factor, -1).mean((1, 3))
 
 

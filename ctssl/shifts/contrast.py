@@ -57,7 +57,9 @@ def perfusion(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     rough = rng.standard_normal([-(-n // 6) + 1 for n in shape], dtype=np.float32)  # on 12 mm: smooth enough
     field = ndimage.gaussian_filter(rough, 25.0 / GRID_MM / 6, mode="nearest")
     field = ndimage.zoom(field, [n / m for n, m in zip(shape, field.shape, strict=True)], order=1)
-    return np.clip(1 + 0.3 * (field - field.mean()) / max(float(field.std()), 1e-9), 0.2, 1.8).astype(np.float32)
+    return np.clip(1 + 0.3 * (field - field.mean()) / max(float(field.std()), 1e-9), 0.2, 1.8).astype(
+        np.float32
+    )
 
 
 def vesselness(hu: np.ndarray) -> np.ndarray:
@@ -69,7 +71,9 @@ def vesselness(hu: np.ndarray) -> np.ndarray:
         return best
     for sigma in SIGMAS_MM:
         curved = hessian(clipped, sigma / GRID_MM)
-        chosen = asked & (np.trace(curved, axis1=-2, axis2=-1) < -FAINT)  # bright, and not flat: the others cost time
+        chosen = asked & (
+            np.trace(curved, axis1=-2, axis2=-1) < -FAINT
+        )  # bright, and not flat: the others cost time
         values = np.linalg.eigvalsh(curved[chosen])
         values = np.take_along_axis(values, np.argsort(np.abs(values), axis=-1), -1)  # by size
         small, middle, large = np.moveaxis(values, -1, 0)

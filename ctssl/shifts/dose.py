@@ -9,9 +9,7 @@ from ctssl.volume import AIR_HU, Volume
 
 SEVERITIES = {1: 3 / 4, 2: 1 / 2, 3: 1 / 4, 4: 1 / 8, 5: 1 / 16}
 """Share of the dose that is left."""
-FLUENCE = (
-    4.6e8  # photons per mm^2 of detector in half a turn: 9 HU in 300 mm of water, pixels of 0.7 mm, slices of 5 mm
-)
+FLUENCE = 4.6e8  # photons per mm^2 of detector in half a turn: 9 HU in 300 mm of water, pixels of 0.7 mm, slices of 5 mm
 ELECTRONIC = 3.5e4  # variance of the electronic noise in photons^2, of the same area and time
 FAINTEST = 0.05  # share of the expected signal below which no reading falls, since its logarithm is taken
 

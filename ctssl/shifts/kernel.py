@@ -19,7 +19,9 @@ exponent carries over from one pair to the other, in noise and edges (`training/
 be chosen, or told by scans of both kernels, of which no two need be a pair."""
 
 
-def ratio(frequency: np.ndarray, strength: float, *, exponent: float = EXPONENT, gain: float = GAIN) -> np.ndarray:
+def ratio(
+    frequency: np.ndarray, strength: float, *, exponent: float = EXPONENT, gain: float = GAIN
+) -> np.ndarray:
     """MTF of the sharper kernel over that of the smoother one, at `frequency` in cycles/mm.
 
     `1 + A / sqrt(1 + (A / (gain - 1))^2)` with `A = strength (f / 0.33)^exponent`: a power of the frequency, as in FBPAug,

@@ -12,7 +12,9 @@ SEVERITIES = {1: 0.005, 2: 0.01, 3: 0.02, 4: 0.04, 5: 0.08}
 """Electronic noise over signal, in 1 mm of the detector and the ray of the 99th percentile of attenuation: a signal-to-noise of
 200, 100, 50, 25, 12."""
 STARVED = 99.0
-STEEPEST = 1.5  # beyond the reference, in line integrals: scanners filter such rays themselves (adaptive filtering)
+STEEPEST = (
+    1.5  # beyond the reference, in line integrals: scanners filter such rays themselves (adaptive filtering)
+)
 
 
 def starve(volume: Volume, severity: int, rng: np.random.Generator) -> np.ndarray:

@@ -40,4 +40,6 @@ def slabs(count: int, step_mm: float, thickness_mm: float, gap_mm: float, *, sta
     where = np.interp((np.arange(count) + 0.5) * step_mm, middles, np.arange(len(middles)))
     low = np.minimum(where.astype(int), max(len(middles) - 2, 0))
     part = (where - low)[:, None]
-    return ((1 - part) * average[low] + part * average[np.minimum(low + 1, len(middles) - 1)]).astype(np.float32)
+    return ((1 - part) * average[low] + part * average[np.minimum(low + 1, len(middles) - 1)]).astype(
+        np.float32
+    )

@@ -30,8 +30,15 @@ class ShiftTransform(RandomizableTransform):
     affine without a spacing, is a warning.
     """
 
-    def __init__(self, names: str | tuple[str, ...] = TRAINED, *, severity: int | None = None, prob: float = 1.0,
-                 keys: str | tuple[str, ...] = (), seed: int = 0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        names: str | tuple[str, ...] = TRAINED,
+        *,
+        severity: int | None = None,
+        prob: float = 1.0,
+        keys: str | tuple[str, ...] = (),
+        seed: int = 0,
+    ) -> None:
         if not 0 <= prob <= 1:
             raise ValueError(f"prob={prob}: a share from 0 to 1")
         super().__init__(prob)
@@ -52,18 +59,24 @@ class ShiftTransform(RandomizableTransform):
         if not self.keys:
             return self._image(data, name, severity, seed)
         if missing := [key for key in self.keys if key not in data]:
-            raise ValueError(f"the dictionary has no {', '.join(missing)}; it has {', '.join(map(str, data))}")
+            raise ValueError(
+                f"the dictionary has no {', '.join(missing)}; it has {', '.join(map(str, data))}"
+            )
         return {**data, **{key: self._image(data[key], name, severity, seed) for key in self.keys}}
 
     @staticmethod
     def _image(image: Any, name: str, severity: int, seed: int) -> Any:
         if not isinstance(image, MetaTensor):
-            raise ValueError(f"a {type(image).__name__} has no affine, and a shift needs the spacing: load the scan with "
-                             "MONAI's LoadImage, or make a MetaTensor(array, affine=...)")  # fmt: skip
+            raise ValueError(
+                f"a {type(image).__name__} has no affine, and a shift needs the spacing: load the scan with "
+                "MONAI's LoadImage, or make a MetaTensor(array, affine=...)"
+            )
         array = image.detach().cpu().numpy()
         if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[0] != 1):
             raise ValueError(f"a shift takes one scan, (1, X, Y, Z) or (X, Y, Z), not {tuple(array.shape)}")
         scan = Volume(array.reshape(array.shape[-3:]).astype(np.float32), np.asarray(image.affine, float))
         check(scan)
         found = torch.from_numpy(shift(scan, name, severity=severity, seed=seed).array.reshape(array.shape))
-        return MetaTensor(found, meta=image.meta, applied_operations=image.applied_operations).to(image.device)
+        return MetaTensor(found, meta=image.meta, applied_operations=image.applied_operations).to(
+            image.device
+        )

@@ -61,8 +61,10 @@ def main(repeats: int = 10) -> None:
             network.train(work is train)
         found = medians(work, networks, x, repeats)
         for name in ("monai default", "monai flash"):
-            print(f"{title}: {name} {found[name]:.3f} s, ctssl {found['ctssl']:.3f} s, "
-                  f"ratio {found[name] / found['ctssl']:.2f}")  # fmt: skip
+            print(
+                f"{title}: {name} {found[name]:.3f} s, ctssl {found['ctssl']:.3f} s, "
+                f"ratio {found[name] / found['ctssl']:.2f}"
+            )
 
 
 if __name__ == "__main__":

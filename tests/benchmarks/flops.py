@@ -33,7 +33,9 @@ def main(name: str = "paper/swin_wild_smit") -> None:
     print(
         f"{name}: {one / 1e12:.2f} TFLOP a sample, {samples / 1e6:.1f} million samples, {one * samples / 1e18:.1f} EFLOP"
     )
-    print(f"estimate, on {GPUS} GPUs of {PEAK / 1e12:.0f} TFLOP/s at {SHARE:.0%} of their peak: {hours:.0f} hours")
+    print(
+        f"estimate, on {GPUS} GPUs of {PEAK / 1e12:.0f} TFLOP/s at {SHARE:.0%} of their peak: {hours:.0f} hours"
+    )
 
 
 if __name__ == "__main__":

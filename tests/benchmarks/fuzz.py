@@ -165,8 +165,10 @@ def described(found: Any, data: Path) -> None:
     """Cases that name files which are there, once each, and that cannot name files anywhere else."""
     names = [case.name for case in found.cases]
     assert names and len(set(names)) == len(names)
-    assert all(file_name(name) == name == Path(name).name and case.image.exists() and case.label.exists()
-               for name, case in zip(names, found.cases, strict=True))  # fmt: skip
+    assert all(
+        file_name(name) == name == Path(name).name and case.image.exists() and case.label.exists()
+        for name, case in zip(names, found.cases, strict=True)
+    )
     assert all(0 < number <= 255 for number in found.names)
 
 
@@ -178,7 +180,9 @@ def table(data: Path, rng: np.random.Generator) -> None:
 
 
 def description(data: Path, rng: np.random.Generator) -> None:
-    entries = [{"image": f"./imagesTr/case{i}.nii.gz", "label": f"./labelsTr/case{i}.nii.gz"} for i in range(3)]
+    entries = [
+        {"image": f"./imagesTr/case{i}.nii.gz", "label": f"./labelsTr/case{i}.nii.gz"} for i in range(3)
+    ]
     nnunet = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "tumour": 1}, "numTraining": 3}
     decathlon = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "cancer"}, "training": entries}
     path = data / "dataset.json"
@@ -210,7 +214,13 @@ def outcome(attempt: Attempt, rng: np.random.Generator) -> str:
     except (ValueError, OSError) as error:
         words = str(error)
         bad = len(words) < 10 or ("Errno" in words.split("(")[0] and not words.isprintable())
-        return f"no words: {words!r}" if bad else "memory: " + words if "more memory than" in words else "refused"
+        return (
+            f"no words: {words!r}"
+            if bad
+            else "memory: " + words
+            if "more memory than" in words
+            else "refused"
+        )
     except TooLong:
         return f"more than {SECONDS:g} seconds"
     except BaseException as error:
@@ -240,8 +250,12 @@ def fuzz(count: int, *, seed: int = 0, only: str | None = None, first: int = 0) 
                 counts[kind][found if found in ("read", "refused") else "failed"] += 1
                 if found not in ("read", "refused"):
                     failures.append({"kind": kind, "number": number, "what": found})
-    return {"counts": counts, "failures": failures, "seconds": round(time.monotonic() - began, 1),
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}  # fmt: skip
+    return {
+        "counts": counts,
+        "failures": failures,
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
 
 
 def limit_memory() -> None:
@@ -252,7 +266,9 @@ def limit_memory() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=500, help="files of each kind")
     parser.add_argument("--first", type=int, default=0, help="number of the first, to see one failure again")
     parser.add_argument("--seed", type=int, default=0)
@@ -274,8 +290,10 @@ def main() -> None:
         print(f"{kind:24} " + "  ".join(f"{numbers[key]:6} {key}" for key in ("refused", "read", "failed")))
     for failure in found["failures"][:50]:
         print(f"\n{failure['kind']} {failure['number']}: {failure['what']}")
-    print(f"{sum(sum(c.values()) for c in found['counts'].values())} files, {len(found['failures'])} failures, "
-          f"{found['seconds']} s, peak {found['peak_mb']} MB")  # fmt: skip
+    print(
+        f"{sum(sum(c.values()) for c in found['counts'].values())} files, {len(found['failures'])} failures, "
+        f"{found['seconds']} s, peak {found['peak_mb']} MB"
+    )
 
 
 if __name__ == "__main__":

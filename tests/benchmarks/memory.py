@@ -20,7 +20,9 @@ SHAPE, SPACING = (512, 512, 600), (0.75, 0.75, 1.0)
 
 def peak_gb() -> float:
     """Of this process so far. Linux counts in KiB, macOS in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    )
 
 
 def make(path: Path) -> None:
@@ -36,7 +38,9 @@ def make(path: Path) -> None:
 def main(gb: float = 8.0) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scan.nii.gz"
-        code = f"from tests.benchmarks.memory import make; from pathlib import Path; make(Path({str(path)!r}))"
+        code = (
+            f"from tests.benchmarks.memory import make; from pathlib import Path; make(Path({str(path)!r}))"
+        )
         subprocess.run([sys.executable, "-c", code], check=True)  # a process whose memory is not counted
         model = ctssl.segmenter("swin-wild-mim")
         print(f"before the scan: {peak_gb():.2f} GB")

@@ -45,15 +45,31 @@ class Tokens(nn.Module):
 class Monai(nn.Module):
     """MONAI's Swin under our encoder contract, without the merging that it always does after its last stage."""
 
-    def __init__(self, width: int, *, depths: tuple[int, ...], heads: tuple[int, ...], window: int, patch: int,
-                 merge_last: bool) -> None:  # fmt: skip
+    def __init__(
+        self,
+        width: int,
+        *,
+        depths: tuple[int, ...],
+        heads: tuple[int, ...],
+        window: int,
+        patch: int,
+        merge_last: bool,
+    ) -> None:
         super().__init__()
         assert not merge_last
         self.config = dict(width=width)
         self.channels = tuple(width * 2**i for i in range(len(depths)))
         self.strides = tuple(patch * 2**i for i in range(len(depths)))
-        net = SwinTransformer(in_chans=1, embed_dim=width, window_size=(window,) * 3, patch_size=(patch,) * 3,
-                              depths=depths, num_heads=heads, patch_norm=True, spatial_dims=3)  # fmt: skip
+        net = SwinTransformer(
+            in_chans=1,
+            embed_dim=width,
+            window_size=(window,) * 3,
+            patch_size=(patch,) * 3,
+            depths=depths,
+            num_heads=heads,
+            patch_norm=True,
+            spatial_dims=3,
+        )
         self.patch_embed = Tokens(net.patch_embed, patch)
         self.stages = nn.ModuleList(getattr(net, f"layers{i + 1}")[0] for i in range(len(depths)))
         self.stages[-1].downsample = None
@@ -115,11 +131,15 @@ def main(repeats: int = 10) -> None:
     for name in tasks.keys() - {"monai"}:
         print(f"mim: {name} {found[name]:.1f} samples/s, ratio {found[name] / found['monai']:.2f}")
     feed = loading(1)
-    print(f"one worker loads {feed:.0f} samples/s of one view, {feed / found['ctssl']:.1f} times what mim consumes")
+    print(
+        f"one worker loads {feed:.0f} samples/s of one view, {feed / found['ctssl']:.1f} times what mim consumes"
+    )
     pair = TASKS["contrastive"](Swin(**SMALL["swin"]))
     two = Batch(batch.views * 2, batch.seeds, batch.patients)
     used, feed = rates({"contrastive": pair}, two, max(3, repeats // 2))["contrastive"], loading(2)
-    print(f"one worker loads {feed:.0f} samples/s of two views, {feed / used:.1f} times what contrastive consumes")
+    print(
+        f"one worker loads {feed:.0f} samples/s of two views, {feed / used:.1f} times what contrastive consumes"
+    )
     opt = torch.optim.AdamW(tasks["ctssl"].parameters(), 1e-4)
     with torch.profiler.profile() as profile:
         step(tasks["ctssl"], opt, batch)

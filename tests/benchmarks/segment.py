@@ -54,8 +54,15 @@ def through_monai(net: SwinUNETR, scan: Volume) -> None:
     """Read scan to labels on its own grid, as a MONAI user would."""
     ready = prepare(scan, PREPROCESS)
     with torch.inference_mode():
-        found = sliding_window_inference(torch.from_numpy(ready.array)[None, None], WINDOW, 1, net, overlap=OVERLAP,
-                                         mode="gaussian", progress=True)  # fmt: skip
+        found = sliding_window_inference(
+            torch.from_numpy(ready.array)[None, None],
+            WINDOW,
+            1,
+            net,
+            overlap=OVERLAP,
+            mode="gaussian",
+            progress=True,
+        )
     assert isinstance(found, torch.Tensor)
     onto(found[0].softmax(0).numpy(), ready.affine, scan)
 
@@ -89,8 +96,10 @@ def same_weights(theirs: SwinUNETR, ours: Segmenter, scan: Volume, windows: int)
         for name, work in parts.items():
             taken[name].append(seconds(work))
     found = {name: statistics.median(values) for name, values in taken.items()}
-    print(f"same weights, a window: monai {found['monai']:.2f} s, ctssl {found['ctssl']:.2f} s, "
-          f"ratio {found['monai'] / found['ctssl']:.2f}")  # fmt: skip
+    print(
+        f"same weights, a window: monai {found['monai']:.2f} s, ctssl {found['ctssl']:.2f} s, "
+        f"ratio {found['monai'] / found['ctssl']:.2f}"
+    )
     for name in ("monai", "ctssl"):
         print(f"  of it the encoder: {name} {found[f'{name} encoder'] / found[name]:.0%}")
 
@@ -100,8 +109,11 @@ def main(scan_path: str = "", windows: int = 5) -> None:
     theirs, ours = pair()
     same_weights(theirs, ours, scan, int(windows))
     mine = published()
-    ways = {"ctssl": lambda: through_ours(mine, scan, skip_air=True), "monai": lambda: through_monai(theirs, scan),
-            "ctssl, air too": lambda: through_ours(mine, scan, skip_air=False)}  # fmt: skip
+    ways = {
+        "ctssl": lambda: through_ours(mine, scan, skip_air=True),
+        "monai": lambda: through_monai(theirs, scan),
+        "ctssl, air too": lambda: through_ours(mine, scan, skip_air=False),
+    }
     found = {name: seconds(work) for name, work in ways.items()}
     for name, value in found.items():
         print(f"end to end, {name}: {value:.1f} s, monai takes {found['monai'] / value:.1f} times as long")

@@ -65,7 +65,11 @@ def prepared(scans: list[Scan], preprocess: Preprocess, folder: Path, *, workers
     known, there = _index(folder), set(os.listdir(folder))
     states = [_state(scan.path) for scan in scans]
     found: list[dict | None] = [known.get((s, spec)) if s else {"error": "no such file"} for s in states]
-    missing = [i for i, entry in enumerate(found) if entry is None or ("file" in entry and entry["file"] not in there)]
+    missing = [
+        i
+        for i, entry in enumerate(found)
+        if entry is None or ("file" in entry and entry["file"] not in there)
+    ]
     jobs = [(scans[i].path, preprocess, folder, spec) for i in missing]
     with open(folder / "index.jsonl", "a") as index:
         done = tqdm(_run(jobs, workers), total=len(jobs), desc="preparing scans", disable=not jobs)
@@ -76,22 +80,33 @@ def prepared(scans: list[Scan], preprocess: Preprocess, folder: Path, *, workers
             index.write(json.dumps({"state": states[i], "spec": spec, **entry}) + "\n")
             index.flush()
     bad = [
-        f"{scan.path}: {entry['error']}" for scan, entry in zip(scans, found, strict=True) if entry and "error" in entry
+        f"{scan.path}: {entry['error']}"
+        for scan, entry in zip(scans, found, strict=True)
+        if entry and "error" in entry
     ]
     if bad:
         print(
-            f"left out {len(bad)} of {len(scans)} scans:\n  " + "\n  ".join(bad[:20]) + ("\n  ..." if bad[20:] else "")
+            f"left out {len(bad)} of {len(scans)} scans:\n  "
+            + "\n  ".join(bad[:20])
+            + ("\n  ..." if bad[20:] else "")
         )
     if len(bad) > LIMIT * len(scans):
-        raise SystemExit(f"{len(bad)} of {len(scans)} scans are unusable, more than {LIMIT:.0%}: mend or remove them")
+        raise SystemExit(
+            f"{len(bad)} of {len(scans)} scans are unusable, more than {LIMIT:.0%}: mend or remove them"
+        )
     return _table(scans, found, folder)
 
 
 def _table(scans: list[Scan], found: list[dict | None], folder: Path) -> Corpus:
     numbers: dict[str, int] = {}
     rows = np.array(
-        [(entry["file"], numbers.setdefault(scan.patient, len(numbers)))
-         for scan, entry in zip(scans, found, strict=True) if entry and "file" in entry], ROW)  # fmt: skip
+        [
+            (entry["file"], numbers.setdefault(scan.patient, len(numbers)))
+            for scan, entry in zip(scans, found, strict=True)
+            if entry and "file" in entry
+        ],
+        ROW,
+    )
     path = folder / f"table-{hashlib.sha256(rows.tobytes()).hexdigest()[:16]}.npy"
     if not path.exists():
         _save(path, rows)
@@ -164,7 +179,9 @@ def _index(folder: Path) -> dict[tuple[str, str], dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", help="wild, self, a CSV or a folder")
     parser.add_argument("--folder", type=Path, default=Path("runs/cache"))
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)

@@ -18,7 +18,9 @@ NODULES = Path(__file__).with_name("nodule_split.json")
 def data_folder() -> Path:
     folder = os.environ.get("CTSSL_DATA")
     if not folder or not Path(folder, "cases.csv").is_file():
-        raise FileNotFoundError(f"CTSSL_DATA is {folder!r}: set it to the data folder, the one that holds cases.csv")
+        raise FileNotFoundError(
+            f"CTSSL_DATA is {folder!r}: set it to the data folder, the one that holds cases.csv"
+        )
     return Path(folder)
 
 
@@ -45,7 +47,10 @@ def corpus(name: str) -> list[Path]:
 
 def provenance(name: str) -> list[dict[str, str]]:
     """Where the scans of a corpus come from, with their licences."""
-    return [{key: row[key] for key in ("id", "collection", "source", "licence", "body_part")} for row in _rows(name)]
+    return [
+        {key: row[key] for key in ("id", "collection", "source", "licence", "body_part")}
+        for row in _rows(name)
+    ]
 
 
 def _rows(name: str) -> list[dict[str, str]]:

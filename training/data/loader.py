@@ -24,7 +24,9 @@ class Samples(Dataset):
         if self._order[0] != turn:
             self._order = turn, np.random.default_rng([self.seed, turn]).permutation(len(self.corpus))
         scan = int(self._order[1][place])
-        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(24))
+        seed = int(
+            np.random.SeedSequence([self.seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(24)
+        )
         views = sample(self.corpus.scan(scan), crop=self.crop, views=self.views, how=self.how, seed=seed)
         return views, seed, self.corpus.patient(scan)
 
@@ -33,7 +35,14 @@ class Places:
     """The sample numbers of one process, a list for each piece of each step from `first` on."""
 
     def __init__(self, *, batch: int, pieces: int, rank: int, world: int, first: int, last: int) -> None:
-        self.batch, self.pieces, self.rank, self.world, self.first, self.last = batch, pieces, rank, world, first, last
+        self.batch, self.pieces, self.rank, self.world, self.first, self.last = (
+            batch,
+            pieces,
+            rank,
+            world,
+            first,
+            last,
+        )
 
     def __len__(self) -> int:
         return (self.last - self.first) * self.pieces
@@ -54,5 +63,11 @@ def collate(samples: list[tuple[list[np.ndarray], int, int]]) -> Batch:
 def loader(samples: Samples, places: Places, *, workers: int) -> Any:
     """Batches in order; `workers` processes prepare them ahead."""
     ahead = dict(prefetch_factor=4, persistent_workers=False) if workers else {}
-    return DataLoader(samples, batch_sampler=places, collate_fn=collate, num_workers=workers,
-                      pin_memory=torch.cuda.is_available(), **ahead)  # type: ignore[arg-type]  # fmt: skip
+    return DataLoader(
+        samples,
+        batch_sampler=places,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        **ahead,
+    )  # type: ignore[arg-type]

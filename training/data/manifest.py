@@ -48,7 +48,9 @@ def _from_csv(path: Path) -> list[Scan]:
     except ValueError as error:
         raise SystemExit(str(error)) from error
     if "image" not in columns:
-        raise SystemExit(f"{path} has the columns {columns}: one named image is needed (patient, split: optional)")
+        raise SystemExit(
+            f"{path} has the columns {columns}: one named image is needed (patient, split: optional)"
+        )
     rows = [row for _, row in listed if row["image"]]
     splits: dict[str, set[str]] = {}
     for row in rows:

@@ -55,18 +55,32 @@ def convert(patient: str, series: Found, out: Path, *, roi: str, overwrite: bool
     if overwrite or not label.exists():  # one that is there may have been corrected
         mask.save(label, overwrite=True)
     kernel, maker = str(ct.get("ConvolutionKernel", "")), str(ct.get("Manufacturer", ""))
-    values = (str(image.resolve()), str(label.relative_to(out)), patient, "NSCLC-Radiomics" if header.Modality == "RTSTRUCT"
-              else "NSCLC-Radiogenomics", maker, kernel, kernel_bin(maker, kernel),
-              "yes" if ct.get("ContrastBolusAgent") else "no", str(ct.get("SliceThickness", "")))  # fmt: skip
+    values = (
+        str(image.resolve()),
+        str(label.relative_to(out)),
+        patient,
+        "NSCLC-Radiomics" if header.Modality == "RTSTRUCT" else "NSCLC-Radiogenomics",
+        maker,
+        kernel,
+        kernel_bin(maker, kernel),
+        "yes" if ct.get("ContrastBolusAgent") else "no",
+        str(ct.get("SliceThickness", "")),
+    )
     return dict(zip(COLUMNS, values, strict=True))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("nsclc"))
-    parser.add_argument("--roi", default="GTV-1", help="the tumour's name in an RTSTRUCT (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a manifest and masks that are there")
+    parser.add_argument(
+        "--roi", default="GTV-1", help="the tumour's name in an RTSTRUCT (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a manifest and masks that are there"
+    )
     args = parser.parse_args(arguments)
     if not args.folder.is_dir():
         raise SystemExit(f"no folder {args.folder}")
@@ -92,7 +106,9 @@ def main(arguments: list[str] | None = None) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_whole(args.out / "manifest.csv", text.getvalue())
-    print(f"{len(rows)} cases in {args.out / 'manifest.csv'}; left out: {len(left_out)}", *left_out, sep="\n  ")
+    print(
+        f"{len(rows)} cases in {args.out / 'manifest.csv'}; left out: {len(left_out)}", *left_out, sep="\n  "
+    )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,9 @@ def sample(scan: np.ndarray, *, crop: int, views: int, how: Views, seed: int) ->
     return [view(scan, start, crop, how, rng) for _ in range(views)]
 
 
-def view(scan: np.ndarray, start: tuple[int, ...], crop: int, how: Views, rng: np.random.Generator) -> np.ndarray:
+def view(
+    scan: np.ndarray, start: tuple[int, ...], crop: int, how: Views, rng: np.random.Generator
+) -> np.ndarray:
     """One view near `start`."""
     edge = max(2, round(crop * how.zoom ** rng.uniform(-1, 1)))
     drift = rng.uniform(-how.shift / 2, how.shift / 2, 3) * crop + (crop - edge) / 2

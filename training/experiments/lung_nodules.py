@@ -14,13 +14,20 @@ from training.data.corpora import data_folder, nodule_split
 from training.experiments import trials
 
 RESULTS = Path(__file__).parent / "results" / "lung_nodules.json"
-DESIGN = [f"{encoder}-wild-{pretext}" for encoder in ("swin", "vit") for pretext in ("mim", "contrastive", "smit")]
+DESIGN = [
+    f"{encoder}-wild-{pretext}" for encoder in ("swin", "vit") for pretext in ("mim", "contrastive", "smit")
+]
 DESIGN += ["swin-scratch", "vit-scratch", "dynunet"]
 EXPERIMENT = trials.Experiment(
-    "lung-nodule", "python -m training.experiments.lung_nodules", lambda: data_folder() / "lung_nodules",
-    nodule_split("test"), RESULTS, DESIGN, share={"dynunet": 1 / 15},
+    "lung-nodule",
+    "python -m training.experiments.lung_nodules",
+    lambda: data_folder() / "lung_nodules",
+    nodule_split("test"),
+    RESULTS,
+    DESIGN,
+    share={"dynunet": 1 / 15},
     settings=ctssl.Settings(crop=32, batch=8, bf16=True, ema=0.99, patience=10),
-)  # fmt: skip
+)
 
 
 def table() -> str:

@@ -64,12 +64,16 @@ def row(axes, model, encoder, case, dsc: float, title: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="a segmenter of `python -m training.experiments.sarcoma`")
     parser.add_argument("--encoder", default="swin-wild-mim")
     args = parser.parse_args()
     model, encoder = ctssl.load_segmenter(args.model), ctssl.load(args.encoder)
-    scores = {k: v["tumour"] for k, v in json.loads(Path(args.model, "report.json").read_text())["held_out"].items()}
+    scores = {
+        k: v["tumour"] for k, v in json.loads(Path(args.model, "report.json").read_text())["held_out"].items()
+    }
     ranked = sorted(scores, key=lambda name: scores[name])
     cases = {case.name: case for case in find_cases(data_folder() / "sarcoma").cases}
     figure = Figure(figsize=(9.6, 8.4), layout="constrained", facecolor="white")

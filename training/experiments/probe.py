@@ -61,7 +61,9 @@ class Rows(NamedTuple):
 
 def scans(group: str, preprocess: Preprocess) -> list[Scan]:
     found = []
-    hidden = set(split("test")) if group == "sarcoma" else set()  # what is decided by a probe must not have seen them
+    hidden = (
+        set(split("test")) if group == "sarcoma" else set()
+    )  # what is decided by a probe must not have seen them
     for row in tqdm([row for row in cases(group) if row["id"] not in hidden], desc=f"reading {group}"):
         image = prepare(ctssl.read(data_folder() / row["image"]), preprocess)
         label = ctssl.read(data_folder() / row["label"])
@@ -87,7 +89,9 @@ def cubes(scan: Scan, rng: np.random.Generator) -> list[Cube]:
     found, inside = [], np.argwhere(scan.tumour)
     room = np.maximum(np.array(scan.image.shape) - CUBE, 0)
     for _ in range(CUBES):
-        corner = tuple(np.clip(inside[rng.integers(len(inside))] - rng.integers(CUBE, size=3), 0, room).tolist())
+        corner = tuple(
+            np.clip(inside[rng.integers(len(inside))] - rng.integers(CUBE, size=3), 0, room).tolist()
+        )
         image, tumour = (crop_at(array, corner, CUBE) for array in (scan.image, scan.tumour))
         sides = [np.argwhere(side) for side in (tumour, ~tumour & (image > 0))]
         count = min(PER_CUBE, *map(len, sides))
@@ -106,7 +110,9 @@ def encoded(encoder: Any) -> Features:
         for number, cube in enumerate(pieces):
             columns = []
             for m, stride in zip(maps, encoder.strides, strict=True):
-                where = (torch.from_numpy(cube.voxels).float() + 0.5) / stride  # in cells, corners at whole numbers
+                where = (
+                    torch.from_numpy(cube.voxels).float() + 0.5
+                ) / stride  # in cells, corners at whole numbers
                 where = 2 * where / torch.tensor(m.shape[2:]) - 1
                 grid = where.flip(-1)[None, :, None, None]  # grid_sample counts the axes backwards
                 sampled = F.grid_sample(m[number, None], grid, align_corners=False, padding_mode="border")
@@ -186,7 +192,10 @@ def neighbour_scores(train: Rows, test: Rows) -> Tensor:
     mean, deviation = train.features.mean(0), train.features.std(0) + 1e-6
     known, asked = (F.normalize((r.features - mean) / deviation, dim=1) for r in (train, test))
     return torch.cat(
-        [train.tumour[(part @ known.t()).topk(NEIGHBOURS).indices].float().mean(1) for part in asked.split(2000)]
+        [
+            train.tumour[(part @ known.t()).topk(NEIGHBOURS).indices].float().mean(1)
+            for part in asked.split(2000)
+        ]
     )
 
 
@@ -292,9 +301,7 @@ def short(results: dict | None = None) -> str:
     for name in sorted(names, key=lambda n: (n not in ctssl.list_models(), n)):
         cells = [cell(models[name], "linear", "auroc") for models in kept["tasks"].values()]
         known = name in ctssl.list_models()
-        text += (
-            f"| {name} | {' | '.join(cells)} | {('yes' if beats_its_twin(kept, name) else 'no') if known else ''} |\n"
-        )
+        text += f"| {name} | {' | '.join(cells)} | {('yes' if beats_its_twin(kept, name) else 'no') if known else ''} |\n"
     return text
 
 
@@ -314,15 +321,21 @@ def random_twins(model: str, seeds: int) -> list[Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "models", nargs="*", default=[n for n in ctssl.list_models() if ctssl.info(n).kind == "encoder"]
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--nodule-spacing", type=float, default=0.75)
-    parser.add_argument("--tasks", nargs="+", choices=["sarcoma", "lung_nodules"], default=["sarcoma", "lung_nodules"])
+    parser.add_argument(
+        "--tasks", nargs="+", choices=["sarcoma", "lung_nodules"], default=["sarcoma", "lung_nodules"]
+    )
     parser.add_argument("--show", action="store_true", help="print what was measured, measure nothing")
-    parser.add_argument("--readme", action="store_true", help="put the short table into README.md, measure nothing")
+    parser.add_argument(
+        "--readme", action="store_true", help="put the short table into README.md, measure nothing"
+    )
     args = parser.parse_args()
     if args.readme:
         into_readme("probe", short())
@@ -332,7 +345,12 @@ def main() -> None:
     spacing = {"sarcoma": Preprocess().spacing_mm, "lung_nodules": args.nodule_spacing}
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if (kept.get("spacing_mm"), kept.get("seeds")) != (spacing, args.seeds):
-        kept = {"command": COMMAND, "seeds": args.seeds, "spacing_mm": spacing, "tasks": {task: {} for task in spacing}}
+        kept = {
+            "command": COMMAND,
+            "seeds": args.seeds,
+            "spacing_mm": spacing,
+            "tasks": {task: {} for task in spacing},
+        }
         kept["weights"] = {}
         write_whole(RESULTS, json.dumps(kept) + "\n")
     for task, mm in [(task, mm) for task, mm in spacing.items() if task in args.tasks]:
@@ -342,8 +360,10 @@ def main() -> None:
         references = [label for label in (*plain, *twins) if label not in kept["tasks"][task]]
         for label in tqdm([*references, *args.models], desc=task):
             if label in twins:  # other random weights for each seed
-                per_seed = [measure(group, encoded(one), seeds=args.seeds)[seed]
-                            for seed, one in enumerate(random_twins(twins[label], args.seeds))]  # fmt: skip
+                per_seed = [
+                    measure(group, encoded(one), seeds=args.seeds)[seed]
+                    for seed, one in enumerate(random_twins(twins[label], args.seeds))
+                ]
             else:
                 features = plain.get(label) or encoded(ctssl.load(label))
                 per_seed = measure(group, features, seeds=args.seeds)

@@ -47,10 +47,15 @@ from training.experiments import sarcoma, trials
 RESULTS = Path(__file__).parent / "results" / "robustness.json"
 COMMAND = "python -m training.experiments.robustness"
 SEVERITIES = (1, 3, 5)
-CROPS, SIZE = 256, 24  # for CKA: at 4 mm the scans are hardly larger than 48 voxels, and each would give one crop
+CROPS, SIZE = (
+    256,
+    24,
+)  # for CKA: at 4 mm the scans are hardly larger than 48 voxels, and each would give one crop
 KERNELS = ("SOFT", "STANDARD")
 MODELS = [*sarcoma.DESIGN, "swin-wild-contrastive", "vit-wild-contrastive", "swin-wild-self-smit"]
-STRATA = [f"{encoder}-{start}" for encoder in ("swin", "vit") for start in ("wild-smit", "self-smit", "scratch")]
+STRATA = [
+    f"{encoder}-{start}" for encoder in ("swin", "vit") for start in ("wild-smit", "self-smit", "scratch")
+]
 
 
 def results_of(data: Path | None) -> Path:
@@ -106,8 +111,15 @@ def experiment(data: Path | None) -> trials.Experiment:
     if data is None:
         return sarcoma.EXPERIMENT
     held = divide(find_cases(data).cases, None, 0)[1]
-    return replace(sarcoma.EXPERIMENT, name=data.stem, data=lambda: data, test=[case.name for case in held],
-                   results=trainings_of(data), settings=ctssl.Settings(), spacing_mm=None)  # fmt: skip
+    return replace(
+        sarcoma.EXPERIMENT,
+        name=data.stem,
+        data=lambda: data,
+        test=[case.name for case in held],
+        results=trainings_of(data),
+        settings=ctssl.Settings(),
+        spacing_mm=None,
+    )
 
 
 def note_facts(source: trials.Experiment, path: Path) -> None:
@@ -120,9 +132,16 @@ def note_facts(source: trials.Experiment, path: Path) -> None:
         best = {}
         for severity in SEVERITIES:
             seen = ctssl.shift(scan, "truncation", severity=severity)
-            each = [left_to_see(scan, seen, mask, label, "truncation")["best_dsc"] for label in labels_of(mask)]
+            each = [
+                left_to_see(scan, seen, mask, label, "truncation")["best_dsc"] for label in labels_of(mask)
+            ]
             best[str(severity)] = round(float(np.mean(each)), 4)
-        keep(path, "facts", name, value={"kernel": kernels.get(name, ""), "volume_ml": volume, "best_truncated": best})
+        keep(
+            path,
+            "facts",
+            name,
+            value={"kernel": kernels.get(name, ""), "volume_ml": volume, "best_truncated": best},
+        )
 
 
 def segmenter(source: trials.Experiment, model: str, seed: int, runs: Path) -> Path:
@@ -157,8 +176,17 @@ def under_shifts(source: trials.Experiment, model: str, seed: int, runs: Path, p
     chosen = [case for case in find_cases(source.data()).cases if case.name in source.test]
     places = [(CLEAN, 0), *((name, severity) for name in SHIFTS for severity in SEVERITIES)]
     scans = runs / f"shifted-{source.name}-{REVISION}"
-    rows = measure(find_sources(folder, None, None, "cpu"), chosen, places, runs / f"robustness-{folder.name}", scans=scans,
-                   seed=0, tolerance_mm=None, overwrite=True, progress=True)  # fmt: skip
+    rows = measure(
+        find_sources(folder, None, None, "cpu"),
+        chosen,
+        places,
+        runs / f"robustness-{folder.name}",
+        scans=scans,
+        seed=0,
+        tolerance_mm=None,
+        overwrite=True,
+        progress=True,
+    )
     labels: dict[tuple[str, str, str], list[float]] = {}
     for row in rows:
         labels.setdefault((row["shift"], str(row["severity"]), row["case"]), []).append(row["dsc"])
@@ -196,10 +224,20 @@ def across_kernels(model: str, seed: int, runs: Path, path: Path) -> None:
     settings = replace(source.settings, seed=seed, steps=steps, validation=0.0)
     for kernel in KERNELS:
         folder = runs / f"sarcoma-{kernel}-{model}-{seed}"
-        report = ctssl.finetune(of_one_kernel(kernel, runs), model=model, settings=settings, overwrite=True, keep=True,
-                                spacing_mm=source.spacing_mm, out=folder)  # fmt: skip
+        report = ctssl.finetune(
+            of_one_kernel(kernel, runs),
+            model=model,
+            settings=settings,
+            overwrite=True,
+            keep=True,
+            spacing_mm=source.spacing_mm,
+            out=folder,
+        )
         if not measured(path, folder, "strata", kernel, model, str(seed)):
-            found = {case: round(float(np.mean(list(scores.values()))), 4) for case, scores in report.held_out.items()}
+            found = {
+                case: round(float(np.mean(list(scores.values()))), 4)
+                for case, scores in report.held_out.items()
+            }
             note(path, folder, "strata", kernel, model, str(seed), value=found)
 
 
@@ -230,7 +268,9 @@ def reuse(source: trials.Experiment, model: str, seed: int, runs: Path, path: Pa
         if "cka" in wanted:
             note(path, folder, "cka", model, str(seed), value=against(before_tuning(model, seed)).tolist())
         if "controls" in wanted:
-            value = {name: np.diag(against(encoder)).tolist() for name, encoder in strangers(model, seed).items()}
+            value = {
+                name: np.diag(against(encoder)).tolist() for name, encoder in strangers(model, seed).items()
+            }
             note(path, folder, "controls", model, str(seed), value=value)
     except TooFewCrops as error:
         print(f"{model}, seed {seed}: no CKA, {error}")
@@ -247,14 +287,20 @@ def strangers(model: str, seed: int) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the segmenters")
     parser.add_argument("--data", type=Path, help="CSV of other labelled scans")
     parser.add_argument("--steps", type=int, help="of a fine-tuning, instead of the experiment's own")
-    parser.add_argument("--strata", action=argparse.BooleanOptionalAction, default=True,
-                        help="train on one kernel and test on the other too")  # fmt: skip
+    parser.add_argument(
+        "--strata",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="train on one kernel and test on the other too",
+    )
     args = parser.parse_args(arguments)
     source = experiment(args.data)
     unknown = [name for name in args.models if name not in (*BASELINES, *ctssl.list_models())]
@@ -274,7 +320,9 @@ def main(arguments: list[str] | None = None) -> None:
     for seed in args.seeds if args.strata and args.data is None else []:
         for model in [model for model in STRATA if model in args.models]:
             across_kernels(model, seed, args.runs, path)
-    print(f"{path}; next: python -m training.experiments.study" + (f" --data {args.data}" if args.data else ""))
+    print(
+        f"{path}; next: python -m training.experiments.study" + (f" --data {args.data}" if args.data else "")
+    )
 
 
 if __name__ == "__main__":

@@ -20,8 +20,12 @@ from training.data.corpora import data_folder, split
 from training.experiments import trials
 
 RESULTS = Path(__file__).parent / "results" / "sarcoma.json"
-DESIGN = [f"{encoder}-{corpus}-{pretext}" for encoder in ("swin", "vit") for corpus in ("wild", "self")
-          for pretext in ("mim", "smit")] + ["swin-scratch", "vit-scratch", "dynunet"]  # fmt: skip
+DESIGN = [
+    f"{encoder}-{corpus}-{pretext}"
+    for encoder in ("swin", "vit")
+    for corpus in ("wild", "self")
+    for pretext in ("mim", "smit")
+] + ["swin-scratch", "vit-scratch", "dynunet"]
 
 
 def table() -> str:
@@ -30,10 +34,16 @@ def table() -> str:
 
 
 EXPERIMENT = trials.Experiment(
-    "sarcoma", "python -m training.experiments.sarcoma", lambda: data_folder() / "sarcoma", split("test"), RESULTS, DESIGN,
-    share={"dynunet": 1 / 15}, spacing_mm=4.0,
+    "sarcoma",
+    "python -m training.experiments.sarcoma",
+    lambda: data_folder() / "sarcoma",
+    split("test"),
+    RESULTS,
+    DESIGN,
+    share={"dynunet": 1 / 15},
+    spacing_mm=4.0,
     settings=ctssl.Settings(steps=600, crop=48, batch=4, bf16=True, trim=0.0, ema=0.99, patience=10),
-)  # fmt: skip
+)
 
 
 if __name__ == "__main__":

@@ -75,11 +75,15 @@ class Pair(NamedTuple):
 
 def pair(patient: str) -> Pair:
     """Both reconstructions, cropped to the voxels that they share."""
-    smooth, sharp = (ctssl.read(data_folder() / "paired_kernels" / f"{name}.nii.gz") for name in PAIRS[patient])
+    smooth, sharp = (
+        ctssl.read(data_folder() / "paired_kernels" / f"{name}.nii.gz") for name in PAIRS[patient]
+    )
     offset = (np.linalg.inv(smooth.affine) @ sharp.affine)[:3, 3]
     whole = np.round(offset).astype(int)
     if np.abs(offset - whole).max() > 0.01 or not np.allclose(smooth.spacing_mm, sharp.spacing_mm, atol=1e-3):
-        raise ValueError(f"{patient}: the grids of the two reconstructions are no shifted copies of each other")
+        raise ValueError(
+            f"{patient}: the grids of the two reconstructions are no shifted copies of each other"
+        )
     low, high = np.maximum(whole, 0), np.minimum(smooth.shape, np.array(sharp.shape) + whole)
     ours = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     theirs = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, whole, strict=True))
@@ -87,14 +91,19 @@ def pair(patient: str) -> Pair:
     affine[:3, 3] = (smooth.affine @ [*low, 1])[:3]
     arrays = smooth.array[ours], sharp.array[theirs]
     return Pair(
-        *(Volume(np.ascontiguousarray(a), affine, v.name) for a, v in zip(arrays, (smooth, sharp), strict=True))
+        *(
+            Volume(np.ascontiguousarray(a), affine, v.name)
+            for a, v in zip(arrays, (smooth, sharp), strict=True)
+        )
     )
 
 
 def radial(power: np.ndarray, spacing: tuple[float, ...], bins: np.ndarray = BINS) -> np.ndarray:
     """Mean of `(x, y)` values in frequency space over rings."""
     f = np.hypot(
-        *np.meshgrid(*(np.fft.fftfreq(n, s) for n, s in zip(power.shape, spacing, strict=True)), indexing="ij")
+        *np.meshgrid(
+            *(np.fft.fftfreq(n, s) for n, s in zip(power.shape, spacing, strict=True)), indexing="ij"
+        )
     )
     ring = np.digitize(f, bins)
     return np.array([power[ring == i].mean() for i in range(1, len(bins))])
@@ -150,7 +159,9 @@ def relative(frequency: np.ndarray, strength: float, exponent: float) -> np.ndar
 def spectrum(volume: Volume) -> np.ndarray:
     """Log power by ring, the median over axial slices."""
     power = np.abs(whole_slices(np.clip(volume.array, -1024.0, HIGHEST_HU))) ** 2
-    return np.median([np.log(radial(plane, volume.spacing_mm[:2])) for plane in np.moveaxis(power, 2, 0)], axis=0)
+    return np.median(
+        [np.log(radial(plane, volume.spacing_mm[:2])) for plane in np.moveaxis(power, 2, 0)], axis=0
+    )
 
 
 def nearest(two: Pair) -> tuple[float, float]:
@@ -247,31 +258,52 @@ def prove() -> dict[str, Any]:
     """Everything, as plain numbers."""
     pairs = {patient: pair(patient) for patient in PAIRS}
     fits = {patient: fit(two) for patient, two in pairs.items()}
-    result: dict[str, Any] = {"command": COMMAND, "frequencies_per_mm": centres(nps_bins()).tolist(),
-                              "distances_mm": centres(edge_bins()).tolist(), "patients": {}}  # fmt: skip
+    result: dict[str, Any] = {
+        "command": COMMAND,
+        "frequencies_per_mm": centres(nps_bins()).tolist(),
+        "distances_mm": centres(edge_bins()).tolist(),
+        "patients": {},
+    }
     for patient, two in pairs.items():
         (other,) = [fits[name] for name in PAIRS if name != patient]
         lower, upper = two.halves()
         halves = {"lower half": judge(lower, upper, other), "upper half": judge(upper, lower, other)}
-        result["patients"][patient] = {"real ratio": transfer(two).round(4).tolist(), "ratio_per_mm": centres(BINS).tolist(),
-                                       "halves": halves}  # fmt: skip
+        result["patients"][patient] = {
+            "real ratio": transfer(two).round(4).tolist(),
+            "ratio_per_mm": centres(BINS).tolist(),
+            "halves": halves,
+        }
     return result
 
 
 def judge(judged: Pair, known: Pair, other: tuple[float, float]) -> dict[str, Any]:
     """Each way on some slices, with numbers from others and from another patient."""
     seen: Any = measured(judged)
-    entry: dict[str, Any] = {"smooth": plain(seen["smooth"]), "sharp": plain(seen["sharp"]),
-                             "before": away(seen["smooth"], seen["sharp"]), "ways": {}}  # fmt: skip
+    entry: dict[str, Any] = {
+        "smooth": plain(seen["smooth"]),
+        "sharp": plain(seen["sharp"]),
+        "before": away(seen["smooth"], seen["sharp"]),
+        "ways": {},
+    }
     for way in WAYS:
         there, back = numbers(way, judged, known, other)
-        sharper, smoother = seen["look"](shifted(judged.smooth, *there)), seen["look"](shifted(judged.sharp, *back))
-        entry["ways"][way] = {"strength": [there[0], back[0]], "exponent": there[1], "sharpened": plain(sharper),
-                              "to sharp": away(sharper, seen["sharp"]), "to smooth": away(smoother, seen["smooth"])}  # fmt: skip
+        sharper, smoother = (
+            seen["look"](shifted(judged.smooth, *there)),
+            seen["look"](shifted(judged.sharp, *back)),
+        )
+        entry["ways"][way] = {
+            "strength": [there[0], back[0]],
+            "exponent": there[1],
+            "sharpened": plain(sharper),
+            "to sharp": away(sharper, seen["sharp"]),
+            "to smooth": away(smoother, seen["smooth"]),
+        }
     return entry
 
 
-def numbers(way: str, judged: Pair, known: Pair, other: tuple[float, float]) -> tuple[tuple[float, float], ...]:
+def numbers(
+    way: str, judged: Pair, known: Pair, other: tuple[float, float]
+) -> tuple[tuple[float, float], ...]:
     """Strength (below 0: smoother) and exponent, to sharp and to smooth."""
     if way == "unpaired":
         return tuple(
@@ -337,20 +369,26 @@ def picture(result: dict[str, Any], path: Path) -> None:
     for row, (patient, entry) in zip(figure.subplots(2, 2), result["patients"].items(), strict=True):
         lines = [("smooth, real", ["smooth"], "0.6", "-"), ("sharp, real", ["sharp"], "black", "-")]
         colours = ("tab:red", "tab:purple", "tab:green", "tab:orange", "tab:blue")
-        lines += [(f"shifted, {way}", ["ways", way, "sharpened"], colour, "--")
-                  for way, colour in zip(WAYS, colours, strict=True)]  # fmt: skip
+        lines += [
+            (f"shifted, {way}", ["ways", way, "sharpened"], colour, "--")
+            for way, colour in zip(WAYS, colours, strict=True)
+        ]
         for name, keys, colour, style in lines:
             nps = mean(entry["halves"], *keys, "nps")
             row[0].semilogy(result["frequencies_per_mm"], nps, style, color=colour, label=name)
             row[1].plot(result["distances_mm"], mean(entry["halves"], *keys, "lung"), style, color=colour)
         row[0].set(title=patient, xlabel="cycles/mm", ylabel="NPS, HU² mm²")
-        row[1].set(title="across the lungs' borders", xlabel="mm from the border (lung is negative)", ylabel="HU")
+        row[1].set(
+            title="across the lungs' borders", xlabel="mm from the border (lung is negative)", ylabel="HU"
+        )
         row[0].legend(fontsize=8)
     figure.savefig(path, dpi=90)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--show", action="store_true", help="print what was measured, measure nothing")
     args = parser.parse_args()
     path = RESULTS / "shifts_proof.json"

@@ -64,56 +64,154 @@ class Claim(NamedTuple):
 
 
 CLAIMS = [
-    Claim("Swin: wild is better than from scratch", "DSC 0.69 against 0.54 (139 cases)", "swin-wild-smit", "swin-scratch"),
+    Claim(
+        "Swin: wild is better than from scratch",
+        "DSC 0.69 against 0.54 (139 cases)",
+        "swin-wild-smit",
+        "swin-scratch",
+    ),
     Claim("Swin: self is better than from scratch", "0.63 against 0.54", "swin-self-smit", "swin-scratch"),
-    Claim("Swin: wild is better than self", "0.69 against 0.63 (contrast p=.004, without p<.001)", "swin-wild-smit",
-          "swin-self-smit"),
+    Claim(
+        "Swin: wild is better than self",
+        "0.69 against 0.63 (contrast p=.004, without p<.001)",
+        "swin-wild-smit",
+        "swin-self-smit",
+    ),
     Claim("ViT: wild is better than from scratch", "0.66 against 0.55", "vit-wild-smit", "vit-scratch"),
     Claim("ViT: self is better than from scratch", "0.64 against 0.55", "vit-self-smit", "vit-scratch"),
-    Claim("ViT: wild and self do not differ for sure", "0.66 against 0.64 (contrast p=.064, without p=.61)", "vit-wild-smit",
-          "vit-self-smit", expected=0),
+    Claim(
+        "ViT: wild and self do not differ for sure",
+        "0.66 against 0.64 (contrast p=.064, without p=.61)",
+        "vit-wild-smit",
+        "vit-self-smit",
+        expected=0,
+    ),
     Claim("Swin is better than ViT, both wild", "0.69 against 0.66", "swin-wild-smit", "vit-wild-smit"),
-    Claim("SMIT is better than masked image prediction alone, Swin wild", "0.69 against 0.64", "swin-wild-smit", "swin-wild-mim"),
-    Claim("SMIT is better than contrastive, Swin wild", "0.69 against 0.64", "swin-wild-smit", "swin-wild-contrastive"),
-    Claim("Single pretexts do not differ much: masked image prediction, contrastive; Swin wild",
-          "0.64 and 0.64 (the abstract of its other version says that the first is better)", "swin-wild-mim",
-          "swin-wild-contrastive", expected=0),
-    Claim("Wild is better than wild, then self; Swin", "0.69 against 0.65", "swin-wild-smit", "swin-wild-self-smit"),
-    Claim("Sharper kernels, Swin: wild is better than from scratch", "median about 0.71 against 0.61 (p=.006)",
-          "swin-wild-smit", "swin-scratch", "kernel_sharp"),
-    Claim("Smoother kernels, Swin: wild is better than from scratch", "median about 0.78 against 0.67 (p<.001)",
-          "swin-wild-smit", "swin-scratch", "kernel_smooth"),
-    Claim("Smoother kernels, Swin: wild is better than self", "median about 0.78 against 0.76 (p<.001)", "swin-wild-smit",
-          "swin-self-smit", "kernel_smooth"),
-    Claim("Contrast, Swin: wild is better than from scratch", "0.70 against 0.58 with, 0.68 against 0.48 without contrast",
-          "swin-wild-smit", "swin-scratch", "contrast"),
-    Claim("Contrast, Swin: wild is better than self", "0.70 against 0.66 with, 0.68 against 0.60 without", "swin-wild-smit",
-          "swin-self-smit", "contrast"),
-    Claim("Contrast, ViT: wild is better than from scratch", "0.67 against 0.60 with, 0.64 against 0.47 without",
-          "vit-wild-smit", "vit-scratch", "contrast"),
-    Claim("Thick slices, Swin: wild is better than from scratch", "0.62 against 0.57 at 5 mm, sharp (20 cases)",
-          "swin-wild-smit", "swin-scratch", "thickness"),
-    Claim("Thick slices, Swin: wild is better than self", "0.62 against 0.52 at 5 mm, sharp (20 cases)", "swin-wild-smit",
-          "swin-self-smit", "thickness"),
-    Claim("Thick slices, ViT: wild is better than from scratch", "0.62 against 0.49 at 5 mm, sharp (20 cases)",
-          "vit-wild-smit", "vit-scratch", "thickness"),
-]  # fmt: skip
+    Claim(
+        "SMIT is better than masked image prediction alone, Swin wild",
+        "0.69 against 0.64",
+        "swin-wild-smit",
+        "swin-wild-mim",
+    ),
+    Claim(
+        "SMIT is better than contrastive, Swin wild",
+        "0.69 against 0.64",
+        "swin-wild-smit",
+        "swin-wild-contrastive",
+    ),
+    Claim(
+        "Single pretexts do not differ much: masked image prediction, contrastive; Swin wild",
+        "0.64 and 0.64 (the abstract of its other version says that the first is better)",
+        "swin-wild-mim",
+        "swin-wild-contrastive",
+        expected=0,
+    ),
+    Claim(
+        "Wild is better than wild, then self; Swin",
+        "0.69 against 0.65",
+        "swin-wild-smit",
+        "swin-wild-self-smit",
+    ),
+    Claim(
+        "Sharper kernels, Swin: wild is better than from scratch",
+        "median about 0.71 against 0.61 (p=.006)",
+        "swin-wild-smit",
+        "swin-scratch",
+        "kernel_sharp",
+    ),
+    Claim(
+        "Smoother kernels, Swin: wild is better than from scratch",
+        "median about 0.78 against 0.67 (p<.001)",
+        "swin-wild-smit",
+        "swin-scratch",
+        "kernel_smooth",
+    ),
+    Claim(
+        "Smoother kernels, Swin: wild is better than self",
+        "median about 0.78 against 0.76 (p<.001)",
+        "swin-wild-smit",
+        "swin-self-smit",
+        "kernel_smooth",
+    ),
+    Claim(
+        "Contrast, Swin: wild is better than from scratch",
+        "0.70 against 0.58 with, 0.68 against 0.48 without contrast",
+        "swin-wild-smit",
+        "swin-scratch",
+        "contrast",
+    ),
+    Claim(
+        "Contrast, Swin: wild is better than self",
+        "0.70 against 0.66 with, 0.68 against 0.60 without",
+        "swin-wild-smit",
+        "swin-self-smit",
+        "contrast",
+    ),
+    Claim(
+        "Contrast, ViT: wild is better than from scratch",
+        "0.67 against 0.60 with, 0.64 against 0.47 without",
+        "vit-wild-smit",
+        "vit-scratch",
+        "contrast",
+    ),
+    Claim(
+        "Thick slices, Swin: wild is better than from scratch",
+        "0.62 against 0.57 at 5 mm, sharp (20 cases)",
+        "swin-wild-smit",
+        "swin-scratch",
+        "thickness",
+    ),
+    Claim(
+        "Thick slices, Swin: wild is better than self",
+        "0.62 against 0.52 at 5 mm, sharp (20 cases)",
+        "swin-wild-smit",
+        "swin-self-smit",
+        "thickness",
+    ),
+    Claim(
+        "Thick slices, ViT: wild is better than from scratch",
+        "0.62 against 0.49 at 5 mm, sharp (20 cases)",
+        "vit-wild-smit",
+        "vit-scratch",
+        "thickness",
+    ),
+]
 PAIRS = [(f"{e}-wild-smit", f"{e}-{other}") for e in ("swin", "vit") for other in ("scratch", "self-smit")]
-PRETEXTS = [(f"{e}-{c}-smit", f"{e}-{c}-{other}") for e in ("swin", "vit")
-            for c, other in (("wild", "mim"), ("wild", "contrastive"), ("self", "mim"))]  # fmt: skip
-SAVED = {"swin-wild-smit": "80% fewer epochs", "swin-self-smit": "46%", "vit-wild-smit": "47%", "vit-self-smit": "15%"}
+PRETEXTS = [
+    (f"{e}-{c}-smit", f"{e}-{c}-{other}")
+    for e in ("swin", "vit")
+    for c, other in (("wild", "mim"), ("wild", "contrastive"), ("self", "mim"))
+]
+SAVED = {
+    "swin-wild-smit": "80% fewer epochs",
+    "swin-self-smit": "46%",
+    "vit-wild-smit": "47%",
+    "vit-self-smit": "15%",
+}
 EXPLAINED = {"swin-scratch": 0.14, "swin-wild-smit": 0.11, "vit-scratch": 0.18, "vit-wild-smit": 0.11}
 REUSED = [
-    ("Contrastive reuses more of its late blocks than SMIT, Swin wild", ("swin-wild-contrastive", "swin-wild-smit")),
-    ("Self-pretrained SMIT reuses more of its late blocks than wild, Swin", ("swin-self-smit", "swin-wild-smit")),
+    (
+        "Contrastive reuses more of its late blocks than SMIT, Swin wild",
+        ("swin-wild-contrastive", "swin-wild-smit"),
+    ),
+    (
+        "Self-pretrained SMIT reuses more of its late blocks than wild, Swin",
+        ("swin-self-smit", "swin-wild-smit"),
+    ),
 ]
 
 
 def common(kept: dict[str, Any], *models: str, shift: str = CLEAN) -> list[str]:
     """Seeds that all of these models were measured with under a shift, at all severities."""
     places = {(CLEAN, "0")} | {(shift, str(severity)) for severity in robustness.SEVERITIES if shift != CLEAN}
-    found = [{seed for seed, table in kept["shifts"].get(model, {}).items()
-              if all(severity in table.get(name, {}) for name, severity in places)} for model in models]  # fmt: skip
+    found = [
+        {
+            seed
+            for seed, table in kept["shifts"].get(model, {}).items()
+            if all(severity in table.get(name, {}) for name, severity in places)
+        }
+        for model in models
+    ]
     return sorted(set.intersection(*found))
 
 
@@ -144,8 +242,13 @@ def judged(claims: list[Claim], kept: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each claim; Holm over those that could be tested."""
     rows = []
     for claim in claims:
-        row: dict[str, Any] = {"claim": claim.text, "paper": claim.paper, "models": [claim.first, claim.second],
-                               "shift": claim.shift, "expected": claim.expected}  # fmt: skip
+        row: dict[str, Any] = {
+            "claim": claim.text,
+            "paper": claim.paper,
+            "models": [claim.first, claim.second],
+            "shift": claim.shift,
+            "expected": claim.expected,
+        }
         if seeds := common(kept, claim.first, claim.second, shift=claim.shift):
             one, two = (scores(model, claim.shift, kept, seeds) for model in (claim.first, claim.second))
             row |= {"seeds": len(seeds), **difference(one, two)}
@@ -160,7 +263,9 @@ def corrected(rows: list[dict[str, Any]]) -> None:
     """`p_holm` beside every `p`; what is not defined is None, as JSON has it."""
     tested = [row for row in rows if "p" in row]
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        row["p"], row["p_holm"] = (None if np.isnan(value) else round(float(value), 4) for value in (row["p"], p))
+        row["p"], row["p_holm"] = (
+            None if np.isnan(value) else round(float(value), 4) for value in (row["p"], p)
+        )
 
 
 def verdict(row: dict[str, Any]) -> str:
@@ -183,7 +288,9 @@ def lost(kept: dict[str, Any]) -> list[dict[str, Any]]:
             for model in (first, second):
                 clean, under = (scores(model, name, kept, seeds) for name in (CLEAN, shift))
                 sides.append({case: under[case] - clean[case] for case in clean})
-            rows.append({"model": first, "against": second, "shift": shift, "seeds": len(seeds), **difference(*sides)})
+            rows.append(
+                {"model": first, "against": second, "shift": shift, "seeds": len(seeds), **difference(*sides)}
+            )
     corrected(rows)
     return rows
 
@@ -196,7 +303,13 @@ def pretexts(kept: dict[str, Any]) -> list[dict[str, Any]]:
             if seeds := common(kept, first, second, shift=shift):
                 sides = [scores(model, shift, kept, seeds) for model in (first, second)]
                 rows.append(
-                    {"model": first, "against": second, "shift": shift, "seeds": len(seeds), **difference(*sides)}
+                    {
+                        "model": first,
+                        "against": second,
+                        "shift": shift,
+                        "seeds": len(seeds),
+                        **difference(*sides),
+                    }
                 )
     corrected(rows)
     return rows
@@ -215,8 +328,19 @@ def losses(kept: dict[str, Any]) -> list[dict[str, Any]]:
             rows.append(row)
     known = [facts["best_truncated"] for facts in kept["facts"].values() if "best_truncated" in facts]
     if rows and known:
-        best = {f"dsc_{s}": round(float(np.mean([one[str(s)] for one in known])), 3) for s in robustness.SEVERITIES}
-        rows.append({"model": "a right mask of what is left", "seeds": "", "shift": "truncation", "dsc_0": 1.0, **best})
+        best = {
+            f"dsc_{s}": round(float(np.mean([one[str(s)] for one in known])), 3)
+            for s in robustness.SEVERITIES
+        }
+        rows.append(
+            {
+                "model": "a right mask of what is left",
+                "seeds": "",
+                "shift": "truncation",
+                "dsc_0": 1.0,
+                **best,
+            }
+        )
     return rows
 
 
@@ -250,7 +374,12 @@ def reused(kept: dict[str, Any]) -> list[dict[str, Any]]:
         for control, text in AGAINST.items():
             if len(found := diagonals(kept, model, control)):
                 rows.append(
-                    {"model": model, "against": text, "seeds": len(found), "blocks": found.mean(0).round(3).tolist()}
+                    {
+                        "model": model,
+                        "against": text,
+                        "seeds": len(found),
+                        "blocks": found.mean(0).round(3).tolist(),
+                    }
                 )
     return rows
 
@@ -261,7 +390,9 @@ def diagonals(kept: dict[str, Any], model: str, control: str = "", *, both: bool
     own, strange = (kept[part].get(model, {}) for part in ("cka", "controls"))
     if both:
         own = {seed: found for seed, found in own.items() if "random" in strange.get(seed, {})}
-    seeds = sorted(own) if both or not control else sorted(seed for seed in strange if control in strange[seed])
+    seeds = (
+        sorted(own) if both or not control else sorted(seed for seed in strange if control in strange[seed])
+    )
     return np.array([strange[seed][control] if control else np.diag(np.array(own[seed])) for seed in seeds])
 
 
@@ -281,7 +412,9 @@ def reuse_claims(kept: dict[str, Any]) -> list[dict[str, Any]]:
         for above in ("", "above_random_"):
             found = []
             for model, part in zip(models, parts, strict=True):
-                own, chance = (diagonals(kept, model, control, both=bool(above)) for control in ("", "random"))
+                own, chance = (
+                    diagonals(kept, model, control, both=bool(above)) for control in ("", "random")
+                )
                 found.append((own - chance if above else own)[:, part].mean(1) if len(own) else np.zeros(0))
             row |= {f"{above}{key}": value for key, value in _described(*found).items()}
         rows.append(row)
@@ -308,15 +441,28 @@ def costs(trained: dict[str, Any]) -> list[dict[str, Any]]:
         both: list[tuple[int | None, int | None]] = []
         for row in trained.get(model, []):
             twin = scratch.get(row["seed"])
-            curves = [[point for point in one["curve"] if len(point) == 3] for one in (row, twin)] if twin else [[]]
+            curves = (
+                [[point for point in one["curve"] if len(point) == 3] for one in (row, twin)]
+                if twin
+                else [[]]
+            )
             if all(curves):
                 goal = trials.SHARE * curves[1][-1][2]
                 first = [next((step for step, _, dsc in curve if dsc >= goal), None) for curve in curves]
                 both.append((first[0], first[1]))
         if both:
             saved = [round(1 - mine / theirs, 2) if mine and theirs else None for mine, theirs in both]
-            rows.append({"model": model, "paper": paper, "seeds": len(both), "steps": [mine for mine, _ in both],
-                         "from_scratch": [theirs for _, theirs in both], "saved": saved, "verdict": cheaper(saved)})  # fmt: skip
+            rows.append(
+                {
+                    "model": model,
+                    "paper": paper,
+                    "seeds": len(both),
+                    "steps": [mine for mine, _ in both],
+                    "from_scratch": [theirs for _, theirs in both],
+                    "saved": saved,
+                    "verdict": cheaper(saved),
+                }
+            )
     return rows
 
 
@@ -338,12 +484,22 @@ def by_volume(kept: dict[str, Any], trained: dict[str, Any], draws: int = 2000) 
             continue
         found, other = (trials.of_cases(trained[name]) for name in (model, scratch))
         table = np.array([[kept["facts"][case]["volume_ml"], found[case], other[case]] for case in found])
-        row = {"model": model, "seeds": len(trained[model]), "paper_r2": paper, "r2": round(explained(table[:, :2]), 3),
-               "less_than_scratch": "", "verdict": ""}  # fmt: skip
+        row = {
+            "model": model,
+            "seeds": len(trained[model]),
+            "paper_r2": paper,
+            "r2": round(explained(table[:, :2]), 3),
+            "less_than_scratch": "",
+            "verdict": "",
+        }
         if model != scratch:
             rng = np.random.default_rng(0)
             drawn = [table[rng.integers(len(table), size=len(table))] for _ in range(draws)]
-            less = [explained(one[:, [0, 2]]) - explained(one[:, :2]) for one in drawn if len(np.unique(one[:, 0])) > 2]
+            less = [
+                explained(one[:, [0, 2]]) - explained(one[:, :2])
+                for one in drawn
+                if len(np.unique(one[:, 0])) > 2
+            ]
             low, high = (round(float(np.quantile(less, q)), 3) for q in (0.025, 0.975))
             row["less_than_scratch"] = [low, high]
             row["verdict"] = "agrees" if low > 0 else "disagrees" if high < 0 else "cannot tell"
@@ -362,8 +518,15 @@ def nodules(trained: dict[str, Any]) -> list[dict[str, Any]]:
     for label, found in trained.items():
         if scratch := trials.scratch_of(label, trained):
             sides = trials.same_seeds(found, trained[scratch])
-            rows.append({"model": label, "against": scratch, "seeds": len(sides[0]), "expected": 1,
-                         **difference(*map(trials.of_cases, sides))})  # fmt: skip
+            rows.append(
+                {
+                    "model": label,
+                    "against": scratch,
+                    "seeds": len(sides[0]),
+                    "expected": 1,
+                    **difference(*map(trials.of_cases, sides)),
+                }
+            )
     corrected(rows)
     return [{**{k: v for k, v in row.items() if k != "expected"}, "verdict": verdict(row)} for row in rows]
 
@@ -376,39 +539,72 @@ def early_over_late(kept: dict[str, Any]) -> dict[str, Any]:
         "models": len(found),
         "early_change_less": sum(bool(d[:3].mean() > d[-3:].mean()) for d in found),
     }
-    scratch = [diagonals(kept, model).mean(0) for model, seeds in kept["cka"].items() if seeds and "scratch" in model]
+    scratch = [
+        diagonals(kept, model).mean(0) for model, seeds in kept["cka"].items() if seeds and "scratch" in model
+    ]
     result["scratch_too"] = bool(scratch) and all(d[:3].mean() > d[-3:].mean() for d in scratch)
-    whole = [model for model in sorted(kept["cka"]) if all(len(diagonals(kept, model, control)) for control in AGAINST)]
+    whole = [
+        model
+        for model in sorted(kept["cka"])
+        if all(len(diagonals(kept, model, control)) for control in AGAINST)
+    ]
     for control in AGAINST if whole else []:
         known = [diagonals(kept, model, control) for model in whole]
-        result[control or "own"] = np.mean([(d[:, :3].mean(), d[:, -3:].mean()) for d in known], 0).round(2).tolist()
+        result[control or "own"] = (
+            np.mean([(d[:, :3].mean(), d[:, -3:].mean()) for d in known], 0).round(2).tolist()
+        )
     return result | {"with_controls": len(whole)}
 
 
-def study(kept: dict[str, Any], trained: dict[str, Any], limits: str = OURS, *,
-          lungs: dict[str, Any] | None = None) -> dict[str, Any]:  # fmt: skip
+def study(
+    kept: dict[str, Any], trained: dict[str, Any], limits: str = OURS, *, lungs: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """What follows from the results of `training.experiments.robustness` and of the trainings. `limits`: beside the general;
     `lungs`: trainings of `training.experiments.lung_nodules`."""
     crops = kept["crops"]
-    limits = GENERAL.format(cases=len(kept["facts"]) or "no", size=robustness.SIZE, apart=(
-        f"{crops['apart']} of {crops['all']}" if crops else "none yet")) + limits  # fmt: skip
-    return {"command": "python -m training.experiments.study", "limits": limits, "claims": judged(CLAIMS, kept),
-            "nodules": nodules(lungs or {}), "lost": lost(kept), "pretexts": pretexts(kept), "shifts": losses(kept),
-            "strata": strata(kept), "reuse": reuse_claims(kept), "early_late": early_over_late(kept), "cka": reused(kept),
-            "costs": costs(trained), "volume": by_volume(kept, trained)}  # fmt: skip
+    limits = (
+        GENERAL.format(
+            cases=len(kept["facts"]) or "no",
+            size=robustness.SIZE,
+            apart=(f"{crops['apart']} of {crops['all']}" if crops else "none yet"),
+        )
+        + limits
+    )
+    return {
+        "command": "python -m training.experiments.study",
+        "limits": limits,
+        "claims": judged(CLAIMS, kept),
+        "nodules": nodules(lungs or {}),
+        "lost": lost(kept),
+        "pretexts": pretexts(kept),
+        "shifts": losses(kept),
+        "strata": strata(kept),
+        "reuse": reuse_claims(kept),
+        "early_late": early_over_late(kept),
+        "cka": reused(kept),
+        "costs": costs(trained),
+        "volume": by_volume(kept, trained),
+    }
 
 
 def markdown(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
     """`STUDY.md` from `STUDY.json`."""
-    lines = ["# Does pretraining in the wild make a segmenter robust? The paper's claims on our data\n", found["limits"],
-             f"Made by `{found['command']}` from what `python -m training.experiments.sarcoma` and "
-             f"`{robustness.COMMAND}` measured. Differences are means over patients with 95% bootstrap intervals; p is of a "
-             "paired Wilcoxon test, corrected by Holm over the table.\n",
-             "| claim | the paper | here: DSC, difference (95% interval) | patients, seeds | p | verdict |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "# Does pretraining in the wild make a segmenter robust? The paper's claims on our data\n",
+        found["limits"],
+        f"Made by `{found['command']}` from what `python -m training.experiments.sarcoma` and "
+        f"`{robustness.COMMAND}` measured. Differences are means over patients with 95% bootstrap intervals; p is of a "
+        "paired Wilcoxon test, corrected by Holm over the table.\n",
+        "| claim | the paper | here: DSC, difference (95% interval) | patients, seeds | p | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in found["claims"]:
-        ours = (f"{row['means'][0]:.3f} against {row['means'][1]:.3f}: {row['difference']:+.3f} ({row['low']:+.3f} to "
-                f"{row['high']:+.3f}) | {row['n']}, {row['seeds']} | {_p(row)}" if "n" in row else " | | ")  # fmt: skip
+        ours = (
+            f"{row['means'][0]:.3f} against {row['means'][1]:.3f}: {row['difference']:+.3f} ({row['low']:+.3f} to "
+            f"{row['high']:+.3f}) | {row['n']}, {row['seeds']} | {_p(row)}"
+            if "n" in row
+            else " | | "
+        )
         lines.append(f"| {row['claim']} | {row['paper']} | {ours} | {row['verdict']} |")
     tables = {
         "nodules": "The other task, nearer to the paper's: lung nodules, wild against scratch (cubes of 51 mm; DSC)",
@@ -432,9 +628,15 @@ def markdown(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
         lines += ["| " + " | ".join(_cell(value) for value in row.values()) + " |" for row in rows]
         if part == "reuse":
             count = found["early_late"]
-            lines.append(f"\nIn {count['early_change_less']} of {count['models']} models the first three blocks change less in "
-                         "fine-tuning than the last three" + (", in those from scratch too: that is no mark of a pretext."
-                                                              if count["scratch_too"] else "."))  # fmt: skip
+            lines.append(
+                f"\nIn {count['early_change_less']} of {count['models']} models the first three blocks change less in "
+                "fine-tuning than the last three"
+                + (
+                    ", in those from scratch too: that is no mark of a pretext."
+                    if count["scratch_too"]
+                    else "."
+                )
+            )
             if count["with_controls"]:
                 own, twin, random = (count[key] for key in ("own", "twin", "random"))
                 lines.append(
@@ -447,7 +649,9 @@ def markdown(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
         lines.append(
             "\n## Pictures\n\nCurves: mean DSC; bands: 95% interval of its change from the clean scans, over patients.\n"
         )
-        lines += [f"![{path.stem.partition('STUDY_')[2].replace('_', ', ')}]({path.name})" for path in pictures]
+        lines += [
+            f"![{path.stem.partition('STUDY_')[2].replace('_', ', ')}]({path.name})" for path in pictures
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -472,8 +676,10 @@ def draw_pictures(kept: dict[str, Any], trained: dict[str, Any], stem: Path) -> 
                 line: Line = []
                 for severity in (0, *robustness.SEVERITIES):
                     tables = [table[CLEAN if severity == 0 else shift][str(severity)] for table in seeds]
-                    rows = [{"patient": case, "change": float(np.mean([t[case] for t in tables])) - clean[case]}
-                            for case in tables[0]]  # fmt: skip
+                    rows = [
+                        {"patient": case, "change": float(np.mean([t[case] for t in tables])) - clean[case]}
+                        for case in tables[0]
+                    ]
                     low, high = interval(rows, "change")
                     mean = float(np.mean([row["change"] for row in rows]))
                     level = float(np.mean(list(clean.values())))
@@ -491,14 +697,23 @@ def draw_pictures(kept: dict[str, Any], trained: dict[str, Any], stem: Path) -> 
         if matrices := list(kept["cka"].get(model := SHOWN[0].format(encoder), {}).values()):
             made.append(Path(f"{stem}_cka_{encoder}.png"))
             crops = kept["crops"]
-            Similarity(np.mean(matrices, 0), crops.get("all", robustness.CROPS), (model, "the same, fine-tuned"),
-                       robustness.SIZE, crops.get("apart", 0)).picture(made[-1])  # fmt: skip
+            Similarity(
+                np.mean(matrices, 0),
+                crops.get("all", robustness.CROPS),
+                (model, "the same, fine-tuned"),
+                robustness.SIZE,
+                crops.get("apart", 0),
+            ).picture(made[-1])
     return sorted(made)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="CSV of other labelled scans, as for training.experiments.robustness")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, help="CSV of other labelled scans, as for training.experiments.robustness"
+    )
     args = parser.parse_args()
     path = robustness.results_of(args.data)
     stem, results, limits = STEM, sarcoma.RESULTS, OURS

@@ -78,19 +78,50 @@ def keep(results: Path, command: str, label: str, row: dict) -> None:
 def done(results: Path, label: str, settings: ctssl.Settings, spacing_mm: float | None) -> bool:
     """Whether this training is in the results. Settings that came later count as their defaults."""
     rows = read(results)["models"].get(label, [])
-    return any(row.get("spacing_mm") == spacing_mm and {**asdict(ctssl.Settings()), **row["settings"]} == asdict(settings)
-               for row in rows)  # fmt: skip
+    return any(
+        row.get("spacing_mm") == spacing_mm
+        and {**asdict(ctssl.Settings()), **row["settings"]} == asdict(settings)
+        for row in rows
+    )
 
 
-def measure(experiment: Experiment, model: str, *, head: str, few_shot: int | None, settings: ctssl.Settings,
-            out: Path) -> dict:  # fmt: skip
+def measure(
+    experiment: Experiment,
+    model: str,
+    *,
+    head: str,
+    few_shot: int | None,
+    settings: ctssl.Settings,
+    out: Path,
+) -> dict:
     """One training and its scores. One that was interrupted goes on, one that is finished is not done again."""
-    report = ctssl.finetune(experiment.data(), model=model, head=head, few_shot=few_shot, out=out, hold_out=experiment.test,
-                            spacing_mm=experiment.spacing_mm, settings=settings, overwrite=True, keep=True)  # fmt: skip
-    cases = {name: round(float(np.mean(list(scores.values()))), 4) for name, scores in report.held_out.items()}
-    curve = [[row["step"], *(round(row[key], 4) for key in ("loss", "dsc") if key in row)] for row in report.curve]
-    return {"seed": settings.seed, "mean_dsc": round(report.mean_dsc, 4), "cases": cases, "curve": curve,
-            "seconds": round(report.seconds), "spacing_mm": experiment.spacing_mm, "settings": asdict(settings)}  # fmt: skip
+    report = ctssl.finetune(
+        experiment.data(),
+        model=model,
+        head=head,
+        few_shot=few_shot,
+        out=out,
+        hold_out=experiment.test,
+        spacing_mm=experiment.spacing_mm,
+        settings=settings,
+        overwrite=True,
+        keep=True,
+    )
+    cases = {
+        name: round(float(np.mean(list(scores.values()))), 4) for name, scores in report.held_out.items()
+    }
+    curve = [
+        [row["step"], *(round(row[key], 4) for key in ("loss", "dsc") if key in row)] for row in report.curve
+    ]
+    return {
+        "seed": settings.seed,
+        "mean_dsc": round(report.mean_dsc, 4),
+        "cases": cases,
+        "curve": curve,
+        "seconds": round(report.seconds),
+        "spacing_mm": experiment.spacing_mm,
+        "settings": asdict(settings),
+    }
 
 
 def of_cases(rows: list[dict]) -> dict[str, float]:
@@ -119,7 +150,10 @@ def same_seeds(rows: list[dict], others: list[dict]) -> tuple[list[dict], list[d
 
 def gained(mine: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
     """DSC of each case over that of another model: mean `difference`, its interval over patients (`low`, `high`), `p`."""
-    pairs = [{"patient": c, "dsc": mine[c], "other_dsc": theirs[c], "away": mine[c] - theirs[c]} for c in sorted(mine)]
+    pairs = [
+        {"patient": c, "dsc": mine[c], "other_dsc": theirs[c], "away": mine[c] - theirs[c]}
+        for c in sorted(mine)
+    ]
     low, high = interval(pairs, "away")
     test = paired(pairs, ("dsc",))[0]
     return {"difference": test["difference"], "low": low, "high": high, "p": test["p"]}
@@ -143,10 +177,16 @@ def table(results: Path) -> str:
         low, high = interval([{"patient": c, "dsc": d} for c, d in values.items()], "dsc")
         costs = [steps for row in rows if (steps := steps_to_share(row)) is not None]
         gain = against.get(label)
-        cells = [label, str(len(rows)), f"{np.mean(list(values.values())):.3f} ({low:.3f}-{high:.3f})",
-                 f"{np.median(list(values.values())):.3f}", ", ".join(f"{row['mean_dsc']:.3f}" for row in rows),
-                 f"{np.mean(costs):.0f}" if costs else "", told(gain) if gain else "",
-                 f"{gain['p_holm']:.3f}" if gain else ""]  # fmt: skip
+        cells = [
+            label,
+            str(len(rows)),
+            f"{np.mean(list(values.values())):.3f} ({low:.3f}-{high:.3f})",
+            f"{np.median(list(values.values())):.3f}",
+            ", ".join(f"{row['mean_dsc']:.3f}" for row in rows),
+            f"{np.mean(costs):.0f}" if costs else "",
+            told(gain) if gain else "",
+            f"{gain['p_holm']:.3f}" if gain else "",
+        ]
         if BLIND in models:
             cells.append("" if label == BLIND else told(gained(values, of_cases(models[BLIND]))))
         lines.append(f"| {' | '.join(cells)} |")
@@ -167,8 +207,17 @@ def folder_of(experiment: Experiment, runs: Path, label: str, seed: int) -> Path
     return runs / f"{experiment.name}-{label.replace(' ', '').replace(',', '-')}-{seed}"
 
 
-def train(experiment: Experiment, model: str, *, seed: int, runs: Path, head: str = "light", few_shot: int | None = None,
-          steps: int | None = None, again: bool = False) -> None:  # fmt: skip
+def train(
+    experiment: Experiment,
+    model: str,
+    *,
+    seed: int,
+    runs: Path,
+    head: str = "light",
+    few_shot: int | None = None,
+    steps: int | None = None,
+    again: bool = False,
+) -> None:
     """One training, unless it is in the results; `again`: all the same, for its segmenter."""
     own = steps in (None, experiment.settings.steps)
     label = label_of(model, head, few_shot, None if own else steps)
@@ -182,11 +231,16 @@ def train(experiment: Experiment, model: str, *, seed: int, runs: Path, head: st
 
 def run(experiment: Experiment, description: str | None) -> None:
     """The command line of an experiment."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", default=experiment.design)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument(
-        "--steps", type=int, default=experiment.settings.steps, help="other than %(default)s: rows of their own"
+        "--steps",
+        type=int,
+        default=experiment.settings.steps,
+        help="other than %(default)s: rows of their own",
     )
     parser.add_argument("--head", default="light")
     parser.add_argument("--few-shot", type=int, metavar="N", help="train on N patients only")
@@ -196,7 +250,15 @@ def run(experiment: Experiment, description: str | None) -> None:
     args = parser.parse_args()
     for seed in [] if args.show or args.readme else args.seeds:
         for model in args.models:
-            train(experiment, model, seed=seed, runs=args.out, head=args.head, few_shot=args.few_shot, steps=args.steps)
+            train(
+                experiment,
+                model,
+                seed=seed,
+                runs=args.out,
+                head=args.head,
+                few_shot=args.few_shot,
+                steps=args.steps,
+            )
     if args.readme:
         into_readme(experiment.name, table(experiment.results))
     print(table(experiment.results))

@@ -57,14 +57,21 @@ class Contrastive(nn.Module):
         others = everyone(own.detach(), batch.patients) if others is None else others
         whole = others.around(own)
         loss, accuracy = nt_xent(whole, others.patients, temperature=self.temperature)
-        return {"loss": loss, "joint": loss, "accuracy": accuracy, "spread": whole.detach().flatten(0, 1).std(0).norm()}
+        return {
+            "loss": loss,
+            "joint": loss,
+            "accuracy": accuracy,
+            "spread": whole.detach().flatten(0, 1).std(0).norm(),
+        }
 
 
 def everyone(own: Tensor, patients: Tensor) -> Others:
     """Join the embeddings `(V, n, D)` of every process, in the order of their ranks."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return Others(own, patients, 0)
-    parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    parts = [
+        torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())
+    ]
     names = [torch.empty_like(patients) for _ in parts]
     dist.all_gather(parts, own.contiguous())
     dist.all_gather(names, patients.contiguous())

@@ -23,7 +23,11 @@ class Prototypes(nn.Module):
     def __init__(self, width: int, *, hidden: int, bottleneck: int, out: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, bottleneck),
         )
         self.prototypes = nn.Parameter(torch.empty(out, bottleneck))
         for module in self.mlp:
@@ -52,10 +56,22 @@ class Distillation(nn.Module):
             too short for that to change, its targets stay uniform and say nothing. Not in the published code.
     """
 
-    def __init__(self, encoder: Any, *, patch: bool, hidden: int = 512, bottleneck: int = 128, out: int = 1024,
-                 momentum: float = 0.996, centre_momentum: float = 0.9, student_temperature: float = 0.1,
-                 teacher_temperature: tuple[float, float] = (0.04, 0.07), warm: float = 0.06,
-                 freeze: float = 0.002, standardise: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        encoder: Any,
+        *,
+        patch: bool,
+        hidden: int = 512,
+        bottleneck: int = 128,
+        out: int = 1024,
+        momentum: float = 0.996,
+        centre_momentum: float = 0.9,
+        student_temperature: float = 0.1,
+        teacher_temperature: tuple[float, float] = (0.04, 0.07),
+        warm: float = 0.06,
+        freeze: float = 0.002,
+        standardise: bool = False,
+    ) -> None:
         super().__init__()
         self.momentum, self.centre_momentum = momentum, centre_momentum
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
@@ -90,13 +106,21 @@ class Distillation(nn.Module):
     def image_loss(self, batch: Batch, maps: list[Tensor], taught: list[Tensor]) -> dict[str, Tensor]:
         """Each view's pooled map against the teacher's of the other view."""
         frozen = batch.progress < self.freeze
-        student = [self.heads["image"](self.even("image", m.mean((2, 3, 4))), frozen=frozen).float() for m in maps]
+        student = [
+            self.heads["image"](self.even("image", m.mean((2, 3, 4))), frozen=frozen).float() for m in maps
+        ]
         targets, outputs = self.targets("image", [t.mean((2, 3, 4)) for t in taught], batch.progress)
-        losses = [cross_entropy(s, t, self.student_temperature) for s, t in zip(student, targets[::-1], strict=True)]
-        return {"image": torch.stack(losses).mean(), **health("image", torch.cat(targets), torch.cat(outputs))}
+        losses = [
+            cross_entropy(s, t, self.student_temperature) for s, t in zip(student, targets[::-1], strict=True)
+        ]
+        return {
+            "image": torch.stack(losses).mean(),
+            **health("image", torch.cat(targets), torch.cat(outputs)),
+        }
 
-    def patch_loss(self, batch: Batch, maps: list[Tensor], taught: list[Tensor],
-                   masks: list[Tensor]) -> dict[str, Tensor]:  # fmt: skip
+    def patch_loss(
+        self, batch: Batch, maps: list[Tensor], taught: list[Tensor], masks: list[Tensor]
+    ) -> dict[str, Tensor]:
         """Each masked token against the teacher's token at the same place of the same view: mean over tokens, then samples."""
         frozen = batch.progress < self.freeze
         targets, outputs = self.targets("patch", [tokens(t) for t in taught], batch.progress)
@@ -179,7 +203,9 @@ class DistillingTask(MaskedTask):
 
     def distil(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
         """The student's deepest maps and their masks on the token grid, one a view, and the losses against the teacher."""
-        step = self.encoder.strides[-1] // self.encoder.patch_embed.patch  # tokens along a cell of the deepest map
+        step = (
+            self.encoder.strides[-1] // self.encoder.patch_embed.patch
+        )  # tokens along a cell of the deepest map
         if self.block % step:
             raise ValueError(
                 f"the block must be a multiple of the deepest map's stride, {self.encoder.strides[-1]} voxels"

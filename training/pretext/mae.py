@@ -18,7 +18,9 @@ class MaskedAutoencoder(nn.Module):
         width, depth, heads: of the decoder.
     """
 
-    def __init__(self, encoder: Any, *, ratio: float = 0.75, width: int = 96, depth: int = 2, heads: int = 3) -> None:
+    def __init__(
+        self, encoder: Any, *, ratio: float = 0.75, width: int = 96, depth: int = 2, heads: int = 3
+    ) -> None:
         super().__init__()
         if not hasattr(encoder, "encode_tokens"):
             raise ValueError(

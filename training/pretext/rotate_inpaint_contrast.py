@@ -37,8 +37,13 @@ class RotateInpaintContrast(nn.Module):
         voxels = torch.stack([v for _, _, v in copies]).mean()
         others = everyone(own.detach(), batch.patients) if others is None else others
         contrast, accuracy = nt_xent(others.around(own), others.patients, temperature=self.temperature)
-        return {"loss": rotation + voxels + contrast, "joint": contrast, "rotation": rotation, "voxels": voxels,
-                "accuracy": accuracy}  # fmt: skip
+        return {
+            "loss": rotation + voxels + contrast,
+            "joint": contrast,
+            "rotation": rotation,
+            "voxels": voxels,
+            "accuracy": accuracy,
+        }
 
     def _copy(self, batch: Batch, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Embedding, rotation loss and inpainting loss of one turned and overwritten copy."""
@@ -65,7 +70,9 @@ class RotateInpaintContrast(nn.Module):
                 if done.float().mean() > self.share:
                     break
                 if row[9] < 0.5:
-                    noise = torch.rand(edge.tolist(), generator=torch.Generator().manual_seed(int(row[9] * 2**30)))
+                    noise = torch.rand(
+                        edge.tolist(), generator=torch.Generator().manual_seed(int(row[9] * 2**30))
+                    )
                     result[(sample, 0, *here)] = noise.to(image)
                 else:
                     result[(sample, 0, *here)] = image[(sample, 0, *there)]

@@ -22,7 +22,9 @@ class Smit(DistillingTask):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         maps, masks, result = self.distil(batch)
-        losses = [self.head.loss(m, view, mask) for m, view, mask in zip(maps, batch.views, masks, strict=True)]
+        losses = [
+            self.head.loss(m, view, mask) for m, view, mask in zip(maps, batch.views, masks, strict=True)
+        ]
         voxels = torch.stack(losses).mean()
         loss = voxels + self.image_weight * result["image"] + self.patch_weight * result["patch"]
         return {"loss": loss, "voxels": voxels, **result}

@@ -7,6 +7,13 @@ not. `python -m training.pretrain swin_self_contrastive`, then `python -m traini
 from training.run import CONTRASTIVE, SMALL, STEPS, Run
 
 run = Run(
-    "swin-self-contrastive", "swin", "contrastive", "self", encoder_args=SMALL["swin"], steps=STEPS["contrastive"],
-    lr=3e-4, bf16=True, **CONTRASTIVE,
-)  # fmt: skip
+    "swin-self-contrastive",
+    "swin",
+    "contrastive",
+    "self",
+    encoder_args=SMALL["swin"],
+    steps=STEPS["contrastive"],
+    lr=3e-4,
+    bf16=True,
+    **CONTRASTIVE,
+)

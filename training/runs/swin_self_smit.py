@@ -6,5 +6,12 @@
 from training.run import DISTILLED, SMALL, STEPS, Run
 
 run = Run(
-    "swin-self-smit", "swin", "smit", "self", encoder_args=SMALL["swin"], steps=STEPS["smit"], bf16=True, **DISTILLED
+    "swin-self-smit",
+    "swin",
+    "smit",
+    "self",
+    encoder_args=SMALL["swin"],
+    steps=STEPS["smit"],
+    bf16=True,
+    **DISTILLED,
 )

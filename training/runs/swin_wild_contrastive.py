@@ -6,6 +6,13 @@
 from training.run import CONTRASTIVE, SMALL, STEPS, Run
 
 run = Run(
-    "swin-wild-contrastive", "swin", "contrastive", "wild", encoder_args=SMALL["swin"], steps=STEPS["contrastive"],
-    lr=3e-4, bf16=True, **CONTRASTIVE,
-)  # fmt: skip
+    "swin-wild-contrastive",
+    "swin",
+    "contrastive",
+    "wild",
+    encoder_args=SMALL["swin"],
+    steps=STEPS["contrastive"],
+    lr=3e-4,
+    bf16=True,
+    **CONTRASTIVE,
+)

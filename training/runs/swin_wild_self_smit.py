@@ -6,6 +6,13 @@
 from training.run import DISTILLED, SMALL, STEPS, Run
 
 run = Run(
-    "swin-wild-self-smit", "swin", "smit", "self", init="swin-wild-smit", encoder_args=SMALL["swin"], steps=STEPS["smit"],
-    bf16=True, **DISTILLED,
-)  # fmt: skip
+    "swin-wild-self-smit",
+    "swin",
+    "smit",
+    "self",
+    init="swin-wild-smit",
+    encoder_args=SMALL["swin"],
+    steps=STEPS["smit"],
+    bf16=True,
+    **DISTILLED,
+)

@@ -6,5 +6,12 @@
 from training.run import DISTILLED, SMALL, STEPS, Run
 
 run = Run(
-    "swin-wild-smit", "swin", "smit", "wild", encoder_args=SMALL["swin"], steps=STEPS["smit"], bf16=True, **DISTILLED
+    "swin-wild-smit",
+    "swin",
+    "smit",
+    "wild",
+    encoder_args=SMALL["swin"],
+    steps=STEPS["smit"],
+    bf16=True,
+    **DISTILLED,
 )

@@ -6,6 +6,12 @@
 from training.run import CONTRASTIVE, SMALL, STEPS, Run
 
 run = Run(
-    "vit-self-contrastive", "vit", "contrastive", "self", encoder_args=SMALL["vit"], steps=STEPS["contrastive"], bf16=True,
+    "vit-self-contrastive",
+    "vit",
+    "contrastive",
+    "self",
+    encoder_args=SMALL["vit"],
+    steps=STEPS["contrastive"],
+    bf16=True,
     **CONTRASTIVE,
-)  # fmt: skip
+)

@@ -6,5 +6,12 @@
 from training.run import DISTILLED, SMALL, STEPS, Run
 
 run = Run(
-    "vit-self-smit", "vit", "smit", "self", encoder_args=SMALL["vit"], steps=STEPS["smit"], bf16=True, **DISTILLED
+    "vit-self-smit",
+    "vit",
+    "smit",
+    "self",
+    encoder_args=SMALL["vit"],
+    steps=STEPS["smit"],
+    bf16=True,
+    **DISTILLED,
 )

@@ -6,6 +6,12 @@
 from training.run import CONTRASTIVE, SMALL, STEPS, Run
 
 run = Run(
-    "vit-wild-contrastive", "vit", "contrastive", "wild", encoder_args=SMALL["vit"], steps=STEPS["contrastive"], bf16=True,
+    "vit-wild-contrastive",
+    "vit",
+    "contrastive",
+    "wild",
+    encoder_args=SMALL["vit"],
+    steps=STEPS["contrastive"],
+    bf16=True,
     **CONTRASTIVE,
-)  # fmt: skip
+)

@@ -8,4 +8,9 @@ released code hides 16 and distils the map before the last merging.
 
 from training.run import PAPER, Run
 
-run = Run("swin-wild-smit-paper", task="smit", task_args=dict(block=32, hidden=2048, bottleneck=256, out=8192), **PAPER)
+run = Run(
+    "swin-wild-smit-paper",
+    task="smit",
+    task_args=dict(block=32, hidden=2048, bottleneck=256, out=8192),
+    **PAPER,
+)
