@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ctssl.files.text import read_table
 from ctssl.inference import embed, segment
 from ctssl.metrics import dsc, volume_ml
-from ctssl.tables import read_table
 from ctssl.volume import Volume, read, resample
 
 FEWEST = 3  # pairs below which a concordance over them says nothing

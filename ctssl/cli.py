@@ -91,8 +91,8 @@ def _embed(args: argparse.Namespace) -> None:
 
     import numpy as np
 
+    from ctssl.files.atomic import write_whole
     from ctssl.inference import embed
-    from ctssl.writing import write_whole
 
     if args.out:
         free(args.out, args.overwrite, ".npy")

@@ -80,9 +80,9 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _compare(args: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from ctssl.files.atomic import write_whole
     from ctssl.hub import find, read_config
     from ctssl.similarity import CELLS, compare
-    from ctssl.writing import write_whole
 
     def label(source: str) -> str:
         return Path(source).name

@@ -101,7 +101,7 @@ def _info(args: argparse.Namespace) -> None:
 def _known(name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, str] | None]:
     """What table or `config.json` say of a model, and its origin; None for one of the table that is not on this machine."""
     from ctssl import hub
-    from ctssl.names import REPOSITORY
+    from ctssl.files.names import REPOSITORY
     from ctssl.provenance import origin
     from ctssl.zoo import MODELS, info
 

@@ -128,9 +128,9 @@ def _wanted(args: argparse.Namespace) -> dict[str, int]:
 def _shift(args: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from ctssl.files.atomic import apart
     from ctssl.shifts import shift_all
     from ctssl.volume import read
-    from ctssl.writing import apart
 
     wanted = _wanted(args)
     failed: dict[str, str] = {}
@@ -174,10 +174,10 @@ def _shift_folder(
     from tqdm import tqdm
 
     from ctssl.curves import CLEAN
+    from ctssl.files.atomic import apart, disk_is_full
     from ctssl.shifts import SHIFTS, check_shift, shift_all
     from ctssl.stamps import content, named, stamp_of, stamped, together
     from ctssl.volume import read
-    from ctssl.writing import apart, disk_is_full
 
     out = Path(args.out)
     grid = {"": wanted}

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ctssl.files.names import file_name
+from ctssl.files.text import read_json, read_table
 from ctssl.lint import Finding, lint, outside_body
-from ctssl.names import file_name
-from ctssl.tables import read_json, read_table
 from ctssl.volume import Volume, read
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))

@@ -8,8 +8,8 @@ import numpy as np
 
 import ctssl
 from ctssl.dicom import ordered_slices
+from ctssl.files.atomic import write_whole
 from ctssl.volume import Volume
-from ctssl.writing import write_whole
 
 
 def write_seg(

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from ctssl import hub
-from ctssl.names import REPOSITORY
+from ctssl.files.names import REPOSITORY
 from ctssl.remote import local_trouble
 from ctssl.zoo import MODELS
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from ctssl.datasets import niftis, stem
+from ctssl.files.atomic import write_whole
+from ctssl.files.text import read_table
 from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml
-from ctssl.tables import read_table
 from ctssl.volume import Volume, read, resample, sheared, working_grid
-from ctssl.writing import write_whole
 
 METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml")
 FEWEST = 6  # patients below which a paired test is not made

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ctssl.writing import write_whole
+from ctssl.files.atomic import write_whole
 
 
 def to_program(encoder: nn.Module, *, size: tuple[int, int, int]) -> torch.export.ExportedProgram:

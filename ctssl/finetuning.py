@@ -36,6 +36,7 @@ from ctssl.datasets import (
 )
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
+from ctssl.files.text import read_json
 from ctssl.fitting import Settings, fit
 from ctssl.heads import HEADS
 from ctssl.hub import WEIGHTS, file_sha256
@@ -49,7 +50,6 @@ from ctssl.provenance import facts as metadata_of
 from ctssl.provenance import fingerprint_of
 from ctssl.shifts.copies import shifted_copies
 from ctssl.splits import astride, divide, few, part, side_of, validation
-from ctssl.tables import read_json
 from ctssl.thresholds import choose
 from ctssl.volume import Volume, prepare, resample
 from ctssl.zoo import ModelSpec, Preprocess, info, list_models

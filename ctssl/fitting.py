@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ctssl import precision
+from ctssl.files.atomic import write_weights, write_whole
 from ctssl.sampling import anywhere, augment, crop_at, degraded, random_part, turned_and_scaled, warped
-from ctssl.writing import write_weights, write_whole
 
 if TYPE_CHECKING:
     from ctssl.heads.segmenter import Segmenter

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ctssl.configs import of_right_types
-from ctssl.names import REPOSITORY
+from ctssl.files.names import REPOSITORY
+from ctssl.files.text import read_json
 from ctssl.remote import CONFIG, WEIGHTS, fetch
-from ctssl.tables import read_json
 from ctssl.zoo import MODELS, ModelSpec, unknown
 
 FORMAT = "ctssl-1"

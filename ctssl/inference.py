@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctssl.files.atomic import apart, disk_is_full, write_whole
+from ctssl.files.names import file_name, part_of_name
+from ctssl.files.text import read_json
 from ctssl.lint import check
-from ctssl.names import file_name, part_of_name
-from ctssl.tables import read_json
 from ctssl.volume import Volume, prepare, read, resample, working_grid
-from ctssl.writing import apart, disk_is_full, write_whole
 from ctssl.zoo import Preprocess
 
 if TYPE_CHECKING:

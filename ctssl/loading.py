@@ -17,8 +17,8 @@ from ctssl import hub
 from ctssl.configs import plausible, preparation
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
+from ctssl.files.atomic import write_weights, write_whole
 from ctssl.provenance import fingerprint_of, lineage, read_metadata
-from ctssl.writing import write_weights, write_whole
 from ctssl.zoo import MODELS, ModelSpec, Preprocess
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that weights may be stored as

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ctssl.names import REPOSITORY
+from ctssl.files.names import REPOSITORY
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 COMMIT = r"[0-9a-f]{40}"

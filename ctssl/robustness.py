@@ -27,12 +27,12 @@ from ctssl.curves import (
 )
 from ctssl.datasets import Case, find_cases, read_case
 from ctssl.evaluation import TAKEN, as_plain, facts_of, labels_of, markdown_table, score_masks, summary
+from ctssl.files.atomic import write_whole
+from ctssl.files.text import read_json
 from ctssl.shifts import REVISION, SHIFTS, check_shift, shift
 from ctssl.sources import Source, complete, find_sources, known_labels
 from ctssl.stamps import content, differs, named, stamp_in, stamp_of, stamped
-from ctssl.tables import read_json
 from ctssl.volume import AIR_HU, Volume, read
-from ctssl.writing import write_whole
 
 EXPLAINED = """{head}. DSC, HD95 in mm, NSD at {tolerance:g} mm; severity 0 is the scan as it is, `ctssl shift --help` tells what
 1 to 5 are. `area` is the mean height of a case's curve from severity 0 to the highest, so it loses less than the worst severity

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ctssl.files.atomic import write_whole
 from ctssl.inference import blocks_of, prepared
 from ctssl.sampling import crop_at, tissue_start
-from ctssl.writing import write_whole
 
 CELLS = 4  # along each side of the grid that a map is averaged over
 SIZES = (64, 48, 32, 24, 16)

@@ -10,8 +10,8 @@ from typing import Any
 
 from ctssl.datasets import Case, niftis, read_case
 from ctssl.evaluation import labels_in, read_mask, same_grid
+from ctssl.files.text import read_json
 from ctssl.stamps import named
-from ctssl.tables import read_json
 from ctssl.volume import Volume
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctssl.writing import write_whole
+from ctssl.files.atomic import write_whole
 
 if TYPE_CHECKING:
     from ctssl.zoo import Preprocess

@@ -14,9 +14,10 @@ import torch
 from safetensors import SafetensorError
 
 import ctssl
-from ctssl import datasets, writing
+from ctssl import datasets
 from ctssl.cli import main
 from ctssl.datasets import find_cases, problems
+from ctssl.files import atomic as writing
 from ctssl.fitting import Settings
 from ctssl.inference import segment_all
 from ctssl.volume import Volume

@@ -16,8 +16,8 @@ import ctssl
 from ctssl import hub, nifti
 from ctssl.cli import main
 from ctssl.datasets import find_cases, problems
+from ctssl.files.names import REPOSITORY, file_name
 from ctssl.inference import segment_all, write_mask
-from ctssl.names import REPOSITORY, file_name
 from ctssl.phantom import phantom
 from ctssl.volume import Volume
 from tests.mutation import zeros_packed

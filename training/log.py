@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctssl.writing import write_whole
+from ctssl.files.atomic import write_whole
 
 WIDEST = 5  # curves beside one another
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import ctssl
 from ctssl import hub, zoo
-from ctssl.names import REPOSITORY
+from ctssl.files.atomic import write_whole
+from ctssl.files.names import REPOSITORY
 from ctssl.remote import COMMIT, SIGN_IN, failures, upload
-from ctssl.writing import write_whole
 from training.card import card
 from training.export import CARDS
 from training.export_segmenter import TASKS

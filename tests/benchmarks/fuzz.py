@@ -27,7 +27,7 @@ import torch
 import ctssl
 from ctssl import hub
 from ctssl.datasets import find_cases
-from ctssl.names import file_name
+from ctssl.files.names import file_name
 from ctssl.phantom import phantom
 from tests import mutation
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ctssl.datasets import FOLDERS
 from ctssl.dicom_file import header_of, text
-from ctssl.tables import read_table
+from ctssl.files.text import read_table
 from training.data import corpora
 
 

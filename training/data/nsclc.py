@@ -18,7 +18,7 @@ from tqdm import tqdm
 import ctssl
 from ctssl.dicom import Found, drawn_on, find_series
 from ctssl.drawn import read_drawn
-from ctssl.writing import write_whole
+from ctssl.files.atomic import write_whole
 
 COLUMNS = (
     "image",

@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 import ctssl
 from ctssl.encoders import ENCODERS
+from ctssl.files.atomic import write_whole
 from ctssl.sampling import crop_at
 from ctssl.volume import prepare, resample
-from ctssl.writing import write_whole
 from ctssl.zoo import Preprocess
 from training.data.corpora import cases, data_folder, split
 from training.experiments.trials import alone, into_readme

@@ -32,6 +32,7 @@ import ctssl
 from ctssl.curves import CLEAN
 from ctssl.datasets import find_cases, read_case
 from ctssl.evaluation import labels_of
+from ctssl.files.atomic import write_whole
 from ctssl.finetuning import BASELINES, fresh, published
 from ctssl.hub import read_config
 from ctssl.metrics import volume_ml
@@ -40,7 +41,6 @@ from ctssl.shifts import REVISION, SHIFTS
 from ctssl.similarity import TooFewCrops, compare
 from ctssl.sources import find_sources
 from ctssl.splits import divide
-from ctssl.writing import write_whole
 from training.data.corpora import cases, data_folder, split
 from training.experiments import sarcoma, trials
 

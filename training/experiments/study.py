@@ -16,9 +16,9 @@ import numpy as np
 
 from ctssl.curves import Line, area, draw
 from ctssl.evaluation import FEWEST, holm, interval
+from ctssl.files.atomic import write_whole
 from ctssl.shifts import SHIFTS
 from ctssl.similarity import Similarity
-from ctssl.writing import write_whole
 from training.experiments import lung_nodules, robustness, sarcoma, trials
 
 STEM = Path(__file__).parent.parent.parent / "model_cards" / "STUDY"

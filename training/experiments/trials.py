@@ -16,7 +16,7 @@ import numpy as np
 
 import ctssl
 from ctssl.evaluation import holm, interval, paired
-from ctssl.writing import write_whole
+from ctssl.files.atomic import write_whole
 
 README = Path(__file__).parent.parent.parent / "README.md"
 BLIND = "an ellipsoid in the middle (no image)"  # a mask that `training.experiments.middle` draws
