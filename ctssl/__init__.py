@@ -13,8 +13,8 @@ _HOMES = {
     "Settings": "fitting",
     "Swin": "encoders.swin",
     "ViT": "encoders.vit",
-    "Volume": "volume",
-    "download": "downloads",
+    "Volume": "volume.volume",
+    "download": "hub.downloads",
     "evaluate": "evaluation",
     "finetune": "finetuning",
     "import_checkpoint": "convert",
@@ -24,7 +24,7 @@ _HOMES = {
     "load_segmenter": "loading",
     "measure_robustness": "robustness",
     "pair": "zoo",
-    "read": "volume",
+    "read": "volume.volume",
     "segmenter": "loading",
     "shift": "shifts",
     "to_monai": "convert",
@@ -46,7 +46,6 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from ctssl.convert import import_checkpoint as import_checkpoint
     from ctssl.convert import to_monai as to_monai
-    from ctssl.downloads import download as download
     from ctssl.encoders.swin import Swin as Swin
     from ctssl.encoders.vit import ViT as ViT
     from ctssl.evaluation import Evaluation as Evaluation
@@ -57,14 +56,15 @@ if TYPE_CHECKING:
     from ctssl.finetuning import finetune as finetune
     from ctssl.fitting import Settings as Settings
     from ctssl.heads.segmenter import Segmenter as Segmenter
+    from ctssl.hub.downloads import download as download
     from ctssl.loading import load as load
     from ctssl.loading import load_segmenter as load_segmenter
     from ctssl.loading import segmenter as segmenter
     from ctssl.robustness import Robustness as Robustness
     from ctssl.robustness import measure_robustness as measure_robustness
     from ctssl.shifts import shift as shift
-    from ctssl.volume import Volume as Volume
-    from ctssl.volume import read as read
+    from ctssl.volume.volume import Volume as Volume
+    from ctssl.volume.volume import read as read
     from ctssl.zoo import info as info
     from ctssl.zoo import list_models as list_models
     from ctssl.zoo import pair as pair

@@ -12,7 +12,8 @@ import numpy as np
 from ctssl.files.text import read_table
 from ctssl.inference import embed, segment
 from ctssl.metrics import dsc, volume_ml
-from ctssl.volume import Volume, read, resample
+from ctssl.volume.grids import resample
+from ctssl.volume.volume import Volume, read
 
 FEWEST = 3  # pairs below which a concordance over them says nothing
 

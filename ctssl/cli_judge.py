@@ -81,7 +81,8 @@ def _compare(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from ctssl.files.atomic import write_whole
-    from ctssl.hub import find, read_config
+    from ctssl.hub.folder import read_config
+    from ctssl.hub.lookup import find
     from ctssl.similarity import CELLS, compare
 
     def label(source: str) -> str:

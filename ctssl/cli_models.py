@@ -102,7 +102,7 @@ def _known(name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, s
     """What table or `config.json` say of a model, and its origin; None for one of the table that is not on this machine."""
     from ctssl import hub
     from ctssl.files.names import REPOSITORY
-    from ctssl.provenance import origin
+    from ctssl.hub.provenance import origin
     from ctssl.zoo import MODELS, info
 
     if name in MODELS and revision is None:
@@ -123,8 +123,8 @@ def _plain(text: str) -> str:
 
 
 def _download(args: argparse.Namespace) -> None:
-    from ctssl.downloads import download
-    from ctssl.hub import bundled
+    from ctssl.hub.downloads import download
+    from ctssl.hub.folder import bundled
     from ctssl.zoo import list_models
 
     names = [*args.names, *(name for name in list_models() if args.all and name not in args.names)]

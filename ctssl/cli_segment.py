@@ -115,7 +115,7 @@ def _model(args: argparse.Namespace) -> Any:
 def _segment_dicom(args: argparse.Namespace, model: Any, scan: Any) -> None:
     from pathlib import Path
 
-    from ctssl.dicom_seg import write_seg
+    from ctssl.volume.dicom_seg import write_seg
 
     if args.probabilities:
         raise ValueError("--probabilities are NIfTI files; write the mask as OUT.nii.gz too")

@@ -130,7 +130,7 @@ def _shift(args: argparse.Namespace) -> None:
 
     from ctssl.files.atomic import apart
     from ctssl.shifts import shift_all
-    from ctssl.volume import read
+    from ctssl.volume.volume import read
 
     wanted = _wanted(args)
     failed: dict[str, str] = {}
@@ -177,7 +177,7 @@ def _shift_folder(
     from ctssl.files.atomic import apart, disk_is_full
     from ctssl.shifts import SHIFTS, check_shift, shift_all
     from ctssl.stamps import content, named, stamp_of, stamped, together
-    from ctssl.volume import read
+    from ctssl.volume.volume import read
 
     out = Path(args.out)
     grid = {"": wanted}
@@ -222,7 +222,7 @@ def _known(wanted: dict[Any, str], overwrite: bool) -> dict[Any, str]:
     """The files that are there already, with their stamps. `wanted`: stamps without their scan. Raises `FileExistsError` for
     what `ctssl shift` did not write, such as masks, and, unless they are replaced, for what it wrote otherwise."""
     from ctssl.stamps import differs, stamp_in
-    from ctssl.volume import read
+    from ctssl.volume.volume import read
 
     def told(path: Any) -> str:
         try:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from ctssl.encoders import ENCODERS
 from ctssl.families import FAMILIES
 from ctssl.families.moves import Move, Options, Translation
-from ctssl.hub import file_sha256
+from ctssl.files.atomic import file_sha256
+from ctssl.hub.provenance import facts
 from ctssl.loading import encoder_config, write_folder
 from ctssl.pickles import read_checkpoint
-from ctssl.provenance import facts
 from ctssl.zoo import ModelSpec, Preprocess
 
 MARKS = (

@@ -18,7 +18,7 @@ import numpy as np
 from ctssl.files.names import file_name
 from ctssl.files.text import read_json, read_table
 from ctssl.lint import Finding, lint, outside_body
-from ctssl.volume import Volume, read
+from ctssl.volume.volume import Volume, read
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 MISSING = 20  # labels that a few cases may lack
@@ -230,8 +230,8 @@ def _dicom(root: Path, roi: str | None) -> list[Case]:
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if folder.name.startswith(".") or not any(file.is_file() for file in folder.rglob("*")):
             continue
-        from ctssl.dicom import drawn_on, find_series
-        from ctssl.dicom_file import text
+        from ctssl.volume.dicom import drawn_on, find_series
+        from ctssl.volume.dicom_file import text
 
         found = find_series(folder)
         if not found["RTSTRUCT"] and not found["SEG"]:
@@ -255,7 +255,7 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
     """Scan (HU) and mask (uint8) of a case, on one grid. Raises `ValueError` where they do not fit."""
     scan = read(case.image, series=case.series)
     if case.series is not None:
-        from ctssl.drawn import read_drawn
+        from ctssl.volume.dicom_masks import read_drawn
 
         return scan, read_drawn(case.label, scan, roi=case.roi)
     mask = read(case.label)

@@ -14,7 +14,7 @@ from ctssl.inference import feature_maps, prepared
 from ctssl.loading import load, load_segmenter
 from ctssl.phantom import phantom
 from ctssl.pictures import features, overlay, principal_colours
-from ctssl.volume import Volume, read
+from ctssl.volume.volume import Volume, read
 from ctssl.zoo import info, list_models
 
 WRITTEN = ("phantom.nii.gz", "phantom-tumour.nii.gz", "features.png", "mask.nii.gz", "overlay.png")

@@ -18,7 +18,8 @@ from ctssl.datasets import niftis, stem
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import read_table
 from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml
-from ctssl.volume import Volume, read, resample, sheared, working_grid
+from ctssl.volume.grids import resample, sheared, working_grid
+from ctssl.volume.volume import Volume, read
 
 METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml")
 FEWEST = 6  # patients below which a paired test is not made

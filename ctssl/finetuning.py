@@ -36,22 +36,24 @@ from ctssl.datasets import (
 )
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
+from ctssl.files.atomic import file_sha256
 from ctssl.files.text import read_json
 from ctssl.fitting import Settings, fit
 from ctssl.heads import HEADS
-from ctssl.hub import WEIGHTS, file_sha256
+from ctssl.hub.client import WEIGHTS
+from ctssl.hub.provenance import facts as metadata_of
+from ctssl.hub.provenance import fingerprint_of
 from ctssl.inference import MEMORY_GB, segment
 from ctssl.inference import plan as room_for
 from ctssl.lint import check
 from ctssl.loading import device_named, load, segmenter
 from ctssl.outcome import WRITTEN, Judged, files, judge
 from ctssl.planning import Tumours, measure, plan
-from ctssl.provenance import facts as metadata_of
-from ctssl.provenance import fingerprint_of
 from ctssl.shifts.copies import shifted_copies
 from ctssl.splits import astride, divide, few, part, side_of, validation
 from ctssl.thresholds import choose
-from ctssl.volume import Volume, prepare, resample
+from ctssl.volume.grids import prepare, resample
+from ctssl.volume.volume import Volume
 from ctssl.zoo import ModelSpec, Preprocess, info, list_models
 
 BASELINES: dict[str, Callable[[], Any]] = {

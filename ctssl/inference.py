@@ -17,7 +17,8 @@ from ctssl.files.atomic import apart, disk_is_full, write_whole
 from ctssl.files.names import file_name, part_of_name
 from ctssl.files.text import read_json
 from ctssl.lint import check
-from ctssl.volume import Volume, prepare, read, resample, working_grid
+from ctssl.volume.grids import prepare, resample, working_grid
+from ctssl.volume.volume import Volume, read
 from ctssl.zoo import Preprocess
 
 if TYPE_CHECKING:

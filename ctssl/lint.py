@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 
 class ScanWarning(UserWarning):

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from ctssl import hub
-from ctssl.configs import plausible, preparation
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
-from ctssl.files.atomic import write_weights, write_whole
-from ctssl.provenance import fingerprint_of, lineage, read_metadata
+from ctssl.files.atomic import file_sha256, write_weights, write_whole
+from ctssl.hub.config import plausible, preparation
+from ctssl.hub.provenance import fingerprint_of, lineage, read_metadata
 from ctssl.zoo import MODELS, ModelSpec, Preprocess
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that weights may be stored as
@@ -235,7 +235,7 @@ def write_folder(
 ) -> Path:
     """A model folder, complete or not at all. `config` gets the format and the sha256; `extra` are more files.
 
-    `metadata`: where the weights come from (`ctssl.provenance.facts`), for their header; None: what is known of the model.
+    `metadata`: where the weights come from (`ctssl.hub.provenance.facts`), for their header; None: what is known of the model.
     """
     folder = Path(folder)
     if folder.exists() and not overwrite and (not folder.is_dir() or any(map(_kept, folder.iterdir()))):
@@ -260,7 +260,7 @@ def write_folder(
                 key: value.half() if value.is_floating_point() else value for key, value in state.items()
             }
         write_weights(part / hub.WEIGHTS, state, metadata={"format": "pt", **told})
-        config = {"format": hub.FORMAT, **config, "sha256": hub.file_sha256(part / hub.WEIGHTS)}
+        config = {"format": hub.FORMAT, **config, "sha256": file_sha256(part / hub.WEIGHTS)}
         write_whole(part / hub.CONFIG, json.dumps(config, indent=1) + "\n")
         for name, content in (extra or {}).items():
             write_whole(part / name, content)

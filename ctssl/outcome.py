@@ -14,7 +14,7 @@ import numpy as np
 from ctssl.datasets import SEEN, Case, read_case
 from ctssl.evaluation import score_masks
 from ctssl.fitting import Settings
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 if TYPE_CHECKING:
     from ctssl.finetuning import Report

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ctssl.volume import AIR_HU, Volume
+from ctssl.volume.volume import AIR_HU, Volume
 
 FAT, MUSCLE, LUNG, BLOOD, BONE, TUMOUR = -100.0, 45.0, -830.0, 150.0, 600.0, 35.0  # HU
 

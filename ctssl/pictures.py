@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ctssl.files.atomic import write_whole
-from ctssl.volume import Volume, resample, working_grid
+from ctssl.volume.grids import resample, working_grid
+from ctssl.volume.volume import Volume
 
 COLOURS = ((0.90, 0.15, 0.20), (0.10, 0.60, 0.95), (0.20, 0.75, 0.30), (0.95, 0.70, 0.10))
 

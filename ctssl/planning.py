@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 from ctssl.zoo import Preprocess
 
 LOOKED_AT = 2000  # voxels of each label in a case

@@ -32,7 +32,7 @@ from ctssl.files.text import read_json
 from ctssl.shifts import REVISION, SHIFTS, check_shift, shift
 from ctssl.sources import Source, complete, find_sources, known_labels
 from ctssl.stamps import content, differs, named, stamp_in, stamp_of, stamped
-from ctssl.volume import AIR_HU, Volume, read
+from ctssl.volume.volume import AIR_HU, Volume, read
 
 EXPLAINED = """{head}. DSC, HD95 in mm, NSD at {tolerance:g} mm; severity 0 is the scan as it is, `ctssl shift --help` tells what
 1 to 5 are. `area` is the mean height of a case's curve from severity 0 to the highest, so it loses less than the worst severity

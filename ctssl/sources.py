@@ -10,9 +10,10 @@ from typing import Any
 
 from ctssl.datasets import Case, niftis, read_case
 from ctssl.evaluation import labels_in, read_mask, same_grid
+from ctssl.files.atomic import file_sha256
 from ctssl.files.text import read_json
 from ctssl.stamps import named
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def from_model(model: Any, device: str) -> Source:
         from ctssl.loading import load_segmenter
 
         folder, name = hub.find(model), Path(model).name
-        key = f"{hub.file_sha256(folder / hub.WEIGHTS)} {hub.file_sha256(folder / hub.CONFIG)[:16]}"
+        key = f"{file_sha256(folder / hub.WEIGHTS)} {file_sha256(folder / hub.CONFIG)[:16]}"
         if (folder / "report.json").is_file():
             report = read_json(folder / "report.json")  # it came with the model, from anywhere
             named_there = report.get("train") if isinstance(report, dict) else None
@@ -62,7 +63,7 @@ def from_model(model: Any, device: str) -> Source:
         model = load_segmenter(model, device=device)
     else:
         from ctssl.heads.segmenter import Segmenter
-        from ctssl.provenance import fingerprint_of
+        from ctssl.hub.provenance import fingerprint_of
 
         if not isinstance(model, Segmenter):
             raise ValueError(
@@ -77,14 +78,13 @@ def from_model(model: Any, device: str) -> Source:
 
 def from_folder(folder: Path) -> Source:
     """`clean/CASE.nii.gz`, `dose-3/CASE.nii.gz`; a file with other bytes counts as another."""
-    from ctssl import hub
 
     def find(case: str, place: str) -> Path:
         paths = (folder / place / f"{case}{ending}" for ending in (".nii.gz", ".nii"))
         return next((path for path in paths if path.is_file()), folder / place / f"{case}.nii.gz")
 
     def key(case: str, place: str) -> str:
-        return hub.file_sha256(find(case, place))
+        return file_sha256(find(case, place))
 
     return Source(folder.name, key, lambda _, case, place: read_mask(find(case, place)))
 

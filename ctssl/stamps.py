@@ -10,7 +10,7 @@ import numpy as np
 from ctssl.curves import CLEAN
 from ctssl.datasets import voxel_hash
 from ctssl.shifts import REVISION, SHIFTS
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 MADE = "ctssl"  # how a stamp begins
 ROOM, PROOF = 79, 15  # characters in the header's `descrip`, and in `intent_name`

@@ -17,7 +17,7 @@ import ctssl
 from ctssl.datasets import find_cases
 from ctssl.phantom import phantom
 from ctssl.similarity import compare
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 SHIFTS, SEVERITIES = ("dose", "thickness"), (3, 5)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ctssl.encoders import ENCODERS
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 SMALL = {
     "swin": dict(width=12, depths=(2, 2), heads=(2, 4), window=4, patch=2, merge_last=False),

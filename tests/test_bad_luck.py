@@ -20,7 +20,7 @@ from ctssl.datasets import find_cases, problems
 from ctssl.files import atomic as writing
 from ctssl.fitting import Settings
 from ctssl.inference import segment_all
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 from tests import kill
 
 QUICK = ("--steps", "3", "--batch", "1", "--crop", "16", "--hold-out", "case2", "--head", "linear")

@@ -11,7 +11,7 @@ from ctssl import datasets
 from ctssl.cli import main
 from ctssl.cli_common import scans_of
 from ctssl.datasets import find_cases, problems
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 
 def names(data, **kwargs):
@@ -166,7 +166,7 @@ def test_dicom_patients(tmp_path, data):
     assert case.name == "STS_008" and case.label.is_file()
     scan, mask = datasets.read_case(case)
     truth = ctssl.read(data / "sarcoma" / "labels" / "STS_008.nii.gz")
-    from ctssl.volume import resample
+    from ctssl.volume.grids import resample
 
     seen = resample(mask.array > 0, mask.affine, truth.shape, truth.affine) > 0.5
     covered = resample(np.ones(scan.shape, np.float32), scan.affine, truth.shape, truth.affine) > 0.5

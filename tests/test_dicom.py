@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ctssl
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'ctssl[dicom]'")
 
@@ -167,7 +167,7 @@ def grid_in_lps() -> ctssl.Volume:
 
 
 def test_contours_are_filled_even_odd_with_holes(tmp_path):
-    from ctssl.drawn import read_rtstruct
+    from ctssl.volume.dicom_masks import read_rtstruct
 
     ring = [square(2.5, 12.5, 2.0), square(5.5, 8.5, 2.0), square(14.5, 16.5, 2.0), square(0.5, 3.5, 6.0)]
     write_rtstruct(tmp_path / "rs.dcm", {"tumour": ring})
@@ -178,7 +178,7 @@ def test_contours_are_filled_even_odd_with_holes(tmp_path):
 
 def test_a_polygon_fills_the_voxels_whose_centres_it_holds(tmp_path):
     """Against the winding of each voxel's centre, summed up as angles."""
-    from ctssl.drawn import _toggle
+    from ctssl.volume.dicom_masks import _toggle
 
     rng = np.random.default_rng(0)
     for _ in range(10):
@@ -193,7 +193,7 @@ def test_a_polygon_fills_the_voxels_whose_centres_it_holds(tmp_path):
 
 
 def test_a_structure_is_chosen_by_name_and_foreign_contours_are_refused(tmp_path):
-    from ctssl.drawn import read_rtstruct
+    from ctssl.volume.dicom_masks import read_rtstruct
 
     write_rtstruct(tmp_path / "rs.dcm", {"GTV-1": [square(1.5, 4.5, 0.0)], "Lung": [square(1.5, 9.5, 0.0)]})
     assert read_rtstruct(tmp_path / "rs.dcm", grid_in_lps(), roi="GTV-1").array.sum() == 9
@@ -207,9 +207,9 @@ def test_a_structure_is_chosen_by_name_and_foreign_contours_are_refused(tmp_path
 
 
 def test_a_real_rtstruct_agrees_with_the_published_mask(data):
-    from ctssl.drawn import read_rtstruct
     from ctssl.metrics import dsc
-    from ctssl.volume import resample
+    from ctssl.volume.dicom_masks import read_rtstruct
+    from ctssl.volume.grids import resample
 
     scan = ctssl.read(data / "dicom" / "STS_008" / "ct")
     mask = read_rtstruct(data / "dicom" / "STS_008" / "rtstruct" / "RS.dcm", scan)
@@ -327,7 +327,7 @@ def write_segmentation(path: Path) -> None:
 
 
 def test_a_segmentation_lands_on_the_grid_of_its_scan(tmp_path):
-    from ctssl.drawn import read_seg
+    from ctssl.volume.dicom_masks import read_seg
 
     write_segmentation(tmp_path / "seg.dcm")
     mask = read_seg(tmp_path / "seg.dcm", grid_in_lps()).array
@@ -343,8 +343,8 @@ def test_a_segmentation_lands_on_the_grid_of_its_scan(tmp_path):
 
 
 def test_a_mask_becomes_a_segmentation_of_its_series_and_comes_back(tmp_path):
-    from ctssl.dicom_seg import write_seg
-    from ctssl.drawn import read_seg
+    from ctssl.volume.dicom_masks import read_seg
+    from ctssl.volume.dicom_seg import write_seg
 
     highdicom = pytest.importorskip(
         "highdicom", reason="highdicom is not installed: pip install 'ctssl[dicom]'"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ctssl import downloads, hub
+from ctssl import hub
+from ctssl.hub import downloads
 from ctssl.zoo import MODELS
 from tests.hub_double import Double
 from tests.test_hub import FIND, NAME, environment, found, python, refused

@@ -21,7 +21,7 @@ from ctssl import finetuning, fitting, planning, precision, sampling, splits
 from ctssl.cli import main
 from ctssl.datasets import Case, find_cases
 from ctssl.encoders import ENCODERS
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 QUICK = ctssl.Settings(steps=4, batch=1, crop=16, save_minutes=0, ema=0.5)
 
@@ -460,7 +460,7 @@ def test_bad_data_is_refused_before_any_training(labelled, tiny, tmp_path):
 
 
 def test_labels_move_with_the_scan_onto_the_models_grid(ball):
-    from ctssl.volume import prepare
+    from ctssl.volume.grids import prepare
     from ctssl.zoo import Preprocess
 
     scan, mask = ball

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 import ctssl
-from ctssl import hub, nifti
+from ctssl import hub
 from ctssl.cli import main
 from ctssl.datasets import find_cases, problems
 from ctssl.files.names import REPOSITORY, file_name
 from ctssl.inference import segment_all, write_mask
 from ctssl.phantom import phantom
-from ctssl.volume import Volume
+from ctssl.volume import nifti
+from ctssl.volume.volume import Volume
 from tests.mutation import zeros_packed
 
 LIMITED = """

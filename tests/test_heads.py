@@ -10,7 +10,7 @@ from ctssl.encoders.pixels import Pixels
 from ctssl.heads import HEADS, dynunet
 from ctssl.heads.dynunet import DynUnet
 from ctssl.heads.segmenter import Segmenter
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 from tests.monai_keys import MONAI_SWIN, our_decoder_state, our_swin_state
 
 PARTNERS = {"dynunet": Pixels}

@@ -11,7 +11,7 @@ import ctssl
 from ctssl import inference, thresholds
 from ctssl.datasets import Case
 from ctssl.heads.segmenter import Segmenter
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import ctssl
 from ctssl.lint import ScanWarning, check, lint
 from ctssl.phantom import phantom
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 
 @pytest.fixture(scope="module")

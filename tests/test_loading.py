@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import ctssl
 from ctssl import hub
 from ctssl.encoders import ENCODERS
+from ctssl.files.atomic import file_sha256
 from ctssl.fingerprint import deviation, fingerprint
 from ctssl.heads.segmenter import Segmenter
 from ctssl.phantom import phantom
@@ -202,7 +203,7 @@ def test_a_truncated_file_is_named_with_the_cure(folder):
 def test_damage_that_config_json_agrees_with_is_still_found(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    change_config(folder, sha256=hub.file_sha256(path))
+    change_config(folder, sha256=file_sha256(path))
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         ctssl.load(folder)
 
@@ -215,7 +216,7 @@ def test_a_swapped_file_is_found(folder, tmp_path, encoder):
     shutil.copy(tmp_path / "other" / "model.safetensors", folder)
     with pytest.raises(ValueError, match="damaged or was changed"):
         ctssl.load(folder)
-    change_config(folder, sha256=hub.file_sha256(folder / "model.safetensors"))
+    change_config(folder, sha256=file_sha256(folder / "model.safetensors"))
     with pytest.raises(ValueError, match="holds another model than its config.json describes"):
         ctssl.load(folder)
 
@@ -232,7 +233,7 @@ def test_weights_must_be_complete_and_finite(folder, change):
     else:
         state[key] = state[key] * torch.nan
     save_file(state, path)
-    change_config(folder, sha256=hub.file_sha256(path))
+    change_config(folder, sha256=file_sha256(path))
     with pytest.raises(ValueError, match="holds (another model|infinite or NaN)"):
         ctssl.load(folder)
 
@@ -243,7 +244,7 @@ def test_a_tampered_model_of_the_table_is_refused_even_if_its_config_agrees(mirr
     state = load_file(path)
     key = sorted(state)[0]
     save_file(state | {key: state[key] + 0.5}, path)
-    change_config(mirror, sha256=hub.file_sha256(path))
+    change_config(mirror, sha256=file_sha256(path))
     with pytest.raises(ValueError, match="the published model says"):
         ctssl.load(FIRST)
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import ctssl
+from ctssl.hub.provenance import facts, read_metadata
 from ctssl.phantom import phantom
-from ctssl.provenance import facts, read_metadata
 from ctssl.zoo import Preprocess
 from tests.conftest import SMALL
 from training import checkpoints, export, log, pretrain

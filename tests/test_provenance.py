@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 import ctssl
-from ctssl import hub, provenance
+from ctssl import hub
 from ctssl.cli import main
+from ctssl.files.atomic import file_sha256
 from ctssl.heads.segmenter import Segmenter
-from ctssl.provenance import facts, origin, read_metadata
+from ctssl.hub import provenance
+from ctssl.hub.provenance import facts, origin, read_metadata
 from ctssl.zoo import MODELS
 from tests.conftest import SMALL
 from training import export_segmenter
@@ -58,7 +60,7 @@ def test_code_is_the_version_and_in_a_checkout_the_commit(monkeypatch, tmp_path)
     )  # installed in a folder of another project's repository
     (inside / "ctssl").mkdir(parents=True)
     subprocess.run(["git", "init", "--quiet", tmp_path / "repository"], check=True)
-    monkeypatch.setattr(provenance, "__file__", str(inside / "ctssl" / "provenance.py"))
+    monkeypatch.setattr(provenance, "__file__", str(inside / "ctssl" / "hub" / "provenance.py"))
     assert provenance.code() == f"ctssl {ctssl.__version__}"
     subprocess.run(["git", "init", "--quiet", inside], check=True)
     subprocess.run(
@@ -187,9 +189,9 @@ def test_info_tells_where_an_imported_model_comes_from(tmp_path, capsys):
     save_file({key: value.clone() for key, value in state.items()}, file)
     ctssl.import_checkpoint(file, out=tmp_path / "theirs", licence="MIT")
     found = read_metadata(tmp_path / "theirs" / "model.safetensors")
-    assert found["parent"] == f"{file.name} sha256:{hub.file_sha256(file)}" and found["licence"] == "MIT"
+    assert found["parent"] == f"{file.name} sha256:{file_sha256(file)}" and found["licence"] == "MIT"
     text = told(capsys, tmp_path / "theirs")
-    assert "ctssl import --from" in text and hub.file_sha256(file) in text
+    assert "ctssl import --from" in text and file_sha256(file) in text
 
 
 def test_info_of_a_strangers_model_prints_no_control_characters(encoder, tmp_path, capsys):
@@ -197,7 +199,7 @@ def test_info_of_a_strangers_model_prints_no_control_characters(encoder, tmp_pat
     state = {key: value.contiguous() for key, value in encoder.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"parent": "\x1b[2Jgone"})
     config = json.loads((folder / "config.json").read_text())
-    config |= {"sha256": hub.file_sha256(folder / "model.safetensors"), "data": "\x1b]0;title\x07"}
+    config |= {"sha256": file_sha256(folder / "model.safetensors"), "data": "\x1b]0;title\x07"}
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("training.json", "import.json", "report.json"):
         (folder / name).write_text('["not what one expects"]')

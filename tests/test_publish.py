@@ -13,8 +13,8 @@ from huggingface_hub import constants
 
 import ctssl
 from ctssl import hub
-from ctssl.cards import card
 from ctssl.heads.segmenter import Segmenter
+from ctssl.hub.card import card
 from ctssl.phantom import phantom
 from ctssl.zoo import MODELS, ModelSpec, Preprocess
 from tests.conftest import SMALL

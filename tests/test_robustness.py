@@ -16,7 +16,7 @@ from ctssl.heads.segmenter import Segmenter
 from ctssl.robustness import measure_robustness
 from ctssl.shifts import shift
 from ctssl.sources import from_model
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 SMALL = {"shifts": ("kernel_sharp", "truncation"), "severities": (1, 5)}
 

@@ -21,7 +21,7 @@ from ctssl.shifts.beam import VIEWS, WATER, Beam, held
 from ctssl.shifts.beam import kernel as ramp
 from ctssl.shifts.copies import shifted_copies
 from ctssl.shifts.transform import ShiftTransform
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 from ctssl.zoo import Preprocess
 
 

@@ -10,7 +10,8 @@ import pytest
 
 import ctssl
 from ctssl.inference import onto
-from ctssl.volume import Volume, prepare, resample, working_grid
+from ctssl.volume.grids import prepare, resample, working_grid
+from ctssl.volume.volume import Volume
 from ctssl.zoo import Preprocess
 
 CENTRE, RADII = (

@@ -20,10 +20,11 @@ from torch import nn
 from ctssl.datasets import SEEN
 from ctssl.demo import picture_features
 from ctssl.fingerprint import fingerprint
-from ctssl.hub import CONFIG, read_config
+from ctssl.hub.client import CONFIG
+from ctssl.hub.folder import read_config
+from ctssl.hub.provenance import facts
 from ctssl.loading import encoder_config, load, write_folder
 from ctssl.phantom import phantom
-from ctssl.provenance import facts
 from ctssl.zoo import MODELS, SCANS, ModelSpec
 from training import checkpoints, log
 from training.card import card, strictest

@@ -16,8 +16,9 @@ import numpy as np
 
 import ctssl
 from ctssl.datasets import SEEN
-from ctssl.hub import WEIGHTS, read_config
-from ctssl.provenance import read_metadata
+from ctssl.hub.client import WEIGHTS
+from ctssl.hub.folder import read_config
+from ctssl.hub.provenance import read_metadata
 from ctssl.zoo import info
 from training.card import LICENCES
 from training.export import CARDS

@@ -31,9 +31,9 @@ from tqdm import tqdm
 import ctssl
 from ctssl.datasets import SEEN
 from ctssl.encoders import ENCODERS
+from ctssl.hub.provenance import facts
 from ctssl.loading import encoder_config, write_folder
 from ctssl.precision import half
-from ctssl.provenance import facts
 from ctssl.zoo import ModelSpec
 from training import checkpoints, log
 from training.data.cache import prepared

@@ -22,7 +22,7 @@ import ctssl
 from ctssl import hub, zoo
 from ctssl.files.atomic import write_whole
 from ctssl.files.names import REPOSITORY
-from ctssl.remote import COMMIT, SIGN_IN, failures, upload
+from ctssl.hub.client import COMMIT, SIGN_IN, failures, upload
 from training.card import card
 from training.export import CARDS
 from training.export_segmenter import TASKS

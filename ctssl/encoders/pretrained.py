@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
-    from ctssl.volume import Volume
+    from ctssl.volume.volume import Volume
     from ctssl.zoo import ModelSpec
 
 
@@ -87,6 +87,6 @@ class Pretrained:
 
         Weights, config and card, nothing of the data. `token`: None takes that of HF_TOKEN or of `hf auth login`.
         """
-        from ctssl.remote import push
+        from ctssl.hub.client import push
 
         return push(self, repo, private=private, token=token)

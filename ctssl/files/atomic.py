@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -55,3 +56,11 @@ def apart(targets: list[Path], scans: list[Path]) -> None:
     for path in targets:
         if os.path.realpath(path) in own:
             raise ValueError(f"{path} is a scan that is read; choose another place to write to")
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

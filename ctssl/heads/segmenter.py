@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ctssl.encoders.pretrained import Pretrained, on_class
 from ctssl.heads import HEADS
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 WIDEST_WINDOW = 512  # voxels along each side of a piece
 

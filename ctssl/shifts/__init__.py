@@ -25,7 +25,7 @@ from ctssl.shifts.kernel import sharpen, smooth
 from ctssl.shifts.streaks import starve
 from ctssl.shifts.thickness import thicken
 from ctssl.shifts.truncation import truncate
-from ctssl.volume import Volume, read
+from ctssl.volume.volume import Volume, read
 
 REVISION = 3
 """Raised whenever a shift of the same name, severity and seed gives other voxels: what was measured before is measured again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 
 def turned(volume: Volume) -> Volume:

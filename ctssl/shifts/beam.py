@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.volume import AIR_HU, Volume
+from ctssl.volume.volume import AIR_HU, Volume
 
 WATER = 0.0192  # attenuation of water in 1/mm at 70 keV, about the mean of 120 kVp
 VIEWS, PIXELS, AT_ONCE = 240, 512, 12  # half a turn; largest width; views in one matrix

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.volume import AIR_HU, Volume, resample, working_grid
+from ctssl.volume.grids import resample, working_grid
+from ctssl.volume.volume import AIR_HU, Volume
 
 SEVERITIES = {1: 2.0, 2: 4.0, 3: 6.0, 4: 9.0, 5: 12.0}
 """Iodine in the vessels in mg/ml: 50, 100, 150, 225, 300 HU at 120 kVp."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ctssl.shifts import SHIFTS, shift
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 TRAINED = tuple(name for name in SHIFTS if name != "truncation")
 """What copies for a training are made with: a label outside the field of view teaches nothing."""

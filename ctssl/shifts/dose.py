@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ctssl.shifts.beam import VIEWS, add_noise
-from ctssl.volume import AIR_HU, Volume
+from ctssl.volume.volume import AIR_HU, Volume
 
 SEVERITIES = {1: 3 / 4, 2: 1 / 2, 3: 1 / 4, 4: 1 / 8, 5: 1 / 16}
 """Share of the dose that is left."""

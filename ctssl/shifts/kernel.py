@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.volume import AIR_HU, Volume
+from ctssl.volume.volume import AIR_HU, Volume
 
 REFERENCE = 0.33  # cycles/mm at which the table gives the ratio
 EXPONENT = 2.0

@@ -6,7 +6,7 @@ import numpy as np
 
 from ctssl.shifts.beam import add_noise
 from ctssl.shifts.dose import log_noise
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 SEVERITIES = {1: 0.005, 2: 0.01, 3: 0.02, 4: 0.04, 5: 0.08}
 """Electronic noise over signal, in 1 mm of the detector and the ray of the 99th percentile of attenuation: a signal-to-noise of

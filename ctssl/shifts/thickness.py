@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 SEVERITIES = {1: (3.0, 0.0), 2: (4.0, 0.0), 3: (5.0, 0.0), 4: (7.5, 0.0), 5: (10.0, 2.0)}
 """Thickness and gap in mm."""

@@ -12,7 +12,7 @@ from monai.transforms.transform import RandomizableTransform
 from ctssl.lint import check
 from ctssl.shifts import check_shift, shift
 from ctssl.shifts.copies import TRAINED
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 
 
 class ShiftTransform(RandomizableTransform):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ctssl.volume import AIR_HU, Volume
+from ctssl.volume.volume import AIR_HU, Volume
 
 SEVERITIES = {1: 0.95, 2: 0.85, 3: 0.75, 4: 0.65, 5: 0.55}
 """Radius of the field of view as a share of the body's."""

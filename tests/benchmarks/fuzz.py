@@ -27,6 +27,7 @@ import torch
 import ctssl
 from ctssl import hub
 from ctssl.datasets import find_cases
+from ctssl.files.atomic import file_sha256
 from ctssl.files.names import file_name
 from ctssl.phantom import phantom
 from tests import mutation
@@ -94,7 +95,7 @@ def weights(folder: Path, rng: np.random.Generator) -> None:
     good = path.read_bytes(), described.read_text()
     try:
         path.write_bytes(mutation.safetensors(good[0], rng))
-        described.write_text(json.dumps(json.loads(good[1]) | {"sha256": hub.file_sha256(path)}))
+        described.write_text(json.dumps(json.loads(good[1]) | {"sha256": file_sha256(path)}))
         state = ctssl.load(folder).state_dict()
         (length,) = struct.unpack("<Q", path.read_bytes()[:8])
         body = path.read_bytes()[8:]
@@ -147,7 +148,7 @@ def dicom(home: Path, rng: np.random.Generator) -> None:
 
 
 def drawn(home: Path, rng: np.random.Generator) -> None:
-    from ctssl.drawn import read_drawn
+    from ctssl.volume.dicom_masks import read_drawn
     from tests.test_dicom import grid_in_lps, square, write_rtstruct, write_segmentation
 
     base = {"rs": home / "rs.dcm", "seg": home / "seg.dcm"}

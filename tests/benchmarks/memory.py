@@ -13,7 +13,8 @@ import numpy as np
 
 import ctssl
 from ctssl.phantom import phantom
-from ctssl.volume import Volume, resample
+from ctssl.volume.grids import resample
+from ctssl.volume.volume import Volume
 
 SHAPE, SPACING = (512, 512, 600), (0.75, 0.75, 1.0)
 

@@ -21,7 +21,8 @@ import ctssl
 from ctssl.encoders.swin import Swin
 from ctssl.heads.segmenter import Segmenter
 from ctssl.inference import onto, windowed
-from ctssl.volume import Volume, prepare
+from ctssl.volume.grids import prepare
+from ctssl.volume.volume import Volume
 from ctssl.zoo import ModelSpec, Preprocess
 from tests.monai_keys import MONAI_SWIN, our_decoder_state, our_swin_state
 from training.data.corpora import data_folder

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import ctssl
 from ctssl.lint import ScanWarning, check
-from ctssl.volume import prepare
+from ctssl.volume.grids import prepare
 from ctssl.zoo import Preprocess
 from training.data.manifest import Scan, find_scans
 

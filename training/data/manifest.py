@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ctssl.datasets import FOLDERS
-from ctssl.dicom_file import header_of, text
 from ctssl.files.text import read_table
+from ctssl.volume.dicom_file import header_of, text
 from training.data import corpora
 
 

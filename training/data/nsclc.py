@@ -16,9 +16,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 import ctssl
-from ctssl.dicom import Found, drawn_on, find_series
-from ctssl.drawn import read_drawn
 from ctssl.files.atomic import write_whole
+from ctssl.volume.dicom import Found, drawn_on, find_series
+from ctssl.volume.dicom_masks import read_drawn
 
 COLUMNS = (
     "image",

@@ -7,8 +7,8 @@ from tqdm import tqdm
 
 import ctssl
 from ctssl.datasets import seen_by, voxel_hash
-from ctssl.dicom import find_series
-from ctssl.dicom_file import text
+from ctssl.volume.dicom import find_series
+from ctssl.volume.dicom_file import text
 from training.data.corpora import NAMES, data_folder
 from training.data.manifest import Scan, find_scans
 from training.run import Run

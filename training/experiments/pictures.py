@@ -16,7 +16,7 @@ import ctssl
 from ctssl.datasets import find_cases, read_case
 from ctssl.inference import feature_maps, prepared
 from ctssl.pictures import COLOURS, principal_colours
-from ctssl.volume import resample, working_grid
+from ctssl.volume.grids import resample, working_grid
 from training.data.corpora import data_folder
 
 RESULTS = Path(__file__).parent / "results" / "segmentation.png"

@@ -31,7 +31,7 @@ import ctssl
 from ctssl.encoders import ENCODERS
 from ctssl.files.atomic import write_whole
 from ctssl.sampling import crop_at
-from ctssl.volume import prepare, resample
+from ctssl.volume.grids import prepare, resample
 from ctssl.zoo import Preprocess
 from training.data.corpora import cases, data_folder, split
 from training.experiments.trials import alone, into_readme

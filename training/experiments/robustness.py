@@ -34,7 +34,7 @@ from ctssl.datasets import find_cases, read_case
 from ctssl.evaluation import labels_of
 from ctssl.files.atomic import write_whole
 from ctssl.finetuning import BASELINES, fresh, published
-from ctssl.hub import read_config
+from ctssl.hub.folder import read_config
 from ctssl.metrics import volume_ml
 from ctssl.robustness import left_to_see, measure
 from ctssl.shifts import REVISION, SHIFTS

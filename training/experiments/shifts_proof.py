@@ -38,7 +38,7 @@ from scipy import ndimage, optimize
 
 import ctssl
 from ctssl.shifts.kernel import EXPONENT, SEVERITIES, filtered, ratio
-from ctssl.volume import Volume
+from ctssl.volume.volume import Volume
 from training.data.corpora import data_folder
 
 RESULTS = Path(__file__).parent / "results"

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 import ctssl
-from ctssl.dicom import ordered_slices
 from ctssl.files.atomic import write_whole
-from ctssl.volume import Volume
+from ctssl.volume.dicom import ordered_slices
+from ctssl.volume.volume import Volume
 
 
 def write_seg(

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ctssl.nifti import VOXELS
+from ctssl.volume.nifti import VOXELS
 
 DEFLATED, DIRECTORY = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.3.10"
 LARGEST = 1 << 31  # bytes of a file

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ctssl import hub
 from ctssl.files.names import REPOSITORY
-from ctssl.remote import local_trouble
+from ctssl.hub.client import local_trouble
 from ctssl.zoo import MODELS
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.dicom import LPS_TO_RAS
-from ctssl.dicom_file import numbers, opened, pixels_of, text
-from ctssl.nifti import VOXELS
-from ctssl.volume import Volume, resample
+from ctssl.volume.dicom import LPS_TO_RAS
+from ctssl.volume.dicom_file import numbers, opened, pixels_of, text
+from ctssl.volume.grids import resample
+from ctssl.volume.nifti import VOXELS
+from ctssl.volume.volume import Volume
 
 BROKEN = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, NotImplementedError)
 """What pydicom raises when it is asked for an element that is missing, or something else than it should be."""

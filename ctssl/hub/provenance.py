@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ctssl.remote import CONFIG, WEIGHTS
+from ctssl.hub.client import CONFIG, WEIGHTS
 
 LARGEST = 100_000_000  # bytes of a header; the format allows no more
 
@@ -43,7 +43,7 @@ def code() -> str:
     """`ctssl 0.1.0`, and in a checkout the commit, such as `ctssl 0.1.0, git 1a2b3c4-dirty`."""
     from ctssl import __version__
 
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     if not (
         root / ".git"
     ).exists():  # a package installed somewhere inside another project's repository is not its code

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ctssl.dicom_file import header_of, modality_of, numbers, one_image, opened, pixels_of, text
+from ctssl.volume.dicom_file import header_of, modality_of, numbers, one_image, opened, pixels_of, text
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 

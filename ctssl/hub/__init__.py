@@ -1,0 +1,14 @@
+"""From a name to a verified model folder, and back to the Hub. Nothing here loads torch.
+
+Import `find` and `read_config` from here. The modules: `lookup` (name -> folder), `folder` (read and verify one), `config` (what a
+config.json may say), `client` (huggingface_hub), `downloads`, `provenance` (the header of the weights), `card` (model cards).
+"""
+
+from ctssl.hub.client import CONFIG as CONFIG
+from ctssl.hub.client import WEIGHTS as WEIGHTS
+from ctssl.hub.folder import FORMAT as FORMAT
+from ctssl.hub.folder import bundled as bundled
+from ctssl.hub.folder import read_config as read_config
+from ctssl.hub.folder import verified as verified
+from ctssl.hub.lookup import as_published as as_published
+from ctssl.hub.lookup import find as find
