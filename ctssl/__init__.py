@@ -17,7 +17,7 @@ _HOMES = {
     "download": "hub.downloads",
     "evaluate": "evaluation",
     "finetune": "finetuning",
-    "import_checkpoint": "convert",
+    "import_checkpoint": "convert.importing",
     "info": "zoo",
     "list_models": "zoo",
     "load": "loading",
@@ -27,9 +27,9 @@ _HOMES = {
     "read": "volume.volume",
     "segmenter": "loading",
     "shift": "shifts",
-    "to_monai": "convert",
-    "to_onnx": "exporting",
-    "to_program": "exporting",
+    "to_monai": "convert.exporting",
+    "to_onnx": "convert.exporting",
+    "to_program": "convert.exporting",
 }  # names are imported when they are first used: `import ctssl` is instant
 
 
@@ -44,14 +44,14 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from ctssl.convert import import_checkpoint as import_checkpoint
-    from ctssl.convert import to_monai as to_monai
+    from ctssl.convert.exporting import to_monai as to_monai
+    from ctssl.convert.exporting import to_onnx as to_onnx
+    from ctssl.convert.exporting import to_program as to_program
+    from ctssl.convert.importing import import_checkpoint as import_checkpoint
     from ctssl.encoders.swin import Swin as Swin
     from ctssl.encoders.vit import ViT as ViT
     from ctssl.evaluation import Evaluation as Evaluation
     from ctssl.evaluation import evaluate as evaluate
-    from ctssl.exporting import to_onnx as to_onnx
-    from ctssl.exporting import to_program as to_program
     from ctssl.finetuning import Report as Report
     from ctssl.finetuning import finetune as finetune
     from ctssl.fitting import Settings as Settings

@@ -15,14 +15,14 @@ from monai.networks.nets.vitautoenc import ViTAutoEnc
 from safetensors.torch import save_file
 
 import ctssl
-from ctssl import pickles
 from ctssl.cli import main
-from ctssl.convert import import_checkpoint
-from ctssl.families import FAMILIES
-from ctssl.families.moves import mlp_ratio
+from ctssl.convert import checkpoint as pickles
+from ctssl.convert.checkpoint import read_checkpoint
+from ctssl.convert.families import FAMILIES
+from ctssl.convert.families.moves import mlp_ratio
+from ctssl.convert.importing import import_checkpoint
 from ctssl.heads import HEADS
 from ctssl.phantom import phantom
-from ctssl.pickles import read_checkpoint
 from ctssl.similarity import compare
 from tests.foreign import OldPatchMerging, randomise, smit_features, smit_state, timm_vit
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ctssl.families.monai_swinunetr import OPTIONS as OPTIONS
-from ctssl.families.monai_swinunetr import STAGE
-from ctssl.families.monai_swinunetr import translate as translate
+from ctssl.convert.families.monai_swinunetr import OPTIONS as OPTIONS
+from ctssl.convert.families.monai_swinunetr import STAGE
+from ctssl.convert.families.monai_swinunetr import translate as translate
 
 TITLE = "MONAI's self-supervised model_swinvit.pt"
 WINDOW_HU, SPACING_MM = (-1000.0, 1000.0), 1.5

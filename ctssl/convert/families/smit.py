@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ctssl.families.moves import Move, Options, Translation, move_all
-from ctssl.families.swins import place_in_stage, place_patch, sizes
+from ctssl.convert.families.moves import Move, Options, Translation, move_all
+from ctssl.convert.families.swins import place_in_stage, place_patch, sizes
 
 TITLE, OPTIONS = "SMIT and its successors", ()
 WINDOW_HU, SPACING_MM = (

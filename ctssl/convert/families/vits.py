@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ctssl.families.moves import Options, mlp_ratio
+from ctssl.convert.families.moves import Options, mlp_ratio
 
 BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 

@@ -1,7 +1,7 @@
 """The tensors of a checkpoint that a stranger made, read without trusting it.
 
 A `.safetensors` file is data and is read here. A `.pt` or `.pth` file is a pickle: the archive is looked at first (sizes,
-compression), then a process of its own opens it (`ctssl.unpickle`), with `weights_only=True`, a time limit and, where the
+compression), then a process of its own opens it (`ctssl.convert.unpickle`), with `weights_only=True`, a time limit and, where the
 system has one, a memory limit. What comes back is a safetensors file.
 """
 
@@ -91,7 +91,7 @@ def _look(file: Path, start: bytes) -> None:
 def _open_in_child(file: Path, seconds: float) -> Checkpoint:
     import safetensors
 
-    from ctssl import unpickle  # its path is all we need of it
+    from ctssl.convert import unpickle
 
     size = file.stat().st_size
     paths = {str(Path(str(m.__file__)).parents[1]) for m in (torch, safetensors)}

@@ -1,7 +1,4 @@
-"""Other people's encoders in, MONAI's out: exactly, or with a sentence that says why not.
-
-What an imported encoder computes is what its source computes, to rounding. Licences stay those of the source.
-"""
+"""Other people's checkpoints as encoders of ctssl."""
 
 from __future__ import annotations
 
@@ -14,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ctssl.convert.checkpoint import read_checkpoint
+from ctssl.convert.families import FAMILIES
+from ctssl.convert.families.moves import Move, Options, Translation
 from ctssl.encoders import ENCODERS
-from ctssl.families import FAMILIES
-from ctssl.families.moves import Move, Options, Translation
 from ctssl.files.atomic import file_sha256
 from ctssl.hub.provenance import facts
 from ctssl.loading import encoder_config, write_folder
-from ctssl.pickles import read_checkpoint
 from ctssl.zoo import ModelSpec, Preprocess
 
 MARKS = (
@@ -85,7 +82,7 @@ def import_checkpoint(
     Args:
         file: `.pt`, `.pth` (opened in a process of its own, tensors only) or `.safetensors`.
         out: folder to write.
-        family: a key of `ctssl.families.FAMILIES`; None: told by the names of the weights.
+        family: a key of `ctssl.convert.families.FAMILIES`; None: told by the names of the weights.
         merging: "1.4", "1.5" or "v2": which MONAI trained a MONAI Swin; no file tells.
         heads, grid, norm_eps: of a ViT: attention heads, tokens along each axis (when not a cube), epsilon of the norms.
         root: what stands before the encoder's keys, when a file holds several encoders.
@@ -275,72 +272,3 @@ def _outside(key: str) -> dict[str, str]:
         (words for pattern, words in OUTSIDE.items() if re.search(pattern, key)), "no part of the encoder"
     )
     return {"key": key, "action": "left out", "to": "", "how": f"outside the encoder: {why}"}
-
-
-def to_monai(encoder: nn.Module, *, deepest_only: bool = False) -> nn.Module:
-    """A Swin as MONAI's `SwinTransformer`, for `SwinUNETR(...).swinViT.load_state_dict(to_monai(encoder).state_dict())`.
-
-    Exact for images with more than a window of tokens along each axis at every stage. `deepest_only`: also an encoder
-    whose maps are not MONAI's: then only the last map agrees, after `layer_norm`, and a decoder has to be trained anew.
-    Raises `ValueError`, "not representable: ...", for what MONAI's network cannot compute.
-    """
-    from monai.networks.nets.swin_unetr import SwinTransformer
-
-    config: dict[str, Any] = getattr(encoder, "config", {})
-    for wrong, why in _not_monai(encoder, config, deepest_only):
-        if wrong:
-            raise ValueError(f"not representable: {why}")
-    theirs = SwinTransformer(
-        1,
-        config["width"],
-        (config["window"],) * 3,
-        (config["patch"],) * 3,
-        config["depths"],
-        config["heads"],
-        mlp_ratio=config["mlp_ratio"],
-        qkv_bias=config["qkv_bias"],
-        patch_norm=config["patch_norm"],
-        spatial_dims=3,
-        use_v2=config.get("convs", False),
-    )
-    state = {
-        _monai_key(key): value for key, value in encoder.state_dict().items() if not key.startswith("norms.")
-    }
-    buffers = {k: v for k, v in theirs.state_dict().items() if k.endswith("relative_position_index")}
-    theirs.load_state_dict({**state, **buffers}, strict=True)
-    return theirs.eval()
-
-
-def _not_monai(encoder: nn.Module, config: dict[str, Any], deepest_only: bool) -> list[tuple[bool, str]]:
-    if type(encoder) is not ENCODERS["swin"]:
-        return [(True, f"MONAI's SwinUNETR holds a Swin, this is a {type(encoder).__name__}")]
-    return [
-        (
-            len(config["depths"]) != 4 or not config["merge_last"],
-            "MONAI's Swin has four stages and merges after each",
-        ),
-        (
-            config.get("merge_order", "each") != "each",
-            "MONAI since 1.5 cannot merge as MONAI before 1.5 did; use that MONAI and the original file",
-        ),
-        (
-            config["maps"] != "after" and not deepest_only,
-            "this encoder gives its maps before merging, through norms of its own; "
-            "MONAI's decoder takes them after merging, without. deepest_only=True exports what agrees, the deepest map",
-        ),
-    ]
-
-
-def _monai_key(key: str) -> str:
-    key = re.sub(
-        r"^stages\.(\d)\.conv\.(conv\d)\.", lambda m: f"layers{int(m[1]) + 1}c.0.layer.{m[2]}.conv.", key
-    )
-    key = re.sub(r"^stages\.(\d)\.", lambda m: f"layers{int(m[1]) + 1}.0.", key)
-    for ours, theirs in {
-        ".merge.": ".downsample.",
-        "bias_table": "relative_position_bias_table",
-        ".fc1.": ".linear1.",
-        ".fc2.": ".linear2.",
-    }.items():
-        key = key.replace(ours, theirs)
-    return key

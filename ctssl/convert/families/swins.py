@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctssl.convert.families.moves import Move, cube_root, mlp_ratio, patch_of
 from ctssl.encoders.swin import MERGE_ORDERS
 from ctssl.encoders.windows import relative_index
-from ctssl.families.moves import Move, cube_root, mlp_ratio, patch_of
 
 Offsets = tuple[tuple[int, int, int], ...]
 NAMES = {

@@ -1,4 +1,4 @@
-"""The one place where a pickle is opened: a program that runs in a process of its own (see `ctssl.pickles`).
+"""The one place where a pickle is opened: a program that runs in a process of its own (see `ctssl.convert.checkpoint`).
 
 `python -I unpickle.py FILE OUT SETTINGS` reads the tensors of a checkpoint (`weights_only=True`) and writes them to OUT
 as safetensors; the key of a tensor is its way through the containers, `state_dict/module.norm.weight`. It prints one JSON

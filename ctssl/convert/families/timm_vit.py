@@ -11,8 +11,8 @@ import re
 import torch
 from torch import Tensor
 
-from ctssl.families.moves import Move, Options, Translation, move_all, patch_of
-from ctssl.families.vits import BLOCK, sizes, split_positions
+from ctssl.convert.families.moves import Move, Options, Translation, move_all, patch_of
+from ctssl.convert.families.vits import BLOCK, sizes, split_positions
 
 TITLE, OPTIONS = "3D ViT with the names of timm or MAE", ("heads", "grid", "norm_eps")
 WINDOW_HU, SPACING_MM = None, None

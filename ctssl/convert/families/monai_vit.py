@@ -9,8 +9,8 @@ import re
 
 from torch import Tensor
 
-from ctssl.families.moves import Move, Options, Translation, cube_root, move_all, patch_of
-from ctssl.families.vits import BLOCK, depth_of, sizes, split_positions
+from ctssl.convert.families.moves import Move, Options, Translation, cube_root, move_all, patch_of
+from ctssl.convert.families.vits import BLOCK, depth_of, sizes, split_positions
 
 TITLE, OPTIONS = "MONAI ViT, ViTAutoEnc, MaskedAutoEncoderViT or UNETR", ("heads", "grid")
 WINDOW_HU, SPACING_MM = (-175.0, 250.0), 1.5  # MONAI's UNETR and ViT recipes on BTCV

@@ -13,7 +13,7 @@ To add one: write `ctssl/families/<name>.py` and add a line to `FAMILIES`.
 
 from typing import Any
 
-from ctssl.families import monai_swinunetr, monai_swinvit, monai_vit, smit, timm_vit
+from ctssl.convert.families import monai_swinunetr, monai_swinvit, monai_vit, smit, timm_vit
 
 FAMILIES: dict[str, Any] = {
     "smit": smit,
