@@ -45,7 +45,7 @@ def scans_of(folder: Path) -> dict[str, Path]:
     """The NIfTI files of a folder and its folders (DICOM series) by name; empty for a file or the folder of one series."""
     if not folder.is_dir():
         return {}
-    from ctssl.datasets import stem
+    from ctssl.datasets.layouts import stem
 
     found: dict[str, Path] = {}
     paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]

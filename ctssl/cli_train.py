@@ -121,7 +121,8 @@ def _data(sub: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from ctssl.datasets import find_cases, problems
+    from ctssl.datasets.checks import problems
+    from ctssl.datasets.layouts import find_cases
 
     dataset = find_cases(args.data, images=args.images, labels=args.labels, roi=args.roi)
     found = problems(dataset, model=args.model, progress=not args.json)

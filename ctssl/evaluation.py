@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.datasets import niftis, stem
+from ctssl.datasets.layouts import niftis, stem
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import read_table
 from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml

@@ -21,19 +21,11 @@ from torch import distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from ctssl.datasets import (
-    SEEN,
-    Case,
-    Dataset,
-    Problem,
-    find_cases,
-    problems,
-    read_case,
-    refuse,
-    seen_after,
-    seen_by,
-    voxel_hash,
-)
+from ctssl.datasets.case import Case, Dataset, read_case
+from ctssl.datasets.checks import Problem, problems, refuse
+from ctssl.datasets.layouts import find_cases
+from ctssl.datasets.seen import SEEN, seen_after, seen_by
+from ctssl.datasets.splits import astride, divide, few, part, side_of, validation
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
 from ctssl.files.atomic import file_sha256
@@ -50,10 +42,9 @@ from ctssl.loading import device_named, load, segmenter
 from ctssl.outcome import WRITTEN, Judged, files, judge
 from ctssl.planning import Tumours, measure, plan
 from ctssl.shifts.copies import shifted_copies
-from ctssl.splits import astride, divide, few, part, side_of, validation
 from ctssl.thresholds import choose
 from ctssl.volume.grids import prepare, resample
-from ctssl.volume.volume import Volume
+from ctssl.volume.volume import Volume, voxel_hash
 from ctssl.zoo import ModelSpec, Preprocess, info, list_models
 
 BASELINES: dict[str, Callable[[], Any]] = {

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctssl.datasets import SEEN, Case, read_case
+from ctssl.datasets.case import Case, read_case
+from ctssl.datasets.seen import SEEN
 from ctssl.evaluation import score_masks
 from ctssl.fitting import Settings
 from ctssl.volume.volume import Volume

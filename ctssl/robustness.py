@@ -25,7 +25,8 @@ from ctssl.curves import (
     overview,
     picture,
 )
-from ctssl.datasets import Case, find_cases, read_case
+from ctssl.datasets.case import Case, read_case
+from ctssl.datasets.layouts import find_cases
 from ctssl.evaluation import TAKEN, as_plain, facts_of, labels_of, markdown_table, score_masks, summary
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import read_json

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ctssl.datasets import Case, niftis, read_case
+from ctssl.datasets.case import Case, read_case
+from ctssl.datasets.layouts import niftis
 from ctssl.evaluation import labels_in, read_mask, same_grid
 from ctssl.files.atomic import file_sha256
 from ctssl.files.text import read_json

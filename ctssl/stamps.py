@@ -8,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from ctssl.curves import CLEAN
-from ctssl.datasets import voxel_hash
 from ctssl.shifts import REVISION, SHIFTS
-from ctssl.volume.volume import Volume
+from ctssl.volume.volume import Volume, voxel_hash
 
 MADE = "ctssl"  # how a stamp begins
 ROOM, PROOF = 79, 15  # characters in the header's `descrip`, and in `intent_name`

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ctssl.datasets import Case, read_case
+from ctssl.datasets.case import Case, read_case
 from ctssl.inference import likeliest, windowed
 from ctssl.metrics import dsc
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import ctssl
-from ctssl.datasets import find_cases
+from ctssl.datasets.layouts import find_cases
 from ctssl.phantom import phantom
 from ctssl.similarity import compare
 from ctssl.volume.volume import Volume

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 import ctssl
 from ctssl import datasets
 from ctssl.cli import main
-from ctssl.datasets import find_cases, problems
+from ctssl.datasets.checks import problems
+from ctssl.datasets.layouts import find_cases
 from ctssl.files import atomic as writing
 from ctssl.fitting import Settings
 from ctssl.inference import segment_all

@@ -10,7 +10,8 @@ import ctssl
 from ctssl import datasets
 from ctssl.cli import main
 from ctssl.cli_common import scans_of
-from ctssl.datasets import find_cases, problems
+from ctssl.datasets.checks import problems
+from ctssl.datasets.layouts import find_cases
 from ctssl.volume.volume import Volume
 
 

@@ -17,9 +17,11 @@ import torch
 from huggingface_hub import ModelCard
 
 import ctssl
-from ctssl import finetuning, fitting, planning, precision, sampling, splits
+from ctssl import finetuning, fitting, planning, precision, sampling
 from ctssl.cli import main
-from ctssl.datasets import Case, find_cases
+from ctssl.datasets import splits
+from ctssl.datasets.case import Case
+from ctssl.datasets.layouts import find_cases
 from ctssl.encoders import ENCODERS
 from ctssl.volume.volume import Volume
 
@@ -811,7 +813,7 @@ def test_what_is_doubtful_about_a_case_is_told(labelled, tiny, tmp_path, capsys)
 
 
 def test_held_out_cases_that_the_encoder_has_seen_are_told(labelled, tmp_path):
-    from ctssl.datasets import voxel_hash
+    from ctssl.volume.volume import voxel_hash
 
     folder = ctssl.Swin(12, depths=(1, 1), heads=(2, 4), window=4, patch=2, merge_last=False).save_pretrained(
         tmp_path / "seen"

@@ -15,7 +15,8 @@ import torch
 import ctssl
 from ctssl import hub
 from ctssl.cli import main
-from ctssl.datasets import find_cases, problems
+from ctssl.datasets.checks import problems
+from ctssl.datasets.layouts import find_cases
 from ctssl.files.names import REPOSITORY, file_name
 from ctssl.inference import segment_all, write_mask
 from ctssl.phantom import phantom

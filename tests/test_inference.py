@@ -9,7 +9,7 @@ import torch
 
 import ctssl
 from ctssl import inference, thresholds
-from ctssl.datasets import Case
+from ctssl.datasets.case import Case
 from ctssl.heads.segmenter import Segmenter
 from ctssl.volume.volume import Volume
 

@@ -12,7 +12,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.compose import Compose
 
 from ctssl.cli import main
-from ctssl.datasets import find_cases
+from ctssl.datasets.layouts import find_cases
 from ctssl.finetuning import prepare_cases
 from ctssl.lint import ScanWarning
 from ctssl.phantom import phantom

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ctssl.datasets import SEEN
+from ctssl.datasets.seen import SEEN
 from ctssl.demo import picture_features
 from ctssl.fingerprint import fingerprint
 from ctssl.hub.client import CONFIG

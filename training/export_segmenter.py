@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import ctssl
-from ctssl.datasets import SEEN
+from ctssl.datasets.seen import SEEN
 from ctssl.hub.client import WEIGHTS
 from ctssl.hub.folder import read_config
 from ctssl.hub.provenance import read_metadata

@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import ctssl
-from ctssl.datasets import SEEN
+from ctssl.datasets.seen import SEEN
 from ctssl.encoders import ENCODERS
 from ctssl.hub.provenance import facts
 from ctssl.loading import encoder_config, write_folder

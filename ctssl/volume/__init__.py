@@ -11,3 +11,4 @@ from ctssl.volume.grids import working_grid as working_grid
 from ctssl.volume.volume import AIR_HU as AIR_HU
 from ctssl.volume.volume import Volume as Volume
 from ctssl.volume.volume import read as read
+from ctssl.volume.volume import voxel_hash as voxel_hash

@@ -6,6 +6,7 @@ y back-to-front, z feet-to-head), as in nibabel. CT values are Hounsfield units 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -141,3 +142,10 @@ def _volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
     if not np.isfinite(values).all():
         raise ValueError(f"{name} holds {NOT_FINITE}")
     return Volume(values, affine, name)
+
+
+def voxel_hash(scan: Volume, salt: str = "") -> str:
+    """sha256 of the HU values, rounded, and the shape."""
+    digest = hashlib.sha256(f"{salt}{scan.shape}".encode())
+    digest.update(np.clip(np.round(scan.array), -32768, 32767).astype("<i2").tobytes())
+    return digest.hexdigest()

@@ -26,7 +26,7 @@ import torch
 
 import ctssl
 from ctssl import hub
-from ctssl.datasets import find_cases
+from ctssl.datasets.layouts import find_cases
 from ctssl.files.atomic import file_sha256
 from ctssl.files.names import file_name
 from ctssl.phantom import phantom

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from ctssl.datasets import FOLDERS
+from ctssl.datasets.layouts import FOLDERS
 from ctssl.files.text import read_table
 from ctssl.volume.dicom_file import header_of, text
 from training.data import corpora

@@ -6,9 +6,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 import ctssl
-from ctssl.datasets import seen_by, voxel_hash
+from ctssl.datasets.seen import seen_by
 from ctssl.volume.dicom import find_series
 from ctssl.volume.dicom_file import text
+from ctssl.volume.volume import voxel_hash
 from training.data.corpora import NAMES, data_folder
 from training.data.manifest import Scan, find_scans
 from training.run import Run

@@ -8,7 +8,8 @@ results.
 
 import numpy as np
 
-from ctssl.datasets import find_cases, read_case
+from ctssl.datasets.case import read_case
+from ctssl.datasets.layouts import find_cases
 from ctssl.metrics import dsc
 from training.experiments import lung_nodules, sarcoma, trials
 

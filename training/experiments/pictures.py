@@ -13,7 +13,8 @@ import torch
 from matplotlib.figure import Figure
 
 import ctssl
-from ctssl.datasets import find_cases, read_case
+from ctssl.datasets.case import read_case
+from ctssl.datasets.layouts import find_cases
 from ctssl.inference import feature_maps, prepared
 from ctssl.pictures import COLOURS, principal_colours
 from ctssl.volume.grids import resample, working_grid

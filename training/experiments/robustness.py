@@ -30,7 +30,9 @@ import numpy as np
 
 import ctssl
 from ctssl.curves import CLEAN
-from ctssl.datasets import find_cases, read_case
+from ctssl.datasets.case import read_case
+from ctssl.datasets.layouts import find_cases
+from ctssl.datasets.splits import divide
 from ctssl.evaluation import labels_of
 from ctssl.files.atomic import write_whole
 from ctssl.finetuning import BASELINES, fresh, published
@@ -40,7 +42,6 @@ from ctssl.robustness import left_to_see, measure
 from ctssl.shifts import REVISION, SHIFTS
 from ctssl.similarity import TooFewCrops, compare
 from ctssl.sources import find_sources
-from ctssl.splits import divide
 from training.data.corpora import cases, data_folder, split
 from training.experiments import sarcoma, trials
 

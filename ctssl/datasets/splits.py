@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ctssl.datasets import Case
+from ctssl.datasets.case import Case
 
 FEWEST = 10  # patients below which all of them are needed for training
 

@@ -1,0 +1,20 @@
+"""Labelled scans on disk: find them, check them, divide them. Nothing here loads torch.
+
+Import `Case`, `Dataset`, `find_cases`, `read_case`, `problems` from here. The modules: `case`, `layouts` (every layout that is
+known), `checks`, `seen` (what a model was trained on), `splits` (who trains, who is held out).
+"""
+
+from ctssl.datasets.case import Case as Case
+from ctssl.datasets.case import Dataset as Dataset
+from ctssl.datasets.case import read_case as read_case
+from ctssl.datasets.checks import Problem as Problem
+from ctssl.datasets.checks import problems as problems
+from ctssl.datasets.checks import refuse as refuse
+from ctssl.datasets.layouts import LAYOUTS as LAYOUTS
+from ctssl.datasets.layouts import find_cases as find_cases
+from ctssl.datasets.layouts import niftis as niftis
+from ctssl.datasets.layouts import stem as stem
+from ctssl.datasets.seen import SEEN as SEEN
+from ctssl.datasets.seen import seen_after as seen_after
+from ctssl.datasets.seen import seen_by as seen_by
+from ctssl.volume.volume import voxel_hash as voxel_hash

@@ -1,0 +1,67 @@
+"""One labelled scan: where it lies, whose it is, and reading it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ctssl.volume.volume import Volume, read
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan and its mask. `label` is a NIfTI file, or the RTSTRUCT or SEG of a DICOM `series`; `roi` names its structure.
+
+    `patient` is the same for all scans of a person. `facts`: further columns of a table, for strata.
+    """
+
+    name: str
+    image: Path
+    label: Path
+    patient: str = ""
+    split: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+    series: str | None = None
+    roi: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`names`: of the labels, where the data says them."""
+
+    cases: list[Case]
+    names: dict[int, str] = field(default_factory=dict)
+
+
+def read_case(case: Case) -> tuple[Volume, Volume]:
+    """Scan (HU) and mask (uint8) of a case, on one grid. Raises `ValueError` where they do not fit."""
+    scan = read(case.image, series=case.series)
+    if case.series is not None:
+        from ctssl.volume.dicom_masks import read_drawn
+
+        return scan, read_drawn(case.label, scan, roi=case.roi)
+    mask = read(case.label)
+    if scan.shape != mask.shape:
+        raise ValueError(
+            f"{case.name}: the scan has shape {scan.shape}, its mask {mask.shape}; resample the mask"
+        )
+    corners = np.array(
+        [[x, y, z, 1] for x in (0, scan.shape[0]) for y in (0, scan.shape[1]) for z in (0, scan.shape[2])]
+    )
+    apart = float(np.abs(corners @ (scan.affine - mask.affine).T).max())
+    if apart > 0.5 * min(scan.spacing_mm):
+        raise ValueError(
+            f"{case.name}: scan and mask lie up to {apart:.1f} mm apart (their affines differ); "
+            "write the mask with the scan's affine"
+        )
+    values = np.unique(mask.array)
+    if (
+        not np.isfinite(values).all()
+        or (values < 0).any()
+        or (values != np.round(values)).any()
+        or values.max() > 255
+    ):
+        raise ValueError(f"{case.name}: a mask holds whole numbers 0..255, this one has {values[:6]}")
+    return scan, Volume(mask.array.astype(np.uint8), scan.affine, mask.name)

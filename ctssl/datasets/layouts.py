@@ -1,0 +1,215 @@
+"""Labelled scans as people keep them on disk -> a list of cases."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ctssl.datasets.case import Case, Dataset
+from ctssl.files.names import file_name
+from ctssl.files.text import read_json, read_table
+
+FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
+LAYOUTS = """
+  images/ and labels/ with the same file names (--images A --labels B for folders apart)
+  nnU-Net: imagesTr/ (CASE_0000.nii.gz), labelsTr/, dataset.json
+  Medical Segmentation Decathlon: dataset.json with "training"
+  a CSV with the columns image and label (and id, patient, split, anything else)
+  DICOM: a folder for each patient, with a CT series and an RTSTRUCT or SEG"""
+
+
+def find_cases(
+    data: str | os.PathLike | None = None,
+    *,
+    images: str | os.PathLike | None = None,
+    labels: str | os.PathLike | None = None,
+    roi: str | None = None,
+) -> Dataset:
+    """The cases of a folder or CSV in any known layout (see `LAYOUTS`), or of two folders. Nothing is read but names.
+
+    `roi` is the structure to take from RTSTRUCT or SEG files that hold several. Raises `FileNotFoundError` or
+    `ValueError` saying what is missing.
+    """
+    if data is not None and (images is not None or labels is not None):
+        raise ValueError("give one folder with images/ and labels/, or the two folders apart, not both")
+    if data is None:
+        if images is None or labels is None:
+            raise ValueError("give a folder with images/ and labels/, or both --images and --labels")
+        return Dataset(_pairs(Path(images), Path(labels)))
+    root = Path(data)
+    if root.suffix.lower() == ".csv":
+        return _table(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}")
+    description = _description(root)
+    if "training" in description:
+        return Dataset(_decathlon(root, description["training"]), _names(description))
+    folders = [(root / i, root / k) for i, k in FOLDERS if (root / i).is_dir() and (root / k).is_dir()]
+    if folders:
+        return Dataset(_pairs(*folders[0]), _names(description))
+    cases = _dicom(root, roi)
+    if not cases:
+        raise FileNotFoundError(f"{root} holds no labelled scans in a layout that ctssl knows:{LAYOUTS}")
+    return Dataset(cases, {1: roi} if roi else {})
+
+
+def _pairs(image_folder: Path, label_folder: Path) -> list[Case]:
+    """Scans and masks of the same names; nnU-Net's `_0000` is no part of a scan's."""
+    masks = niftis(label_folder)
+    scans = niftis(image_folder, masks=masks)
+    lonely = sorted(set(scans) - set(masks))
+    if lonely:
+        raise FileNotFoundError(
+            f"{len(lonely)} scans in {image_folder} have no mask of their name in {label_folder}: "
+            f"{', '.join(lonely[:5])}{' ...' if len(lonely) > 5 else ''}"
+        )
+    return [Case(name, path, masks[name], patient=name) for name, path in sorted(scans.items())]
+
+
+def niftis(folder: Path, *, masks: dict[str, Path] | None = None) -> dict[str, Path]:
+    """The NIfTI files of a folder by case name; of scans with these `masks`, nnU-Net's `_0000` is no part of it, unless it is in
+    the mask's name too."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    paths = [path for path in paths if path.name.endswith((".nii", ".nii.gz"))]
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = stem(path)
+        if masks is not None and name not in masks:
+            whose, _, number = name.rpartition("_")
+            if number in ("0001", "0002") and whose in masks:
+                raise ValueError(
+                    f"{path} is a second channel; ctssl takes one CT for each case, CASE_0000.nii.gz alone"
+                )
+            name = name.removesuffix("_0000")
+        if name in found:
+            raise ValueError(f"{folder} holds {found[name].name} and {path.name}, which mean the same case")
+        found[name] = path
+    if not found:
+        raise FileNotFoundError(f"no .nii or .nii.gz file in {folder}")
+    return found
+
+
+def stem(path: Path) -> str:
+    """The file's name without `.nii.gz`."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _description(root: Path) -> dict[str, Any]:
+    """`dataset.json` of nnU-Net or the Decathlon; empty where there is none."""
+    path = root / "dataset.json"
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold an object, as nnU-Net and the Decathlon write it")
+    channels = found.get("channel_names") or found.get("modality") or {}
+    if isinstance(channels, (dict, list)) and len(channels) > 1:
+        raise ValueError(
+            f"{path} has {len(channels)} channels ({channels}); ctssl takes one CT for each case"
+        )
+    return found
+
+
+def _names(description: dict[str, Any]) -> dict[int, str]:
+    """Names of the labels, from `{"tumour": 1}` (nnU-Net) or `{"1": "tumour"}` (Decathlon)."""
+    labels, names = description.get("labels") or {}, {}
+    for key, value in labels.items() if isinstance(labels, dict) else ():
+        number, name = (value, key) if isinstance(value, int) else (key, value)
+        if not re.fullmatch("[0-9]{1,3}", str(number)) or int(number) > 255 or not isinstance(name, str):
+            raise ValueError(
+                f"dataset.json: the label {str(key)[:60]!r}: {str(value)[:60]!r} is no number (0 to 255) and name; "
+                "regions are not supported"
+            )
+        if int(number) > 0 and name != "ignore":
+            names[int(number)] = name
+    return names
+
+
+def _decathlon(root: Path, entries: Any) -> list[Case]:
+    cases = []
+    for entry in entries if isinstance(entries, list) else []:
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in ("image", "label")):
+            raise ValueError(
+                f"{root / 'dataset.json'}: an entry of training needs image and label, got {str(entry)[:80]}"
+            )
+        image, label = root / entry["image"], root / entry["label"]
+        name = file_name(stem(image), where=str(root / "dataset.json"))
+        first = image.with_name(image.name.replace(name, f"{name}_0000", 1))
+        if not _is_there(image) and _is_there(first):  # nnU-Net 1 lists cases, and keeps channels
+            image = first
+        cases.append(Case(name, image, label, patient=name))
+    return _existing(cases, root / "dataset.json")
+
+
+def _table(path: Path) -> Dataset:
+    """A CSV; files are found from its own folder."""
+    columns, rows = read_table(path)
+    if not {"image", "label"} <= set(columns):
+        raise ValueError(f"{path} has the columns {columns}; needed: image, label")
+    key = next((c for c in ("id", "case") if c in columns), None)
+    cases = []
+    for line, row in rows:
+        if not row["image"] or not row["label"]:
+            raise ValueError(f"{path}, line {line}: image or label is missing")
+        image, label = path.parent / row["image"], path.parent / row["label"]
+        name = file_name((row[key] if key else "") or stem(image), where=f"{path}, line {line}")
+        facts = {c: v for c, v in row.items() if c not in ("image", "label", "patient", "split", key)}
+        patient, split = row.get("patient") or name, row.get("split", "")
+        cases.append(Case(name, image, label, patient=patient, split=split, facts=facts))
+    return Dataset(_existing(cases, path))
+
+
+def _existing(cases: list[Case], path: Path) -> list[Case]:
+    """The cases, once each, with files that are there."""
+    if not cases:
+        raise ValueError(f"{path} names no case")
+    missing = [file for case in cases for file in (case.image, case.label) if not _is_there(file)]
+    if missing:
+        raise FileNotFoundError(
+            f"{path} names {len(missing)} files that are not there, first {str(missing[0])[:300]}"
+        )
+    doubled = sorted(name for name, count in Counter(case.name for case in cases).items() if count > 1)
+    if doubled:
+        raise ValueError(
+            f"{path} names {', '.join(doubled[:5])} more than once; give the cases ids of their own"
+        )
+    return cases
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.exists()
+    except (OSError, ValueError):  # a name that is too long for a file
+        return False
+
+
+def _dicom(root: Path, roi: str | None) -> list[Case]:
+    """A case for each patient's folder that holds a CT series and one RTSTRUCT or SEG."""
+    cases = []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        if folder.name.startswith(".") or not any(file.is_file() for file in folder.rglob("*")):
+            continue
+        from ctssl.volume.dicom import drawn_on, find_series
+        from ctssl.volume.dicom_file import text
+
+        found = find_series(folder)
+        if not found["RTSTRUCT"] and not found["SEG"]:
+            continue
+        name = file_name(folder.name, where=str(root))
+        (image, header), (label, _) = drawn_on(found, folder)
+        cases.append(
+            Case(
+                name,
+                image,
+                label,
+                patient=text(header, "PatientID") or name,
+                series=text(header, "SeriesInstanceUID"),
+                roi=roi,
+            )
+        )
+    return cases
