@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ctssl.files.text import read_table
-from ctssl.inference import embed, segment
+from ctssl.inference.features import embed
+from ctssl.inference.masks import segment
 from ctssl.metrics import dsc, volume_ml
 from ctssl.volume.grids import resample
 from ctssl.volume.volume import Volume, read

@@ -92,7 +92,7 @@ def _embed(args: argparse.Namespace) -> None:
     import numpy as np
 
     from ctssl.files.atomic import write_whole
-    from ctssl.inference import embed
+    from ctssl.inference.features import embed
 
     if args.out:
         free(args.out, args.overwrite, ".npy")

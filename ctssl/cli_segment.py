@@ -66,7 +66,7 @@ def _segment(args: argparse.Namespace) -> None:
     if args.resume or args.shard:
         raise ValueError("--resume and --shard are for a folder of scans and a folder to write to")
     from ctssl.files.atomic import apart
-    from ctssl.inference import write_mask
+    from ctssl.inference.folder import write_mask
 
     apart([Path(args.out), *([Path(args.overlay)] if args.overlay else [])], [Path(args.scan)])
     free(args.out, args.overwrite, ".nii", ".nii.gz", ".dcm")
@@ -146,7 +146,7 @@ def _segment_folder(args: argparse.Namespace, scans: dict[str, Path]) -> None:
     from pathlib import Path
 
     from ctssl.files.atomic import apart
-    from ctssl.inference import segment_all
+    from ctssl.inference.folder import segment_all
 
     if args.overlay or args.series:
         raise ValueError(f"{'--overlay' if args.overlay else '--series'} is for one scan")

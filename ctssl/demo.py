@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ctssl.files.atomic import write_whole
-from ctssl.inference import feature_maps, prepared
+from ctssl.inference.features import feature_maps, prepared
 from ctssl.loading import load, load_segmenter
 from ctssl.phantom import phantom
 from ctssl.pictures import features, overlay, principal_colours

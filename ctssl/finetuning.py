@@ -35,8 +35,9 @@ from ctssl.heads import HEADS
 from ctssl.hub.client import WEIGHTS
 from ctssl.hub.provenance import facts as metadata_of
 from ctssl.hub.provenance import fingerprint_of
-from ctssl.inference import MEMORY_GB, segment
-from ctssl.inference import plan as room_for
+from ctssl.inference.masks import segment
+from ctssl.inference.memory import MEMORY_GB
+from ctssl.inference.memory import plan as room_for
 from ctssl.lint import check
 from ctssl.loading import device_named, load, segmenter
 from ctssl.outcome import WRITTEN, Judged, files, judge

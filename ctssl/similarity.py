@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ctssl.files.atomic import write_whole
-from ctssl.inference import blocks_of, prepared
+from ctssl.inference.features import blocks_of, prepared
 from ctssl.sampling import crop_at, tissue_start
 
 CELLS = 4  # along each side of the grid that a map is averaged over

@@ -48,7 +48,7 @@ def find_sources(model: Any, against: Any, predictions: Any, device: str) -> lis
 
 def from_model(model: Any, device: str) -> Source:
     """A segmenter as a source of masks."""
-    from ctssl.inference import segment
+    from ctssl.inference.masks import segment
 
     key, name, trained = "", type(model).__name__, frozenset()
     if isinstance(model, (str, os.PathLike)):

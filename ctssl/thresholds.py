@@ -13,7 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ctssl.datasets.case import Case, read_case
-from ctssl.inference import likeliest, windowed
+from ctssl.inference.masks import likeliest
+from ctssl.inference.windows import windowed
 from ctssl.metrics import dsc
 
 THRESHOLDS = (0.5, 0.4, 0.3, 0.2)  # a Dice of 0.4 to 1 asks for these

@@ -18,7 +18,7 @@ from ctssl.cli import main
 from ctssl.datasets.checks import problems
 from ctssl.datasets.layouts import find_cases
 from ctssl.files.names import REPOSITORY, file_name
-from ctssl.inference import segment_all, write_mask
+from ctssl.inference.folder import segment_all, write_mask
 from ctssl.phantom import phantom
 from ctssl.volume import nifti
 from ctssl.volume.volume import Volume

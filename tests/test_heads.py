@@ -137,7 +137,7 @@ def test_a_mask_comes_back_on_the_scans_own_grid(encoder, ball):
 
 
 def test_mirroring_averages_what_the_model_says_of_all_eight(encoder):
-    from ctssl.inference import mirrored
+    from ctssl.inference.windows import mirrored
 
     model = Segmenter(encoder, head="linear").eval()
     image = torch.rand(1, 1, 32, 32, 32)
@@ -158,7 +158,7 @@ def test_the_embedding_of_a_scan_of_any_size_is_one_vector(encoder):
 
 
 def test_a_large_scan_in_pieces_has_nearly_the_features_of_the_whole():
-    from ctssl.inference import feature_maps
+    from ctssl.inference.features import feature_maps
 
     torch.manual_seed(0)
     swin = Swin(12, depths=(2, 2), heads=(2, 4), window=4, patch=2, merge_last=False).eval()

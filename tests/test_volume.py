@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ctssl
-from ctssl.inference import onto
+from ctssl.inference.masks import onto
 from ctssl.volume.grids import prepare, resample, working_grid
 from ctssl.volume.volume import Volume
 from ctssl.zoo import Preprocess

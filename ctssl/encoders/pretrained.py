@@ -46,13 +46,13 @@ class Pretrained:
 
         Warns about a doubtful scan and raises `ValueError` for an impossible one; see `ctssl.lint`.
         """
-        from ctssl.inference import preprocess
+        from ctssl.inference.features import preprocess
 
         return preprocess(self, volume)
 
     def embed(self, volume: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray]) -> Tensor:
         """`(channels[-1],)`: mean of the deepest map over the tissue of a scan of any size."""
-        from ctssl.inference import embed
+        from ctssl.inference.features import embed
 
         return embed(self, volume)
 

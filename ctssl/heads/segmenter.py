@@ -104,7 +104,7 @@ class Segmenter(nn.Module):
         `overlap`: share of a window that the next one sees again. `tta`: average over all mirrorings, eight times the work.
         `max_memory_gb`: that the process may take; `ValueError` when the scan needs more.
         """
-        from ctssl.inference import segment
+        from ctssl.inference.masks import segment
 
         return segment(self, source, overlap=overlap, tta=tta, max_memory_gb=max_memory_gb, progress=progress)
 
@@ -117,7 +117,7 @@ class Segmenter(nn.Module):
         progress: bool = False,
     ) -> dict[str, Volume]:
         """For each label the probability (float32, 0..1) of every voxel, on the scan's own grid."""
-        from ctssl.inference import probabilities
+        from ctssl.inference.masks import probabilities
 
         return probabilities(self, source, overlap=overlap, tta=tta, progress=progress)
 

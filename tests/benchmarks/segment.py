@@ -20,7 +20,8 @@ from monai.networks.nets.swin_unetr import SwinUNETR
 import ctssl
 from ctssl.encoders.swin import Swin
 from ctssl.heads.segmenter import Segmenter
-from ctssl.inference import onto, windowed
+from ctssl.inference.masks import onto
+from ctssl.inference.windows import windowed
 from ctssl.volume.grids import prepare
 from ctssl.volume.volume import Volume
 from ctssl.zoo import ModelSpec, Preprocess

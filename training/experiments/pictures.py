@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import ctssl
 from ctssl.datasets.case import read_case
 from ctssl.datasets.layouts import find_cases
-from ctssl.inference import feature_maps, prepared
+from ctssl.inference.features import feature_maps, prepared
 from ctssl.pictures import COLOURS, principal_colours
 from ctssl.volume.grids import resample, working_grid
 from training.data.corpora import data_folder

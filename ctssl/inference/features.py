@@ -1,0 +1,98 @@
+"""Features of whole scans: preparing, maps of any size piece by piece, one vector."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ctssl.lint import check
+from ctssl.volume.grids import prepare
+from ctssl.volume.volume import Volume, read
+from ctssl.zoo import Preprocess
+
+if TYPE_CHECKING:
+    pass
+
+TILE = 96  # voxels along each side of a piece that goes through an encoder at once
+
+
+def prepared(
+    encoder: Any,
+    source: Any,
+    *,
+    spacing_mm: float | None = None,
+    window_hu: tuple[float, float] | None = None,
+) -> Volume:
+    """The checked scan on the grid and in the window that the encoder was trained on (or those given), 0..1; an encoder without
+    spec takes the default."""
+    known = encoder.spec.preprocess if encoder.spec else Preprocess()
+    return prepare(
+        check(read(source)), Preprocess(spacing_mm or known.spacing_mm, window_hu or known.window_hu)
+    )
+
+
+def preprocess(encoder: Any, source: Any) -> Tensor:
+    """See `encoder.preprocess`."""
+    return torch.from_numpy(prepared(encoder, source).array)[None, None]
+
+
+def blocks_of(encoder: Any) -> Any:
+    """The encoder, if it has features; nnU-Net's network has none."""
+    if not hasattr(encoder, "forward_intermediates"):
+        raise ValueError(
+            "this model is one network without an encoder of ctssl (nnU-Net's, or one from elsewhere), so it has no "
+            "features to embed or to compare; take one with a Swin or ViT, or `ctssl import` yours"
+        )
+    return encoder
+
+
+@torch.inference_mode()
+def feature_maps(encoder: Any, image: Tensor, *, progress: bool = False) -> list[Tensor]:
+    """Every map `(channels[i], x, y, z)` of an image `(1, 1, X, Y, Z)` of any size, piece by piece if it is large.
+
+    Pieces of 96 voxels overlap by a third; each place takes the piece in whose middle it lies.
+    """
+    from tqdm import tqdm
+
+    stride = encoder.strides[-1]
+    device = next(encoder.parameters()).device
+    size = image.shape[2:]
+    starts = [_starts(n, TILE, TILE * 2 // 3 // stride * stride) for n in size]
+    maps = [
+        torch.zeros(c, *[-(-n // s) for n in size])
+        for c, s in zip(encoder.channels, encoder.strides, strict=True)
+    ]
+    training = encoder.training
+    encoder.eval()
+    pieces = list(itertools.product(*starts))
+    for corner in tqdm(pieces, desc="encoding", disable=not progress or len(pieces) < 2):
+        part = image[(..., *[slice(s, min(s + TILE, n)) for s, n in zip(corner, size, strict=True)])]
+        for out, found, fine in zip(maps, encoder(part.to(device)), encoder.strides, strict=True):
+            into, take = [], []
+            for s, count in zip(corner, found.shape[2:], strict=True):
+                skip = TILE // 6 // fine if s > 0 else 0  # the first sixth belongs to the piece before
+                into.append(slice(s // fine + skip, s // fine + count))
+                take.append(slice(skip, count))
+            out[(slice(None), *into)] = found[(0, slice(None), *take)].float().cpu()
+    encoder.train(training)
+    return maps
+
+
+def _starts(size: int, tile: int, step: int) -> list[int]:
+    return [0] if size <= tile else list(range(0, size - tile + step, step))
+
+
+def embed(encoder: Any, source: Any, *, progress: bool = False) -> Tensor:
+    """See `encoder.embed`."""
+    image = preprocess(blocks_of(encoder), source)
+    features = feature_maps(encoder, image, progress=progress)[-1]
+    stride = encoder.strides[-1]
+    tissue = torch.nn.functional.max_pool3d(image, stride, ceil_mode=True)[0, 0] > 0
+    chosen = features[:, tissue] if tissue.any() else features.flatten(1)
+    vector = chosen.mean(1)
+    if not torch.isfinite(vector).all():
+        raise ValueError("the encoder gives NaN or infinite features for this scan; its weights are no use")
+    return vector
