@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Evaluation": "evaluation",
+    "Evaluation": "evaluation.report",
     "Report": "finetuning",
     "Robustness": "robustness",
     "Segmenter": "heads.segmenter",
@@ -15,7 +15,7 @@ _HOMES = {
     "ViT": "encoders.vit",
     "Volume": "volume.volume",
     "download": "hub.downloads",
-    "evaluate": "evaluation",
+    "evaluate": "evaluation.report",
     "finetune": "finetuning",
     "import_checkpoint": "convert.importing",
     "info": "zoo",
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from ctssl.convert.importing import import_checkpoint as import_checkpoint
     from ctssl.encoders.swin import Swin as Swin
     from ctssl.encoders.vit import ViT as ViT
-    from ctssl.evaluation import Evaluation as Evaluation
-    from ctssl.evaluation import evaluate as evaluate
+    from ctssl.evaluation.report import Evaluation as Evaluation
+    from ctssl.evaluation.report import evaluate as evaluate
     from ctssl.finetuning import Report as Report
     from ctssl.finetuning import finetune as finetune
     from ctssl.fitting import Settings as Settings

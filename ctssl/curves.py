@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.evaluation import holm, interval, paired, summary
+from ctssl.evaluation.statistics import holm, interval, paired, summary
 
 Row = dict[str, Any]
 CLEAN = "clean"

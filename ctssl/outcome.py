@@ -13,7 +13,7 @@ import numpy as np
 
 from ctssl.datasets.case import Case, read_case
 from ctssl.datasets.seen import SEEN
-from ctssl.evaluation import score_masks
+from ctssl.evaluation.scores import score_masks
 from ctssl.fitting import Settings
 from ctssl.volume.volume import Volume
 

@@ -27,7 +27,9 @@ from ctssl.curves import (
 )
 from ctssl.datasets.case import Case, read_case
 from ctssl.datasets.layouts import find_cases
-from ctssl.evaluation import TAKEN, as_plain, facts_of, labels_of, markdown_table, score_masks, summary
+from ctssl.evaluation.scores import TAKEN, labels_of, score_masks
+from ctssl.evaluation.statistics import summary
+from ctssl.evaluation.tables import as_plain, facts_of, markdown_table
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import read_json
 from ctssl.shifts import REVISION, SHIFTS, check_shift, shift

@@ -10,7 +10,7 @@ from typing import Any
 
 from ctssl.datasets.case import Case, read_case
 from ctssl.datasets.layouts import niftis
-from ctssl.evaluation import labels_in, read_mask, same_grid
+from ctssl.evaluation.scores import labels_in, read_mask, same_grid
 from ctssl.files.atomic import file_sha256
 from ctssl.files.text import read_json
 from ctssl.stamps import named

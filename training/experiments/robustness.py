@@ -33,7 +33,7 @@ from ctssl.curves import CLEAN
 from ctssl.datasets.case import read_case
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.splits import divide
-from ctssl.evaluation import labels_of
+from ctssl.evaluation.scores import labels_of
 from ctssl.files.atomic import write_whole
 from ctssl.finetuning import BASELINES, fresh, published
 from ctssl.hub.folder import read_config

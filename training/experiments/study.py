@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ctssl.curves import Line, area, draw
-from ctssl.evaluation import FEWEST, holm, interval
+from ctssl.evaluation.statistics import FEWEST, holm, interval
 from ctssl.files.atomic import write_whole
 from ctssl.shifts import SHIFTS
 from ctssl.similarity import Similarity

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import ctssl
-from ctssl.evaluation import holm, interval, paired
+from ctssl.evaluation.statistics import holm, interval, paired
 from ctssl.files.atomic import write_whole
 
 README = Path(__file__).parent.parent.parent / "README.md"

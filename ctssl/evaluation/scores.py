@@ -1,0 +1,118 @@
+"""One mask against another: the row of scores of each label."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml
+from ctssl.volume.grids import resample, sheared, working_grid
+from ctssl.volume.volume import Volume, read
+
+METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml")
+TAKEN = {
+    "case",
+    "label",
+    "patient",
+    "model",
+    "shift",
+    "severity",
+    "dsc",
+    "nsd",
+    "hd95_mm",
+    "lesions",
+    "lesions_found",
+    "false_positives",
+    "volume_ml",
+    "volume_error_ml",
+    "best_dsc",
+    "unchanged",
+}
+
+
+def read_mask(path: Path) -> Volume:
+    """A mask from a file. Raises `ValueError` for a map of probabilities."""
+    mask = read(path)
+    if (mask.array != np.round(mask.array)).any():
+        raise ValueError(
+            f"{path} holds fractions, so it is a map of probabilities and no mask: give masks of whole numbers"
+        )
+    return mask
+
+
+def labels_of(*masks: Volume) -> list[int]:
+    """Labels that occur in any of the masks; 1 if none does."""
+    return sorted(set().union(*map(labels_in, masks))) or [1]
+
+
+def labels_in(mask: Volume) -> set[int]:
+    """Every label that occurs, without the background."""
+    return {int(v) for v in np.unique(mask.array) if v > 0}
+
+
+def same_grid(one: Volume, two: Volume, *, name: str) -> None:
+    """Raise `ValueError`, saying of whom (`name`) and what differs, unless both masks have the same voxels in the same places."""
+    if one.shape == two.shape and np.allclose(one.affine, two.affine, atol=0.1 * min(two.spacing_mm)):
+        return
+    if one.shape != two.shape:
+        what = f"{' x '.join(map(str, one.shape))} and {' x '.join(map(str, two.shape))} voxels"
+    else:
+        ends = np.array([[0, 0, 0, 1], [*(n - 1 for n in two.shape), 1]]).T
+        off = float(np.linalg.norm(((one.affine - two.affine) @ ends)[:3], axis=0).max())
+        turned = not np.allclose(
+            np.sign(np.round(one.affine[:3, :3], 3)), np.sign(np.round(two.affine[:3, :3], 3))
+        )
+        what = f"their affines {'turn the axes otherwise' if turned else 'differ'}, corners lie up to {off:.1f} mm apart"
+    raise ValueError(
+        f"{name}: prediction and truth are on different grids ({what}); write the prediction on the scan's own grid"
+    )
+
+
+def score_masks(
+    one: Volume, two: Volume, *, name: str, tolerance_mm: float | None, labels: list[int] | None = None
+) -> list[dict[str, Any]]:
+    """A row per label of `labels`, or that occurs in either mask, the predicted or the true one (label 1 if none does).
+
+    `tolerance_mm`: of the NSD. None: no distances (HD95 and NSD are NaN), which take most of the time.
+    """
+    same_grid(one, two, name=name)
+    one, two = squared(one), squared(two)
+    rows = []
+    for value in labels or labels_of(one, two):
+        p, t = one.array == value, two.array == value
+        size = {"spacing_mm": two.spacing_mm}
+        hit, all_, false = lesions(p, t)
+        far = near = math.nan
+        if tolerance_mm is not None:
+            far, near = hd95(p, t, **size), nsd(p, t, **size, tolerance_mm=tolerance_mm)
+        rows.append(
+            {
+                "case": name,
+                "label": value,
+                "dsc": dsc(p, t),
+                "hd95_mm": far,
+                "nsd": near,
+                "lesions_found": hit,
+                "lesions": all_,
+                "false_positives": false,
+                "volume_ml": volume_ml(t, **size),
+                "volume_error_ml": volume_ml(p, **size) - volume_ml(t, **size),
+            }
+        )
+    return rows
+
+
+def squared(mask: Volume) -> Volume:
+    """The mask on a grid with right angles, on which distances are those along the axes: itself, unless it is sheared (gantry
+    tilt)."""
+    if not sheared(mask.affine):
+        return mask
+    shape, affine = working_grid(mask, min(mask.spacing_mm))
+    labels = np.zeros(shape, np.uint8)
+    for value in np.unique(mask.array[mask.array > 0]):
+        labels[resample(mask.array == value, mask.affine, shape, affine) > 0.5] = value
+    return replace(mask, array=labels, affine=affine)

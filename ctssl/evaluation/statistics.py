@@ -1,0 +1,100 @@
+"""Rows of scores to strata, intervals and paired tests; the unit is a patient."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+FEWEST = 6  # patients below which a paired test is not made
+
+
+def summary(rows: list[dict[str, Any]], column: str, value: str) -> dict[str, Any]:
+    """One row of the strata table, over all labels of its cases."""
+    result: dict[str, Any] = {
+        "stratum": f"{column} {value}".strip(),
+        "cases": len({row["case"] for row in rows}),
+    }
+    for key in ("dsc", "nsd"):
+        low, high = interval(rows, key)
+        values = [row[key] for row in rows]
+        result |= {
+            key: float(np.mean(values)),
+            f"{key}_median": float(np.median(values)),
+            f"{key}_low": low,
+            f"{key}_high": high,
+        }
+    distances = [row["hd95_mm"] for row in rows if not math.isnan(row["hd95_mm"])]
+    result["hd95_mm_median"] = float(np.median(distances)) if distances else math.nan
+    result["without_hd95"] = len(rows) - len(distances)
+    count = sum(row["lesions"] for row in rows)
+    result["lesion_sensitivity"] = sum(row["lesions_found"] for row in rows) / count if count else math.nan
+    result["false_positives_per_scan"] = sum(row["false_positives"] for row in rows) / len(
+        {row["case"] for row in rows}
+    )
+    if result["cases"] >= FEWEST:
+        from scipy.stats import spearmanr
+
+        sizes, scores = [row["volume_ml"] for row in rows], [row["dsc"] for row in rows]
+        varied = len(set(sizes)) > 1 and len(set(scores)) > 1
+        result["dsc_volume_rank_correlation"] = float(spearmanr(sizes, scores)[0]) if varied else math.nan  # type: ignore[arg-type]
+    return result
+
+
+def interval(rows: list[dict[str, Any]], key: str, *, draws: int = 2000) -> tuple[float, float]:
+    """95% bootstrap interval of the mean; whole patients are drawn, not cases."""
+    patients: dict[str, list[float]] = {}
+    for row in rows:
+        patients.setdefault(str(row["patient"]), []).append(row[key])
+    sums = np.array([[sum(v), len(v)] for v in patients.values()])
+    chosen = sums[np.random.default_rng(0).integers(len(sums), size=(draws, len(sums)))].sum(1)
+    means = chosen[:, 0] / chosen[:, 1]
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def paired(
+    rows: list[dict[str, Any]], metrics: tuple[str, ...] = ("dsc", "nsd", "hd95_mm")
+) -> list[dict[str, Any]]:
+    """Each metric of these masks against the others': mean difference, rank-biserial effect, Holm-corrected p. The unit is a
+    patient: labels and scans of one are averaged first. `undefined`: rows that do not count, as one of the two has no value (HD95
+    of an empty mask: a miss)."""
+    from scipy.stats import rankdata, wilcoxon
+
+    results = []
+    for key in metrics:
+        patients: dict[str, list[float]] = {}
+        undefined = 0
+        for row in rows:
+            if math.isfinite(one := row[key] - row[f"other_{key}"]):
+                patients.setdefault(str(row["patient"]), []).append(one)
+            else:
+                undefined += 1
+        away = np.array([np.mean(each) for each in patients.values()])
+        moved = away[away != 0]
+        ranks = rankdata(np.abs(moved))
+        effect = float((ranks * np.sign(moved)).sum() / ranks.sum()) if len(moved) else 0.0
+        p = float(wilcoxon(away).pvalue) if len(away) >= FEWEST and len(moved) else math.nan  # type: ignore[union-attr]
+        results.append(
+            {
+                "metric": key,
+                "patients": len(away),
+                "undefined": undefined,
+                "difference": float(away.mean()) if len(away) else math.nan,
+                "rank_biserial": effect,
+                "p": p,
+            }
+        )
+    for row, corrected in zip(results, holm([row["p"] for row in results]), strict=True):
+        row["p_holm"] = corrected
+    return results
+
+
+def holm(values: list[float]) -> list[float]:
+    """p-values corrected by Holm's step-down; NaN (no test was made) stays and does not count."""
+    order = [i for i in np.argsort(values) if not math.isnan(values[i])]
+    corrected, highest = [math.nan] * len(values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, values[i] * (len(order) - rank)))
+        corrected[i] = highest
+    return corrected
