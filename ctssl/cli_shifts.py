@@ -158,7 +158,7 @@ def _say_unchanged(scan: Any, found: Any, severities: dict[str, int]) -> None:
 
     if severities and (found.array == scan.array).all():
         from ctssl.lint import ScanWarning
-        from ctssl.stamps import together
+        from ctssl.shifts.stamps import together
 
         text = " x ".join(f"{s:.3g}" for s in scan.spacing_mm)
         message = f"{scan.name}: {together(severities)} changes nothing on voxels of {text} mm"
@@ -176,7 +176,7 @@ def _shift_folder(
     from ctssl.curves import CLEAN
     from ctssl.files.atomic import apart, disk_is_full
     from ctssl.shifts import SHIFTS, check_shift, shift_all
-    from ctssl.stamps import content, named, stamp_of, stamped, together
+    from ctssl.shifts.stamps import content, named, stamp_of, stamped, together
     from ctssl.volume.volume import read
 
     out = Path(args.out)
@@ -221,7 +221,7 @@ def _shift_folder(
 def _known(wanted: dict[Any, str], overwrite: bool) -> dict[Any, str]:
     """The files that are there already, with their stamps. `wanted`: stamps without their scan. Raises `FileExistsError` for
     what `ctssl shift` did not write, such as masks, and, unless they are replaced, for what it wrote otherwise."""
-    from ctssl.stamps import differs, stamp_in
+    from ctssl.shifts.stamps import differs, stamp_in
     from ctssl.volume.volume import read
 
     def told(path: Any) -> str:

@@ -33,8 +33,8 @@ from ctssl.evaluation.tables import as_plain, facts_of, markdown_table
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import read_json
 from ctssl.shifts import REVISION, SHIFTS, check_shift, shift
+from ctssl.shifts.stamps import content, differs, named, stamp_in, stamp_of, stamped
 from ctssl.sources import Source, complete, find_sources, known_labels
-from ctssl.stamps import content, differs, named, stamp_in, stamp_of, stamped
 from ctssl.volume.volume import AIR_HU, Volume, read
 
 EXPLAINED = """{head}. DSC, HD95 in mm, NSD at {tolerance:g} mm; severity 0 is the scan as it is, `ctssl shift --help` tells what

@@ -13,7 +13,7 @@ from ctssl.datasets.layouts import niftis
 from ctssl.evaluation.scores import labels_in, read_mask, same_grid
 from ctssl.files.atomic import file_sha256
 from ctssl.files.text import read_json
-from ctssl.stamps import named
+from ctssl.shifts.stamps import named
 from ctssl.volume.volume import Volume
 
 

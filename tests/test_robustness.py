@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import ctssl
-from ctssl import agreement, curves, evaluation, robustness, stamps
+from ctssl import agreement, curves, evaluation, robustness
 from ctssl.cli import main
 from ctssl.heads.segmenter import Segmenter
 from ctssl.robustness import measure_robustness
-from ctssl.shifts import shift
+from ctssl.shifts import shift, stamps
 from ctssl.sources import from_model
 from ctssl.volume.volume import Volume
 
