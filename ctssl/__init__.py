@@ -7,16 +7,16 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Evaluation": "evaluation.report",
-    "Report": "finetuning",
+    "Report": "finetuning.report",
     "Robustness": "robustness",
     "Segmenter": "heads.segmenter",
-    "Settings": "fitting",
+    "Settings": "finetuning.settings",
     "Swin": "encoders.swin",
     "ViT": "encoders.vit",
     "Volume": "volume.volume",
     "download": "hub.downloads",
     "evaluate": "evaluation.report",
-    "finetune": "finetuning",
+    "finetune": "finetuning.run",
     "import_checkpoint": "convert.importing",
     "info": "zoo",
     "list_models": "zoo",
@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     from ctssl.encoders.vit import ViT as ViT
     from ctssl.evaluation.report import Evaluation as Evaluation
     from ctssl.evaluation.report import evaluate as evaluate
-    from ctssl.finetuning import Report as Report
-    from ctssl.finetuning import finetune as finetune
-    from ctssl.fitting import Settings as Settings
+    from ctssl.finetuning.report import Report as Report
+    from ctssl.finetuning.run import finetune as finetune
+    from ctssl.finetuning.settings import Settings as Settings
     from ctssl.heads.segmenter import Segmenter as Segmenter
     from ctssl.hub.downloads import download as download
     from ctssl.loading import load as load

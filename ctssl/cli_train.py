@@ -142,7 +142,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _finetune(args: argparse.Namespace) -> None:
-    from ctssl.fitting import Settings
+    from ctssl.finetuning.settings import Settings
 
     if args.fold is not None and args.folds is None:
         raise ValueError("--fold needs --folds")

@@ -50,7 +50,8 @@ def run(
 def _command(argv: list[str], at_rename: int | None) -> None:
     import torch
 
-    from ctssl import cli, fitting
+    from ctssl import cli
+    from ctssl.finetuning import loop as fitting
 
     torch.set_num_threads(1)
     null = open(os.devnull, "w")  # noqa: SIM115

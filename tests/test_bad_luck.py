@@ -19,7 +19,7 @@ from ctssl.cli import main
 from ctssl.datasets.checks import problems
 from ctssl.datasets.layouts import find_cases
 from ctssl.files import atomic as writing
-from ctssl.fitting import Settings
+from ctssl.finetuning.settings import Settings
 from ctssl.inference.folder import segment_all
 from ctssl.volume.volume import Volume
 from tests import kill

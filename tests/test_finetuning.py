@@ -17,12 +17,14 @@ import torch
 from huggingface_hub import ModelCard
 
 import ctssl
-from ctssl import finetuning, fitting, planning, precision, sampling
+from ctssl import finetuning, precision, sampling
 from ctssl.cli import main
 from ctssl.datasets import splits
 from ctssl.datasets.case import Case
 from ctssl.datasets.layouts import find_cases
 from ctssl.encoders import ENCODERS
+from ctssl.finetuning import loop as fitting
+from ctssl.finetuning import plan as planning
 from ctssl.volume.volume import Volume
 
 QUICK = ctssl.Settings(steps=4, batch=1, crop=16, save_minutes=0, ema=0.5)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import ctssl
-from ctssl import inference, thresholds
+from ctssl import inference
 from ctssl.datasets.case import Case
+from ctssl.finetuning import threshold as thresholds
 from ctssl.heads.segmenter import Segmenter
 from ctssl.volume.volume import Volume
 

@@ -13,7 +13,7 @@ from monai.transforms.compose import Compose
 
 from ctssl.cli import main
 from ctssl.datasets.layouts import find_cases
-from ctssl.finetuning import prepare_cases
+from ctssl.finetuning.prepare import prepare_cases
 from ctssl.lint import ScanWarning
 from ctssl.phantom import phantom
 from ctssl.shifts import REVISION, SHIFTS, contrast, dose, kernel, shift, shift_all, streaks, thickness

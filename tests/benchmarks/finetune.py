@@ -13,7 +13,7 @@ import torch
 
 import ctssl
 from ctssl.encoders.pixels import Pixels
-from ctssl.fitting import descend
+from ctssl.finetuning.loop import descend
 from ctssl.heads.segmenter import Segmenter
 
 

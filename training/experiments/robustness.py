@@ -35,7 +35,7 @@ from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.splits import divide
 from ctssl.evaluation.scores import labels_of
 from ctssl.files.atomic import write_whole
-from ctssl.finetuning import BASELINES, fresh, published
+from ctssl.finetuning.start import BASELINES, fresh, published
 from ctssl.hub.folder import read_config
 from ctssl.metrics import volume_ml
 from ctssl.robustness import left_to_see, measure

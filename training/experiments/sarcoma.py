@@ -8,7 +8,7 @@ interrupted goes on. `--show` only prints.
 The recipe was chosen on nine of the training cases after training on the other 17 (mean DSC of `swin-wild-mim` there, one
 training each). 400 steps at 3 mm with crops of 64 voxels: 0.63, and even the cases trained on had only 0.72, so more steps were
 wanted. Crops of 48 voxels of 4 mm see as much in less than half of the time: 600 steps with averaged weights, a threshold
-(`ctssl.thresholds`) and nothing cut off before cropping (`trim`), 0.68; the same with `trim`, 0.62. Three of the training
+(`ctssl.finetuning.threshold`) and nothing cut off before cropping (`trim`), 0.68; the same with `trim`, 0.62. Three of the training
 patients choose weights and threshold. A step of nnU-Net's network takes as long as 15 of the Swin's, so it takes a share of the
 steps (`OMP_NUM_THREADS=1 python -m tests.benchmarks.finetune 2 48 4 1`).
 """

@@ -14,11 +14,11 @@ import numpy as np
 from ctssl.datasets.case import Case, read_case
 from ctssl.datasets.seen import SEEN
 from ctssl.evaluation.scores import score_masks
-from ctssl.fitting import Settings
+from ctssl.finetuning.settings import Settings
 from ctssl.volume.volume import Volume
 
 if TYPE_CHECKING:
-    from ctssl.finetuning import Report
+    from ctssl.finetuning.report import Report
 
 TOLERANCE_MM = 2.0
 WRITTEN = ("README.md", "best.png", "cases.csv", "curves.png", "median.png", "report.json", SEEN, "worst.png")

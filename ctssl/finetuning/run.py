@@ -2,86 +2,43 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
-import math
 import os
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import distributed as dist
 from torch import nn
 from tqdm import tqdm
 
 from ctssl.datasets.case import Case, Dataset, read_case
-from ctssl.datasets.checks import Problem, problems, refuse
+from ctssl.datasets.checks import problems, refuse
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.seen import SEEN, seen_after, seen_by
-from ctssl.datasets.splits import astride, divide, few, part, side_of, validation
-from ctssl.encoders import ENCODERS
-from ctssl.encoders.pixels import Pixels
-from ctssl.files.atomic import file_sha256
-from ctssl.files.text import read_json
-from ctssl.fitting import Settings, fit
-from ctssl.heads import HEADS
-from ctssl.hub.client import WEIGHTS
+from ctssl.datasets.splits import astride, part, validation
+from ctssl.finetuning.loop import fit
+from ctssl.finetuning.outcome import WRITTEN, Judged, files, judge
+from ctssl.finetuning.plan import plan
+from ctssl.finetuning.prepare import named, prepare_cases, sides, survey
+from ctssl.finetuning.report import Report
+from ctssl.finetuning.request import content_of, finished, refuse_request, request
+from ctssl.finetuning.settings import Settings
+from ctssl.finetuning.start import BASELINES, fresh, start
+from ctssl.finetuning.threshold import choose
 from ctssl.hub.provenance import facts as metadata_of
 from ctssl.hub.provenance import fingerprint_of
 from ctssl.inference.masks import segment
 from ctssl.inference.memory import MEMORY_GB
 from ctssl.inference.memory import plan as room_for
-from ctssl.lint import check
-from ctssl.loading import device_named, load, segmenter
-from ctssl.outcome import WRITTEN, Judged, files, judge
-from ctssl.planning import Tumours, measure, plan
-from ctssl.shifts.copies import shifted_copies
-from ctssl.thresholds import choose
-from ctssl.volume.grids import prepare, resample
-from ctssl.volume.volume import Volume, voxel_hash
-from ctssl.zoo import ModelSpec, Preprocess, info, list_models
+from ctssl.loading import device_named, segmenter
+from ctssl.zoo import ModelSpec
 
-BASELINES: dict[str, Callable[[], Any]] = {
-    "swin-scratch": lambda: published("swin"),
-    "vit-scratch": lambda: published("vit"),
-    "dynunet": Pixels,
-}
-"""What can be trained without any pretraining, by name."""
 PATIENCE = timedelta(days=1)  # for which the other devices wait while the first one judges whole scans
 RECIPE = ("head", "spacing_mm", "window_hu", "from_scratch")  # beside the settings
-
-
-@dataclass(frozen=True)
-class Report:
-    """What came out: the folder of the segmenter, the DSC of every held-out case for every label, and how it got there.
-
-    `curve`: step, loss and (with validation cases) their DSC at each evaluation; `validated`: the patients' cases that chose
-    the weights; `warnings`: what is doubtful about the cases.
-    """
-
-    folder: Path
-    held_out: dict[str, dict[str, float]]
-    train: list[str]
-    validated: list[str]
-    curve: list[dict[str, float]]
-    seconds: float
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def mean_dsc(self) -> float:
-        """Mean over held-out cases of each case's mean over labels; NaN when none was held out."""
-        return (
-            float(np.mean([np.mean(list(case.values())) for case in self.held_out.values()]))
-            if self.held_out
-            else math.nan
-        )
 
 
 def finetune(
@@ -265,145 +222,6 @@ def finetune(
     return report
 
 
-def sides(
-    cases: list[Case], hold_out: float | list[str] | None, few_shot: int | None, seed: int
-) -> tuple[list[Case], list[Case], list[str]]:
-    """Cases to train on and cases held out; and the names of those to train on that are to choose the weights, where the table
-    says so (they come on top of the few of `few_shot`)."""
-    train, held = divide(cases, hold_out, seed)
-    told = [case for case in train if hold_out is None and case.split and side_of(case) == "val"]
-    rest = [case for case in train if case not in told]
-    if not rest:
-        raise ValueError(
-            f"all {len(told)} cases are to choose the weights (split val), and none is left to learn from"
-        )
-    rest = few(rest, few_shot, seed) if few_shot is not None else rest
-    return rest + told, held, [case.name for case in told]
-
-
-class Survey(NamedTuple):
-    """Of every case: its tumours, the salted hash of its voxels, and its grid (a scan without voxels). The labels that occur, and
-    what is doubtful."""
-
-    tumours: dict[str, Tumours]
-    hashes: dict[str, str]
-    grids: dict[str, Volume]
-    labels: set[int]
-    doubts: list[str]
-
-
-def survey(
-    dataset: Dataset, held: list[Case], *, whole: bool, model: Any, salt: str, progress: bool
-) -> Survey:
-    """Read every case once. Raises for what is wrong."""
-    tumours: dict[str, Tumours] = {}
-    hashes: dict[str, str] = {}
-    grids: dict[str, Volume] = {}
-    there: set[int] = set()
-
-    def look(case: Case, scan: Volume, mask: Volume, labels: set[int]) -> None:
-        tumours[case.name], hashes[case.name] = measure(scan, mask), voxel_hash(scan, salt)
-        grids[case.name] = replace(scan, array=np.broadcast_to(np.float32(0), scan.shape))
-        there.update(labels)
-
-    found = problems(dataset, model=model, whole=whole, progress=progress, look=look)
-    refuse(found, len(dataset.cases))
-    return Survey(tumours, hashes, grids, there, doubtful(found, {case.name for case in held}))
-
-
-def content_of(cases: list[Case]) -> str:
-    """A hash of the files of these cases, and of the structures that are taken from them."""
-    digest = hashlib.sha256()
-    for case in sorted(cases, key=lambda case: case.name):
-        for path in (case.image, case.label):
-            files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-            digest.update("".join(file_sha256(file) for file in files if file.is_file()).encode())
-        digest.update(f"{case.name} {case.roi} {case.series}".encode())
-    return digest.hexdigest()
-
-
-def request(train: list[Case], held: list[Case], encoder: str, **how: Any) -> dict[str, Any]:
-    """What a segmenter follows from, as JSON has it: cases, encoder (by its weights, or the name of a baseline), and all else."""
-    text = json.dumps(
-        {
-            "train": [case.name for case in train],
-            "held_out": [case.name for case in held],
-            "encoder": encoder,
-            **how,
-        }
-    )
-    return json.loads(text)
-
-
-def finished(out: Path, asked: dict[str, Any], *, overwrite: bool) -> Report | None:
-    """The report of a segmenter that an earlier call left, if it was the same request. Of another one: None if it may be
-    overwritten, `FileExistsError` if not."""
-    if not (out / WEIGHTS).exists() or not (out / "config.json").exists():
-        return None
-    found = read_json(out / "report.json") if (out / "report.json").exists() else {}
-    before = found.get("asked") if isinstance(found, dict) else None
-    if before == asked:
-        return Report(
-            out, *(found[key] for key in ("held_out", "train", "validated", "curve", "seconds", "warnings"))
-        )
-    if overwrite:
-        return None
-    other = sorted(key for key, value in asked.items() if before and before.get(key) != value)
-    raise FileExistsError(
-        f"{out} holds a model that was trained with another {' and '.join(other) or 'request'}; choose "
-        "another --out, or overwrite it on purpose"
-    )
-
-
-def doubtful(found: list[Problem], held: set[str]) -> list[str]:
-    """The warnings that concern a training: that an encoder has seen a scan matters for those it is judged on."""
-    return [
-        f"{p.case}: {p.message}"
-        for p in found
-        if p.level == "warning"
-        and p.code != "unknown-pretraining"
-        and (p.code != "pretrained" or p.case in held)
-    ]
-
-
-def refuse_request(
-    out: Path,
-    *,
-    overwrite: bool,
-    head: str,
-    folds: int | None,
-    hold_out: float | list[str] | None,
-    spacing_mm: float | None,
-    window_hu: tuple[float, float] | None,
-) -> None:
-    """Raise for what cannot be done, whatever the data."""
-    if head not in HEADS:
-        raise ValueError(f"no head is called {head!r}; there are {', '.join(sorted(HEADS))}")
-    ours = (out / WEIGHTS).exists() and (out / "config.json").exists()
-    if ours and not overwrite:
-        raise FileExistsError(
-            f"{out} holds a finished model; choose another --out, or overwrite it on purpose"
-        )
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file; choose another --out")
-    began = ours or (out / ".unfinished").is_dir()
-    foreign = [name for name in ("config.json", WEIGHTS, *WRITTEN) if not began and (out / name).exists()]
-    if foreign:
-        raise FileExistsError(
-            f"{out} holds a {foreign[0]} that is not of a model, and would be replaced; choose another --out"
-        )
-    if folds is not None and folds < 2:
-        raise ValueError(f"folds={folds}: give at least 2")
-    if folds is not None and hold_out is not None:
-        raise ValueError("give folds or hold_out, not both")
-    if spacing_mm is not None and not 0.1 <= spacing_mm <= 20:
-        raise ValueError(
-            f"spacing_mm={spacing_mm:g} is no spacing to work at; give 0.1 to 20 mm, or leave it out"
-        )
-    if window_hu is not None and not -math.inf < window_hu[0] < window_hu[1] < math.inf:
-        raise ValueError(f"window_hu={window_hu}: give a lower and a higher HU, or leave the window out")
-
-
 def provenance(
     report: Report, parent: ModelSpec, facts: dict[str, Any], settings: Settings
 ) -> dict[str, str]:
@@ -440,69 +258,6 @@ def device_of(device: str) -> tuple[int, torch.device]:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
     return dist.get_rank() if dist.is_initialized() else 0, where
-
-
-def start(model: Any, head: str) -> tuple[Any, str, str]:
-    """The encoder to train, what it is called, and the head that belongs on it."""
-    if isinstance(model, str) and model in BASELINES:
-        return BASELINES[model](), model, model if model in HEADS else head
-    encoder: Any = (
-        copy.deepcopy(model) if isinstance(model, nn.Module) else load(model)
-    )  # the caller's stays as it is
-    return encoder, encoder.spec.name if encoder.spec else "", head
-
-
-def named(
-    given: dict[int, str] | None, found: dict[int, str], classes: int
-) -> tuple[dict[int, str] | None, int]:
-    """Names of the labels, and how many classes there are with the background."""
-    if given and sorted(given) != list(range(1, classes)):
-        raise ValueError(f"names for labels {sorted(given)}, but the masks hold labels 1..{classes - 1}")
-    if given or not found:
-        return given, classes
-    classes = max(classes, max(found) + 1)
-    return {k: found.get(k, f"class {k}") for k in range(1, classes)}, classes
-
-
-def published(kind: str) -> Any:
-    """An encoder of the shape that is published, untrained."""
-    name = next(name for name in list_models() if info(name).kind == "encoder" and info(name).encoder == kind)
-    return ENCODERS[kind](**info(name).encoder_args)
-
-
-def fresh(encoder: Any, seed: int) -> Any:
-    """An encoder of the same shape with initial weights, for the same kind of input."""
-    torch.manual_seed(seed)
-    untrained = type(encoder)(**encoder.config)
-    untrained.spec = encoder.spec
-    return untrained
-
-
-def prepare_cases(
-    cases: list[Case], preprocess: Preprocess, *, progress: bool, copies: int = 0, seed: int = 0
-) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
-    """(image 0..1 float16, labels uint8) of each case and its shifted copies on the model's grid; the number of classes."""
-    done, top = [], 0
-    for number, case in enumerate(tqdm(cases, desc="preparing scans", disable=not progress)):
-        scan, mask = read_case(case)
-        image = prepare(check(scan), preprocess)
-        labels = onto_grid(mask, image)
-        images = [image, *(prepare(c, preprocess) for c in shifted_copies(scan, copies, seed=seed + number))]
-        done += [(one.array.astype(np.float16), labels) for one in images]
-        top = max(top, int(mask.array.max()))
-    return done, top + 1
-
-
-def onto_grid(mask: Volume, grid: Volume) -> np.ndarray:
-    """Labels on another grid, each voxel the label that fills most of it."""
-    classes = int(mask.array.max()) + 1
-    shares = np.stack(
-        [
-            resample(mask.array == k, mask.affine, grid.shape, grid.affine, fill=float(k == 0))
-            for k in range(classes)
-        ]
-    )
-    return shares.argmax(0).astype(np.uint8)
 
 
 def judged_cases(

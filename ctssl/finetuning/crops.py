@@ -1,0 +1,108 @@
+"""The crops that a training draws, and those on which it is judged."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ctssl.sampling import anywhere, augment, crop_at, degraded, random_part, turned_and_scaled, warped
+
+if TYPE_CHECKING:
+    pass
+from ctssl.finetuning.settings import Settings
+
+Scans = list[tuple[np.ndarray, np.ndarray]]  # image 0..1 and labels, on the model's grid
+JUDGED = 3  # crops of each validation scan
+
+
+def batches(
+    scans: Scans, settings: Settings, start: int, *, rank: int = 0, workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `draw` gives for the steps from `start` on, without end; `workers` processes draw ahead."""
+    steps: Any = itertools.count(start)
+    own = torch.Generator()  # not the global one, which the network may draw from
+    crops = _Steps(scans, settings, rank)
+    return iter(DataLoader(crops, batch_size=None, sampler=steps, num_workers=workers, generator=own))
+
+
+def workers_for(device: torch.device) -> int:
+    """How many processes draw crops: this process's share of the cores beside a GPU; none on a CPU, whose cores the training
+    needs."""
+    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1
+    return max(0, min(8, share)) if device.type == "cuda" else 0
+
+
+class _Steps(Dataset[tuple[Tensor, Tensor]]):
+    """The crops of every step, by its number."""
+
+    def __init__(self, scans: Scans, settings: Settings, rank: int) -> None:
+        self.scans, self.settings, self.rank = scans, settings, rank
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        return draw(self.scans, self.settings, step, rank=self.rank)
+
+
+def draw(scans: Scans, settings: Settings, step: int, *, rank: int = 0) -> tuple[Tensor, Tensor]:
+    """Images `(B, 1, S, S, S)` and labels of a step. Each crop depends on the settings, the step and its number alone."""
+    pairs = []
+    for number in range(rank * settings.batch, (rank + 1) * settings.batch):
+        rng = np.random.default_rng([settings.seed, step, number])
+        image, label = scans[rng.integers(len(scans))]
+        pairs.append(augmented(image, label, settings, rng))
+    images, labels = (np.stack(column) for column in zip(*pairs, strict=True))
+    return torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64))[:, None]
+
+
+def labelled(label: np.ndarray, settings: Settings, rng: np.random.Generator) -> tuple[int, ...] | None:
+    """A labelled voxel for the crop to hold, in `settings.foreground` of all cases."""
+    if rng.random() >= settings.foreground or not label.any():
+        return None
+    found = np.flatnonzero(label)
+    return tuple(int(c) for c in np.unravel_index(found[rng.integers(len(found))], label.shape))
+
+
+def augmented(
+    image: np.ndarray, label: np.ndarray, settings: Settings, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """One crop of a scan and its labels, as the training sees them."""
+    size, around = settings.crop, labelled(label, settings, rng)
+    if rng.random() < settings.trim:
+        box = random_part(image.shape, rng, around)
+        image, label = image[box], label[box]
+        around = (
+            None if around is None else tuple(c - part.start for c, part in zip(around, box, strict=True))
+        )
+    start = anywhere(image.shape, size, rng, around)
+    if rng.random() < settings.warp:
+        middle = np.array(start) + (size - 1) / 2
+        matrix = turned_and_scaled(rng, degrees=settings.degrees, zoom=settings.zoom)
+        one, two = warped((image, label), middle, size, matrix, orders=(1, 0))
+    else:
+        one, two = crop_at(image, start, size), crop_at(label, start, size)
+    one, moved = augment(one, two, rng, intensity=settings.intensity)
+    assert moved is not None
+    return degraded(one, rng, chance=settings.degrade), moved
+
+
+def judged_crops(scans: Scans, settings: Settings) -> list[tuple[Tensor, Tensor]]:
+    """The same crops at every evaluation: `(1, 1, S, S, S)` images and their labels."""
+    found = []
+    for number, (image, label) in enumerate(scans):
+        rng = np.random.default_rng([settings.seed, number])
+        for _ in range(JUDGED):
+            start = anywhere(image.shape, settings.crop, rng, labelled(label, settings, rng))
+            one, two = crop_at(image, start, settings.crop), crop_at(label, start, settings.crop)
+            found.append(
+                (
+                    torch.from_numpy(one.astype(np.float32))[None, None],
+                    torch.from_numpy(two.copy())[None, None],
+                )
+            )
+    return found

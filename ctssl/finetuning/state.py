@@ -1,0 +1,107 @@
+"""Where a training is, on disk and back, bit by bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ctssl.files.atomic import write_weights, write_whole
+
+if TYPE_CHECKING:
+    pass
+
+SMOOTH = 0.9  # weight of the past in the average of validation DSCs
+
+
+@dataclass
+class Progress:
+    """Where a training is: steps done and to do, loss and (where there are validation cases) DSC so far, the best weights by
+    the latter."""
+
+    step: int
+    steps: int | None
+    curve: list[dict[str, float]]
+    best: dict[str, Tensor]
+
+    def smoothed(self) -> list[float]:
+        """The moving average of the validation DSC after each evaluation."""
+        found: list[float] = []
+        for row in self.curve:
+            found.append(row["dsc"] if not found else SMOOTH * found[-1] + (1 - SMOOTH) * row["dsc"])
+        return found
+
+    def evaluated(self, net: nn.Module, loss: float, dsc: float) -> None:
+        """Add an evaluation; keep the weights if it was the best so far."""
+        self.curve.append({"step": self.step, "loss": loss, "dsc": dsc})
+        if self.since_best() == 0:
+            self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
+
+    def since_best(self) -> int:
+        """Evaluations since the last one whose average was as good as any in the second half of the training. Before that the
+        learning rate is high, and weights that look good on a few crops are luck: the latest are kept."""
+        late = [2 * row["step"] > (self.steps or 0) for row in self.curve]
+        scores = [score if there else 0.0 for score, there in zip(self.smoothed(), late, strict=True)]
+        return scores[::-1].index(max(scores)) if scores else 0
+
+
+def keep(
+    folder: Path, net: nn.Module, average: Any, opt: torch.optim.Optimizer, identity: dict, now: Progress
+) -> None:
+    """Everything a training needs to go on: safetensors and JSON, replaced as one file each."""
+    state = {f"net.{k}": v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+    state |= {f"best.{k}": v for k, v in now.best.items()}
+    if average is not None:
+        state |= {f"ema.{k}": v.detach().cpu().contiguous() for k, v in average.module.state_dict().items()}
+    for number, moments in opt.state_dict()["state"].items():
+        state |= {f"opt.{number}.{k}": v.detach().cpu().contiguous() for k, v in moments.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"state-{now.step}.safetensors"
+    write_weights(folder / name, state)
+    place = {"step": now.step, "steps": now.steps, "curve": now.curve}
+    write_whole(folder / "state.json", json.dumps({"place": place, "file": name, "training": identity}))
+    for old in folder.glob("state-*.safetensors"):
+        if old.name != name:
+            old.unlink()
+
+
+def resume(
+    folder: Path, net: nn.Module, average: Any, opt: torch.optim.Optimizer, identity: dict
+) -> Progress | None:
+    """Where to go on from; None where there is nothing to resume."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not (folder / "state.json").exists():
+        return None
+    try:
+        kept = json.loads((folder / "state.json").read_text())
+        state = load_file(folder / kept["file"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder} holds a training that cannot go on, its state is damaged ({error}); remove that folder to "
+            "start again"
+        ) from error
+    if kept["training"] != json.loads(json.dumps(identity)):
+        raise ValueError(
+            f"{folder} holds an unfinished training with other settings or cases; finish it with the same "
+            "command, or remove that folder"
+        )
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+    net.load_state_dict(part("net."))
+    if average is not None:
+        average.module.load_state_dict(part("ema."))
+    own = opt.state_dict()
+    own["state"] = {}
+    for key, value in part("opt.").items():
+        number, name = key.split(".")
+        own["state"].setdefault(int(number), {})[name] = value
+    opt.load_state_dict(own)
+    return Progress(**kept["place"], best=part("best."))
