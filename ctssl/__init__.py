@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Evaluation": "evaluation.report",
     "Report": "finetuning.report",
-    "Robustness": "robustness",
+    "Robustness": "robustness.report",
     "Segmenter": "heads.segmenter",
     "Settings": "finetuning.settings",
     "Swin": "encoders.swin",
@@ -22,7 +22,7 @@ _HOMES = {
     "list_models": "zoo",
     "load": "loading",
     "load_segmenter": "loading",
-    "measure_robustness": "robustness",
+    "measure_robustness": "robustness.run",
     "pair": "zoo",
     "read": "volume.volume",
     "segmenter": "loading",
@@ -60,8 +60,8 @@ if TYPE_CHECKING:
     from ctssl.loading import load as load
     from ctssl.loading import load_segmenter as load_segmenter
     from ctssl.loading import segmenter as segmenter
-    from ctssl.robustness import Robustness as Robustness
-    from ctssl.robustness import measure_robustness as measure_robustness
+    from ctssl.robustness.report import Robustness as Robustness
+    from ctssl.robustness.run import measure_robustness as measure_robustness
     from ctssl.shifts import shift as shift
     from ctssl.volume.volume import Volume as Volume
     from ctssl.volume.volume import read as read

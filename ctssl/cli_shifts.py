@@ -173,8 +173,8 @@ def _shift_folder(
 
     from tqdm import tqdm
 
-    from ctssl.curves import CLEAN
     from ctssl.files.atomic import apart, disk_is_full
+    from ctssl.robustness.curves import CLEAN
     from ctssl.shifts import SHIFTS, check_shift, shift_all
     from ctssl.shifts.stamps import content, named, stamp_of, stamped, together
     from ctssl.volume.volume import read

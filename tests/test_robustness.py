@@ -10,12 +10,14 @@ import pytest
 import torch
 
 import ctssl
-from ctssl import agreement, curves, evaluation, robustness
+from ctssl import evaluation, robustness
 from ctssl.cli import main
 from ctssl.heads.segmenter import Segmenter
-from ctssl.robustness import measure_robustness
+from ctssl.robustness import curves
+from ctssl.robustness import pairs as agreement
+from ctssl.robustness.masks import from_model
+from ctssl.robustness.run import measure_robustness
 from ctssl.shifts import shift, stamps
-from ctssl.sources import from_model
 from ctssl.volume.volume import Volume
 
 SMALL = {"shifts": ("kernel_sharp", "truncation"), "severities": (1, 5)}

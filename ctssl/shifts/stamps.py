@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ctssl.curves import CLEAN
+from ctssl.robustness.curves import CLEAN
 from ctssl.shifts import REVISION, SHIFTS
 from ctssl.volume.volume import Volume, voxel_hash
 

@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 
 import ctssl
-from ctssl.curves import CLEAN
 from ctssl.datasets.case import read_case
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.splits import divide
@@ -38,10 +37,11 @@ from ctssl.files.atomic import write_whole
 from ctssl.finetuning.start import BASELINES, fresh, published
 from ctssl.hub.folder import read_config
 from ctssl.metrics import volume_ml
-from ctssl.robustness import left_to_see, measure
+from ctssl.robustness.curves import CLEAN
+from ctssl.robustness.masks import find_sources
+from ctssl.robustness.measure import left_to_see, measure
 from ctssl.shifts import REVISION, SHIFTS
 from ctssl.similarity import TooFewCrops, compare
-from ctssl.sources import find_sources
 from training.data.corpora import cases, data_folder, split
 from training.experiments import sarcoma, trials
 

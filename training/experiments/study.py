@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ctssl.curves import Line, area, draw
 from ctssl.evaluation.statistics import FEWEST, holm, interval
 from ctssl.files.atomic import write_whole
+from ctssl.robustness.curves import Line, area, draw
 from ctssl.shifts import SHIFTS
 from ctssl.similarity import Similarity
 from training.experiments import lung_nodules, robustness, sarcoma, trials

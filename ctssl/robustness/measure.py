@@ -1,0 +1,136 @@
+"""Every case under every shift: segmented, scored, and kept at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctssl.datasets.case import Case, read_case
+from ctssl.evaluation.scores import labels_of, score_masks
+from ctssl.evaluation.tables import as_plain
+from ctssl.files.atomic import write_whole
+from ctssl.files.text import read_json
+from ctssl.robustness.curves import (
+    CLEAN,
+    Row,
+)
+from ctssl.robustness.masks import Source
+from ctssl.shifts import REVISION, shift
+from ctssl.shifts.stamps import content, differs, named, stamp_in, stamp_of, stamped
+from ctssl.volume.volume import AIR_HU, Volume, read
+
+TAKING = ("thickness", "truncation")
+"""Shifts that may leave a scan as it is, or cut off what is labelled."""
+
+
+def measure(
+    sources: list[Source],
+    cases: list[Case],
+    places: list[tuple[str, int]],
+    folder: Path,
+    *,
+    scans: Path | None,
+    seed: int,
+    tolerance_mm: float | None,
+    overwrite: bool,
+    progress: bool,
+) -> list[Row]:
+    """Rows of every source, case and place: those in `folder`, and the others measured and kept there. `tolerance_mm`: None for
+    no distances."""
+    from tqdm import tqdm
+
+    rows: dict[str, list[Row]] = {source.name: [] for source in sources}
+    bar = tqdm(total=len(cases) * len(places), desc="shifts", disable=not progress or not cases)
+    for case in cases:
+        scan, truth = read_case(case)
+        voxels = [content(scan), content(truth)]
+        for place in places:
+            shifted = None
+            for number, source in enumerate(sources):
+                path = folder / str(number) / f"{case.name}--{named(*place)}.json"
+                facts = {
+                    "source": source.key(case.name, named(*place)),
+                    "seed": seed,
+                    "tolerance_mm": tolerance_mm,
+                    "case": voxels,
+                    "shifts": REVISION,
+                }
+                kept = kept_rows(path, facts, overwrite)
+                if kept is None:
+                    if shifted is None and (source.model is not None or place[0] in TAKING):
+                        file = scans / named(*place) / f"{case.name}.nii.gz" if scans else None
+                        shifted = shifted_scan(
+                            scan, place, seed, file, stamp_of(named(*place), seed, voxels[0])
+                        )
+                    seen = scan if shifted is None else shifted
+                    mask = source.mask(seen, case.name, named(*place))
+                    kept = score_masks(
+                        mask, truth, name=case.name, tolerance_mm=tolerance_mm, labels=labels_of(truth)
+                    )
+                    kept = [{**row, **left_to_see(scan, seen, truth, row["label"], place[0])} for row in kept]
+                    keep_rows(path, facts, kept)
+                where = {
+                    "model": source.name,
+                    "patient": case.patient or case.name,
+                    "shift": place[0],
+                    "severity": place[1],
+                }
+                rows[source.name] += [{**case.facts, **where, **row} for row in kept]
+            bar.update()
+    bar.close()
+    return [row for source in sources for row in rows[source.name]]
+
+
+def left_to_see(scan: Volume, seen: Volume, truth: Volume, label: int, name: str) -> Row:
+    """`best_dsc`: of a mask that is right wherever a truncated scan still shows something. `unchanged`: the shift did nothing."""
+    best = 1.0
+    if name == "truncation":
+        true = truth.array == label
+        there = int((true & ~((seen.array == AIR_HU) & (scan.array > AIR_HU))).sum())
+        best = 2 * there / (there + int(true.sum())) if there else float(not true.any())
+    return {"best_dsc": best, "unchanged": name in TAKING and np.array_equal(seen.array, scan.array)}
+
+
+def shifted_scan(
+    scan: Volume, place: tuple[str, int], seed: int, file: Path | None = None, stamp: str = ""
+) -> Volume:
+    """The scan under a shift, from `file` if it was kept there, else kept there; the header's `stamp` says of what."""
+    if place[0] == CLEAN:
+        return scan
+    if file and file.exists():
+        kept = read(file)
+        if why := differs(stamp_in(kept), stamp):
+            raise ValueError(f"{file} is not this shifted scan: {why}; choose another --scans")
+        return kept
+    found = shift(scan, place[0], severity=place[1], seed=seed)
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stamped(found, stamp).save(file, overwrite=True)  # another process may have been as fast
+    return found
+
+
+def kept_rows(path: Path, facts: dict[str, Any], overwrite: bool) -> list[Row] | None:
+    """What an earlier run kept; None where it has to be measured."""
+    if not path.exists():
+        return None
+    kept = read_json(path)
+    if not isinstance(kept, dict) or not isinstance(kept.get("rows"), list):
+        raise ValueError(f"{path} is damaged: delete it, and it is measured again")
+    if kept.get("facts") != facts:
+        if overwrite:
+            return None
+        raise ValueError(
+            f"{path} was measured with another model, scan, mask, seed or tolerance, or by another version of the "
+            "shifts; choose another --out, or add --overwrite"
+        )
+    return [
+        {key: float("nan") if value is None else value for key, value in row.items()} for row in kept["rows"]
+    ]
+
+
+def keep_rows(path: Path, facts: dict[str, Any], rows: list[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(as_plain({"facts": facts, "rows": rows})) + "\n")

@@ -1,0 +1,214 @@
+"""Rows of scores to the report of a robustness measurement."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctssl.datasets.case import Case, read_case
+from ctssl.evaluation.statistics import summary
+from ctssl.evaluation.tables import as_plain, markdown_table
+from ctssl.files.atomic import write_whole
+from ctssl.robustness.curves import (
+    CLEAN,
+    Row,
+    against_clean,
+    against_model,
+    biggest_fall,
+    corrected,
+    curve,
+    overview,
+    picture,
+)
+from ctssl.robustness.masks import Source
+from ctssl.robustness.measure import shifted_scan
+from ctssl.shifts.stamps import named
+
+EXPLAINED = """{head}. DSC, HD95 in mm, NSD at {tolerance:g} mm; severity 0 is the scan as it is, `ctssl shift --help` tells what
+1 to 5 are. `area` is the mean height of a case's curve from severity 0 to the highest, so it loses less than the worst severity
+does; `dsc_lost` is clean minus area; intervals are 95% bootstrap over patients. `worst_dsc` is the lowest mean of a severity,
+`worst_case` the case that falls most at any one. Differences are first minus second (shifted against clean: area minus clean);
+Wilcoxon signed-rank, two-sided, with the rank-biserial effect (1: every patient the same way), Holm over each table; no p below 6
+patients, whose scans and labels are averaged first. `undefined`: cases without a value on one side (HD95 of an empty mask), which
+do not count: misses show in DSC and NSD. Pairs: `covered` is the share of the first scan that the second covers,
+`volume_difference` is relative to the mean of both, concordance is Lin's, of volumes over pairs or of the features of a pair,
+cosine is that of its features; masks that agree need not be right.
+"""
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """`rows`: one per model, case, shift, severity and label. The other tables follow from them; see `report.md`."""
+
+    rows: list[Row]
+    models: list[str]
+    shifts: list[str]
+    tolerance_mm: float
+    overview: list[Row] = field(default_factory=list)
+    curves: list[Row] = field(default_factory=list)
+    strata: list[Row] = field(default_factory=list)
+    against_clean: list[Row] = field(default_factory=list)
+    against_model: list[Row] = field(default_factory=list)
+    pairs: list[Row] = field(default_factory=list)
+    pairs_summary: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        """Everything, for JSON: what is not defined (NaN) is null."""
+        return as_plain(asdict(self))
+
+    def markdown(self) -> str:
+        """All tables but the rows."""
+        cases = {row["case"] for row in self.rows}
+        head = f"{', '.join(self.models)}; {len(cases)} cases of {len({row['patient'] for row in self.rows})} patients"
+        text = EXPLAINED.format(tolerance=self.tolerance_mm, head=head if cases else ", ".join(self.models))
+        text += "".join(f"\n- {note}" for note in self.notes) + "\n"
+        if self.rows:
+            text += "\n![DSC against severity](curves.png)\n"
+        titles = {
+            "overview": "Each shift",
+            "against_model": "One model against another",
+            "against_clean": "Shifted against clean",
+            "strata": "Strata, clean scans",
+            "curves": "Scores by severity",
+            "pairs_summary": "Two reconstructions of one acquisition",
+            "pairs": "Each pair",
+        }
+        for name, title in titles.items():
+            if getattr(self, name):
+                text += f"\n## {title}\n\n{markdown_table(getattr(self, name))}"
+        return text
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """`report.json`, `report.md`, `rows.csv` and `curves.png`, each whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "report.json", json.dumps(self.plain(), indent=1) + "\n")
+        write_whole(folder / "report.md", self.markdown())
+        for name in ("rows.csv", "curves.png"):  # of an earlier run
+            (folder / name).unlink(missing_ok=True)
+        if self.rows:
+            columns = list(dict.fromkeys(key for row in self.rows for key in row))
+            text = io.StringIO(newline="")
+            writer = csv.DictWriter(text, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_whole(folder / "rows.csv", text.getvalue())
+            write_whole(
+                folder / "curves.png", lambda part: picture(self.rows, self.models, self.shifts, part)
+            )
+        return folder
+
+
+def notes(sources: list[Source], cases: list[Case]) -> list[str]:
+    """What a reader must know."""
+    found = []
+    for source in sources:
+        seen = [case.name for case in cases if case.name in source.trained_on]
+        if seen:
+            found.append(
+                f"{source.name} was trained on {len(seen)} of these {len(cases)} cases ({', '.join(seen[:3])} ...): "
+                "choose held-out ones (--cases)"
+            )
+    return found
+
+
+def left(rows: list[Row]) -> list[str]:
+    """Shifts that leave scans as they are, and what a shift cuts off."""
+    found, first = [], rows[0]["model"] if rows else ""
+    for place in dict.fromkeys((row["shift"], row["severity"]) for row in rows):
+        mine = [row for row in rows if (row["shift"], row["severity"]) == place and row["model"] == first]
+        cases = {row["case"]: row["unchanged"] for row in mine}
+        if same := sum(cases.values()):
+            found.append(
+                f"{place[0]} {place[1]} leaves {same} of {len(cases)} scans as they are: that they lose nothing says "
+                "nothing"
+            )
+        best = [row["best_dsc"] for row in mine]
+        if min(best) < 1:
+            found.append(
+                f"{place[0]} {place[1]} cuts labels off: no mask can have a DSC above {np.mean(best):.2f} on average, "
+                f"{min(best):.2f} in the worst case (`best_dsc` of rows.csv)"
+            )
+    return found
+
+
+def power(found: Robustness) -> list[str]:
+    """How small a corrected p can be at all."""
+    notes = []
+    for name, text in (
+        ("against_model", "one model against another"),
+        ("against_clean", "shifted against clean"),
+    ):
+        tested = [row for row in getattr(found, name) if not np.isnan(row["p"])]
+        if tested:
+            patients = max(row["patients"] for row in tested)
+            least = min(1.0, 2.0 ** (1 - patients) * len(tested))
+            if least > 0.05:
+                notes.append(
+                    f"{text}: with {patients} patients and {len(tested)} tests no `p_holm` can fall below {least:.2g}; "
+                    "fewer --shifts, chosen beforehand, lower that, more patients much more"
+                )
+    return notes
+
+
+def tables(
+    rows: list[Row], models: list[str], shifts: list[str], by: tuple[str, ...], tolerance_mm: float
+) -> Robustness:
+    """Every table that follows from the rows."""
+    if not rows:
+        return Robustness([], models, shifts, tolerance_mm)
+    strata = []
+    for model in models if by else []:
+        clean = [row for row in rows if row["model"] == model and row["shift"] == CLEAN]
+        for column in by:
+            for value in sorted({str(row[column]) for row in clean}):
+                chosen = [row for row in clean if str(row[column]) == value]
+                strata.append({"model": model, **summary(chosen, column, value)})
+    return Robustness(
+        rows,
+        models,
+        shifts,
+        tolerance_mm,
+        overview(rows, models, shifts),
+        [point for model in models for name in shifts for point in curve(rows, model, name)],
+        strata,
+        corrected([row for model in models for row in against_clean(rows, model, shifts)]),
+        corrected([row for other in models[1:] for row in against_model(rows, models[0], other, shifts)]),
+    )
+
+
+def draw(source: Source, cases: list[Case], rows: list[Row], count: int, out: Path, seed: int) -> None:
+    """Overlays of the falls in DSC that are biggest, one of each shift: the mask in colour, the truth as a line."""
+    from ctssl.pictures import overlay
+
+    (out / "overlays").mkdir(exist_ok=True)
+    for old in (out / "overlays").glob("*--*.png"):
+        old.unlink()
+    mine = [row for row in rows if row["model"] == source.name]
+    falls = [
+        biggest_fall(mine, source.name, name)
+        for name in dict.fromkeys(row["shift"] for row in mine)
+        if name != CLEAN
+    ]
+    for worst in sorted(falls, key=lambda row: row["dsc"] - row["from_dsc"])[:count]:
+        (case,) = [case for case in cases if case.name == worst["case"]]
+        scan, truth = read_case(case)
+        place = (worst["shift"], worst["severity"])
+        for name, severity, score in ((CLEAN, 0, worst["from_dsc"]), (*place, worst["dsc"])):
+            seen = shifted_scan(scan, (name, severity), seed)
+            path = out / "overlays" / f"{case.name}--{named(name, severity)}.png"
+            overlay(
+                seen,
+                source.mask(seen, case.name, named(name, severity)),
+                path,
+                outline=truth,
+                title=f"{case.name}, {named(name, severity)}: DSC {score:.2f}",
+            )
