@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 import ctssl
 from ctssl import datasets
-from ctssl.cli import main
+from ctssl.cli.main import main
 from ctssl.datasets.checks import problems
 from ctssl.datasets.layouts import find_cases
 from ctssl.files import atomic as writing

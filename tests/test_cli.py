@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ctssl
-from ctssl.cli import main
+from ctssl.cli.main import main
 from ctssl.heads.segmenter import Segmenter
 from ctssl.phantom import phantom
 

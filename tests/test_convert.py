@@ -15,7 +15,7 @@ from monai.networks.nets.vitautoenc import ViTAutoEnc
 from safetensors.torch import save_file
 
 import ctssl
-from ctssl.cli import main
+from ctssl.cli.main import main
 from ctssl.convert import checkpoint as pickles
 from ctssl.convert.checkpoint import read_checkpoint
 from ctssl.convert.families import FAMILIES

@@ -8,8 +8,8 @@ import pytest
 
 import ctssl
 from ctssl import datasets
-from ctssl.cli import main
-from ctssl.cli_common import scans_of
+from ctssl.cli.common import scans_of
+from ctssl.cli.main import main
 from ctssl.datasets.checks import problems
 from ctssl.datasets.layouts import find_cases
 from ctssl.volume.volume import Volume

@@ -382,7 +382,7 @@ def test_a_series_beside_its_structure_set_becomes_one_segmentation(tmp_path, ca
     """A folder whose series lies in a folder of its own is one scan, when one DICOM file is asked for."""
     import torch
 
-    from ctssl.cli import main
+    from ctssl.cli.main import main
 
     write_series(tmp_path / "patient" / "ct")
     (tmp_path / "patient" / "notes").mkdir()

@@ -171,7 +171,7 @@ def test_a_folder_for_another_machine(double, tmp_path):
 
 
 def test_all_models_at_once_and_again(tmp_path, capsys):
-    from ctssl.cli import main
+    from ctssl.cli.main import main
 
     assert main(["download", "--all", "--to", str(tmp_path)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(MODELS)
@@ -182,7 +182,7 @@ def test_all_models_at_once_and_again(tmp_path, capsys):
 
 
 def test_what_stands_in_the_way_is_never_destroyed(tmp_path, capsys):
-    from ctssl.cli import main
+    from ctssl.cli.main import main
 
     target = tmp_path / NAME
     target.mkdir()
@@ -199,7 +199,7 @@ def test_what_stands_in_the_way_is_never_destroyed(tmp_path, capsys):
 
 
 def test_words_that_name_no_model_are_refused(capsys, tmp_path):
-    from ctssl.cli import main
+    from ctssl.cli.main import main
 
     for words, said in (
         (["download"], "which models?"),

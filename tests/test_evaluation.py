@@ -8,7 +8,7 @@ import pytest
 
 import ctssl
 from ctssl import evaluation
-from ctssl.cli import main
+from ctssl.cli.main import main
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 
 import ctssl
 from ctssl import finetuning, precision, sampling
-from ctssl.cli import main
+from ctssl.cli.main import main
 from ctssl.datasets import splits
 from ctssl.datasets.case import Case
 from ctssl.datasets.layouts import find_cases

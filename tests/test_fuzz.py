@@ -14,7 +14,7 @@ import torch
 
 import ctssl
 from ctssl import hub
-from ctssl.cli import main
+from ctssl.cli.main import main
 from ctssl.datasets.checks import problems
 from ctssl.datasets.layouts import find_cases
 from ctssl.files.names import REPOSITORY, file_name

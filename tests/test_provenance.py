@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import ctssl
 from ctssl import hub
-from ctssl.cli import main
+from ctssl.cli.main import main
 from ctssl.files.atomic import file_sha256
 from ctssl.heads.segmenter import Segmenter
 from ctssl.hub import provenance

@@ -11,7 +11,7 @@ import torch
 
 import ctssl
 from ctssl import evaluation, robustness
-from ctssl.cli import main
+from ctssl.cli.main import main
 from ctssl.heads.segmenter import Segmenter
 from ctssl.robustness import curves
 from ctssl.robustness import pairs as agreement

@@ -11,7 +11,7 @@ from monai.data.dataset import Dataset
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.compose import Compose
 
-from ctssl.cli import main
+from ctssl.cli.main import main
 from ctssl.datasets.layouts import find_cases
 from ctssl.finetuning.prepare import prepare_cases
 from ctssl.lint import ScanWarning

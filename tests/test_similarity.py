@@ -161,7 +161,7 @@ def test_models_of_different_spacing_can_be_compared_at_one():
 def test_compare_clean_with_shifted(tmp_path, capsys, monkeypatch):
     import json
 
-    from ctssl.cli import main
+    from ctssl.cli.main import main
 
     torch.manual_seed(0)
     folder = ctssl.Swin(**SMALL["swin"]).save_pretrained(tmp_path / "model")

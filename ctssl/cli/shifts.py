@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ctssl.cli_common import complain, free, scans_of
+from ctssl.cli.common import complain, free, scans_of
 
 NUMBERS = "SEV"
 UNITS = {
@@ -22,7 +22,7 @@ UNITS = {
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser], chosen: str) -> None:
-    """The two commands, by `command(name, run, text)` of `ctssl.cli`. `chosen`: the one that will run, as `shift` alone needs to
+    """The two commands, by `command(name, run, text)` of `ctssl.cli.main`. `chosen`: the one that will run, as `shift` alone needs to
     load the shifts, which have its flags."""
     sub = command(
         "shift",

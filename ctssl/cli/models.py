@@ -12,7 +12,7 @@ from typing import Any
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """The four commands, by `command(name, run, text)` of `ctssl.cli`."""
+    """The four commands, by `command(name, run, text)` of `ctssl.cli.main`."""
     sub = command("list", _list, "the models that exist")
     sub.add_argument("pattern", nargs="?", default="*", help="such as '*mim*'")
     sub = command("info", _info, "what is known of a model, and where it comes from")

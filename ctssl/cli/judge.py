@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import ctssl
-from ctssl.cli_common import free
+from ctssl.cli.common import free
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """The two commands, by `command(name, run, text)` of `ctssl.cli`."""
+    """The two commands, by `command(name, run, text)` of `ctssl.cli.main`."""
     sub = command(
         "evaluate", _evaluate, "masks against the truth: per case, per stratum, and against other masks"
     )

@@ -13,8 +13,8 @@ import warnings
 from typing import Any
 
 import ctssl
-from ctssl import cli_judge, cli_models, cli_segment, cli_shifts, cli_train
-from ctssl.cli_common import common, free
+from ctssl.cli import judge, models, segment, shifts, train
+from ctssl.cli.common import common, free
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,7 +66,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    cli_models.add_commands(command)
+    models.add_commands(command)
     sub = command("embed", _embed, "features of a scan, one vector")
     sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder")
     sub.add_argument("out", nargs="?", help="file.npy (without it, the vector is printed)")
@@ -74,9 +74,9 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         "--model", default="swin-wild-mim", help="name, folder or repository (default: %(default)s)"
     )
     common(sub)
-    for part in (cli_segment, cli_train, cli_judge):
+    for part in (segment, train, judge):
         part.add_commands(command)
-    cli_shifts.add_commands(command, chosen)
+    shifts.add_commands(command, chosen)
     sub = command("demo", _demo, "the first five minutes: a phantom (or your scan), its features, a mask")
     sub.add_argument("scan", nargs="?", help="your own scan instead of the phantom")
     sub.add_argument("--model", help="a segmenter, for a mask")
@@ -140,7 +140,3 @@ def _demo(args: argparse.Namespace) -> None:
         "  ctssl finetune DATA --out my-model              a segmenter from your labels (DATA/images, DATA/labels)"
     )
     print("  ctssl segment SCAN.nii.gz MASK.nii.gz --model my-model")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,7 +14,7 @@ import ctssl
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """The two commands, by `command(name, run, text)` of `ctssl.cli`."""
+    """The two commands, by `command(name, run, text)` of `ctssl.cli.main`."""
     sub = command(
         "check", _check, "what is wrong with labelled scans, case by case, before anything is trained on them"
     )

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ctssl
-from ctssl.cli_common import common, complain, free, may_be_series, scans_of
+from ctssl.cli.common import common, complain, free, may_be_series, scans_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """The command, by `command(name, run, text)` of `ctssl.cli`."""
+    """The command, by `command(name, run, text)` of `ctssl.cli.main`."""
     sub = command(
         "segment", _segment, "a mask for a scan, or for every scan of a folder, on the scan's own grid"
     )
