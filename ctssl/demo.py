@@ -30,10 +30,12 @@ def demo(
     series: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Write a phantom (unless there is a scan), its features as a picture, and a mask by `model`, or by a published segmenter.
+    """Write a phantom (unless there is a scan), its features as a picture, and a mask by `model`, or by a
+    published segmenter.
 
-    `series`: SeriesInstanceUID, when a DICOM folder holds several. Returns what was written, by name. Files of an earlier demo in
-    `out` (it leaves a `demo.json`) are replaced; in a folder of something else nothing is, `FileExistsError`.
+    `series`: SeriesInstanceUID, when a DICOM folder holds several. Returns what was written, by name. Files
+    of an earlier demo in `out` (it leaves a `demo.json`) are replaced; in a folder of something else nothing
+    is, `FileExistsError`.
     """
     folder = Path(out)
     if folder.exists() and not folder.is_dir():

@@ -40,7 +40,8 @@ def check(volume: Volume) -> Volume:
 
 
 def outside_body(scan: Volume, mask: Volume) -> bool:
-    """Whether every labelled voxel lies in the air around the body: a mask of somebody else, or a shifted one.
+    """Whether every labelled voxel lies in the air around the body: a mask of somebody else, or a shifted
+    one.
 
     Air inside the body (lungs, airways, bowel) is part of it: each axial slice is filled.
     """

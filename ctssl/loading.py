@@ -38,13 +38,14 @@ def load(
 ) -> Swin | ViT:
     """A pretrained encoder, in `.eval()`.
 
-    Args:
-        source: a name (`ctssl.list_models()`), a folder, or a Hub repository `owner/name`. A name wins over a folder
+    Args: source: a name (`ctssl.list_models()`), a folder, or a Hub repository `owner/name`. A name wins over
+        a folder
             of the same name; write `./name` for the folder.
-        revision: commit, tag or branch of a Hub repository; models of the table have theirs pinned.
-        offline: True never asks the network.
+        revision: commit, tag or branch of a Hub repository; models of the table have theirs pinned. offline:
+        True never asks the network.
 
-    Raises `FileNotFoundError` (not there, with what to do) or `ValueError` (damaged, changed, or not an encoder).
+    Raises `FileNotFoundError` (not there, with what to do) or `ValueError` (damaged, changed, or not an
+    encoder).
     """
     folder = hub.find(source, revision=revision, offline=offline)
     config = hub.read_config(folder)
@@ -110,8 +111,8 @@ def segmenter(
 ) -> Segmenter:
     """An encoder with an untrained head of `ctssl.heads.HEADS`. `classes` counts the background.
 
-    `encoder` is an encoder or what `ctssl.load` takes; `labels` names the classes, `{1: "tumour"}`; `window`: voxels along each
-    side of the crops it is trained on, and of the pieces in which it segments.
+    `encoder` is an encoder or what `ctssl.load` takes; `labels` names the classes, `{1: "tumour"}`; `window`:
+    voxels along each side of the crops it is trained on, and of the pieces in which it segments.
     """
     from ctssl.heads.segmenter import Segmenter
 
@@ -154,7 +155,8 @@ def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _same(own: dict[str, tuple[int, ...]], folder: Path, *, within: str = "") -> None:
-    """Raise `ValueError` unless the weights whose names begin with `within` have the names and shapes of `own`."""
+    """Raise `ValueError` unless the weights whose names begin with `within` have the names and shapes of
+    `own`."""
     path = folder / hub.WEIGHTS
     found = {key: shape for key, shape in shapes_of(path).items() if key.startswith(within)}
     wrong = sorted(set(own) ^ set(found)) + [k for k in own if k in found and own[k] != found[k]]
@@ -233,9 +235,11 @@ def write_folder(
     extra: Mapping[str, str | bytes] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """A model folder, complete or not at all. `config` gets the format and the sha256; `extra` are more files.
+    """A model folder, complete or not at all. `config` gets the format and the sha256; `extra` are more
+    files.
 
-    `metadata`: where the weights come from (`ctssl.hub.provenance.facts`), for their header; None: what is known of the model.
+    `metadata`: where the weights come from (`ctssl.hub.provenance.facts`), for their header; None: what is
+    known of the model.
     """
     folder = Path(folder)
     if folder.exists() and not overwrite and (not folder.is_dir() or any(map(_kept, folder.iterdir()))):

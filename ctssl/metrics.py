@@ -1,7 +1,7 @@
 """How well a mask agrees with the truth. Masks are `(X, Y, Z)` arrays on one grid, distances are in mm.
 
-Empty masks: two of them agree entirely (DSC and NSD 1, HD95 0); with one of them nothing agrees (DSC and NSD 0, HD95 NaN,
-since a distance to nothing is no number: count such cases, do not average them away).
+Empty masks: two of them agree entirely (DSC and NSD 1, HD95 0); with one of them nothing agrees (DSC and NSD
+0, HD95 NaN, since a distance to nothing is no number: count such cases, do not average them away).
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ def dsc(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 
 def hd95(predicted: np.ndarray, truth: np.ndarray, *, spacing_mm: tuple[float, ...]) -> float:
-    """95th percentile of the Hausdorff distance in mm: the larger of both directions, between surface voxels (MONAI's).
+    """95th percentile of the Hausdorff distance in mm: the larger of both directions, between surface voxels
+    (MONAI's).
 
-    DeepMind's `surface-distance` takes the percentile over the surfaces' area instead, which gives other numbers.
+    DeepMind's `surface-distance` takes the percentile over the surfaces' area instead, which gives other
+    numbers.
     """
     predicted, truth = _masks(predicted, truth)
     if not predicted.any() or not truth.any():
@@ -44,7 +46,8 @@ def hd95(predicted: np.ndarray, truth: np.ndarray, *, spacing_mm: tuple[float, .
 def nsd(
     predicted: np.ndarray, truth: np.ndarray, *, spacing_mm: tuple[float, ...], tolerance_mm: float = 2.0
 ) -> float:
-    """Normalised surface Dice: the share of both surfaces, by area, that lies within `tolerance_mm` of the other.
+    """Normalised surface Dice: the share of both surfaces, by area, that lies within `tolerance_mm` of the
+    other.
 
     arXiv 1809.04430, as MONAI computes it with the spacing.
     """
@@ -66,7 +69,8 @@ def nsd(
 
 
 def lesions(predicted: np.ndarray, truth: np.ndarray) -> tuple[int, int, int]:
-    """(found, all, false): true lesions that the prediction touches, true lesions, and predicted ones that touch none.
+    """(found, all, false): true lesions that the prediction touches, true lesions, and predicted ones that
+    touch none.
 
     A lesion is a set of voxels connected by faces, edges or corners.
     """
@@ -96,7 +100,8 @@ def _masks(predicted: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _batched(predicted: np.ndarray, truth: np.ndarray) -> tuple[Any, Any]:
-    """Both cropped to what is in either, with a margin, as `(1, 1, X, Y, Z)` tensors: distances do not change."""
+    """Both cropped to what is in either, with a margin, as `(1, 1, X, Y, Z)` tensors: distances do not
+    change."""
     import torch
 
     where = np.nonzero(predicted | truth)

@@ -32,7 +32,8 @@ def overlay(
     title: str = "",
     outline: Volume | None = None,
 ) -> None:
-    """Three slices through the largest cut of the mask, with the mask in colour; `outline` is drawn as a white line."""
+    """Three slices through the largest cut of the mask, with the mask in colour; `outline` is drawn as a
+    white line."""
     arrays = display_grid(
         volume, *(Volume((mask.array == k).astype(np.float32), mask.affine) for k in _labels(mask))
     )
@@ -65,7 +66,8 @@ def features(
     window_hu: tuple[float, float] = (-500.0, 500.0),
     title: str = "",
 ) -> None:
-    """An axial and a coronal slice, each beside the features at the same place; `colours` `(x, y, z, 3)` on a grid `affine`."""
+    """An axial and a coronal slice, each beside the features at the same place; `colours` `(x, y, z, 3)` on a
+    grid `affine`."""
     shape, view = working_grid(volume, 1.5)
     ct = resample(volume.array, volume.affine, shape, view, fill=float(volume.array.min()))
     paint = np.stack([resample(colours[..., c], affine, shape, view) for c in range(3)], -1)
@@ -80,7 +82,8 @@ def features(
 
 
 def principal_colours(feature_map: np.ndarray, tissue: np.ndarray) -> np.ndarray:
-    """`(C, x, y, z)` features -> `(x, y, z, 3)` in 0..1: their first three principal components over the tissue, air black."""
+    """`(C, x, y, z)` features -> `(x, y, z, 3)` in 0..1: their first three principal components over the
+    tissue, air black."""
     rows = feature_map[:, tissue].T.astype(np.float64)  # (tissue voxels, C)
     centred = rows - rows.mean(0)
     _, _, axes = np.linalg.svd(np.cov(centred.T))

@@ -26,8 +26,8 @@ def half(device: str, *, enabled: bool) -> Iterator[None]:
 class _Thin(TorchFunctionMode):
     """Convolutions of images with fewer planes than the kernel in float32.
 
-    In bf16 on a CPU their weight gradient is partly memory that nobody wrote (PyTorch 2.14.1, oneDNN, AVX512_BF16): a 3x3x3
-    kernel on 2x2x2 voxels gives NaN, or numbers of any size.
+    In bf16 on a CPU their weight gradient is partly memory that nobody wrote (PyTorch 2.14.1, oneDNN,
+    AVX512_BF16): a 3x3x3 kernel on 2x2x2 voxels gives NaN, or numbers of any size.
     """
 
     def __torch_function__(

@@ -15,14 +15,16 @@ def crop_at(array: np.ndarray, start: tuple[int, ...], size: int, *, fill: float
 
 
 def random_start(shape: tuple[int, ...], size: int, rng: np.random.Generator) -> tuple[int, ...]:
-    """A corner for a crop: inside the array where it fits, centred where the array is smaller than the crop."""
+    """A corner for a crop: inside the array where it fits, centred where the array is smaller than the
+    crop."""
     return tuple(int(rng.integers(n - size + 1)) if n > size else (n - size) // 2 for n in shape)
 
 
 def anywhere(
     shape: tuple[int, ...], size: int, rng: np.random.Generator, around: tuple[int, ...] | None = None
 ) -> tuple[int, ...]:
-    """Like `random_start`, but an array smaller than the crop lies anywhere in it: its borders say nothing of its middle.
+    """Like `random_start`, but an array smaller than the crop lies anywhere in it: its borders say nothing of
+    its middle.
 
     `around`: a voxel that lies anywhere in the crop, too.
     """
@@ -42,7 +44,8 @@ def random_part(
     *,
     least: float = 0.5,
 ) -> tuple[slice, ...]:
-    """A box in an array, of at least this share of it along each axis: what a tighter field of view would have kept.
+    """A box in an array, of at least this share of it along each axis: what a tighter field of view would
+    have kept.
 
     `around`: a voxel that it holds.
     """
@@ -62,7 +65,8 @@ def random_part(
 def tissue_start(
     array: np.ndarray, size: int, rng: np.random.Generator, *, tries: int = 10
 ) -> tuple[int, ...]:
-    """A corner whose crop is not mostly air: the first of `tries` with a quarter of its voxels above 0, else the best."""
+    """A corner whose crop is not mostly air: the first of `tries` with a quarter of its voxels above 0, else
+    the best."""
     best, found = -1.0, (0, 0, 0)
     for _ in range(tries):
         start = random_start(array.shape, size, rng)
@@ -101,7 +105,8 @@ def warped(
     *,
     orders: tuple[int, ...],
 ) -> list[Any]:
-    """Cubes of `size` voxels around `centre` seen through `matrix` (3x3, cube to array); what lies outside is 0.
+    """Cubes of `size` voxels around `centre` seen through `matrix` (3x3, cube to array); what lies outside is
+    0.
 
     `orders`: of the interpolation of each array, 1 for images and 0 for labels.
     """
@@ -123,7 +128,8 @@ def warped(
 
 
 def turned_and_scaled(rng: np.random.Generator, *, degrees: float, zoom: float) -> np.ndarray:
-    """A random matrix for `warped`: turned about each axis by up to `degrees`, a cube up to `zoom` larger or smaller."""
+    """A random matrix for `warped`: turned about each axis by up to `degrees`, a cube up to `zoom` larger or
+    smaller."""
     matrix = np.eye(3) * zoom ** rng.uniform(-1, 1)
     for axis, angle in enumerate(np.deg2rad(rng.uniform(-degrees, degrees, 3))):
         turn = np.eye(3)
@@ -135,7 +141,8 @@ def turned_and_scaled(rng: np.random.Generator, *, degrees: float, zoom: float) 
 
 
 def degraded(image: Any, rng: np.random.Generator, *, chance: float = 0.15) -> np.ndarray:
-    """An image (0..1) with gamma, blur, noise or a coarser look, each by `chance` (nnU-Net's, in a milder form)."""
+    """An image (0..1) with gamma, blur, noise or a coarser look, each by `chance` (nnU-Net's, in a milder
+    form)."""
     if rng.random() < chance:
         image = np.power(image, 1.4 ** rng.uniform(-1, 1), dtype=np.float32)
     if rng.random() < chance:

@@ -1,9 +1,10 @@
 """How alike two networks see the same crops: centred kernel alignment (CKA) between their blocks.
 
-Linear CKA (arXiv 1905.00414) from minibatches (arXiv 2010.15327) with the unbiased estimate of HSIC (Song 2012):
-`1/(n(n-3)) [tr(KL) + 1'K1 1'L1 / ((n-1)(n-2)) - 2/(n-2) 1'KL1]`, K and L with zero diagonals. The paper that ctssl follows
-prints the last factor as 2/(n-1); the sources have 2/(n-2). An example is a crop; its feature is the block's map, averaged
-over a grid of 4x4x4 cells and flattened, so that memory is bounded by the batch, whatever the number of crops.
+Linear CKA (arXiv 1905.00414) from minibatches (arXiv 2010.15327) with the unbiased estimate of HSIC (Song
+2012): `1/(n(n-3)) [tr(KL) + 1'K1 1'L1 / ((n-1)(n-2)) - 2/(n-2) 1'KL1]`, K and L with zero diagonals. The
+paper that ctssl follows prints the last factor as 2/(n-1); the sources have 2/(n-2). An example is a crop;
+its feature is the block's map, averaged over a grid of 4x4x4 cells and flattened, so that memory is bounded
+by the batch, whatever the number of crops.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class TooFewCrops(ValueError):
 
 @dataclass(frozen=True)
 class Similarity:
-    """`matrix[i, j]`: CKA of block i of the first and block j of the second, over `crops` crops of `size` voxels. `apart`: how
-    many of these share no voxel with each other; where scans are small, the others repeat what these show."""
+    """`matrix[i, j]`: CKA of block i of the first and block j of the second, over `crops` crops of `size`
+    voxels. `apart`: how many of these share no voxel with each other; where scans are small, the others
+    repeat what these show."""
 
     matrix: np.ndarray
     crops: int
@@ -80,8 +82,8 @@ def hsic(k: Tensor, other: Tensor) -> Tensor:
 
 
 def cka(x: Tensor, y: Tensor) -> float:
-    """Linear CKA of features `(n, p)` and `(n, q)` of the same n examples; 1 for equal up to rotation and scale, about 0 for
-    independent ones (the unbiased estimate can fall slightly below)."""
+    """Linear CKA of features `(n, p)` and `(n, q)` of the same n examples; 1 for equal up to rotation and
+    scale, about 0 for independent ones (the unbiased estimate can fall slightly below)."""
     total = Minibatches(1, 1)
     total.add([x], [y])
     return float(total.matrix()[0, 0])
@@ -149,19 +151,20 @@ def compare(
 ) -> Similarity:
     """CKA between all blocks of two encoders (or of the encoders of two segmenters) on crops of scans.
 
-    Args:
-        scans: what `ctssl.read` takes.
-        other_scans: what the second sees instead, scan by scan the same anatomy on the same grid (shifted copies, say).
-        crops: different ones, of which at least 256 are needed for a steady picture (in the tests, batches of 24 come within
+    Args: scans: what `ctssl.read` takes. other_scans: what the second sees instead, scan by scan the same
+        anatomy on the same grid (shifted copies, say). crops: different ones, of which at least 256 are
+        needed for a steady picture (in the tests, batches of 24 come within
             0.02 of all at once).
-        batch: crops that are compared at a time, at least so many (all, where there are fewer).
-        size: voxels along each side of a crop. None: 64, or as much less as small scans ask for (48, 32, 24, 16).
-        spacing_mm: at which both see the scans, for models that were trained at different ones. None: each at its own.
-        names: for the picture, instead of the models' own.
+        batch: crops that are compared at a time, at least so many (all, where there are fewer). size: voxels
+        along each side of a crop. None: 64, or as much less as small scans ask for (48, 32, 24, 16).
+        spacing_mm: at which both see the scans, for models that were trained at different ones. None: each at
+        its own. names: for the picture, instead of the models' own.
 
-    An encoder and a segmenter (the same one fine-tuned, say) both see the scans at the segmenter's spacing and HU window.
+    An encoder and a segmenter (the same one fine-tuned, say) both see the scans at the segmenter's spacing
+    and HU window.
 
-    Raises `ValueError` where the two would not see the same crops, or the scans do not hold so many different ones.
+    Raises `ValueError` where the two would not see the same crops, or the scans do not hold so many different
+    ones.
     """
     encoders = [blocks_of(getattr(model, "encoder", model)).eval() for model in (first, second)]
     if other_scans is not None and len(other_scans) != len(scans):
@@ -210,8 +213,8 @@ def _own(encoder: Any) -> Any:
 def sized_crops(
     scans: list[np.ndarray], count: int, sizes: tuple[int, ...], seed: int
 ) -> tuple[int, list[tuple[int, tuple[int, ...]]]]:
-    """The first of the sizes that fits into most scans and of which they hold so many different crops, and these. Raises
-    `TooFewCrops`."""
+    """The first of the sizes that fits into most scans and of which they hold so many different crops, and
+    these. Raises `TooFewCrops`."""
     room = np.median([min(scan.shape) for scan in scans])
     for size in [size for size in sizes[:-1] if size <= room]:
         try:
@@ -224,7 +227,8 @@ def sized_crops(
 def different_crops(
     scans: list[np.ndarray], count: int, size: int, rng: np.random.Generator
 ) -> list[tuple[int, tuple[int, ...]]]:
-    """Scan and corner of `count` crops, none of them twice: two of the same would count as two examples that agree."""
+    """Scan and corner of `count` crops, none of them twice: two of the same would count as two examples that
+    agree."""
     places: dict[tuple[int, tuple[int, ...]], None] = {}
     for _ in range(TRIES * count):
         if len(places) == count:

@@ -18,12 +18,14 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One set of weights. `sha256` is that of `model.safetensors`; `repo` and `revision` are None until published.
+    """One set of weights. `sha256` is that of `model.safetensors`; `repo` and `revision` are None until
+    published.
 
-    `kind`: "encoder" or "segmenter". `encoder` and `encoder_args`: a key of `ctssl.encoders.ENCODERS` and what it is
-    called with. `corpus`: "wild", "self", "wild-self" (one after the other) or "" (not pretrained). `licence`: of the weights;
-    `data`: what they saw. `head` and `labels` (`{"1": "tumour"}`): of a segmenter. `baseline_only`: frozen, it tells tumours from
-    other tissue no better than the same encoder with random weights (`training.experiments.probe`): for comparing, not for use.
+    `kind`: "encoder" or "segmenter". `encoder` and `encoder_args`: a key of `ctssl.encoders.ENCODERS` and
+    what it is called with. `corpus`: "wild", "self", "wild-self" (one after the other) or "" (not
+    pretrained). `licence`: of the weights; `data`: what they saw. `head` and `labels` (`{"1": "tumour"}`): of
+    a segmenter. `baseline_only`: frozen, it tells tumours from other tissue no better than the same encoder
+    with random weights (`training.experiments.probe`): for comparing, not for use.
     """
 
     name: str
@@ -112,7 +114,8 @@ def _segmenter(
     licence: str,
     data: str,
 ) -> ModelSpec:
-    """A fine-tuned one, with the default head and one label; `corpus` and `pretext` of the encoder that it started from."""
+    """A fine-tuned one, with the default head and one label; `corpus` and `pretext` of the encoder that it
+    started from."""
     return ModelSpec(
         name,
         "segmenter",
@@ -130,7 +133,7 @@ def _segmenter(
     )
 
 
-# --- published: `python -m training.publish` writes these lines ---
+# --- published: `python -m training.release.publish` writes these lines ---
 PUBLISHED: dict[str, tuple[str, str]] = {}
 # --- end of what it writes ---
 """Where a model is on the Hub: repository and commit (40 hex digits) by name."""
@@ -215,7 +218,8 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def info(name: str) -> ModelSpec:
-    """What is known of a model, without loading it. Raises `ValueError`, with the nearest names, for an unknown one."""
+    """What is known of a model, without loading it. Raises `ValueError`, with the nearest names, for an
+    unknown one."""
     if name not in MODELS:
         raise ValueError(unknown(name))
     return MODELS[name]
@@ -229,9 +233,11 @@ def unknown(name: str) -> str:
 
 
 def pair(encoder: str, pretext: str) -> tuple[ModelSpec, ModelSpec]:
-    """The same encoder with the same pretext, pretrained in the wild and on the task's own scans: `(wild, self)`.
+    """The same encoder with the same pretext, pretrained in the wild and on the task's own scans: `(wild,
+    self)`.
 
-    `ctssl.load(spec.name)` loads each. Raises `ValueError`, with the pairs that exist, where one of the two is missing.
+    `ctssl.load(spec.name)` loads each. Raises `ValueError`, with the pairs that exist, where one of the two
+    is missing.
     """
     found: dict[tuple[str, str], dict[str, ModelSpec]] = {}
     for spec in MODELS.values():

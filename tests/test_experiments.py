@@ -11,11 +11,11 @@ from huggingface_hub import ModelCard
 
 from ctssl import Settings
 from ctssl.zoo import MODELS
-from training.card import card, strictest
 from training.data.corpora import nodule_split, split
 from training.experiments import lung_nodules, probe, sarcoma, trials
-from training.export_segmenter import TASKS
-from training.export_segmenter import card as segmenter_card
+from training.release.card import card, strictest
+from training.release.segmenter import TASKS
+from training.release.segmenter import card as segmenter_card
 
 ROOT = Path(__file__).parent.parent
 

@@ -20,7 +20,7 @@ import pytest
 from ctssl import hub
 from ctssl.zoo import MODELS
 from tests.hub_double import breaking
-from training.publish import git, main
+from training.release.publish import git, main
 
 ROOT = Path(__file__).parent.parent
 NAME = "vit-wild-mim"  # the smallest

@@ -13,11 +13,11 @@ import ctssl
 from ctssl import hub
 from ctssl.encoders import ENCODERS
 from ctssl.files.atomic import file_sha256
-from ctssl.fingerprint import deviation, fingerprint
 from ctssl.heads.segmenter import Segmenter
 from ctssl.phantom import phantom
 from ctssl.zoo import MODELS, ModelSpec, Preprocess
 from tests.conftest import SMALL
+from training.release.fingerprint import deviation, fingerprint
 
 NAMES = sorted(name for name, spec in MODELS.items() if spec.kind == "encoder")
 SEGMENTERS = sorted(set(MODELS) - set(NAMES))

@@ -19,12 +19,13 @@ from ctssl.hub.provenance import facts, read_metadata
 from ctssl.phantom import phantom
 from ctssl.zoo import Preprocess
 from tests.conftest import SMALL
-from training import checkpoints, export, log, pretrain
+from training import checkpoints, log, pretrain
 from training.data import cache, corpora, manifest, seen
 from training.data.loader import Places, Samples, loader
 from training.data.manifest import Scan
 from training.data.views import Views
 from training.pretext.batch import Batch
+from training.release import encoder as export
 from training.run import Run, find_run, override
 
 ROOT = Path(__file__).parent.parent

@@ -18,7 +18,7 @@ from ctssl.hub import provenance
 from ctssl.hub.provenance import facts, origin, read_metadata
 from ctssl.zoo import MODELS
 from tests.conftest import SMALL
-from training import export_segmenter
+from training.release import segmenter as export_segmenter
 
 NAMES = sorted(MODELS)
 ENCODER = next(name for name in NAMES if MODELS[name].kind == "encoder")

@@ -20,8 +20,8 @@ from ctssl.zoo import MODELS, ModelSpec, Preprocess
 from tests.conftest import SMALL
 from tests.hub_double import Double
 from tests.test_hub import NAME, python
-from training import publish
-from training.export_segmenter import free
+from training.release import publish
+from training.release.segmenter import free
 
 OTHER = "swin-wild-mim"
 MASK = """import sys, ctssl, numpy; from ctssl.phantom import phantom; m = ctssl.load_segmenter(sys.argv[1])

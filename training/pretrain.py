@@ -1,10 +1,12 @@
-"""Pretrain an encoder: `python -m training.pretrain swin_wild_mim [--out runs/swin_wild_mim] [--set steps=100 ...]`.
+"""Pretrain an encoder: `python -m training.pretrain swin_wild_mim [--out runs/swin_wild_mim] [--set steps=100
+...]`.
 
-A run is a file in `training/runs/`; `--set` changes one of its fields. With scans of your own:
-`python -m training.pretrain --data MY_SCANS --model swin --task smit [--init swin-wild-mim] --out my-encoder`.
-Stopped runs go on where they were: the same command again, and the result is the one of an uninterrupted run. On several
-devices: `torchrun --nproc-per-node 8 -m training.pretrain paper/swin_wild_smit`. `--out` gets the checkpoints, a log
-(`log.jsonl`, `loss.png`) and, at the end, the encoder, as a folder for `ctssl.load` and `ctssl finetune --model`.
+A run is a file in `training/runs/`; `--set` changes one of its fields. With scans of your own: `python -m
+training.pretrain --data MY_SCANS --model swin --task smit [--init swin-wild-mim] --out my-encoder`. Stopped
+runs go on where they were: the same command again, and the result is the one of an uninterrupted run. On
+several devices: `torchrun --nproc-per-node 8 -m training.pretrain paper/swin_wild_smit`. `--out` gets the
+checkpoints, a log (`log.jsonl`, `loss.png`) and, at the end, the encoder, as a folder for `ctssl.load` and
+`ctssl finetune --model`.
 """
 
 import argparse
@@ -47,8 +49,8 @@ from training.run import Run, find_run, override, own_run
 
 
 def build(run: Run) -> Any:
-    """The task of a run around its encoder, initialised from its seed, or from `run.init`: a model, or a whole task in a
-    `.safetensors` file (`training.export --full-state`)."""
+    """The task of a run around its encoder, initialised from its seed, or from `run.init`: a model, or a
+    whole task in a `.safetensors` file (`training.release.encoder --full-state`)."""
     torch.manual_seed(run.seed)
     if run.encoder not in ENCODERS or run.task not in TASKS:
         raise SystemExit(f"run {run.name}: encoders are {sorted(ENCODERS)}, tasks are {sorted(TASKS)}")
@@ -76,7 +78,8 @@ def build(run: Run) -> Any:
 
 
 def optimizer(task: nn.Module, run: Run) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
-    """AdamW without decay for biases, norms, tables and tokens; linear warm-up, then half a cosine to zero, by step."""
+    """AdamW without decay for biases, norms, tables and tokens; linear warm-up, then half a cosine to zero,
+    by step."""
     free = [name for name, _ in task.named_parameters() if "bias_table" in name or "position" in name]
     groups = param_groups_weight_decay(task, run.weight_decay, no_weight_decay_list=free)
     opt = torch.optim.AdamW(groups, lr=run.lr, betas=(0.9, 0.95))
@@ -93,10 +96,12 @@ def optimizer(task: nn.Module, run: Run) -> tuple[torch.optim.Optimizer, CosineL
 
 
 def backward(model: nn.Module, pieces: list[Batch], *, bf16: bool = False) -> dict[str, float]:
-    """Gradients of one step whose batch comes in pieces (and on several devices); the numbers of this process to log.
+    """Gradients of one step whose batch comes in pieces (and on several devices); the numbers of this process
+    to log.
 
-    Mean losses are averaged over pieces. A joint loss needs every sample's embedding: those are computed first, without
-    gradient, and each piece then adds the gradient through its own (as in GradCache, arXiv 2101.06983).
+    Mean losses are averaged over pieces. A joint loss needs every sample's embedding: those are computed
+    first, without gradient, and each piece then adds the gradient through its own (as in GradCache, arXiv
+    2101.06983).
     """
     task: Any = model.module if isinstance(model, DistributedDataParallel) else model
     world = dist.get_world_size() if isinstance(model, DistributedDataParallel) else 1
@@ -129,7 +134,8 @@ def backward(model: nn.Module, pieces: list[Batch], *, bf16: bool = False) -> di
 
 
 def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
-    """Train, resuming from `out`; `stop_after` ends early, as an interruption would (for tests). Returns the task."""
+    """Train, resuming from `out`; `stop_after` ends early, as an interruption would (for tests). Returns the
+    task."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -304,7 +310,9 @@ def main() -> None:
     parser.add_argument("--model", choices=sorted(ENCODERS), help="the encoder to train on them")
     parser.add_argument("--task", choices=sorted(TASKS), help="the pretext")
     parser.add_argument(
-        "--init", default="", help="start from this model, or from this FILE of training.export --full-state"
+        "--init",
+        default="",
+        help="start from this model, or from this FILE of training.release.encoder --full-state",
     )
     parser.add_argument("--out", type=Path, help="folder for what comes out (default runs/<run>)")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")

@@ -28,15 +28,16 @@ STEPS = {
 """About equal compute for every task: a step of `contrastive` costs two of `mim`, one of `smit` about 2.5."""
 
 CONTRASTIVE: dict[str, Any] = dict(crop=32, batch=32, views=Views(intensity=0.05, gamma=1.15, noise=0.02))
-"""As many voxels a step as four crops of 64, but 62 views to repel instead of six, and values that stay near their HU: with four
-crops and SimCLR's stronger intensity changes no contrastive encoder beat its random twin (`training.experiments.probe`)."""
+"""As many voxels a step as four crops of 64, but 62 views to repel instead of six, and values that stay near
+their HU: with four crops and SimCLR's stronger intensity changes no contrastive encoder beat its random twin
+(`training.experiments.probe`)."""
 
 DISTILLED: dict[str, Any] = dict(
     task_args=dict(standardise=True, momentum=0.99, teacher_temperature=(0.04, 0.04))
 )
-"""For runs of 1,800 steps. As published (tokens as they are, momentum 0.996, temperature rising to 0.07) the targets of the
-Swins' teachers were uniform from the first hundred steps to the last (entropy 6.93, the log of 1024): SMIT was masked image
-prediction alone."""
+"""For runs of 1,800 steps. As published (tokens as they are, momentum 0.996, temperature rising to 0.07) the
+targets of the Swins' teachers were uniform from the first hundred steps to the last (entropy 6.93, the log of
+1024): SMIT was masked image prediction alone."""
 RECIPES = {"contrastive": CONTRASTIVE, "itd": DISTILLED, "itd_mpd": DISTILLED, "smit": DISTILLED}
 """What the small runs of a task change, where they change anything."""
 
@@ -44,9 +45,10 @@ RECIPES = {"contrastive": CONTRASTIVE, "itd": DISTILLED, "itd_mpd": DISTILLED, "
 @dataclass(frozen=True)
 class Run:
     """One pretraining. `batch` is per device and piece, `accumulate` pieces make a step; `crop` in voxels of
-    `preprocess.spacing_mm`; `warmup` a share of `steps`. `corpus`: see `training.data.manifest`. `init`: a model to start
-    from. `bf16`: half precision; on a CPU it pays with AVX512_BF16 or AMX. `checkpointing`: less memory, about a third more time.
-    `compile`: `torch.compile` of the encoder's blocks, for which a C++ compiler must be there; minutes at the start, then faster.
+    `preprocess.spacing_mm`; `warmup` a share of `steps`. `corpus`: see `training.data.manifest`. `init`: a
+    model to start from. `bf16`: half precision; on a CPU it pays with AVX512_BF16 or AMX. `checkpointing`:
+    less memory, about a third more time. `compile`: `torch.compile` of the encoder's blocks, for which a C++
+    compiler must be there; minutes at the start, then faster.
     """
 
     name: str

@@ -42,7 +42,8 @@ def may_be_series(folder: Path) -> bool:
 
 
 def scans_of(folder: Path) -> dict[str, Path]:
-    """The NIfTI files of a folder and its folders (DICOM series) by name; empty for a file or the folder of one series."""
+    """The NIfTI files of a folder and its folders (DICOM series) by name; empty for a file or the folder of
+    one series."""
     if not folder.is_dir():
         return {}
     from ctssl.datasets.layouts import stem

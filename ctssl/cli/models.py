@@ -99,7 +99,8 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _known(name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, str] | None]:
-    """What table or `config.json` say of a model, and its origin; None for one of the table that is not on this machine."""
+    """What table or `config.json` say of a model, and its origin; None for one of the table that is not on
+    this machine."""
     from ctssl import hub
     from ctssl.files.names import REPOSITORY
     from ctssl.hub.provenance import origin

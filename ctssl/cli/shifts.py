@@ -22,8 +22,8 @@ UNITS = {
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser], chosen: str) -> None:
-    """The two commands, by `command(name, run, text)` of `ctssl.cli.main`. `chosen`: the one that will run, as `shift` alone needs to
-    load the shifts, which have its flags."""
+    """The two commands, by `command(name, run, text)` of `ctssl.cli.main`. `chosen`: the one that will run,
+    as `shift` alone needs to load the shifts, which have its flags."""
     sub = command(
         "shift",
         _shift,
@@ -174,9 +174,8 @@ def _shift_folder(
     from tqdm import tqdm
 
     from ctssl.files.atomic import apart, disk_is_full
-    from ctssl.robustness.curves import CLEAN
     from ctssl.shifts import SHIFTS, check_shift, shift_all
-    from ctssl.shifts.stamps import content, named, stamp_of, stamped, together
+    from ctssl.shifts.stamps import CLEAN, content, named, stamp_of, stamped, together
     from ctssl.volume.volume import read
 
     out = Path(args.out)
@@ -219,8 +218,9 @@ def _shift_folder(
 
 
 def _known(wanted: dict[Any, str], overwrite: bool) -> dict[Any, str]:
-    """The files that are there already, with their stamps. `wanted`: stamps without their scan. Raises `FileExistsError` for
-    what `ctssl shift` did not write, such as masks, and, unless they are replaced, for what it wrote otherwise."""
+    """The files that are there already, with their stamps. `wanted`: stamps without their scan. Raises
+    `FileExistsError` for what `ctssl shift` did not write, such as masks, and, unless they are replaced, for
+    what it wrote otherwise."""
     from ctssl.shifts.stamps import differs, stamp_in
     from ctssl.volume.volume import read
 

@@ -1,8 +1,9 @@
 """The tensors of a checkpoint that a stranger made, read without trusting it.
 
-A `.safetensors` file is data and is read here. A `.pt` or `.pth` file is a pickle: the archive is looked at first (sizes,
-compression), then a process of its own opens it (`ctssl.convert.unpickle`), with `weights_only=True`, a time limit and, where the
-system has one, a memory limit. What comes back is a safetensors file.
+A `.safetensors` file is data and is read here. A `.pt` or `.pth` file is a pickle: the archive is looked at
+first (sizes, compression), then a process of its own opens it (`ctssl.convert.unpickle`), with
+`weights_only=True`, a time limit and, where the system has one, a memory limit. What comes back is a
+safetensors file.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ OTHERS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`tensors` by their way through the containers, `state_dict/module.norm.weight`; `skipped` containers and their sizes."""
+    """`tensors` by their way through the containers, `state_dict/module.norm.weight`; `skipped` containers
+    and their sizes."""
 
     tensors: dict[str, Tensor]
     skipped: dict[str, int] = field(default_factory=dict)

@@ -16,7 +16,8 @@ from ctssl.files.atomic import write_whole
 
 
 def to_program(encoder: nn.Module, *, size: tuple[int, int, int]) -> torch.export.ExportedProgram:
-    """The encoder as a program for images `(1, 1, *size)`; `program.module()(x)` gives its maps, finest first.
+    """The encoder as a program for images `(1, 1, *size)`; `program.module()(x)` gives its maps, finest
+    first.
 
     The size is fixed because the windows of a Swin are laid out for it. Nothing of ctssl is needed to run it.
     """
@@ -61,11 +62,13 @@ def to_onnx(
 
 
 def to_monai(encoder: nn.Module, *, deepest_only: bool = False) -> nn.Module:
-    """A Swin as MONAI's `SwinTransformer`, for `SwinUNETR(...).swinViT.load_state_dict(to_monai(encoder).state_dict())`.
+    """A Swin as MONAI's `SwinTransformer`, for
+    `SwinUNETR(...).swinViT.load_state_dict(to_monai(encoder).state_dict())`.
 
-    Exact for images with more than a window of tokens along each axis at every stage. `deepest_only`: also an encoder
-    whose maps are not MONAI's: then only the last map agrees, after `layer_norm`, and a decoder has to be trained anew.
-    Raises `ValueError`, "not representable: ...", for what MONAI's network cannot compute.
+    Exact for images with more than a window of tokens along each axis at every stage. `deepest_only`: also an
+    encoder whose maps are not MONAI's: then only the last map agrees, after `layer_norm`, and a decoder has
+    to be trained anew. Raises `ValueError`, "not representable: ...", for what MONAI's network cannot
+    compute.
     """
     from monai.networks.nets.swin_unetr import SwinTransformer
 

@@ -45,7 +45,8 @@ UNKNOWN_LICENCE = "unknown: that of the source file"
 
 @dataclass(frozen=True)
 class Imported:
-    """The folder that `ctssl.load` reads, and what became of every key of the source (also in its `import.json`).
+    """The folder that `ctssl.load` reads, and what became of every key of the source (also in its
+    `import.json`).
 
     Each of `keys` has `key`, `action` (taken, renamed, changed, joined, left out), `to`, `how`.
     """
@@ -79,16 +80,13 @@ def import_checkpoint(
 ) -> Imported:
     """Turn a checkpoint of another project into a folder that `ctssl.load` reads.
 
-    Args:
-        file: `.pt`, `.pth` (opened in a process of its own, tensors only) or `.safetensors`.
-        out: folder to write.
-        family: a key of `ctssl.convert.families.FAMILIES`; None: told by the names of the weights.
-        merging: "1.4", "1.5" or "v2": which MONAI trained a MONAI Swin; no file tells.
-        heads, grid, norm_eps: of a ViT: attention heads, tokens along each axis (when not a cube), epsilon of the norms.
-        root: what stands before the encoder's keys, when a file holds several encoders.
-        spacing_mm, window_hu: how scans are prepared; None: as is usual in the family.
-        licence: of the weights, for `config.json`.
-        seconds: to open the file in.
+    Args: file: `.pt`, `.pth` (opened in a process of its own, tensors only) or `.safetensors`. out: folder to
+        write. family: a key of `ctssl.convert.families.FAMILIES`; None: told by the names of the weights.
+        merging: "1.4", "1.5" or "v2": which MONAI trained a MONAI Swin; no file tells. heads, grid, norm_eps:
+        of a ViT: attention heads, tokens along each axis (when not a cube), epsilon of the norms. root: what
+        stands before the encoder's keys, when a file holds several encoders. spacing_mm, window_hu: how scans
+        are prepared; None: as is usual in the family. licence: of the weights, for `config.json`. seconds: to
+        open the file in.
 
     Raises `ValueError`, and writes nothing, when anything of the encoder cannot be represented or is missing.
     """

@@ -1,8 +1,10 @@
-"""The one place where a pickle is opened: a program that runs in a process of its own (see `ctssl.convert.checkpoint`).
+"""The one place where a pickle is opened: a program that runs in a process of its own (see
+`ctssl.convert.checkpoint`).
 
-`python -I unpickle.py FILE OUT SETTINGS` reads the tensors of a checkpoint (`weights_only=True`) and writes them to OUT
-as safetensors; the key of a tensor is its way through the containers, `state_dict/module.norm.weight`. It prints one JSON
-object: `{"skipped": {container: number of tensors}}` or `{"error": words}`. It imports nothing of ctssl.
+`python -I unpickle.py FILE OUT SETTINGS` reads the tensors of a checkpoint (`weights_only=True`) and writes
+them to OUT as safetensors; the key of a tensor is its way through the containers,
+`state_dict/module.norm.weight`. It prints one JSON object: `{"skipped": {container: number of tensors}}` or
+`{"error": words}`. It imports nothing of ctssl.
 """
 
 import argparse
@@ -82,7 +84,8 @@ def _walk(value: Any, path: str, found: dict[str, Any], skipped: dict[str, int],
 
 
 def _count(value: Any) -> int:
-    """Tensors somewhere inside, looked for without recursion: a pickle may nest without end, or contain itself."""
+    """Tensors somewhere inside, looked for without recursion: a pickle may nest without end, or contain
+    itself."""
     import torch
 
     left, seen, count = [value], set(), 0

@@ -12,7 +12,8 @@ from ctssl.volume.volume import Volume, read
 
 @dataclass(frozen=True)
 class Case:
-    """One scan and its mask. `label` is a NIfTI file, or the RTSTRUCT or SEG of a DICOM `series`; `roi` names its structure.
+    """One scan and its mask. `label` is a NIfTI file, or the RTSTRUCT or SEG of a DICOM `series`; `roi` names
+    its structure.
 
     `patient` is the same for all scans of a person. `facts`: further columns of a table, for strata.
     """

@@ -36,13 +36,14 @@ def problems(
 ) -> list[Problem]:
     """Read every case and say what is wrong with it, errors first. An empty list: nothing found.
 
-    `whole`: False for a part of some data, in which a label may be missing. `look` is called with each case that could be read,
-    its scan, its mask and the labels in it.
+    `whole`: False for a part of some data, in which a label may be missing. `look` is called with each case
+    that could be read, its scan, its mask and the labels in it.
 
-    Errors: unreadable, not a CT in HU, scan and mask on different grids, unknown label values, the same scan twice, a patient
-    in two splits, labels that are not 1, 2, ... Warnings: an empty mask, one that lies outside the body, a label that no other
-    case has, what `ctssl.lint` doubts, and a scan on which `model`, or the encoder that it came from, was trained (exact copies
-    only: a model's folder holds salted hashes of voxels and the SeriesInstanceUIDs that are known).
+    Errors: unreadable, not a CT in HU, scan and mask on different grids, unknown label values, the same scan
+    twice, a patient in two splits, labels that are not 1, 2, ... Warnings: an empty mask, one that lies
+    outside the body, a label that no other case has, what `ctssl.lint` doubts, and a scan on which `model`,
+    or the encoder that it came from, was trained (exact copies only: a model's folder holds salted hashes of
+    voxels and the SeriesInstanceUIDs that are known).
     """
     from tqdm import tqdm
 
@@ -118,8 +119,8 @@ def problems(
 
 
 def _odd_labels(held: dict[str, set[int]], *, missing: int) -> list[Problem]:
-    """Where nothing says what the labels are: they must be 1, 2, ... (a mask of 0 and 255 has one label), none in one case
-    alone. So many may be `missing`."""
+    """Where nothing says what the labels are: they must be 1, 2, ... (a mask of 0 and 255 has one label),
+    none in one case alone. So many may be `missing`."""
     counts = Counter(value for values in held.values() for value in values)
     gaps = [value for value in counts if value > len(counts) + missing]
     found = []

@@ -28,7 +28,8 @@ def find_cases(
     labels: str | os.PathLike | None = None,
     roi: str | None = None,
 ) -> Dataset:
-    """The cases of a folder or CSV in any known layout (see `LAYOUTS`), or of two folders. Nothing is read but names.
+    """The cases of a folder or CSV in any known layout (see `LAYOUTS`), or of two folders. Nothing is read
+    but names.
 
     `roi` is the structure to take from RTSTRUCT or SEG files that hold several. Raises `FileNotFoundError` or
     `ValueError` saying what is missing.
@@ -70,8 +71,8 @@ def _pairs(image_folder: Path, label_folder: Path) -> list[Case]:
 
 
 def niftis(folder: Path, *, masks: dict[str, Path] | None = None) -> dict[str, Path]:
-    """The NIfTI files of a folder by case name; of scans with these `masks`, nnU-Net's `_0000` is no part of it, unless it is in
-    the mask's name too."""
+    """The NIfTI files of a folder by case name; of scans with these `masks`, nnU-Net's `_0000` is no part of
+    it, unless it is in the mask's name too."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]

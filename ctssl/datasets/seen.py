@@ -12,7 +12,8 @@ SEEN = "seen.json"  # in a model's folder: hashes of the scans that it was pretr
 
 
 def seen_after(before: dict[str, Any], labelled: list[str], *, salt: str) -> str:
-    """`seen.json` of what goes on from a model that has seen `before`, with scans of these salted hashes, and their masks."""
+    """`seen.json` of what goes on from a model that has seen `before`, with scans of these salted hashes, and
+    their masks."""
     found = {"salt": salt, "voxels": before.get("voxels", []), "series": before.get("series", [])}
     return (
         json.dumps({**found, "labelled": sorted({*before.get("labelled", []), *labelled})}, indent=1) + "\n"
@@ -20,7 +21,8 @@ def seen_after(before: dict[str, Any], labelled: list[str], *, salt: str) -> str
 
 
 def seen_by(model: Any) -> dict[str, Any]:
-    """`seen.json` of a model, or of the published encoder that it was fine-tuned from; empty where there is none."""
+    """`seen.json` of a model, or of the published encoder that it was fine-tuned from; empty where there is
+    none."""
     from ctssl import hub
     from ctssl.zoo import MODELS
 

@@ -12,8 +12,8 @@ FEWEST = 10  # patients below which all of them are needed for training
 def divide(cases: list[Case], hold_out: float | list[str] | None, seed: int) -> tuple[list[Case], list[Case]]:
     """Training and held-out cases. The scans of one patient stay together.
 
-    `hold_out`: a share of the patients, or names. None: what the column `split` calls test (where it calls nothing so, what it
-    calls val), or a fifth.
+    `hold_out`: a share of the patients, or names. None: what the column `split` calls test (where it calls
+    nothing so, what it calls val), or a fifth.
     """
     if hold_out is None and any(case.split for case in cases):
         if blank := [case.name for case in cases if not case.split]:

@@ -9,8 +9,8 @@ An encoder is an `nn.Module` with
 - `forward_intermediates(x, indices=...)`: output `(B, C, x, y, z)` of any block; `attention(x, block=...)`;
 - `config`: the arguments that build it again.
 
-Sizes that are not multiples of a stride are padded. There is no mask token and no projection head: those belong to a
-pretraining task, so the state of a trained encoder is the released file.
+Sizes that are not multiples of a stride are padded. There is no mask token and no projection head: those
+belong to a pretraining task, so the state of a trained encoder is the released file.
 
 To add one: write `ctssl/encoders/<name>.py` and add a line to `ENCODERS`.
 """

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """`(W, H, N, d)` queries, `(W, H, M, d)` keys and values, `(H, N, M)` bias -> `(W, H, N, d)`.
 
-    The bias is given four dimensions: with three, the fused kernel is not used. A program for other runtimes gets plain sums,
-    since each lays the fused kernel's result out in its own way.
+    The bias is given four dimensions: with three, the fused kernel is not used. A program for other runtimes
+    gets plain sums, since each lays the fused kernel's result out in its own way.
     """
     if torch.compiler.is_exporting():
         logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
@@ -21,7 +21,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def learns_bias(qkv: Tensor, bias: Tensor) -> bool:
-    """Whether to use `attend_learning_bias`: on a CPU, PyTorch's fused kernel takes no bias that needs a gradient."""
+    """Whether to use `attend_learning_bias`: on a CPU, PyTorch's fused kernel takes no bias that needs a
+    gradient."""
     return (
         qkv.device.type == "cpu"
         and torch.is_grad_enabled()
@@ -31,7 +32,8 @@ def learns_bias(qkv: Tensor, bias: Tensor) -> bool:
 
 
 def attend_learning_bias(qkv: Tensor, bias: Tensor, padding: Tensor | None = None) -> Tensor:
-    """Rows `(W*N, 3*H*d)` of queries, keys and values, window by window, and `(H, N, M)` bias -> `(W*N, H*d)`.
+    """Rows `(W*N, 3*H*d)` of queries, keys and values, window by window, and `(H, N, M)` bias -> `(W*N,
+    H*d)`.
 
     `padding`: `(2, H, d)`, a key and a value that every window has after its own (then M is N + 1).
     """
@@ -39,7 +41,8 @@ def attend_learning_bias(qkv: Tensor, bias: Tensor, padding: Tensor | None = Non
 
 
 class _BiasedAttention(torch.autograd.Function):
-    """Softmax attention that keeps its weights, sums the bias gradient window by window, and moves each number once."""
+    """Softmax attention that keeps its weights, sums the bias gradient window by window, and moves each
+    number once."""
 
     @staticmethod
     def forward(ctx, qkv: Tensor, bias: Tensor, padding: Tensor | None) -> Tensor:

@@ -32,7 +32,8 @@ class DropPath(nn.Module):
         self.drawn: Tensor | None = None
 
     def draw(self, sample: Tensor) -> Tensor | None:
-        """Factor of each row from the sample it belongs to: 0 or 1 / (1 - rate); None when nothing is dropped."""
+        """Factor of each row from the sample it belongs to: 0 or 1 / (1 - rate); None when nothing is
+        dropped."""
         if self.rate == 0.0 or not self.training:
             return None
         drawn = torch.rand(int(sample.max()) + 1, device=sample.device) if self.drawn is None else self.drawn
@@ -41,8 +42,8 @@ class DropPath(nn.Module):
 
 
 def recomputed(block: nn.Module, *inputs: Any) -> Any:
-    """`block(*inputs)`, computed again in the backward pass, with the draw of its stochastic depth that it has now (the next view
-    has another)."""
+    """`block(*inputs)`, computed again in the backward pass, with the draw of its stochastic depth that it
+    has now (the next view has another)."""
     drop: Any = block.drop_path
     now = drop.drawn
 
@@ -57,7 +58,8 @@ def recomputed(block: nn.Module, *inputs: Any) -> Any:
 
 
 class PatchEmbed(nn.Module):
-    """`(B, 1, X, Y, Z)` -> `(B, x, y, z, width)`: one token per patch; the far border is padded with zeros."""
+    """`(B, 1, X, Y, Z)` -> `(B, x, y, z, width)`: one token per patch; the far border is padded with
+    zeros."""
 
     def __init__(self, width: int, *, patch: int, norm: bool) -> None:
         super().__init__()

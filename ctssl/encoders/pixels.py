@@ -1,4 +1,5 @@
-"""No encoder: the image is the only map. Under it, a head that is a whole network trains like any other model."""
+"""No encoder: the image is the only map. Under it, a head that is a whole network trains like any other
+model."""
 
 from typing import Any
 

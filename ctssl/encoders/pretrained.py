@@ -42,7 +42,8 @@ class Pretrained:
     origin: tuple[dict[str, str], str] | None = None
 
     def preprocess(self, volume: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray]) -> Tensor:
-        """What `ctssl.read` takes -> `(1, 1, X, Y, Z)` on the model's grid: RAS+, `spec.preprocess.spacing_mm`, 0..1.
+        """What `ctssl.read` takes -> `(1, 1, X, Y, Z)` on the model's grid: RAS+,
+        `spec.preprocess.spacing_mm`, 0..1.
 
         Warns about a doubtful scan and raises `ValueError` for an impossible one; see `ctssl.lint`.
         """
@@ -76,16 +77,19 @@ class Pretrained:
         return model
 
     def save_pretrained(self, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
-        """Write a folder that `ctssl.load` reads (float32). A folder with something in it is kept unless `overwrite`."""
+        """Write a folder that `ctssl.load` reads (float32). A folder with something in it is kept unless
+        `overwrite`."""
         from ctssl.loading import encoder_config, write_folder
 
         name = self.spec.name if self.spec else Path(folder).resolve().name
         return write_folder(self, folder, encoder_config(self, name=name), overwrite=overwrite)  # type: ignore[arg-type]
 
     def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
-        """Save to a Hub repository `owner/name`, made if needed, with a generated card; returns the address of the commit.
+        """Save to a Hub repository `owner/name`, made if needed, with a generated card; returns the address
+        of the commit.
 
-        Weights, config and card, nothing of the data. `token`: None takes that of HF_TOKEN or of `hf auth login`.
+        Weights, config and card, nothing of the data. `token`: None takes that of HF_TOKEN or of `hf auth
+        login`.
         """
         from ctssl.hub.client import push
 

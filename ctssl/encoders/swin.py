@@ -1,4 +1,5 @@
-"""3D Swin Transformer (Liu 2021), numerically equal to MONAI's and to the paper's, faster on the same weights."""
+"""3D Swin Transformer (Liu 2021), numerically equal to MONAI's and to the paper's, faster on the same
+weights."""
 
 from typing import Any, NamedTuple
 
@@ -33,14 +34,16 @@ MERGE_ORDERS = {
     ),  # MONAI since 1.5
     "monai-1.4": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1)),
 }
-"""Which neighbours a merging lines up. MONAI before 1.5 took two of them twice and two never: weights of that time need it."""
+"""Which neighbours a merging lines up. MONAI before 1.5 took two of them twice and two never: weights of that
+time need it."""
 
 
 class WindowAttention(NamedTuple):
-    """`weights` (B, heads, windows, N, N); `origins` (windows, 3): token-grid place of each window's first slot.
+    """`weights` (B, heads, windows, N, N); `origins` (windows, 3): token-grid place of each window's first
+    slot.
 
-    N is the window's volume; slot n lies at `origin + unravel(n, window)`. Origins can be negative and slots can lie
-    outside the grid: those query nothing (zero rows).
+    N is the window's volume; slot n lies at `origin + unravel(n, window)`. Origins can be negative and slots
+    can lie outside the grid: those query nothing (zero rows).
     """
 
     weights: Tensor
@@ -65,7 +68,8 @@ class Attention(nn.Module):
         return self.bias_table.t()[:, index.flatten()].reshape(self.heads, *index.shape)
 
     def group_bias(self, full: Tensor, group: Group) -> Tensor:
-        """`(heads, N, N)` of the tokens in the grid, `(heads, N, N + 1)` when the window reaches into the padding.
+        """`(heads, N, N)` of the tokens in the grid, `(heads, N, N + 1)` when the window reaches into the
+        padding.
 
         Padding tokens all have the key and value of a zero vector, so they act as one key whose bias is the
         logarithm of the sum of theirs.
@@ -111,7 +115,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Norm, window attention, norm, MLP, with residuals; `shift` moves the windows by half in every second block."""
+    """Norm, window attention, norm, MLP, with residuals; `shift` moves the windows by half in every second
+    block."""
 
     def __init__(
         self,
@@ -176,7 +181,8 @@ def neighbours(x: Tensor, places: tuple[tuple[int, int, int], ...]) -> Tensor:
 
 
 class _Neighbours(torch.autograd.Function):
-    """`neighbours` whose gradient writes each cell once, where autograd would add up eight tensors of zeros."""
+    """`neighbours` whose gradient writes each cell once, where autograd would add up eight tensors of
+    zeros."""
 
     @staticmethod
     def forward(ctx, x: Tensor, places: tuple[tuple[int, int, int], ...]) -> Tensor:
@@ -194,7 +200,8 @@ class _Neighbours(torch.autograd.Function):
 
 
 class Conv(nn.Module):
-    """Two 3x3x3 convolutions with instance norm and leaky ReLU, around a residual: Swin UNETR V2's (MONAI `use_v2`)."""
+    """Two 3x3x3 convolutions with instance norm and leaky ReLU, around a residual: Swin UNETR V2's (MONAI
+    `use_v2`)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -210,7 +217,8 @@ class Conv(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution, the convolutions before them if any, and the merging that leads to the next."""
+    """Blocks of one resolution, the convolutions before them if any, and the merging that leads to the
+    next."""
 
     blocks: Any
     merge: Merge | None
@@ -224,24 +232,21 @@ class Stage(nn.Module):
 
 
 class Swin(nn.Module, Pretrained):
-    """3D Swin. `forward(x)`: `(B, 1, X, Y, Z)` -> feature maps `(B, channels[i], ceil(X/strides[i]), ...)`, finest first.
+    """3D Swin. `forward(x)`: `(B, 1, X, Y, Z)` -> feature maps `(B, channels[i], ceil(X/strides[i]), ...)`,
+    finest first.
 
-    Args:
-        width: channels of the first stage; doubled by every merging.
-        depths, heads: blocks and attention heads of each stage.
-        window: tokens along each side of an attention window.
-        patch: voxels along each side of a token.
-        merge_last: merge after the last stage too (the paper and MONAI do).
-        maps: `"before"` gives each stage's output before merging, through its own norm, and the merged end as it is
+    Args: width: channels of the first stage; doubled by every merging. depths, heads: blocks and attention
+        heads of each stage. window: tokens along each side of an attention window. patch: voxels along each
+        side of a token. merge_last: merge after the last stage too (the paper and MONAI do). maps: `"before"`
+        gives each stage's output before merging, through its own norm, and the merged end as it is
             (the paper); `"after"` gives the patch embedding and each merged output through a norm without
             parameters (MONAI). Weights trained with one are wrong with the other.
-        sliced_bias: MONAI's choice of position bias in windows that a small grid has shrunk.
-        small_grids: what happens on a grid no longer than a window: `"shrink"` takes it whole (MONAI), `"pad"` pads it to
-            the window and shifts it (SMIT). The same on larger grids.
-        merge_order: a key of `MERGE_ORDERS`.
-        convs: residual convolutions before the blocks of each stage (MONAI `use_v2`).
-        drop_path: stochastic depth of the last block, growing linearly from 0; training only.
-        checkpointing: recompute each block in the backward pass: less memory, about a third more time.
+        sliced_bias: MONAI's choice of position bias in windows that a small grid has shrunk. small_grids:
+            what happens on a grid no longer than a window: `"shrink"` takes it whole (MONAI), `"pad"` pads it
+            to the window and shifts it (SMIT). The same on larger grids.
+        merge_order: a key of `MERGE_ORDERS`. convs: residual convolutions before the blocks of each stage
+        (MONAI `use_v2`). drop_path: stochastic depth of the last block, growing linearly from 0; training
+        only. checkpointing: recompute each block in the backward pass: less memory, about a third more time.
 
     Attention weights, biases and map order follow arXiv 2103.14030, MONAI `SwinTransformer` and SMIT.
     """
@@ -455,7 +460,8 @@ def window_attention(
     size: tuple[int, int, int],
     batch: int,
 ) -> WindowAttention:
-    """The weights a block uses, computed plainly: from each group's tokens into the slots of whole windows."""
+    """The weights a block uses, computed plainly: from each group's tokens into the slots of whole
+    windows."""
     assert isinstance(block, Block)
     attn, shifts = block.attn, shrink(size, block.window, block.shift, block.pads)[1]
     starts = [range(s - w if s else 0, n, w) for n, w, s in zip(size, windows, shifts, strict=True)]

@@ -59,10 +59,11 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module, Pretrained):
-    """3D ViT. `forward(x)`: `(B, 1, X, Y, Z)` -> `maps` feature maps `(B, width, ceil(X/patch), ...)`, shallowest first.
+    """3D ViT. `forward(x)`: `(B, 1, X, Y, Z)` -> `maps` feature maps `(B, width, ceil(X/patch), ...)`,
+    shallowest first.
 
-    The maps come from blocks spread evenly over the depth. The last one goes through the final norm, the others through
-    a norm without parameters.
+    The maps come from blocks spread evenly over the depth. The last one goes through the final norm, the
+    others through a norm without parameters.
 
     Args:
         width, depth, heads: channels, blocks, attention heads.
@@ -162,7 +163,8 @@ class ViT(nn.Module, Pretrained):
         return [channels_first(kept[i][:, :count].unflatten(1, tokens.shape[1:4])) for i in wanted]
 
     def attention(self, x: Tensor, *, block: int) -> Tensor:
-        """Attention weights `(B, heads, N, N)` of one block; token n lies at `unravel(n, token grid)`, extra ones come last."""
+        """Attention weights `(B, heads, N, N)` of one block; token n lies at `unravel(n, token grid)`, extra
+        ones come last."""
         (wanted,) = block_indices([block], len(self.blocks))
         tokens = self._placed(self.patch_embed(x))
         if wanted:
@@ -201,7 +203,8 @@ class ViT(nn.Module, Pretrained):
 
 
 def sine_positions(grid: tuple[int, ...], width: int) -> Tensor:
-    """`(*grid, width)`: sines and cosines of each coordinate, a third of the channels each (arXiv 1706.03762)."""
+    """`(*grid, width)`: sines and cosines of each coordinate, a third of the channels each (arXiv
+    1706.03762)."""
     pairs = width // 6
     rates = 1.0 / 10000 ** (torch.arange(pairs) / max(pairs, 1))
     parts = []

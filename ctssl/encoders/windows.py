@@ -1,10 +1,11 @@
 """Shifted windows as groups of rows: which tokens attend to each other, and in what order to store them.
 
-The published Swin pads the token grid, rolls it by half a window, cuts it into windows and masks every pair of tokens
-that the roll brought together. Those masks only ever split a window along the axes, so the same arithmetic needs
-neither roll nor mask: each axis falls into segments (a short one at the start, whole windows, a short one at the end),
-and the products of segments are blocks of tokens that attend to themselves alone. Blocks of one shape form a `Group`.
-Tokens are kept as rows in group order, so that windows are views and every other layer is a plain matrix product.
+The published Swin pads the token grid, rolls it by half a window, cuts it into windows and masks every pair
+of tokens that the roll brought together. Those masks only ever split a window along the axes, so the same
+arithmetic needs neither roll nor mask: each axis falls into segments (a short one at the start, whole
+windows, a short one at the end), and the products of segments are blocks of tokens that attend to themselves
+alone. Blocks of one shape form a `Group`. Tokens are kept as rows in group order, so that windows are views
+and every other layer is a plain matrix product.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ TRAINED_ROWS = (
 
 @dataclass(frozen=True)
 class Segment:
-    """Windows of one shape along one axis: `count` of them from token `start`, each of `real` tokens inside the grid."""
+    """Windows of one shape along one axis: `count` of them from token `start`, each of `real` tokens inside
+    the grid."""
 
     start: int
     count: int
@@ -124,8 +126,8 @@ def layout(
 def relative_index(window: tuple[int, ...], full: int, sliced: bool, device: torch.device) -> Tensor:
     """(N, N) row of the bias table, made for `full` cubed, of each pair of places in a window.
 
-    `sliced`: in a window that a small grid has shrunk, MONAI takes the first N rows and columns of the full window's
-    index, which is another relation than the true one; its weights need the same.
+    `sliced`: in a window that a small grid has shrunk, MONAI takes the first N rows and columns of the full
+    window's index, which is another relation than the true one; its weights need the same.
     """
     shape = (full,) * 3 if sliced else window
     places = torch.stack(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij"), -1).flatten(0, 2)

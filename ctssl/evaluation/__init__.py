@@ -1,7 +1,7 @@
 """Masks against the truth.
 
-Import `evaluate`, `Evaluation`, `score_masks` from here. The modules: `report` (two folders -> tables), `scores` (one mask), `statistics`
-(intervals, paired tests), `tables`.
+Import `evaluate`, `Evaluation`, `score_masks` from here. The modules: `report` (two folders -> tables),
+`scores` (one mask), `statistics` (intervals, paired tests), `tables`.
 """
 
 from ctssl.evaluation.report import Evaluation as Evaluation

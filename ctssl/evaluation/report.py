@@ -19,8 +19,8 @@ from ctssl.files.atomic import write_whole
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`cases`: one row per case and label. `strata`: one row per stratum. `paired`: against the other masks, if given.
-    `missing`: true masks without a prediction, which do not count."""
+    """`cases`: one row per case and label. `strata`: one row per stratum. `paired`: against the other masks,
+    if given. `missing`: true masks without a prediction, which do not count."""
 
     cases: list[dict[str, Any]]
     strata: list[dict[str, Any]]
@@ -29,8 +29,8 @@ class Evaluation:
     missing: list[str] = field(default_factory=list)
 
     def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
-        """`cases.csv`, `report.json`, `report.md` and, with paired results, `paired.png`. Raises `FileExistsError` where one of
-        them is there, unless it may be overwritten."""
+        """`cases.csv`, `report.json`, `report.md` and, with paired results, `paired.png`. Raises
+        `FileExistsError` where one of them is there, unless it may be overwritten."""
         folder = Path(folder)
         there = [
             name
@@ -104,15 +104,14 @@ def evaluate(
 ) -> Evaluation:
     """Compare masks of the same names in two folders.
 
-    Args:
-        table: CSV with a row per case: `id` or `case` as the files are named (or `image`, whose file's name it is),
+    Args: table: CSV with a row per case: `id` or `case` as the files are named (or `image`, whose file's name
+        it is),
             `patient` if several cases share one, and the columns that `by` names.
-        by: columns of the table; every value becomes a stratum of its own.
-        against: a second folder of predictions for the same cases.
-        tolerance_mm: of the surface Dice.
+        by: columns of the table; every value becomes a stratum of its own. against: a second folder of
+        predictions for the same cases. tolerance_mm: of the surface Dice.
 
-    A true mask without a prediction does not count and is listed in `missing`. Raises `ValueError` or `FileNotFoundError` for
-    predictions without a true mask, and for masks that do not fit.
+    A true mask without a prediction does not count and is listed in `missing`. Raises `ValueError` or
+    `FileNotFoundError` for predictions without a true mask, and for masks that do not fit.
     """
     from tqdm import tqdm
 

@@ -55,7 +55,8 @@ def labels_in(mask: Volume) -> set[int]:
 
 
 def same_grid(one: Volume, two: Volume, *, name: str) -> None:
-    """Raise `ValueError`, saying of whom (`name`) and what differs, unless both masks have the same voxels in the same places."""
+    """Raise `ValueError`, saying of whom (`name`) and what differs, unless both masks have the same voxels in
+    the same places."""
     if one.shape == two.shape and np.allclose(one.affine, two.affine, atol=0.1 * min(two.spacing_mm)):
         return
     if one.shape != two.shape:
@@ -75,7 +76,8 @@ def same_grid(one: Volume, two: Volume, *, name: str) -> None:
 def score_masks(
     one: Volume, two: Volume, *, name: str, tolerance_mm: float | None, labels: list[int] | None = None
 ) -> list[dict[str, Any]]:
-    """A row per label of `labels`, or that occurs in either mask, the predicted or the true one (label 1 if none does).
+    """A row per label of `labels`, or that occurs in either mask, the predicted or the true one (label 1 if
+    none does).
 
     `tolerance_mm`: of the NSD. None: no distances (HD95 and NSD are NaN), which take most of the time.
     """
@@ -107,8 +109,8 @@ def score_masks(
 
 
 def squared(mask: Volume) -> Volume:
-    """The mask on a grid with right angles, on which distances are those along the axes: itself, unless it is sheared (gantry
-    tilt)."""
+    """The mask on a grid with right angles, on which distances are those along the axes: itself, unless it is
+    sheared (gantry tilt)."""
     if not sheared(mask.affine):
         return mask
     shape, affine = working_grid(mask, min(mask.spacing_mm))

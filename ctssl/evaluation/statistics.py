@@ -56,9 +56,9 @@ def interval(rows: list[dict[str, Any]], key: str, *, draws: int = 2000) -> tupl
 def paired(
     rows: list[dict[str, Any]], metrics: tuple[str, ...] = ("dsc", "nsd", "hd95_mm")
 ) -> list[dict[str, Any]]:
-    """Each metric of these masks against the others': mean difference, rank-biserial effect, Holm-corrected p. The unit is a
-    patient: labels and scans of one are averaged first. `undefined`: rows that do not count, as one of the two has no value (HD95
-    of an empty mask: a miss)."""
+    """Each metric of these masks against the others': mean difference, rank-biserial effect, Holm-corrected
+    p. The unit is a patient: labels and scans of one are averaged first. `undefined`: rows that do not count,
+    as one of the two has no value (HD95 of an empty mask: a miss)."""
     from scipy.stats import rankdata, wilcoxon
 
     results = []

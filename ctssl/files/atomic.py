@@ -1,4 +1,5 @@
-"""Files that are whole or not there: written beside their place, then renamed. A full disk is said in words."""
+"""Files that are whole or not there: written beside their place, then renamed. A full disk is said in
+words."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_whole(path: Path, content: str | bytes | Callable[[Path], Any]) -> Path:
-    """Write `path`, from text, bytes or a function that writes the file it is given; whatever happens, never half of it.
+    """Write `path`, from text, bytes or a function that writes the file it is given; whatever happens, never
+    half of it.
 
     Raises `OSError` (ENOSPC) with what to do when the disk is full.
     """

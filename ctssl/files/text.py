@@ -14,8 +14,8 @@ LARGEST = 64 << 20  # bytes of a table or a description; a hundred thousand case
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """The columns of a CSV, and its rows with their line numbers; a cell that is not there is "".
 
-    Raises `FileNotFoundError`, or `ValueError` for another encoding, NUL bytes, a doubled column, a row with more cells than
-    there are columns, and endless cells.
+    Raises `FileNotFoundError`, or `ValueError` for another encoding, NUL bytes, a doubled column, a row with
+    more cells than there are columns, and endless cells.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no table {path}")
@@ -41,7 +41,8 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
 
 
 def read_json(path: Path, *, cure: str = "mend or remove it") -> Any:
-    """What a JSON file holds. Raises `ValueError`, with the `cure`, when it is no JSON, nests without end, or is too large."""
+    """What a JSON file holds. Raises `ValueError`, with the `cure`, when it is no JSON, nests without end, or
+    is too large."""
     text = _text(path)
     try:
         return json.loads(text)

@@ -1,7 +1,8 @@
 """Labelled scans to a segmenter.
 
-Import `finetune`, `Report`, `Settings`, `BASELINES` from here. The modules in the order of a run: `run` (the steps), `request` (what was asked),
-`start` (the encoder), `prepare` (the cases), `plan` (spacing, window, crop), `loop` with `crops` and `state`, `threshold`, `outcome`, `report`.
+Import `finetune`, `Report`, `Settings`, `BASELINES` from here. The modules in the order of a run: `run` (the
+steps), `request` (what was asked), `start` (the encoder), `prepare` (the cases), `plan` (spacing, window,
+crop), `loop` with `crops` and `state`, `threshold`, `outcome`, `report`.
 """
 
 from ctssl.finetuning.report import Report as Report

@@ -33,8 +33,8 @@ def batches(
 
 
 def workers_for(device: torch.device) -> int:
-    """How many processes draw crops: this process's share of the cores beside a GPU; none on a CPU, whose cores the training
-    needs."""
+    """How many processes draw crops: this process's share of the cores beside a GPU; none on a CPU, whose
+    cores the training needs."""
     share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1
     return max(0, min(8, share)) if device.type == "cuda" else 0
 
@@ -50,7 +50,8 @@ class _Steps(Dataset[tuple[Tensor, Tensor]]):
 
 
 def draw(scans: Scans, settings: Settings, step: int, *, rank: int = 0) -> tuple[Tensor, Tensor]:
-    """Images `(B, 1, S, S, S)` and labels of a step. Each crop depends on the settings, the step and its number alone."""
+    """Images `(B, 1, S, S, S)` and labels of a step. Each crop depends on the settings, the step and its
+    number alone."""
     pairs = []
     for number in range(rank * settings.batch, (rank + 1) * settings.batch):
         rng = np.random.default_rng([settings.seed, step, number])

@@ -36,8 +36,8 @@ def fit(
     facts: dict[str, Any],
     progress: bool,
 ) -> list[dict[str, float]]:
-    """Train in place, from where a training with the same facts stopped; returns the curve (step, loss, dsc on `judge` if there
-    is any).
+    """Train in place, from where a training with the same facts stopped; returns the curve (step, loss, dsc
+    on `judge` if there is any).
 
     On several devices each draws its own crops and the gradients are averaged.
     """
@@ -106,7 +106,8 @@ def criterion() -> nn.Module:
 def descend(
     net: Segmenter, opt: torch.optim.Optimizer, image: Tensor, label: Tensor, *, half: bool, world: int
 ) -> float:
-    """One step of the optimiser; returns the loss, Dice and cross-entropy (with deep supervision, where the head has it)."""
+    """One step of the optimiser; returns the loss, Dice and cross-entropy (with deep supervision, where the
+    head has it)."""
     device, loss_of = next(net.parameters()).device, criterion()
     with precision.half(device.type, enabled=half):
         found = net.supervised(image.to(device))
@@ -135,7 +136,8 @@ def averaged(net: nn.Module, settings: Settings) -> Any:
 
 
 def groups(net: Segmenter, settings: Settings, *, from_scratch: bool) -> list[dict[str, Any]]:
-    """Parameter groups with their peak learning rates. The encoder's blocks decay by `settings.layer_decay`, by timm."""
+    """Parameter groups with their peak learning rates. The encoder's blocks decay by `settings.layer_decay`,
+    by timm."""
     decay = settings.weight_decay
     head = {"params": list(net.head.parameters()), "peak": settings.lr, "weight_decay": decay}
     net.encoder.requires_grad_(not settings.freeze)

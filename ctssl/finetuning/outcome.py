@@ -1,4 +1,5 @@
-"""What a fine-tuning leaves beside the weights: scores of every held-out case, curves, pictures, and a card."""
+"""What a fine-tuning leaves beside the weights: scores of every held-out case, curves, pictures, and a
+card."""
 
 from __future__ import annotations
 
@@ -132,7 +133,8 @@ def card(
     *,
     pictures: list[str],
 ) -> str:
-    """`README.md` of the segmenter, with what the Hub reads on top. Every number was measured on the held-out cases."""
+    """`README.md` of the segmenter, with what the Hub reads on top. Every number was measured on the held-out
+    cases."""
     name = report.folder.resolve().name
     start = (
         f"`{facts['model']}`, from initial weights"
@@ -183,7 +185,8 @@ def other_than_default(settings: Settings) -> str:
 
 
 def summary(judged: dict[str, Judged], labels: dict[int, str]) -> str:
-    """Mean and median of each score and label as Markdown. Cases without a distance (an empty mask) are counted."""
+    """Mean and median of each score and label as Markdown. Cases without a distance (an empty mask) are
+    counted."""
     lines = [
         "| label | cases | mean DSC | median DSC | median HD95 (mm) | mean NSD |",
         "|---|---|---|---|---|---|",

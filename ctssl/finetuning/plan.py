@@ -1,4 +1,5 @@
-"""How a segmenter is to see scans, from the tumours that it is to find: spacing, HU window and crop (nnU-Net's planning)."""
+"""How a segmenter is to see scans, from the tumours that it is to find: spacing, HU window and crop
+(nnU-Net's planning)."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ COARSER = 2.0  # than the encoder's own spacing: of large tumours a crop then sh
 
 @dataclass(frozen=True)
 class Tumours:
-    """Of one case, or the median over cases. `diameters_mm`: for each label that of its largest piece, as a ball of its volume;
-    `finest_mm`: the scan's finest spacing; `hu`: of labelled voxels, as many of each label and case."""
+    """Of one case, or the median over cases. `diameters_mm`: for each label that of its largest piece, as a
+    ball of its volume; `finest_mm`: the scan's finest spacing; `hu`: of labelled voxels, as many of each
+    label and case."""
 
     diameters_mm: dict[int, float]
     finest_mm: float
@@ -26,7 +28,8 @@ class Tumours:
 
     @property
     def diameter_mm(self) -> float:
-        """That of the label with the smallest pieces (a tumour, where its organ is labelled too); 0 without any label."""
+        """That of the label with the smallest pieces (a tumour, where its organ is labelled too); 0 without
+        any label."""
         return min(self.diameters_mm.values(), default=0.0)
 
 
@@ -62,10 +65,11 @@ def plan(
     window_hu: tuple[float, float] | None,
     crop: int,
 ) -> tuple[Preprocess, int]:
-    """How scans are prepared, and the voxels along a crop: what is given (`crop` 0: nothing), the rest from the cases' tumours.
+    """How scans are prepared, and the voxels along a crop: what is given (`crop` 0: nothing), the rest from
+    the cases' tumours.
 
-    `own`: what the encoder was trained on; the spacing is at most `COARSER` times its own, and its window is taken where nothing
-    is labelled.
+    `own`: what the encoder was trained on; the spacing is at most `COARSER` times its own, and its window is
+    taken where nothing is labelled.
     """
     tumours = together(cases)
     found = Preprocess(
@@ -76,16 +80,17 @@ def plan(
 
 
 def fitting_spacing(tumours: Tumours, own: float) -> float:
-    """A tenth of the tumours' diameter in mm, not finer than the scans are, nor coarser than `COARSER` times the encoder's `own`
-    spacing, which is taken where there is nothing."""
+    """A tenth of the tumours' diameter in mm, not finer than the scans are, nor coarser than `COARSER` times
+    the encoder's `own` spacing, which is taken where there is nothing."""
     if not tumours.diameter_mm:
         return own
     return round(min(COARSER * own, max(tumours.diameter_mm / 10, tumours.finest_mm)), 2)
 
 
 def fitting_window(tumours: Tumours, otherwise: tuple[float, float]) -> tuple[float, float]:
-    """HU from which to which contrast is kept: what 99% of the labelled voxels are (nnU-Net's rule for CT), and a quarter of
-    that more on either side, for what is around them. At least 200 HU wide; `otherwise` where nothing is labelled."""
+    """HU from which to which contrast is kept: what 99% of the labelled voxels are (nnU-Net's rule for CT),
+    and a quarter of that more on either side, for what is around them. At least 200 HU wide; `otherwise`
+    where nothing is labelled."""
     if not len(tumours.hu):
         return otherwise
     low, high = np.percentile(tumours.hu, (0.5, 99.5))

@@ -22,8 +22,8 @@ from ctssl.zoo import Preprocess
 def sides(
     cases: list[Case], hold_out: float | list[str] | None, few_shot: int | None, seed: int
 ) -> tuple[list[Case], list[Case], list[str]]:
-    """Cases to train on and cases held out; and the names of those to train on that are to choose the weights, where the table
-    says so (they come on top of the few of `few_shot`)."""
+    """Cases to train on and cases held out; and the names of those to train on that are to choose the
+    weights, where the table says so (they come on top of the few of `few_shot`)."""
     train, held = divide(cases, hold_out, seed)
     told = [case for case in train if hold_out is None and case.split and side_of(case) == "val"]
     rest = [case for case in train if case not in told]
@@ -36,8 +36,8 @@ def sides(
 
 
 class Survey(NamedTuple):
-    """Of every case: its tumours, the salted hash of its voxels, and its grid (a scan without voxels). The labels that occur, and
-    what is doubtful."""
+    """Of every case: its tumours, the salted hash of its voxels, and its grid (a scan without voxels). The
+    labels that occur, and what is doubtful."""
 
     tumours: dict[str, Tumours]
     hashes: dict[str, str]
@@ -66,7 +66,8 @@ def survey(
 
 
 def doubtful(found: list[Problem], held: set[str]) -> list[str]:
-    """The warnings that concern a training: that an encoder has seen a scan matters for those it is judged on."""
+    """The warnings that concern a training: that an encoder has seen a scan matters for those it is judged
+    on."""
     return [
         f"{p.case}: {p.message}"
         for p in found
@@ -91,7 +92,8 @@ def named(
 def prepare_cases(
     cases: list[Case], preprocess: Preprocess, *, progress: bool, copies: int = 0, seed: int = 0
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
-    """(image 0..1 float16, labels uint8) of each case and its shifted copies on the model's grid; the number of classes."""
+    """(image 0..1 float16, labels uint8) of each case and its shifted copies on the model's grid; the number
+    of classes."""
     done, top = [], 0
     for number, case in enumerate(tqdm(cases, desc="preparing scans", disable=not progress)):
         scan, mask = read_case(case)

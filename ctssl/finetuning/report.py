@@ -11,10 +11,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Report:
-    """What came out: the folder of the segmenter, the DSC of every held-out case for every label, and how it got there.
+    """What came out: the folder of the segmenter, the DSC of every held-out case for every label, and how it
+    got there.
 
-    `curve`: step, loss and (with validation cases) their DSC at each evaluation; `validated`: the patients' cases that chose
-    the weights; `warnings`: what is doubtful about the cases.
+    `curve`: step, loss and (with validation cases) their DSC at each evaluation; `validated`: the patients'
+    cases that chose the weights; `warnings`: what is doubtful about the cases.
     """
 
     folder: Path

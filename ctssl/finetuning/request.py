@@ -29,7 +29,8 @@ def content_of(cases: list[Case]) -> str:
 
 
 def request(train: list[Case], held: list[Case], encoder: str, **how: Any) -> dict[str, Any]:
-    """What a segmenter follows from, as JSON has it: cases, encoder (by its weights, or the name of a baseline), and all else."""
+    """What a segmenter follows from, as JSON has it: cases, encoder (by its weights, or the name of a
+    baseline), and all else."""
     text = json.dumps(
         {
             "train": [case.name for case in train],
@@ -42,8 +43,8 @@ def request(train: list[Case], held: list[Case], encoder: str, **how: Any) -> di
 
 
 def finished(out: Path, asked: dict[str, Any], *, overwrite: bool) -> Report | None:
-    """The report of a segmenter that an earlier call left, if it was the same request. Of another one: None if it may be
-    overwritten, `FileExistsError` if not."""
+    """The report of a segmenter that an earlier call left, if it was the same request. Of another one: None
+    if it may be overwritten, `FileExistsError` if not."""
     if not (out / WEIGHTS).exists() or not (out / "config.json").exists():
         return None
     found = read_json(out / "report.json") if (out / "report.json").exists() else {}

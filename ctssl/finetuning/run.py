@@ -1,4 +1,5 @@
-"""From labelled scans to a segmenter: which cases, at what spacing, from which weights, and how good it became."""
+"""From labelled scans to a segmenter: which cases, at what spacing, from which weights, and how good it
+became."""
 
 from __future__ import annotations
 
@@ -65,27 +66,28 @@ def finetune(
     keep: bool = False,
     progress: bool = True,
 ) -> Report:
-    """Train a segmenter on labelled scans, and score it on cases it has not seen, whole and on their own grid.
+    """Train a segmenter on labelled scans, and score it on cases it has not seen, whole and on their own
+    grid.
 
-    Args:
-        data: folder or CSV in a layout that `ctssl.datasets.find_cases` knows; or give `images` and `labels` apart.
-        roi: the structure to learn, where RTSTRUCT or SEG files hold several.
-        out: folder for the segmenter (`ctssl.load_segmenter(out)`). Started again, an interrupted training goes on.
-        model: a name, folder or repository for `ctssl.load`, an encoder, or a baseline: `swin-scratch`, `vit-scratch` (the
+    Args: data: folder or CSV in a layout that `ctssl.datasets.find_cases` knows; or give `images` and
+        `labels` apart. roi: the structure to learn, where RTSTRUCT or SEG files hold several. out: folder for
+        the segmenter (`ctssl.load_segmenter(out)`). Started again, an interrupted training goes on. model: a
+        name, folder or repository for `ctssl.load`, an encoder, or a baseline: `swin-scratch`, `vit-scratch`
+        (the
             published encoders, untrained) or `dynunet` (nnU-Net's network), under the same recipe.
-        hold_out: share of the patients to hold out (drawn by `settings.seed`), or names of cases; 0 trains on all. None: what the
-            table's column `split` calls test (then what it calls val chooses the weights), or a fifth.
-        few_shot: train on so many of the patients only, drawn by `settings.seed`; the held-out cases stay the same.
-        folds, fold: hold out part `fold` of `folds` equal parts of the patients instead.
-        spacing_mm: at which the segmenter works. None: a tenth of the median tumour's diameter, between the scans' own
-            and twice the encoder's (and `settings.crop` follows from both).
-        window_hu: from which to which HU it sees contrast, `(low, high)`. None: what 99% of the labelled voxels are and a
-            quarter of that more on either side; the encoder's own for `freeze`.
-        names: of the labels, `{1: "tumour"}`.
-        from_scratch: forget the pretrained weights, to see what they are worth.
-        max_memory_gb: that segmenting a held-out scan may take.
-        overwrite: replace a finished segmenter in `out`.
-        keep: where `out` holds the segmenter of this very request (encoder, cases, settings), return its report and do nothing.
+        hold_out: share of the patients to hold out (drawn by `settings.seed`), or names of cases; 0 trains on
+            all. None: what the table's column `split` calls test (then what it calls val chooses the
+            weights), or a fifth.
+        few_shot: train on so many of the patients only, drawn by `settings.seed`; the held-out cases stay the
+            same. folds, fold: hold out part `fold` of `folds` equal parts of the patients instead.
+            spacing_mm: at which the segmenter works. None: a tenth of the median tumour's diameter, between
+            the scans' own and twice the encoder's (and `settings.crop` follows from both).
+        window_hu: from which to which HU it sees contrast, `(low, high)`. None: what 99% of the labelled
+            voxels are and a quarter of that more on either side; the encoder's own for `freeze`.
+        names: of the labels, `{1: "tumour"}`. from_scratch: forget the pretrained weights, to see what they
+        are worth. max_memory_gb: that segmenting a held-out scan may take. overwrite: replace a finished
+        segmenter in `out`. keep: where `out` holds the segmenter of this very request (encoder, cases,
+        settings), return its report and do nothing.
 
     Raises `ValueError` or `FileNotFoundError` for data that cannot be used, before any training.
     """
@@ -225,7 +227,8 @@ def finetune(
 def provenance(
     report: Report, parent: ModelSpec, facts: dict[str, Any], settings: Settings
 ) -> dict[str, str]:
-    """The metadata of the segmenter: its recipe, its cases (a hash of their names), its parent, and how good it is."""
+    """The metadata of the segmenter: its recipe, its cases (a hash of their names), its parent, and how good
+    it is."""
     steps = report.curve[-1]["step"] if report.curve else settings.steps if settings.minutes is None else None
     world = dist.get_world_size() if dist.is_initialized() else 1
     scratch = facts["from_scratch"]

@@ -14,23 +14,25 @@ if TYPE_CHECKING:
 class Settings:
     """How a segmenter is trained. `warmup`: a share of `steps`.
 
-    `crop` in voxels of the model's spacing; 0: 64, or 96 for tumours of more than 32 voxels, which need more around them.
-    `batch`: crops per step and device; 0: four of 64 voxels, or as many larger ones as take about that time. `minutes`: train for
-    about so long instead of `steps`; the number of steps follows from the speed of the first ten. `encoder_lr` is the learning
-    rate of a pretrained encoder; one from scratch, and every head, takes `lr`. `layer_decay` multiplies it once more for every
-    block further from the end (timm). `freeze`: leave the encoder as it is. `ema`: decay of the average of weights that is judged
-    and kept (timm's), 0 for none. `bf16`: half precision on a CPU too, which pays where it has instructions for it (AVX512_BF16,
-    AMX); a GPU always takes it.
+    `crop` in voxels of the model's spacing; 0: 64, or 96 for tumours of more than 32 voxels, which need more
+    around them. `batch`: crops per step and device; 0: four of 64 voxels, or as many larger ones as take
+    about that time. `minutes`: train for about so long instead of `steps`; the number of steps follows from
+    the speed of the first ten. `encoder_lr` is the learning rate of a pretrained encoder; one from scratch,
+    and every head, takes `lr`. `layer_decay` multiplies it once more for every block further from the end
+    (timm). `freeze`: leave the encoder as it is. `ema`: decay of the average of weights that is judged and
+    kept (timm's), 0 for none. `bf16`: half precision on a CPU too, which pays where it has instructions for
+    it (AVX512_BF16, AMX); a GPU always takes it.
 
-    `validation`: share of the training patients (of ten or more) on whose crops the weights are judged `evaluations` times.
-    The best by a moving average of that DSC are kept (single evaluations on a few crops are noisy), from half of the steps on,
-    when the learning rate has fallen; the training ends when `patience` evaluations in a row then brought nothing.
+    `validation`: share of the training patients (of ten or more) on whose crops the weights are judged
+    `evaluations` times. The best by a moving average of that DSC are kept (single evaluations on a few crops
+    are noisy), from half of the steps on, when the learning rate has fallen; the training ends when
+    `patience` evaluations in a row then brought nothing.
 
-    Augmentation: mirroring always; `trim` is the chance of cutting margins off the scan first (at most half of it along each
-    axis), so that where a tumour lies between the scan's borders says nothing; `warp` the chance of turning by up to `degrees`
-    and scaling by up to `zoom`; `degrade` the chance of each of gamma, blur, noise and a coarser look; `intensity` how far
-    values (0..1) are stretched and moved; `shift_augment` so many copies of each training scan, as another protocol or kernel
-    would have given it (`ctssl.shifts`).
+    Augmentation: mirroring always; `trim` is the chance of cutting margins off the scan first (at most half
+    of it along each axis), so that where a tumour lies between the scan's borders says nothing; `warp` the
+    chance of turning by up to `degrees` and scaling by up to `zoom`; `degrade` the chance of each of gamma,
+    blur, noise and a coarser look; `intensity` how far values (0..1) are stretched and moved; `shift_augment`
+    so many copies of each training scan, as another protocol or kernel would have given it (`ctssl.shifts`).
     """
 
     steps: int = 600

@@ -20,8 +20,8 @@ SMOOTH = 0.9  # weight of the past in the average of validation DSCs
 
 @dataclass
 class Progress:
-    """Where a training is: steps done and to do, loss and (where there are validation cases) DSC so far, the best weights by
-    the latter."""
+    """Where a training is: steps done and to do, loss and (where there are validation cases) DSC so far, the
+    best weights by the latter."""
 
     step: int
     steps: int | None
@@ -42,8 +42,9 @@ class Progress:
             self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
 
     def since_best(self) -> int:
-        """Evaluations since the last one whose average was as good as any in the second half of the training. Before that the
-        learning rate is high, and weights that look good on a few crops are luck: the latest are kept."""
+        """Evaluations since the last one whose average was as good as any in the second half of the training.
+        Before that the learning rate is high, and weights that look good on a few crops are luck: the latest
+        are kept."""
         late = [2 * row["step"] > (self.steps or 0) for row in self.curve]
         scores = [score if there else 0.0 for score, there in zip(self.smoothed(), late, strict=True)]
         return scores[::-1].index(max(scores)) if scores else 0

@@ -1,8 +1,8 @@
 """From which probability on a voxel counts as labelled, chosen by validation cases.
 
-A network that is unsure of a border says 0.3 where three of ten such voxels are labelled, and its likeliest class misses all of
-them. The highest expected Dice comes from a threshold of half of that Dice, which is below 0.5 (Lipton, Elkan and Narayanaswamy
-2014, arXiv 1402.1892).
+A network that is unsure of a border says 0.3 where three of ten such voxels are labelled, and its likeliest
+class misses all of them. The highest expected Dice comes from a threshold of half of that Dice, which is
+below 0.5 (Lipton, Elkan and Narayanaswamy 2014, arXiv 1402.1892).
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The segmentation heads and what they have in common.
 
 A head is an `nn.Module`: `Head(channels, strides, classes)`, with what an encoder says of its maps;
-`forward(image (B, 1, X, Y, Z), maps) -> logits (B, classes, X, Y, Z)` at full resolution, for sizes of any kind. It
-knows nothing else of the encoder. A head with deep supervision has `deep(image, maps)` too: weights and logits of all levels.
-One that is a whole network of its own says so (`whole = True`) and also takes `crop`, voxels along each side of the crops.
+`forward(image (B, 1, X, Y, Z), maps) -> logits (B, classes, X, Y, Z)` at full resolution, for sizes of any
+kind. It knows nothing else of the encoder. A head with deep supervision has `deep(image, maps)` too: weights
+and logits of all levels. One that is a whole network of its own says so (`whole = True`) and also takes
+`crop`, voxels along each side of the crops.
 
 To add one: write `ctssl/heads/<name>.py` and add a line to `HEADS`.
 """

@@ -1,4 +1,5 @@
-"""nnU-Net's network (MONAI's DynUNet), the baseline that every claim is printed next to. A whole network, not a decoder."""
+"""nnU-Net's network (MONAI's DynUNet), the baseline that every claim is printed next to. A whole network, not
+a decoder."""
 
 from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
@@ -8,10 +9,12 @@ WIDEST = 320
 
 
 class DynUnet(nn.Module):
-    """Reads the image alone: it belongs on the encoder `pixels`, as `ctssl finetune --model dynunet` builds it.
+    """Reads the image alone: it belongs on the encoder `pixels`, as `ctssl finetune --model dynunet` builds
+    it.
 
-    Kernels and strides by nnU-Net's rule for isotropic voxels: kernels of 3, halving while 4 voxels are left of the crop;
-    channels double from 32 to 320; plain convolutions with instance norm; deep supervision of three levels.
+    Kernels and strides by nnU-Net's rule for isotropic voxels: kernels of 3, halving while 4 voxels are left
+    of the crop; channels double from 32 to 320; plain convolutions with instance norm; deep supervision of
+    three levels.
 
     Args:
         crop: voxels along each side of the training crops.
@@ -55,7 +58,8 @@ class DynUnet(nn.Module):
         return self.deep(image, maps)[0][1]
 
     def deep(self, image: Tensor, maps: list[Tensor]) -> list[tuple[float, Tensor]]:
-        """Weights that sum to 1, and logits at full resolution: the final ones, then those of coarser levels."""
+        """Weights that sum to 1, and logits at full resolution: the final ones, then those of coarser
+        levels."""
         x, y, z = image.shape[2:]
         features = F.pad(image, [p for n in (z, y, x) for p in (0, -n % self.multiple)])
         size, skips, levels = features.shape[2:], [], []

@@ -1,4 +1,5 @@
-"""The default head: a decoder that a laptop can train. At most 2 M parameters, no convolution at full resolution."""
+"""The default head: a decoder that a laptop can train. At most 2 M parameters, no convolution at full
+resolution."""
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -6,10 +7,12 @@ from torch.nn import functional as F
 
 
 class Light(nn.Module):
-    """From the deepest map upwards in factors of two; maps are added where their stride comes by, the image by a strided stem.
+    """From the deepest map upwards in factors of two; maps are added where their stride comes by, the image
+    by a strided stem.
 
-    The last level works at stride 2 and says for each of its cells what the eight voxels in it are (sub-pixel convolution,
-    arXiv 1609.05158): a U-shaped decoder spends half of its time on a few channels at full resolution.
+    The last level works at stride 2 and says for each of its cells what the eight voxels in it are (sub-pixel
+    convolution, arXiv 1609.05158): a U-shaped decoder spends half of its time on a few channels at full
+    resolution.
 
     Args:
         width: channels at stride 2; they double with each level, up to `top`.

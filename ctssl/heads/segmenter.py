@@ -19,14 +19,11 @@ WIDEST_WINDOW = 512  # voxels along each side of a piece
 class Segmenter(nn.Module):
     """`forward(x)`: `(B, 1, X, Y, Z)` as `preprocess` gives it -> logits `(B, classes, X, Y, Z)`.
 
-    Args:
-        encoder: an encoder (`ctssl.load`); its `spec` says how scans are prepared.
-        head: a key of `ctssl.heads.HEADS`.
-        classes: with the background.
-        labels: names of the classes, `{1: "tumour"}`.
-        window: voxels along each side of the pieces in which `segment` works, those of the crops of the training.
-        parent: name of the pretrained encoder, for `config.json`.
-        threshold: probability (0 to 1) from which on `segment` takes a label instead of the background.
+    Args: encoder: an encoder (`ctssl.load`); its `spec` says how scans are prepared. head: a key of
+        `ctssl.heads.HEADS`. classes: with the background. labels: names of the classes, `{1: "tumour"}`.
+        window: voxels along each side of the pieces in which `segment` works, those of the crops of the
+        training. parent: name of the pretrained encoder, for `config.json`. threshold: probability (0 to 1)
+        from which on `segment` takes a label instead of the background.
     """
 
     def __init__(
@@ -65,7 +62,8 @@ class Segmenter(nn.Module):
 
     @property
     def threshold(self) -> float:
-        """Probability from which on `segment` takes a label instead of the background; `ValueError` for one that is none."""
+        """Probability from which on `segment` takes a label instead of the background; `ValueError` for one
+        that is none."""
         return self._threshold
 
     @threshold.setter
@@ -79,7 +77,8 @@ class Segmenter(nn.Module):
         return self.head(image, self.encoder(image))
 
     def supervised(self, image: Tensor) -> list[tuple[float, Tensor]]:
-        """Weights and logits that a training takes its loss from: one pair, or several for a head with deep supervision."""
+        """Weights and logits that a training takes its loss from: one pair, or several for a head with deep
+        supervision."""
         maps = self.encoder(image)
         return self.head.deep(image, maps) if hasattr(self.head, "deep") else [(1.0, self.head(image, maps))]  # type: ignore[operator]
 
@@ -101,8 +100,8 @@ class Segmenter(nn.Module):
     ) -> Volume:
         """Labels (uint8) of a scan of any size, on the scan's own grid. `source`: what `ctssl.read` takes.
 
-        `overlap`: share of a window that the next one sees again. `tta`: average over all mirrorings, eight times the work.
-        `max_memory_gb`: that the process may take; `ValueError` when the scan needs more.
+        `overlap`: share of a window that the next one sees again. `tta`: average over all mirrorings, eight
+        times the work. `max_memory_gb`: that the process may take; `ValueError` when the scan needs more.
         """
         from ctssl.inference.masks import segment
 
@@ -145,9 +144,11 @@ class Segmenter(nn.Module):
         config: Mapping[str, Any] | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Path:
-        """Write a folder that `ctssl.load_segmenter` reads; `extra` are more files, `config` more entries of its config.
+        """Write a folder that `ctssl.load_segmenter` reads; `extra` are more files, `config` more entries of
+        its config.
 
-        `metadata`: where the weights come from, for their header; None: as they were loaded, or who their parent is.
+        `metadata`: where the weights come from, for their header; None: as they were loaded, or who their
+        parent is.
         """
         from ctssl.loading import encoder_config, write_folder
 

@@ -1,4 +1,5 @@
-"""Swin UNETR's decoder (arXiv 2201.01266), which is the paper's too: residual blocks as skips, many channels everywhere."""
+"""Swin UNETR's decoder (arXiv 2201.01266), which is the paper's too: residual blocks as skips, many channels
+everywhere."""
 
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
@@ -7,13 +8,14 @@ from ctssl.heads.unetr import fit, skip_levels
 
 
 class SwinUnetr(nn.Module):
-    """Levels at strides 1, 2, 4 ... above the deepest map, each with a residual block on what serves as its skip.
+    """Levels at strides 1, 2, 4 ... above the deepest map, each with a residual block on what serves as its
+    skip.
 
-    On maps of strides 2, 4, 8, 16, 32 it equals MONAI's `SwinUNETR` and the paper's network (arXiv 2405.08657): which of the
-    two depends on the encoder, whose maps are taken after (MONAI) or before merging (the paper). The map next to the deepest
-    is a skip as it is. Elsewhere the pattern goes on: channels halve with each finer level, full resolution has those of
-    stride 2, a level without a map gets its skip from patches of the image, and maps that share a stride (ViT) are
-    brought up to the finer levels.
+    On maps of strides 2, 4, 8, 16, 32 it equals MONAI's `SwinUNETR` and the paper's network (arXiv
+    2405.08657): which of the two depends on the encoder, whose maps are taken after (MONAI) or before merging
+    (the paper). The map next to the deepest is a skip as it is. Elsewhere the pattern goes on: channels halve
+    with each finer level, full resolution has those of stride 2, a level without a map gets its skip from
+    patches of the image, and maps that share a stride (ViT) are brought up to the finer levels.
     """
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int) -> None:

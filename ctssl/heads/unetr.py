@@ -1,4 +1,5 @@
-"""A U-shaped decoder for any encoder (UNETR, arXiv 2103.10504): maps as skips, convolutions where there are none."""
+"""A U-shaped decoder for any encoder (UNETR, arXiv 2103.10504): maps as skips, convolutions where there are
+none."""
 
 from collections.abc import Sequence
 
@@ -13,8 +14,8 @@ NORM = ("instance", {"affine": True})
 class Unetr(nn.Module):
     """Decoder levels at strides 1, 2, 4 ... to the deepest map.
 
-    A map serves as skip at its own stride; maps that share a stride (ViT) are brought up to the next finer free levels;
-    levels without a map get a skip from convolutions on the image.
+    A map serves as skip at its own stride; maps that share a stride (ViT) are brought up to the next finer
+    free levels; levels without a map get a skip from convolutions on the image.
 
     Args:
         width: channels at full resolution; they double with each level, at most to those of the deepest map.
@@ -78,7 +79,8 @@ def _block(inside: int, outside: int, *, stride: int = 1) -> nn.Module:
 
 
 def skip_levels(strides: tuple[int, ...], *, head: str) -> list[int | None]:
-    """The level (of stride `2**level`) that each map but the deepest serves: its own, or the next finer one that is free."""
+    """The level (of stride `2**level`) that each map but the deepest serves: its own, or the next finer one
+    that is free."""
     if any(s & (s - 1) for s in strides) or strides[-1] < 2:
         raise ValueError(
             f"head {head!r} needs strides that are powers of two, got {strides}; head 'linear' takes any"

@@ -1,7 +1,8 @@
 """From a name to a verified model folder, and back to the Hub. Nothing here loads torch.
 
-Import `find` and `read_config` from here. The modules: `lookup` (name -> folder), `folder` (read and verify one), `config` (what a
-config.json may say), `client` (huggingface_hub), `downloads`, `provenance` (the header of the weights), `card` (model cards).
+Import `find` and `read_config` from here. The modules: `lookup` (name -> folder), `folder` (read and verify
+one), `config` (what a config.json may say), `client` (huggingface_hub), `downloads`, `provenance` (the header
+of the weights), `card` (model cards).
 """
 
 from ctssl.hub.client import CONFIG as CONFIG

@@ -31,7 +31,8 @@ SAYS = {
 
 
 def card(folder: Path, repo: str, told: dict[str, str]) -> str:
-    """`README.md` for a model folder that goes to `repo`; `told`: its metadata. Names no case and shows no picture."""
+    """`README.md` for a model folder that goes to `repo`; `told`: its metadata. Names no case and shows no
+    picture."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     segmenter = config["kind"] == "segmenter"
     labels = ", ".join(config.get("labels", {}).values())

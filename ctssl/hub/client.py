@@ -1,6 +1,7 @@
 """The Hub: a repository into the local cache, a model into a repository, and what to do when either fails.
 
-Progress, locks, `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_TOKEN` and `hf auth login` are those of huggingface_hub.
+Progress, locks, `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_TOKEN` and `hf auth login` are those of
+huggingface_hub.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ SIGN_IN = "`hf auth login`, or set HF_TOKEN to a token of https://huggingface.co
 
 
 def fetch(repo: str, *, revision: str | None = None, offline: bool | None = None) -> Path:
-    """The folder of a repository in the cache, downloaded if it is not there. `offline=True` never asks the network.
+    """The folder of a repository in the cache, downloaded if it is not there. `offline=True` never asks the
+    network.
 
-    A commit that is already here needs no network. What it raises says what to do: `FileNotFoundError` (no such repository
-    or revision, or not in the cache and the network is off), `PermissionError`, `ConnectionError`, `OSError` (full disk).
+    A commit that is already here needs no network. What it raises says what to do: `FileNotFoundError` (no
+    such repository or revision, or not in the cache and the network is off), `PermissionError`,
+    `ConnectionError`, `OSError` (full disk).
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -127,7 +130,8 @@ def _exists(repo: str) -> bool:
 def push(model: Any, repo: str, *, private: bool = False, token: str | None = None) -> str:
     """Upload weights, config and a generated card in one commit; returns the commit's address.
 
-    No picture, case name or table of the training data is uploaded. `token`: None takes that of HF_TOKEN or `hf auth login`.
+    No picture, case name or table of the training data is uploaded. `token`: None takes that of HF_TOKEN or
+    `hf auth login`.
     """
     import tempfile
 

@@ -22,9 +22,8 @@ def download(
 ) -> Path:
     """The verified folder of a model, on this machine from now on.
 
-    Args:
-        source: a name, or a Hub repository `owner/name`.
-        to: a folder; the model becomes `to/name` in it, complete or not at all, and `CTSSL_MODELS=to` serves it. None: it stays
+    Args: source: a name, or a Hub repository `owner/name`. to: a folder; the model becomes `to/name` in it,
+        complete or not at all, and `CTSSL_MODELS=to` serves it. None: it stays
             where it was found (it came with the package) or in the Hub cache.
         revision: commit, tag or branch of the repository.
 

@@ -1,4 +1,5 @@
-"""A model folder: `config.json` and `model.safetensors`, the same in the wheel, on the Hub and in `save_pretrained`."""
+"""A model folder: `config.json` and `model.safetensors`, the same in the wheel, on the Hub and in
+`save_pretrained`."""
 
 from __future__ import annotations
 
@@ -40,8 +41,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def verified(folder: Path, *, sha256: str | None = None) -> Path:
     """The folder, once its weights have the expected sha256.
 
-    That of the table proves that the weights are the published ones; that of `config.json`, used for everything else,
-    shows damage but not malice.
+    That of the table proves that the weights are the published ones; that of `config.json`, used for
+    everything else, shows damage but not malice.
     """
     config, weights = read_config(folder), folder / WEIGHTS
     if not weights.is_file():

@@ -1,7 +1,8 @@
 """From a name, a folder or a Hub repository to a verified local folder.
 
-Names of the table are looked for in `CTSSL_MODELS` (a folder of model folders), in the package, in the local Hub
-cache, on the Hub at the revision of the table. `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are respected.
+Names of the table are looked for in `CTSSL_MODELS` (a folder of model folders), in the package, in the local
+Hub cache, on the Hub at the revision of the table. `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are
+respected.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def find(source: str | os.PathLike, *, revision: str | None = None, offline: boo
 
 
 def as_published(folder: Path, spec: ModelSpec) -> Path:
-    """The folder, once its weights and its settings are those of the table; `ValueError` when they are not."""
+    """The folder, once its weights and its settings are those of the table; `ValueError` when they are
+    not."""
     config, wanted = read_config(folder), json.loads(json.dumps(asdict(spec)))
     keys = [
         "name",

@@ -1,7 +1,9 @@
-"""Where weights come from: written into the header of `model.safetensors`, so that their sha256 vouches for it too.
+"""Where weights come from: written into the header of `model.safetensors`, so that their sha256 vouches for
+it too.
 
-Entries are text: `code` (version, and commit in a checkout), `recipe_sha256` (of the settings, as JSON), `manifest_sha256` (of
-what it was trained on: sorted voxel hashes, or case names), `parent`, `pretext`, `samples` (seen), `licence`.
+Entries are text: `code` (version, and commit in a checkout), `recipe_sha256` (of the settings, as JSON),
+`manifest_sha256` (of what it was trained on: sorted voxel hashes, or case names), `parent`, `pretext`,
+`samples` (seen), `licence`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ def facts(
     samples: int | str = "",
     licence: str = "",
 ) -> dict[str, str]:
-    """The metadata of weights that are written now. `recipe`: settings that JSON can hold; `manifest`: one text a scan."""
+    """The metadata of weights that are written now. `recipe`: settings that JSON can hold; `manifest`: one
+    text a scan."""
     return {
         "code": code(),
         "recipe_sha256": "" if recipe is None else sha256(json.dumps(recipe, sort_keys=True)),
@@ -66,7 +69,8 @@ def sha256(text: str) -> str:
 
 
 def fingerprint_of(model: Any) -> str:
-    """sha256 of all weights in float32: the same for a model as loaded and as saved again, in half precision or not."""
+    """sha256 of all weights in float32: the same for a model as loaded and as saved again, in half precision
+    or not."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         value = value.detach().cpu()
@@ -76,7 +80,8 @@ def fingerprint_of(model: Any) -> str:
 
 
 def lineage(model: Any, *, licence: str, pretext: str) -> dict[str, str]:
-    """The metadata of a model that is saved by hand: that of its file while its weights are those, else who its parent is."""
+    """The metadata of a model that is saved by hand: that of its file while its weights are those, else who
+    its parent is."""
     told, loaded = getattr(model, "origin", None) or ({}, "")
     if told and fingerprint_of(model) == loaded:
         return told
@@ -86,7 +91,8 @@ def lineage(model: Any, *, licence: str, pretext: str) -> dict[str, str]:
 
 
 def read_metadata(weights: Path) -> dict[str, str]:
-    """What the header of a safetensors file tells, without its tensors. Raises `ValueError` for what is no such file."""
+    """What the header of a safetensors file tells, without its tensors. Raises `ValueError` for what is no
+    such file."""
     with open(weights, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         text = file.read(size) if size <= LARGEST else b""

@@ -1,7 +1,7 @@
 """Whole scans through a model.
 
-Import `embed`, `feature_maps`, `segment`, `probabilities` from here. The modules: `features`, `windows` (sliding windows), `memory`
-(planning), `masks` (back onto the scan), `folder` (many scans).
+Import `embed`, `feature_maps`, `segment`, `probabilities` from here. The modules: `features`, `windows`
+(sliding windows), `memory` (planning), `masks` (back onto the scan), `folder` (many scans).
 """
 
 from ctssl.inference.features import embed as embed

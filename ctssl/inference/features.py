@@ -26,8 +26,8 @@ def prepared(
     spacing_mm: float | None = None,
     window_hu: tuple[float, float] | None = None,
 ) -> Volume:
-    """The checked scan on the grid and in the window that the encoder was trained on (or those given), 0..1; an encoder without
-    spec takes the default."""
+    """The checked scan on the grid and in the window that the encoder was trained on (or those given), 0..1;
+    an encoder without spec takes the default."""
     known = encoder.spec.preprocess if encoder.spec else Preprocess()
     return prepare(
         check(read(source)), Preprocess(spacing_mm or known.spacing_mm, window_hu or known.window_hu)
@@ -51,7 +51,8 @@ def blocks_of(encoder: Any) -> Any:
 
 @torch.inference_mode()
 def feature_maps(encoder: Any, image: Tensor, *, progress: bool = False) -> list[Tensor]:
-    """Every map `(channels[i], x, y, z)` of an image `(1, 1, X, Y, Z)` of any size, piece by piece if it is large.
+    """Every map `(channels[i], x, y, z)` of an image `(1, 1, X, Y, Z)` of any size, piece by piece if it is
+    large.
 
     Pieces of 96 voxels overlap by a third; each place takes the piece in whose middle it lies.
     """

@@ -32,12 +32,13 @@ def segment_all(
     overwrite: bool = False,
     progress: bool = False,
 ) -> dict[str, str]:
-    """Write `out/NAME.nii.gz` (and `NAME.ctssl.json`, `probabilities/NAME_LABEL.nii.gz`) for every scan; what went wrong with
-    which.
+    """Write `out/NAME.nii.gz` (and `NAME.ctssl.json`, `probabilities/NAME_LABEL.nii.gz`) for every scan; what
+    went wrong with which.
 
-    A scan that fails does not stop the others, a full disk does (`OSError`). `resume` leaves masks that are there as they are,
-    and makes what maps are missing where they are wanted. Raises `ValueError`, before any work, where `out` is the folder of the
-    scans themselves, and for masks to go on from that another model or other settings made.
+    A scan that fails does not stop the others, a full disk does (`OSError`). `resume` leaves masks that are
+    there as they are, and makes what maps are missing where they are wanted. Raises `ValueError`, before any
+    work, where `out` is the folder of the scans themselves, and for masks to go on from that another model or
+    other settings made.
     """
     from tqdm import tqdm
 
@@ -102,8 +103,8 @@ def write_mask(
     overwrite: bool = False,
     progress: bool = False,
 ) -> tuple[Volume, dict[str, Any]]:
-    """The mask as `target`, beside it what it holds as JSON (labels, ml, model), and on demand a map of each label, there too
-    or in the folder `maps_in`."""
+    """The mask as `target`, beside it what it holds as JSON (labels, ml, model), and on demand a map of each
+    label, there too or in the folder `maps_in`."""
     how: dict[str, Any] = {
         "overlap": overlap,
         "tta": tta,

@@ -72,7 +72,8 @@ def mask_and_maps(
 
 
 def likeliest(maps: list[np.ndarray], labels: list[int], threshold: float = 0.5) -> np.ndarray:
-    """The label (uint8) whose probability is highest, where it beats that of the background, which is the rest (see `odds`)."""
+    """The label (uint8) whose probability is highest, where it beats that of the background, which is the
+    rest (see `odds`)."""
     total, best, numbers = np.zeros_like(maps[0]), np.zeros_like(maps[0]), np.zeros(maps[0].shape, np.uint8)
     for label, one in zip(labels, maps, strict=True):
         total += one
@@ -83,7 +84,8 @@ def likeliest(maps: list[np.ndarray], labels: list[int], threshold: float = 0.5)
 
 
 def odds(threshold: float) -> float:
-    """How many times as likely as the background a label has to be; at a threshold of 0.5 the likeliest of all wins."""
+    """How many times as likely as the background a label has to be; at a threshold of 0.5 the likeliest of
+    all wins."""
     return threshold / (1 - threshold)
 
 
@@ -95,8 +97,8 @@ def onto(
     *,
     threshold: float = 0.5,
 ) -> np.ndarray:
-    """Probabilities `(classes, x, y, z)` on a working grid -> uint8 labels `(X, Y, Z)` on the scan's own grid, the likeliest of
-    each voxel that beats the background (see `odds`); `slices` at a time."""
+    """Probabilities `(classes, x, y, z)` on a working grid -> uint8 labels `(X, Y, Z)` on the scan's own
+    grid, the likeliest of each voxel that beats the background (see `odds`); `slices` at a time."""
     labels = np.zeros(volume.shape, np.uint8)
     slices = slices or volume.shape[2]
     for first in range(0, volume.shape[2], slices):

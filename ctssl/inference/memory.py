@@ -18,11 +18,11 @@ ACTIVATIONS = 200  # numbers that a network holds for each voxel of a window, at
 
 
 def plan(model: Segmenter, volume: Volume, max_memory_gb: float, *, maps: int = 0) -> int:
-    """Slices of the scan's last axis that the mask is brought back at a time, so that a run stays under `max_memory_gb`.
+    """Slices of the scan's last axis that the mask is brought back at a time, so that a run stays under
+    `max_memory_gb`.
 
-    `maps`: float volumes on the scan's grid that are kept too, with what makes a mask of them. Raises `ValueError` when one
-    slice at a time does not fit.
-    The mask does not depend on the ceiling.
+    `maps`: float volumes on the scan's grid that are kept too, with what makes a mask of them. Raises
+    `ValueError` when one slice at a time does not fit. The mask does not depend on the ceiling.
     """
     own = math.prod(volume.shape)
     shape, _ = working_grid(volume, (model.spec.preprocess if model.spec else Preprocess()).spacing_mm)

@@ -21,10 +21,12 @@ from ctssl.inference.features import prepared
 def windowed(
     model: Segmenter, volume: Volume, *, overlap: float, tta: bool, progress: bool, skip_air: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities `(classes, x, y, z)` (float16) on the model's own grid, and its affine, blended from overlapping windows.
+    """Probabilities `(classes, x, y, z)` (float16) on the model's own grid, and its affine, blended from
+    overlapping windows.
 
-    Windows follow one another along x, and what no later window touches is finished: only a slab is held in float32. Windows
-    of nothing but air cost nothing: the network's answer to one of them serves for all (`skip_air`).
+    Windows follow one another along x, and what no later window touches is finished: only a slab is held in
+    float32. Windows of nothing but air cost nothing: the network's answer to one of them serves for all
+    (`skip_air`).
     """
     from tqdm import tqdm
 
@@ -77,13 +79,15 @@ def _spread(size: int, side: int, overlap: float) -> list[int]:
 
 
 def gaussian(side: int) -> np.ndarray:
-    """Weights of the places along a window: 1 in the middle, at least 0.001; their products weight a window (nnU-Net's)."""
+    """Weights of the places along a window: 1 in the middle, at least 0.001; their products weight a window
+    (nnU-Net's)."""
     places = (np.arange(side) - (side - 1) / 2) / (side / 8)
     return np.maximum(np.exp(-0.5 * places**2), 1e-3).astype(np.float32)
 
 
 def _total(bell: Tensor, starts: list[int], size: int) -> Tensor:
-    """Sum of the weights at each place along an axis: windows lie on a grid, so their sums are products of these."""
+    """Sum of the weights at each place along an axis: windows lie on a grid, so their sums are products of
+    these."""
     total = torch.zeros(size)
     for start in starts:
         total[start : start + len(bell)] += bell

@@ -1,7 +1,8 @@
 """A segmenter against CT acquisition shifts.
 
-Import `measure_robustness` and `Robustness` from here. The modules: `run`, `measure` (case by case), `masks` (a model, or another tool's
-masks), `pairs` (two reconstructions), `curves` (scores against severity), `report`.
+Import `measure_robustness` and `Robustness` from here. The modules: `run`, `measure` (case by case), `masks`
+(a model, or another tool's masks), `pairs` (two reconstructions), `curves` (scores against severity),
+`report`.
 """
 
 from ctssl.robustness.report import Robustness as Robustness

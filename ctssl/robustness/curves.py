@@ -1,7 +1,8 @@
-"""From scores under shifts to what they say: curves over severity, the area below them, the worst, and paired tests.
+"""From scores under shifts to what they say: curves over severity, the area below them, the worst, and paired
+tests.
 
-Rows are dictionaries as `ctssl.robustness` makes them: `model, case, patient, shift, severity, label, dsc, nsd, hd95_mm, ...`,
-with shift "clean" and severity 0 for the scan as it is.
+Rows are dictionaries as `ctssl.robustness` makes them: `model, case, patient, shift, severity, label, dsc,
+nsd, hd95_mm, ...`, with shift "clean" and severity 0 for the scan as it is.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from ctssl.evaluation.statistics import holm, interval, paired, summary
+from ctssl.shifts.stamps import CLEAN
 
 Row = dict[str, Any]
-CLEAN = "clean"
 SCORES = ("dsc", "nsd", "hd95_mm")
 
 
 def curve(rows: list[Row], model: str, shift: str) -> list[Row]:
-    """A row per severity, from 0 (clean): means with intervals over patients, as `ctssl.evaluation.summary` gives them."""
+    """A row per severity, from 0 (clean): means with intervals over patients, as `ctssl.evaluation.summary`
+    gives them."""
     mine = [row for row in rows if row["model"] == model and row["shift"] in (shift, CLEAN)]
     result = []
     for severity in sorted({row["severity"] for row in mine}):
@@ -32,14 +34,16 @@ def curve(rows: list[Row], model: str, shift: str) -> list[Row]:
 
 
 def area(severities: list[int], values: list[float]) -> float:
-    """Area under a curve by the trapezoid rule, over its width: a mean, 1 for a score that is 1 throughout."""
+    """Area under a curve by the trapezoid rule, over its width: a mean, 1 for a score that is 1
+    throughout."""
     steps = np.diff(severities)
     middle = (np.array(values[1:]) + np.array(values[:-1])) / 2
     return round(float((steps * middle).sum() / steps.sum()), 12)  # so that equal curves differ by nothing
 
 
 def areas(rows: list[Row], model: str, shift: str) -> list[Row]:
-    """For each case and label of a model: clean scores, the areas under its own curves, and how much DSC is lost."""
+    """For each case and label of a model: clean scores, the areas under its own curves, and how much DSC is
+    lost."""
     cases: dict[tuple[str, int], dict[int, Row]] = {}
     for row in rows:
         if row["model"] == model and row["shift"] in (shift, CLEAN):
@@ -57,7 +61,8 @@ def areas(rows: list[Row], model: str, shift: str) -> list[Row]:
 
 
 def overview(rows: list[Row], models: list[str], shifts: list[str]) -> list[Row]:
-    """For each model and shift: clean DSC, area under the DSC curve, the worst severity, and the case that loses most."""
+    """For each model and shift: clean DSC, area under the DSC curve, the worst severity, and the case that
+    loses most."""
     result = []
     for model in models:
         for shift in shifts:
@@ -108,7 +113,8 @@ def against_clean(rows: list[Row], model: str, shifts: list[str]) -> list[Row]:
 
 
 def against_model(rows: list[Row], model: str, other: str, shifts: list[str]) -> list[Row]:
-    """One model against another by case, clean and under each shift: areas, and the DSC lost; Holm over these rows."""
+    """One model against another by case, clean and under each shift: areas, and the DSC lost; Holm over these
+    rows."""
     facts = {"model": model, "against": other}
     clean = [_twin(areas(rows, model, shifts[0]), areas(rows, other, shifts[0]), "clean_")]
     result = _tested([CLEAN], SCORES, lambda _: clean[0], facts)

@@ -19,9 +19,11 @@ from ctssl.volume.volume import Volume
 
 @dataclass(frozen=True)
 class Source:
-    """`mask(scan, case, place)` gives a mask; `key(case, place)` changes when the weights, the threshold or the file do.
+    """`mask(scan, case, place)` gives a mask; `key(case, place)` changes when the weights, the threshold or
+    the file do.
 
-    `place` is "clean" or "dose-3". `model` is None for a folder; `trained_on`: names of cases, where they are known.
+    `place` is "clean" or "dose-3". `model` is None for a folder; `trained_on`: names of cases, where they are
+    known.
     """
 
     name: str
@@ -105,8 +107,8 @@ def complete(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> 
 
 
 def known_labels(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> list[str]:
-    """What is doubtful about the labels of a folder's masks. Raises `ValueError`, before any work, for a mask on another grid
-    than the true one, and where no label of the masks is one of the true ones'."""
+    """What is doubtful about the labels of a folder's masks. Raises `ValueError`, before any work, for a mask
+    on another grid than the true one, and where no label of the masks is one of the true ones'."""
     notes: list[str] = []
     true: set[int] = set()
     found: dict[Path, set[int]] = {}

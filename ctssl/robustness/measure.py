@@ -14,12 +14,11 @@ from ctssl.evaluation.tables import as_plain
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import read_json
 from ctssl.robustness.curves import (
-    CLEAN,
     Row,
 )
 from ctssl.robustness.masks import Source
 from ctssl.shifts import REVISION, shift
-from ctssl.shifts.stamps import content, differs, named, stamp_in, stamp_of, stamped
+from ctssl.shifts.stamps import CLEAN, content, differs, named, stamp_in, stamp_of, stamped
 from ctssl.volume.volume import AIR_HU, Volume, read
 
 TAKING = ("thickness", "truncation")
@@ -38,8 +37,8 @@ def measure(
     overwrite: bool,
     progress: bool,
 ) -> list[Row]:
-    """Rows of every source, case and place: those in `folder`, and the others measured and kept there. `tolerance_mm`: None for
-    no distances."""
+    """Rows of every source, case and place: those in `folder`, and the others measured and kept there.
+    `tolerance_mm`: None for no distances."""
     from tqdm import tqdm
 
     rows: dict[str, list[Row]] = {source.name: [] for source in sources}
@@ -85,7 +84,8 @@ def measure(
 
 
 def left_to_see(scan: Volume, seen: Volume, truth: Volume, label: int, name: str) -> Row:
-    """`best_dsc`: of a mask that is right wherever a truncated scan still shows something. `unchanged`: the shift did nothing."""
+    """`best_dsc`: of a mask that is right wherever a truncated scan still shows something. `unchanged`: the
+    shift did nothing."""
     best = 1.0
     if name == "truncation":
         true = truth.array == label
@@ -97,7 +97,8 @@ def left_to_see(scan: Volume, seen: Volume, truth: Volume, label: int, name: str
 def shifted_scan(
     scan: Volume, place: tuple[str, int], seed: int, file: Path | None = None, stamp: str = ""
 ) -> Volume:
-    """The scan under a shift, from `file` if it was kept there, else kept there; the header's `stamp` says of what."""
+    """The scan under a shift, from `file` if it was kept there, else kept there; the header's `stamp` says of
+    what."""
     if place[0] == CLEAN:
         return scan
     if file and file.exists():

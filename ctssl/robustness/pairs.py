@@ -62,12 +62,13 @@ def stem(path: str) -> str:
 def agreement(
     model: Any, pairs: list[tuple[str, Any, Any]], *, progress: bool = False
 ) -> list[dict[str, Any]]:
-    """A row for each pair and label: DSC of the two masks, their volumes, and what the encoder makes of both scans.
+    """A row for each pair and label: DSC of the two masks, their volumes, and what the encoder makes of both
+    scans.
 
-    A pair is its name and two scans, as `ctssl.read` takes them. Both masks are made whole, and compared where the second scan
-    covers the first one's grid (`covered`, a share). `dsc` and `volume_difference`, which is relative to the mean of both, are
-    NaN if both are empty; `embedding_cosine` and `embedding_concordance` are of `encoder.embed`. Raises `ValueError` for scans
-    that do not overlap.
+    A pair is its name and two scans, as `ctssl.read` takes them. Both masks are made whole, and compared
+    where the second scan covers the first one's grid (`covered`, a share). `dsc` and `volume_difference`,
+    which is relative to the mean of both, are NaN if both are empty; `embedding_cosine` and
+    `embedding_concordance` are of `encoder.embed`. Raises `ValueError` for scans that do not overlap.
     """
     from tqdm import tqdm
 
@@ -114,7 +115,8 @@ def _masks(one: Volume, two: Volume, covered: np.ndarray, *, label: int) -> dict
 
 
 def concordance(x: np.ndarray, y: np.ndarray) -> float:
-    """Lin's concordance correlation coefficient (Biometrics 1989): 1 on the line of identity, NaN without any spread."""
+    """Lin's concordance correlation coefficient (Biometrics 1989): 1 on the line of identity, NaN without any
+    spread."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     spread = x.var() + y.var() + (x.mean() - y.mean()) ** 2
     return float(2 * ((x - x.mean()) * (y - y.mean())).mean() / spread) if spread > 0 else math.nan
@@ -127,8 +129,8 @@ def _mean(values: list[float]) -> float:
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over the pairs (of masks: where one of the two holds something), and the concordance of the volumes, the mean over
-    the labels (NaN for fewer than 3 pairs)."""
+    """Means over the pairs (of masks: where one of the two holds something), and the concordance of the
+    volumes, the mean over the labels (NaN for fewer than 3 pairs)."""
     pairs = len({row["pair"] for row in rows})
     labels = sorted({row["label"] for row in rows})
     volumes = [

@@ -17,7 +17,6 @@ from ctssl.evaluation.statistics import summary
 from ctssl.evaluation.tables import as_plain, markdown_table
 from ctssl.files.atomic import write_whole
 from ctssl.robustness.curves import (
-    CLEAN,
     Row,
     against_clean,
     against_model,
@@ -29,7 +28,7 @@ from ctssl.robustness.curves import (
 )
 from ctssl.robustness.masks import Source
 from ctssl.robustness.measure import shifted_scan
-from ctssl.shifts.stamps import named
+from ctssl.shifts.stamps import CLEAN, named
 
 EXPLAINED = """{head}. DSC, HD95 in mm, NSD at {tolerance:g} mm; severity 0 is the scan as it is, `ctssl shift --help` tells what
 1 to 5 are. `area` is the mean height of a case's curve from severity 0 to the highest, so it loses less than the worst severity
@@ -45,7 +44,8 @@ cosine is that of its features; masks that agree need not be right.
 
 @dataclass(frozen=True)
 class Robustness:
-    """`rows`: one per model, case, shift, severity and label. The other tables follow from them; see `report.md`."""
+    """`rows`: one per model, case, shift, severity and label. The other tables follow from them; see
+    `report.md`."""
 
     rows: list[Row]
     models: list[str]
@@ -186,7 +186,8 @@ def tables(
 
 
 def draw(source: Source, cases: list[Case], rows: list[Row], count: int, out: Path, seed: int) -> None:
-    """Overlays of the falls in DSC that are biggest, one of each shift: the mask in colour, the truth as a line."""
+    """Overlays of the falls in DSC that are biggest, one of each shift: the mask in colour, the truth as a
+    line."""
     from ctssl.pictures import overlay
 
     (out / "overlays").mkdir(exist_ok=True)

@@ -1,4 +1,5 @@
-"""A segmenter against CT acquisition shifts: scores against severity, strata, and pairs of reconstructions."""
+"""A segmenter against CT acquisition shifts: scores against severity, strata, and pairs of
+reconstructions."""
 
 from __future__ import annotations
 
@@ -15,14 +16,13 @@ from ctssl.datasets.layouts import find_cases
 from ctssl.evaluation.scores import TAKEN
 from ctssl.evaluation.tables import facts_of
 from ctssl.robustness.curves import (
-    CLEAN,
     Row,
 )
 from ctssl.robustness.masks import Source, complete, find_sources, known_labels
 from ctssl.robustness.measure import keep_rows, kept_rows, measure
 from ctssl.robustness.report import Robustness, draw, left, notes, power, tables
 from ctssl.shifts import SHIFTS, check_shift
-from ctssl.shifts.stamps import content
+from ctssl.shifts.stamps import CLEAN, content
 from ctssl.volume.volume import read
 
 
@@ -52,20 +52,21 @@ def measure_robustness(
 ) -> Robustness:
     """Segment labelled scans as they are and under every shift, score the masks, and write a report folder.
 
-    Args:
-        data: labelled scans in a layout that `ctssl.datasets.find_cases` knows; or `images` and `labels` apart; or neither, for
+    Args: data: labelled scans in a layout that `ctssl.datasets.find_cases` knows; or `images` and `labels`
+        apart; or neither, for
             `pairs` alone. `roi` as for `ctssl.finetune`.
         out: folder for the report. Each score is kept there at once: the same call goes on where it stopped.
-        model: a segmenter: name, folder, repository, or the object. `against`: a second one, compared case by case.
-        predictions: masks that another tool made of the scans that `ctssl shift DATA OUT --every` writes:
-            `clean/CASE.nii.gz` and `SHIFT-SEVERITY/CASE.nii.gz`. Alone, or beside a model, which it is compared with.
-        cases: names of the cases to use, those that no model was trained on. None: all.
-        shifts, severities: what to try, each with each.
-        by, table: columns of a CSV with a row per case (or of the data's own), for strata of the clean scans.
-        pairs: CSV with the columns `first` and `second`, two reconstructions of one acquisition each.
-        scans: folder that keeps the shifted scans (of one seed), by the names above, for other models and tools.
-        overlays: of so many shifts, those that cost most DSC, a picture of the case that loses most, clean and shifted.
-        overwrite: measure again what an earlier call with other settings left in `out`.
+            model: a segmenter: name, folder, repository, or the object. `against`: a second one, compared
+            case by case. predictions: masks that another tool made of the scans that `ctssl shift DATA OUT
+            --every` writes: `clean/CASE.nii.gz` and `SHIFT-SEVERITY/CASE.nii.gz`. Alone, or beside a model,
+            which it is compared with.
+        cases: names of the cases to use, those that no model was trained on. None: all. shifts, severities:
+        what to try, each with each. by, table: columns of a CSV with a row per case (or of the data's own),
+        for strata of the clean scans. pairs: CSV with the columns `first` and `second`, two reconstructions
+        of one acquisition each. scans: folder that keeps the shifted scans (of one seed), by the names above,
+        for other models and tools. overlays: of so many shifts, those that cost most DSC, a picture of the
+        case that loses most, clean and shifted. overwrite: measure again what an earlier call with other
+        settings left in `out`.
 
     Raises `ValueError` or `FileNotFoundError` for what does not fit, before any work.
     """

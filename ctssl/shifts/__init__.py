@@ -1,12 +1,13 @@
 """CT acquisition shifts: the same anatomy as another scanner, protocol or reconstruction would have given it.
 
-A shift is a function `(volume, severity, rng) -> array`. `volume` is a scan in HU whose axes are ordered and turned to RAS+
-(so the axial plane is the first two axes, whatever the file had), `severity` a key of its module's `SEVERITIES`, which says
-in physical units what 1 to 5 mean, `rng` the only source of chance. It returns float32 HU `(X, Y, Z)` and leaves what it was
-given alone. Its docstring states the model and where it comes from.
+A shift is a function `(volume, severity, rng) -> array`. `volume` is a scan in HU whose axes are ordered and
+turned to RAS+ (so the axial plane is the first two axes, whatever the file had), `severity` a key of its
+module's `SEVERITIES`, which says in physical units what 1 to 5 mean, `rng` the only source of chance. It
+returns float32 HU `(X, Y, Z)` and leaves what it was given alone. Its docstring states the model and where it
+comes from.
 
-To add one: write `ctssl/shifts/<name>.py` and add a line to `SHIFTS`, at its place in the order in which a scan is made. The
-command `ctssl shift` then has it too, with the first line of the docstring as help.
+To add one: write `ctssl/shifts/<name>.py` and add a line to `SHIFTS`, at its place in the order in which a
+scan is made. The command `ctssl shift` then has it too, with the first line of the docstring as help.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from ctssl.shifts.truncation import truncate
 from ctssl.volume.volume import Volume, read
 
 REVISION = 3
-"""Raised whenever a shift of the same name, severity and seed gives other voxels: what was measured before is measured again."""
+"""Raised whenever a shift of the same name, severity and seed gives other voxels: what was measured before is
+measured again."""
 
 SHIFTS: dict[str, Callable[[Volume, int, np.random.Generator], np.ndarray]] = {
     "contrast": enhance,
@@ -45,10 +47,11 @@ SHIFTS: dict[str, Callable[[Volume, int, np.random.Generator], np.ndarray]] = {
 def shift(
     volume: Volume | str | os.PathLike | tuple, name: str, *, severity: int = 3, seed: int = 0
 ) -> Volume:
-    """A scan (HU) as it would look after a shift of `SHIFTS`: same shape and affine, float32; bit-exact for a seed.
+    """A scan (HU) as it would look after a shift of `SHIFTS`: same shape and affine, float32; bit-exact for a
+    seed.
 
-    `volume` is what `ctssl.read` takes.
-    Raises `ValueError` for a shift or a severity that does not exist, saying which do, and for what cannot be HU.
+    `volume` is what `ctssl.read` takes. Raises `ValueError` for a shift or a severity that does not exist,
+    saying which do, and for what cannot be HU.
     """
     check_shift(name, severity)
     if seed < 0:

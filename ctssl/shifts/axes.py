@@ -8,7 +8,8 @@ from ctssl.volume.volume import Volume
 
 
 def turned(volume: Volume) -> Volume:
-    """The scan with its array axes along x, y, z as nearly as they can be, by its affine; float32, no copy of its own data."""
+    """The scan with its array axes along x, y, z as nearly as they can be, by its affine; float32, no copy of
+    its own data."""
     order, flips = _turn(volume.affine)
     array = np.flip(volume.array.transpose(order), flips).astype(np.float32, order="C")
     steps = np.zeros((4, 4))

@@ -1,10 +1,11 @@
 """Parallel beams through axial slices: forward projection, and filtered backprojection of noise.
 
-Pixel-driven with linear interpolation on the detector (as in Hsieh, "Computed Tomography"), as sparse matrices over all slices
-at once. The kernel of the noise is a ramp under a Hann window that ends at 0.7 cycles/mm, whatever the pixels, as a scanner's is.
-What pixels cannot hold of it is left out: pixels of 0.7, 1 and 1.5 mm hold all, 96 and 62 % of its power. Slices wider than
-512 pixels are averaged to at most 512 first and the noise is interpolated back, with the power that their own pixels would have;
-240 views over half a turn, fewer than a scanner's.
+Pixel-driven with linear interpolation on the detector (as in Hsieh, "Computed Tomography"), as sparse
+matrices over all slices at once. The kernel of the noise is a ramp under a Hann window that ends at 0.7
+cycles/mm, whatever the pixels, as a scanner's is. What pixels cannot hold of it is left out: pixels of 0.7, 1
+and 1.5 mm hold all, 96 and 62 % of its power. Slices wider than 512 pixels are averaged to at most 512 first
+and the noise is interpolated back, with the power that their own pixels would have; 240 views over half a
+turn, fewer than a scanner's.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def held(pixel_mm: float) -> float:
 
 
 def add_noise(volume: Volume, noise: Callable[[np.ndarray, float], np.ndarray]) -> np.ndarray:
-    """The scan plus the reconstruction of `noise(line integrals (VIEWS, bins, slices), bin width in mm)` alone.
+    """The scan plus the reconstruction of `noise(line integrals (VIEWS, bins, slices), bin width in mm)`
+    alone.
 
     `noise` may change the line integrals in place.
     """
@@ -111,7 +113,8 @@ def add_noise(volume: Volume, noise: Callable[[np.ndarray, float], np.ndarray]) 
 
 
 def averaged(array: np.ndarray, factor: int) -> np.ndarray:
-    """Means over squares of `factor` pixels in the first two axes; the last ones are filled up with the border."""
+    """Means over squares of `factor` pixels in the first two axes; the last ones are filled up with the
+    border."""
     if factor == 1:
         return array
     nx, ny = (-(-n // factor) for n in array.shape[:2])

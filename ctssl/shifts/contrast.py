@@ -20,11 +20,13 @@ FAINT = 8.0  # HU: curvature below which nothing is a vessel
 
 
 def enhance(volume: Volume, severity: int, rng: np.random.Generator, *, kvp: int = 120) -> np.ndarray:
-    """Iodine contrast, approximately: brighter tubes of 20..150 HU, and a slowly varying brightness of soft tissue.
+    """Iodine contrast, approximately: brighter tubes of 20..150 HU, and a slowly varying brightness of soft
+    tissue.
 
-    Model: Frangi's vesselness (MICCAI 1998) at 1.5, 3 and 7 mm on a grid of 2 mm, times the iodine, plus a perfusion field
-    (smooth chance over 25 mm) of 12 % of it; HU by tube voltage `kvp` (80, 100, 120, 140). Approximate: no timing, no organs;
-    vessels inside tissue of their own density are not seen, other tubes are. Bone, fat and air stay.
+    Model: Frangi's vesselness (MICCAI 1998) at 1.5, 3 and 7 mm on a grid of 2 mm, times the iodine, plus a
+    perfusion field (smooth chance over 25 mm) of 12 % of it; HU by tube voltage `kvp` (80, 100, 120, 140).
+    Approximate: no timing, no organs; vessels inside tissue of their own density are not seen, other tubes
+    are. Bone, fat and air stay.
     """
     from scipy import ndimage
 
@@ -64,7 +66,8 @@ def perfusion(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
 
 
 def vesselness(hu: np.ndarray) -> np.ndarray:
-    """0..1, high in bright tubes: the largest response over the scales, on a grid of 2 mm. Bone counts as 150 HU."""
+    """0..1, high in bright tubes: the largest response over the scales, on a grid of 2 mm. Bone counts as 150
+    HU."""
     clipped = np.clip(hu, -50.0, 150.0).astype(np.float32)
     asked = (hu > 10.0) & (hu < 170.0)
     best = np.zeros(hu.shape, np.float32)

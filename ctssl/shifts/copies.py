@@ -12,8 +12,8 @@ TRAINED = tuple(name for name in SHIFTS if name != "truncation")
 
 
 def shifted_copies(scan: Volume, count: int, *, seed: int = 0) -> list[Volume]:
-    """`count` copies of a scan, each with a shift and a severity drawn by the seed: augmentation made before a training,
-    since a shift takes seconds."""
+    """`count` copies of a scan, each with a shift and a severity drawn by the seed: augmentation made before
+    a training, since a shift takes seconds."""
     if count < 0:
         raise ValueError(f"{count} shifted copies: a number from 0")
     rng, copies = np.random.default_rng([seed, 7]), []

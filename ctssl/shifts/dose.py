@@ -17,12 +17,13 @@ FAINTEST = 0.05  # share of the expected signal below which no reading falls, si
 def lower_dose(volume: Volume, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Noise of a lower dose, made in projections and reconstructed alone, then added to the scan.
 
-    Model: each reading of the detector loses `1 - dose` of its photons; what that adds is `(1 - dose) N + (1 - dose^2) E`
-    in variance (Poisson, in its Gaussian limit, and electronic), its logarithm is filtered and backprojected. So the noise
-    is correlated, streaky, stronger behind bone, in large bodies and in thin slices, and its variance is `(1 / dose - 1)`
-    times that of the whole dose (more where the electronics' noise joins). After Yu (J Comput Assist Tomogr 2012) and
-    Zabic (Medical Physics 2013, 40(3) 031102). The whole dose is that of a reference protocol, `FLUENCE`, unless the scan's
-    soft tissue is noisier than that: then it is the scan's own. What lies outside the volume attenuates nothing.
+    Model: each reading of the detector loses `1 - dose` of its photons; what that adds is `(1 - dose) N + (1
+    - dose^2) E` in variance (Poisson, in its Gaussian limit, and electronic), its logarithm is filtered and
+    backprojected. So the noise is correlated, streaky, stronger behind bone, in large bodies and in thin
+    slices, and its variance is `(1 / dose - 1)` times that of the whole dose (more where the electronics'
+    noise joins). After Yu (J Comput Assist Tomogr 2012) and Zabic (Medical Physics 2013, 40(3) 031102). The
+    whole dose is that of a reference protocol, `FLUENCE`, unless the scan's soft tissue is noisier than that:
+    then it is the scan's own. What lies outside the volume attenuates nothing.
     """
     dose, thickness = SEVERITIES[severity], volume.spacing_mm[2]
 
@@ -45,9 +46,11 @@ def lower_dose(volume: Volume, severity: int, rng: np.random.Generator) -> np.nd
 
 
 def own_noise(volume: Volume) -> tuple[float, np.ndarray]:
-    """Standard deviation in HU between neighbouring slices in soft tissue (robust, over the root of 2), and where that is.
+    """Standard deviation in HU between neighbouring slices in soft tissue (robust, over the root of 2), and
+    where that is.
 
-    0 where there is too little soft tissue to tell. Slices that were interpolated from thicker ones seem quieter than they are.
+    0 where there is too little soft tissue to tell. Slices that were interpolated from thicker ones seem
+    quieter than they are.
     """
     from scipy import ndimage
 
@@ -61,6 +64,7 @@ def own_noise(volume: Volume) -> tuple[float, np.ndarray]:
 
 
 def log_noise(deviation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What Gaussian noise of this deviation, relative to the signal, does to the negative logarithm of readings."""
+    """What Gaussian noise of this deviation, relative to the signal, does to the negative logarithm of
+    readings."""
     noisy = 1 + deviation * rng.standard_normal(deviation.shape, dtype=np.float32)
     return -np.log(np.maximum(noisy, np.float32(FAINTEST)))

@@ -13,10 +13,11 @@ REFERENCE = 0.33  # cycles/mm at which the table gives the ratio
 EXPONENT = 2.0
 GAIN = 10.0  # the ratio never reaches it
 SEVERITIES = {1: 0.3, 2: 0.6, 3: 1.0, 4: 2.0, 5: 4.0}
-"""How far the MTF ratio lies above 1 at 0.33 cycles/mm (before the bound): 1.3, 1.6, 2, 3, 5. Chosen to reach over two real pairs
-of reconstructions, which lie at 1.9 (Siemens B40f to B70f, like severity 3) and 4.8 (Philips B to L, like severity 5). The
-exponent carries over from one pair to the other, in noise and edges (`training/experiments/shifts_proof.py`); the strength has to
-be chosen, or told by scans of both kernels, of which no two need be a pair."""
+"""How far the MTF ratio lies above 1 at 0.33 cycles/mm (before the bound): 1.3, 1.6, 2, 3, 5. Chosen to reach
+over two real pairs of reconstructions, which lie at 1.9 (Siemens B40f to B70f, like severity 3) and 4.8
+(Philips B to L, like severity 5). The exponent carries over from one pair to the other, in noise and edges
+(`training/experiments/shifts_proof.py`); the strength has to be chosen, or told by scans of both kernels, of
+which no two need be a pair."""
 
 
 def ratio(
@@ -24,8 +25,9 @@ def ratio(
 ) -> np.ndarray:
     """MTF of the sharper kernel over that of the smoother one, at `frequency` in cycles/mm.
 
-    `1 + A / sqrt(1 + (A / (gain - 1))^2)` with `A = strength (f / 0.33)^exponent`: a power of the frequency, as in FBPAug,
-    that levels off below `gain`, so that noise beyond the resolution of the scan is not amplified without end.
+    `1 + A / sqrt(1 + (A / (gain - 1))^2)` with `A = strength (f / 0.33)^exponent`: a power of the frequency,
+    as in FBPAug, that levels off below `gain`, so that noise beyond the resolution of the scan is not
+    amplified without end.
     """
     rise = strength * (np.asarray(frequency, float) / REFERENCE) ** exponent
     return 1.0 + rise / np.sqrt(1.0 + (rise / (gain - 1.0)) ** 2)
@@ -34,11 +36,12 @@ def ratio(
 def sharpen(volume: Volume, severity: int, rng: np.random.Generator) -> np.ndarray:
     """A sharper kernel: every axial slice times `ratio`, in frequency space. No chance in it.
 
-    Both reconstructions of one acquisition come from the same projections, so by the projection-slice theorem they differ by a
-    radial filter: edges and the noise that is there alike, the noise power by its square. After FBPAug (arXiv 2107.08543) and
-    F-Consistency (arXiv 2203.14616), which filter projections; in the image it is the same and takes no projections.
-    Values below -1024 HU (outside the field of view) stay, none new arise. Coarse pixels hold little of what kernels differ in:
-    at 1 mm the ratio is reached up to 0.5 cycles/mm, at 5 mm only up to 0.1.
+    Both reconstructions of one acquisition come from the same projections, so by the projection-slice theorem
+    they differ by a radial filter: edges and the noise that is there alike, the noise power by its square.
+    After FBPAug (arXiv 2107.08543) and F-Consistency (arXiv 2203.14616), which filter projections; in the
+    image it is the same and takes no projections. Values below -1024 HU (outside the field of view) stay,
+    none new arise. Coarse pixels hold little of what kernels differ in: at 1 mm the ratio is reached up to
+    0.5 cycles/mm, at 5 mm only up to 0.1.
     """
     return filtered(volume, lambda f: ratio(f, SEVERITIES[severity]))
 
@@ -49,7 +52,8 @@ def smooth(volume: Volume, severity: int, rng: np.random.Generator) -> np.ndarra
 
 
 def filtered(volume: Volume, response: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Axial slices through a radial filter, `response(frequency in cycles/mm)`; edges of the slice are continued."""
+    """Axial slices through a radial filter, `response(frequency in cycles/mm)`; edges of the slice are
+    continued."""
     from scipy import fft
 
     sizes, spacing = volume.shape[:2], volume.spacing_mm[:2]

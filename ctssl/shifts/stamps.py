@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ctssl.robustness.curves import CLEAN
 from ctssl.shifts import REVISION, SHIFTS
 from ctssl.volume.volume import Volume, voxel_hash
 
+CLEAN = "clean"  # the scan as it is
 MADE = "ctssl"  # how a stamp begins
 ROOM, PROOF = 79, 15  # characters in the header's `descrip`, and in `intent_name`
 SCAN = 16  # characters of a scan's hash
@@ -32,7 +32,8 @@ def content(volume: Volume) -> str:
 
 
 def stamp_of(place: str, seed: int, scan: str) -> str:
-    """By which shifts (`together`), with which seed and revision, and of which scan (`content`) it was made."""
+    """By which shifts (`together`), with which seed and revision, and of which scan (`content`) it was
+    made."""
     start, end = f"{MADE} {place} seed {seed}", f" by {REVISION} of "
     if len(start) + len(end) + SCAN > ROOM:  # whatever is known of the scan
         start = f"{MADE} {hashlib.sha256(start.encode()).hexdigest()[:16]}"
@@ -54,7 +55,8 @@ def differs(told: str, stamp: str) -> str:
 
 
 def stamped(scan: Volume, stamp: str) -> Volume:
-    """The scan with this text in its header, and a hash of its voxels, since headers are copied to masks and edited scans."""
+    """The scan with this text in its header, and a hash of its voxels, since headers are copied to masks and
+    edited scans."""
     import nibabel
 
     known = scan.header

@@ -1,4 +1,5 @@
-"""Slice thickness and gap: slabs averaged along the patient's axis, then brought back to the scan's own slices."""
+"""Slice thickness and gap: slabs averaged along the patient's axis, then brought back to the scan's own
+slices."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ SEVERITIES = {1: (3.0, 0.0), 2: (4.0, 0.0), 3: (5.0, 0.0), 4: (7.5, 0.0), 5: (10
 def thicken(volume: Volume, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Thicker slices: the mean over each slab, then linear interpolation between the middles of the slabs.
 
-    Model: a rectangular slice sensitivity profile (IEC 61223-3-5 judges a scanner by its width), slices of the scan as thick as
-    they are apart. Averaging n slices of independent noise leaves 1/sqrt(n) of it. Chance places the first slab. A scan whose
-    slices are already that far apart stays as it is.
+    Model: a rectangular slice sensitivity profile (IEC 61223-3-5 judges a scanner by its width), slices of
+    the scan as thick as they are apart. Averaging n slices of independent noise leaves 1/sqrt(n) of it.
+    Chance places the first slab. A scan whose slices are already that far apart stays as it is.
     """
     thickness, gap = SEVERITIES[severity]
     step = volume.spacing_mm[2]
@@ -26,7 +27,8 @@ def thicken(volume: Volume, severity: int, rng: np.random.Generator) -> np.ndarr
 
 
 def slabs(count: int, step_mm: float, thickness_mm: float, gap_mm: float, *, start_mm: float) -> np.ndarray:
-    """`(count, count)` weights, new slice from old ones; the first slab begins at `start_mm` from the first slice's border."""
+    """`(count, count)` weights, new slice from old ones; the first slab begins at `start_mm` from the first
+    slice's border."""
     pitch, length = thickness_mm + gap_mm, count * step_mm
     begins = np.arange(start_mm, length, pitch)[:, None]
     borders = np.arange(count) * step_mm

@@ -14,9 +14,10 @@ BODY_HU = -500.0
 def truncate(volume: Volume, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Air (-1024 HU) outside a circle around the middle of the body, the same in all slices. No chance in it.
 
-    Model: the display field of view, as most scanners write it; inside nothing changes, so the bright rim of truly
-    truncated projections is not modelled. The body's radius is the 99th percentile of its voxels' distances from their
-    middle. A label that lies outside the circle cannot be found any more: mind that when scores fall.
+    Model: the display field of view, as most scanners write it; inside nothing changes, so the bright rim of
+    truly truncated projections is not modelled. The body's radius is the 99th percentile of its voxels'
+    distances from their middle. A label that lies outside the circle cannot be found any more: mind that when
+    scores fall.
     """
     inside = volume.array > BODY_HU
     x, y = (np.arange(n) * s for n, s in zip(volume.shape[:2], volume.spacing_mm[:2], strict=True))

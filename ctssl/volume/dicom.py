@@ -17,8 +17,8 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 def read_series(path: Path, *, series: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The CT series of a folder (or of the folder of one file): HU `(X, Y, Z)` float32 and RAS affine.
 
-    Raises `ValueError` when there are several series and none was chosen, when slices are missing or doubled, and
-    when it is not CT.
+    Raises `ValueError` when there are several series and none was chosen, when slices are missing or doubled,
+    and when it is not CT.
     """
     folder = path if path.is_dir() else path.parent
     slices, places = ordered_slices(path, series=series)
@@ -26,8 +26,8 @@ def read_series(path: Path, *, series: str | None = None) -> tuple[np.ndarray, n
 
 
 def ordered_slices(path: Path, *, series: str | None = None) -> tuple[list[Any], np.ndarray]:
-    """The images of one series with their pixels, along its normal, and their places `(n, 3)` in DICOM's mm; see
-    `read_series`."""
+    """The images of one series with their pixels, along its normal, and their places `(n, 3)` in DICOM's mm;
+    see `read_series`."""
     folder = path if path.is_dir() else path.parent
     found = _headers(folder)
     if not found:
@@ -45,7 +45,8 @@ def ordered_slices(path: Path, *, series: str | None = None) -> tuple[list[Any],
 
 
 def _headers(folder: Path) -> dict[str, list[tuple[Path, Any]]]:
-    """Image files by SeriesInstanceUID. Files that are not DICOM images (DICOMDIR, RTSTRUCT, text) are left aside."""
+    """Image files by SeriesInstanceUID. Files that are not DICOM images (DICOMDIR, RTSTRUCT, text) are left
+    aside."""
     found = defaultdict(list)
     for file in sorted(folder.rglob("*")):
         header = header_of(file) if file.is_file() and file.name != "DICOMDIR" else None
@@ -146,7 +147,8 @@ Found = dict[str, list[tuple[Path, Any]]]  # modality -> (folder of the series, 
 
 
 def find_series(folder: Path, *, progress: bool = False) -> Found:
-    """The CT series, structure sets and segmentations anywhere below a folder. One CT series for each folder of files."""
+    """The CT series, structure sets and segmentations anywhere below a folder. One CT series for each folder
+    of files."""
     found: Found = {"CT": [], "RTSTRUCT": [], "SEG": []}
     folders = sorted({path.parent for path in folder.rglob("*") if path.is_file()})
     for series in tqdm(folders, desc="looking", disable=not progress):
@@ -163,7 +165,8 @@ def find_series(folder: Path, *, progress: bool = False) -> Found:
 
 
 def drawn_on(found: Found, whose: str | Path) -> tuple[tuple[Path, Any], tuple[Path, Any]]:
-    """The CT and the structure set or segmentation that was drawn on it. Raises `ValueError` saying what is missing."""
+    """The CT and the structure set or segmentation that was drawn on it. Raises `ValueError` saying what is
+    missing."""
     drawn = found["RTSTRUCT"] or found["SEG"]  # where both exist, the segmentation was made from the contours
     if not found["CT"] or not drawn:
         raise ValueError(f"{whose}: " + ("no CT series" if not found["CT"] else "no RTSTRUCT or SEG"))

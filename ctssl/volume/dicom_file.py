@@ -1,4 +1,5 @@
-"""One DICOM file, which may come from anybody: opened with every fault in words. Needs pydicom: `pip install 'ctssl[dicom]'`."""
+"""One DICOM file, which may come from anybody: opened with every fault in words. Needs pydicom: `pip install
+'ctssl[dicom]'`."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def library() -> Any:
 
 
 def opened(file: Path, *, pixels: bool = True) -> Any:
-    """The dataset of a file; None when it is no DICOM file at all. Raises `ValueError` when it is one, and damaged.
+    """The dataset of a file; None when it is no DICOM file at all. Raises `ValueError` when it is one, and
+    damaged.
 
     A file whose content is deflated as a whole is refused: nobody knows its size before it is unpacked.
     """
@@ -44,7 +46,8 @@ def opened(file: Path, *, pixels: bool = True) -> Any:
 
 
 def header_of(file: Path) -> Any:
-    """The dataset of a file without its pixels; None when it is no DICOM file, and is not called one either."""
+    """The dataset of a file without its pixels; None when it is no DICOM file, and is not called one
+    either."""
     if file.name.startswith("."):
         return None
     found = opened(file, pixels=False)
@@ -56,7 +59,8 @@ def header_of(file: Path) -> Any:
 
 
 def modality_of(header: Any, file: Path) -> str:
-    """The modality of a file, "" for a directory; `ValueError` for a file so damaged that it could be anything.
+    """The modality of a file, "" for a directory; `ValueError` for a file so damaged that it could be
+    anything.
 
     Left aside, it would be a slice less that nobody misses, if it is the first or the last.
     """
@@ -93,7 +97,8 @@ def text(dataset: Any, key: str, default: str = "") -> str:
 def numbers(
     dataset: Any, key: str, count: int, file: Path, default: float | None = None
 ) -> tuple[float, ...]:
-    """`count` finite numbers of an element; `ValueError` where it holds something else, or is missing without `default`."""
+    """`count` finite numbers of an element; `ValueError` where it holds something else, or is missing without
+    `default`."""
     try:
         if default is not None and dataset.get(key) is None:
             return (default,) * count
@@ -107,7 +112,8 @@ def numbers(
 
 
 def one_image(dataset: Any, file: Path, *, images: int) -> tuple[int, int]:
-    """Rows and columns of a file with one grey image, once all `images` of the series together are not too many voxels."""
+    """Rows and columns of a file with one grey image, once all `images` of the series together are not too
+    many voxels."""
     rows, columns = (int(numbers(dataset, key, 1, file)[0]) for key in ("Rows", "Columns"))
     samples = int(numbers(dataset, "SamplesPerPixel", 1, file, default=1)[0])
     if int(numbers(dataset, "NumberOfFrames", 1, file, default=1)[0]) != 1:

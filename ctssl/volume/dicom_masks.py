@@ -1,4 +1,5 @@
-"""What was drawn on a DICOM series: contours (RTSTRUCT) and segmentations (SEG) as masks on the grid of the scan."""
+"""What was drawn on a DICOM series: contours (RTSTRUCT) and segmentations (SEG) as masks on the grid of the
+scan."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from ctssl.volume.nifti import VOXELS
 from ctssl.volume.volume import Volume
 
 BROKEN = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, NotImplementedError)
-"""What pydicom raises when it is asked for an element that is missing, or something else than it should be."""
+"""What pydicom raises when it is asked for an element that is missing, or something else than it should
+be."""
 
 
 def read_drawn(path: Path, scan: Volume, *, roi: str | None = None) -> Volume:
@@ -27,9 +29,9 @@ def read_drawn(path: Path, scan: Volume, *, roi: str | None = None) -> Volume:
 def read_rtstruct(path: Path, scan: Volume, *, roi: str | None = None) -> Volume:
     """The contours of one ROI of an RTSTRUCT file as a mask on the grid of their scan.
 
-    A voxel belongs to the ROI when its centre lies inside an odd number of the slice's contours (even-odd: a contour
-    within another is a hole). Raises `ValueError` for another file, for several ROIs when none is named, and for
-    contours that do not lie in slices of the scan.
+    A voxel belongs to the ROI when its centre lies inside an odd number of the slice's contours (even-odd: a
+    contour within another is a hole). Raises `ValueError` for another file, for several ROIs when none is
+    named, and for contours that do not lie in slices of the scan.
     """
     dataset = _dataset(path)
     if text(dataset, "Modality") != "RTSTRUCT":

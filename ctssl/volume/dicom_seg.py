@@ -23,10 +23,11 @@ def write_seg(
     sha256: str = "",
     overwrite: bool = False,
 ) -> Path:
-    """Write a mask on the grid of the DICOM series `source` as one SEG file that refers to its images, a segment a label.
+    """Write a mask on the grid of the DICOM series `source` as one SEG file that refers to its images, a
+    segment a label.
 
-    `model`, `sha256`: what made the mask. Raises `ValueError` for a mask on another grid or an empty one (DICOM has no
-    segmentation of nothing), `FileExistsError` where the file is there.
+    `model`, `sha256`: what made the mask. Raises `ValueError` for a mask on another grid or an empty one
+    (DICOM has no segmentation of nothing), `FileExistsError` where the file is there.
     """
     try:
         import highdicom

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,9 +12,11 @@ from ctssl.volume.volume import AIR_HU, Volume
 
 
 def prepare(volume: Volume, preprocess: Preprocess) -> Volume:
-    """The scan on the grid a model works on: RAS+ axes, isotropic spacing, HU window mapped to 0..1 (float32).
+    """The scan on the grid a model works on: RAS+ axes, isotropic spacing, HU window mapped to 0..1
+    (float32).
 
-    Oblique scans keep their own axes; sheared ones (gantry tilt) are resampled to the nearest right-angled axes.
+    Oblique scans keep their own axes; sheared ones (gantry tilt) are resampled to the nearest right-angled
+    axes.
     """
     shape, affine = working_grid(volume, preprocess.spacing_mm)
     low, high = preprocess.window_hu
@@ -87,7 +89,8 @@ def resample(
 
 
 def _axis_weights(where: np.ndarray, length: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """`(new, old)` weights of a triangle as wide as the coarser grid; which new places lie outside the old grid."""
+    """`(new, old)` weights of a triangle as wide as the coarser grid; which new places lie outside the old
+    grid."""
     reach = max(scale, 1.0)
     weights = np.maximum(0.0, 1.0 - np.abs(where[:, None] - np.arange(length)) / reach)
     outside = (where < -0.5 - 1e-6) | (where > length - 0.5 + 1e-6)
@@ -108,6 +111,7 @@ def _resample_oblique(
     sigma = np.where(steps > 1.0, 0.4 * np.sqrt(np.maximum(steps**2 - 1.0, 0.0)), 0.0)
     if sigma.any():
         array = ndimage.gaussian_filter(array, sigma, mode="nearest")
-    return ndimage.affine_transform(
+    found: Any = ndimage.affine_transform(
         array, matrix, offset, to_shape, np.float32, order=1, mode="constant", cval=fill
-    )  # type: ignore[return-value]
+    )  # type: ignore[call-overload]
+    return found

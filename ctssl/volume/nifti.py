@@ -1,7 +1,8 @@
-"""NIfTI files, which may come from anybody: the header is believed only as far as the file can keep its promise.
+"""NIfTI files, which may come from anybody: the header is believed only as far as the file can keep its
+promise.
 
-Nothing is unpacked before the header's claim was compared with `VOXELS` and with the size of the file, and no more is
-unpacked than the claim. Header extensions are skipped, not read.
+Nothing is unpacked before the header's claim was compared with `VOXELS` and with the size of the file, and no
+more is unpacked than the claim. Header extensions are skipped, not read.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ QUIET = logging.Logger("nifti", level=logging.CRITICAL + 1)  # what nibabel says
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Voxels of a `.nii` or `.nii.gz` (float32 after slope and intercept, as nibabel gives them; others as they are), affine,
-    header.
+    """Voxels of a `.nii` or `.nii.gz` (float32 after slope and intercept, as nibabel gives them; others as
+    they are), affine, header.
 
     Raises `ValueError` when the file is damaged, or claims more than it can hold or than `VOXELS`.
     """
@@ -77,7 +78,8 @@ def _header(stream: Any) -> tuple[Any, int]:
 
 
 def _claim(header: Any, room: int) -> tuple[tuple[int, ...], int]:
-    """Shape and place of the voxels, once the file can hold them (`room` bytes at most) and they are not too many."""
+    """Shape and place of the voxels, once the file can hold them (`room` bytes at most) and they are not too
+    many."""
     shape, offset, step = (
         header.get_data_shape(),
         float(header["vox_offset"]),
@@ -112,7 +114,8 @@ def _voxels(stream: Any, skip: int, dtype: np.dtype, shape: tuple[int, ...]) -> 
 
 
 def _scaled(raw: np.ndarray, slope: float | None, inter: float | None) -> np.ndarray:
-    """Values times slope plus intercept (in float64, some planes at a time) as float32; what is no number stays as it is."""
+    """Values times slope plus intercept (in float64, some planes at a time) as float32; what is no number
+    stays as it is."""
     if not np.issubdtype(raw.dtype, np.floating) and not np.issubdtype(raw.dtype, np.integer):
         return raw
     values = np.empty(raw.shape, np.float32)

@@ -1,7 +1,7 @@
 """A scan or a mask in memory: reading and saving. Axes and units are stated here, once.
 
-Arrays are `(X, Y, Z)`; an affine is 4x4 and takes voxel indices to RAS+ millimetres (x to the patient's right-to-left,
-y back-to-front, z feet-to-head), as in nibabel. CT values are Hounsfield units (HU).
+Arrays are `(X, Y, Z)`; an affine is 4x4 and takes voxel indices to RAS+ millimetres (x to the patient's
+right-to-left, y back-to-front, z feet-to-head), as in nibabel. CT values are Hounsfield units (HU).
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ NOT_FINITE = "NaN or infinite voxels; replace them (in a CT air is -1000 HU, in 
 
 @dataclass(frozen=True)
 class Volume:
-    """A CT scan (`array` float32 HU) or a mask on its grid (`array` uint8). `affine`: 4x4, voxel to RAS mm."""
+    """A CT scan (`array` float32 HU) or a mask on its grid (`array` uint8). `affine`: 4x4, voxel to RAS
+    mm."""
 
     array: np.ndarray
     affine: np.ndarray
     name: str = "array"
     header: Any = field(default=None, repr=False, compare=False)
-    """The NIfTI header that it was read with; what is saved keeps it, but for what the array and the affine say."""
+    """The NIfTI header that it was read with; what is saved keeps it, but for what the array and the affine
+    say."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -72,8 +74,8 @@ def read(
 ) -> Volume:
     """A scan from a NIfTI file, a folder with one DICOM series, or `(array in HU, affine)`.
 
-    `series` picks one SeriesInstanceUID of a DICOM folder that holds several. Raises `FileNotFoundError` when nothing
-    is there, `ValueError` for what is not one 3D scan (4D, colour, missing slices, a broken affine).
+    `series` picks one SeriesInstanceUID of a DICOM folder that holds several. Raises `FileNotFoundError` when
+    nothing is there, `ValueError` for what is not one 3D scan (4D, colour, missing slices, a broken affine).
     """
     if isinstance(source, Volume):
         if np.issubdtype(source.array.dtype, np.floating) and not np.isfinite(source.array).all():

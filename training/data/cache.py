@@ -1,7 +1,8 @@
 """Scans, checked and prepared once, memory-mapped from then on.
 
-`python -m training.data.cache SOURCE [--workers 8] [--folder runs/cache]` prepares a corpus ahead of a training. What is
-there is not made again; a damaged scan is listed and left out; deleting the folder costs time, nothing else.
+`python -m training.data.cache SOURCE [--workers 8] [--folder runs/cache]` prepares a corpus ahead of a
+training. What is there is not made again; a damaged scan is listed and left out; deleting the folder costs
+time, nothing else.
 """
 
 import argparse
@@ -28,7 +29,8 @@ LIMIT = 0.05  # share of scans that may be unusable
 
 
 class Corpus:
-    """Prepared scans, by number. What a worker holds is one table that is memory-mapped, whatever the number of scans."""
+    """Prepared scans, by number. What a worker holds is one table that is memory-mapped, whatever the number
+    of scans."""
 
     def __init__(self, table: Path) -> None:
         self.table = table
@@ -57,8 +59,8 @@ class Corpus:
 def prepared(scans: list[Scan], preprocess: Preprocess, folder: Path, *, workers: int = 1) -> Corpus:
     """The corpus of `scans`, made where it is missing.
 
-    An entry is named by the content of its scan and by the preprocessing, so a changed one is never taken for the old.
-    `index.jsonl` remembers the content of files by their place, size and date.
+    An entry is named by the content of its scan and by the preprocessing, so a changed one is never taken for
+    the old. `index.jsonl` remembers the content of files by their place, size and date.
     """
     folder.mkdir(parents=True, exist_ok=True)
     spec = hashlib.sha256(repr(preprocess).encode()).hexdigest()[:8]

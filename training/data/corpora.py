@@ -1,4 +1,5 @@
-"""Which scans make a corpus. Reads `cases.csv` of the data folder (`CTSSL_DATA`); the test cases are in none of them.
+"""Which scans make a corpus. Reads `cases.csv` of the data folder (`CTSSL_DATA`); the test cases are in none
+of them.
 
 `python -m training.data.corpora` writes both splits again (they are the same each time).
 """
@@ -41,7 +42,8 @@ def nodule_split(side: str) -> list[str]:
 
 
 def corpus(name: str) -> list[Path]:
-    """Scans to pretrain on: `"wild"` (uncurated public CTs) or `"self"` (training side of the sarcoma data)."""
+    """Scans to pretrain on: `"wild"` (uncurated public CTs) or `"self"` (training side of the sarcoma
+    data)."""
     return [data_folder() / row["image"] for row in _rows(name)]
 
 
@@ -63,7 +65,8 @@ def _rows(name: str) -> list[dict[str, str]]:
 
 
 def make_split(seed: int = 0, per_kernel: int = 6) -> dict[str, list[str]]:
-    """Six SOFT and six STANDARD cases drawn for testing; STS_008, whose DICOM series is in the data too, is not."""
+    """Six SOFT and six STANDARD cases drawn for testing; STS_008, whose DICOM series is in the data too, is
+    not."""
     rng, test = np.random.default_rng(seed), []
     rows = cases("sarcoma")
     for kernel in ("SOFT", "STANDARD"):

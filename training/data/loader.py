@@ -1,4 +1,5 @@
-"""Prepared scans -> batches. Sample number n is the same whoever asks for it, so resuming skips nothing and repeats nothing."""
+"""Prepared scans -> batches. Sample number n is the same whoever asks for it, so resuming skips nothing and
+repeats nothing."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,8 @@ from training.pretext.batch import Batch
 
 
 class Samples(Dataset):
-    """Sample `n`: its views, seed and patient. Every scan comes once in each pass over the corpus, in a new order."""
+    """Sample `n`: its views, seed and patient. Every scan comes once in each pass over the corpus, in a new
+    order."""
 
     def __init__(self, corpus: Corpus, *, crop: int, views: int, how: Views, seed: int) -> None:
         self.corpus, self.crop, self.views, self.how, self.seed = corpus, crop, views, how, seed
@@ -62,7 +64,7 @@ def collate(samples: list[tuple[list[np.ndarray], int, int]]) -> Batch:
 
 def loader(samples: Samples, places: Places, *, workers: int) -> Any:
     """Batches in order; `workers` processes prepare them ahead."""
-    ahead = dict(prefetch_factor=4, persistent_workers=False) if workers else {}
+    ahead: dict[str, Any] = dict(prefetch_factor=4, persistent_workers=False) if workers else {}
     return DataLoader(
         samples,
         batch_sampler=places,
@@ -70,4 +72,4 @@ def loader(samples: Samples, places: Places, *, workers: int) -> Any:
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         **ahead,
-    )  # type: ignore[arg-type]
+    )

@@ -22,10 +22,11 @@ MASKS = {masks: images for images, masks in (*FOLDERS, ("imagesTs", "labelsTs"))
 
 
 def find_scans(source: str | Path) -> list[Scan]:
-    """The scans of `"wild"` or `"self"`, of a CSV, or of a folder (searched to the bottom, each scan a patient of its own).
+    """The scans of `"wild"` or `"self"`, of a CSV, or of a folder (searched to the bottom, each scan a
+    patient of its own).
 
-    A CSV has the columns `image` (relative to the CSV or absolute) and, if known, `patient` and `split`: of several
-    splits `train` is taken, and a patient in two of them is an error.
+    A CSV has the columns `image` (relative to the CSV or absolute) and, if known, `patient` and `split`: of
+    several splits `train` is taken, and a patient in two of them is an error.
     """
     if source in corpora.NAMES:
         return [Scan(path, path.name.split(".")[0]) for path in corpora.corpus(str(source))]
@@ -68,7 +69,8 @@ def _from_csv(path: Path) -> list[Scan]:
 
 
 def _from_folder(path: Path) -> list[Scan]:
-    """Every NIfTI file but masks beside images, and every folder of CT images; a DICOM patient has one name."""
+    """Every NIfTI file but masks beside images, and every folder of CT images; a DICOM patient has one
+    name."""
     scans: list[Path] = []
     patients: dict[Path, str] = {}
     for folder, folders, names in os.walk(path):

@@ -1,9 +1,10 @@
 """The paper's public data as manifests: `python -m training.data.nsclc FOLDER [--out nsclc]`.
 
-FOLDER holds NSCLC-Radiomics (CT with RTSTRUCT, the ROI GTV-1) or NSCLC-Radiogenomics (CT with DICOM-SEG) as TCIA's tools
-download them; both may lie side by side. Each case with a CT and a tumour becomes a row of `OUT/manifest.csv`: image (the
-DICOM folder), label (a NIfTI mask, written to `OUT/labels`), patient, collection, kernel, the paper's kernel bin, contrast,
-slice thickness. `training.pretrain --data OUT/manifest.csv` reads it. Needs pydicom (`ctssl[dicom]`).
+FOLDER holds NSCLC-Radiomics (CT with RTSTRUCT, the ROI GTV-1) or NSCLC-Radiogenomics (CT with DICOM-SEG) as
+TCIA's tools download them; both may lie side by side. Each case with a CT and a tumour becomes a row of
+`OUT/manifest.csv`: image (the DICOM folder), label (a NIfTI mask, written to `OUT/labels`), patient,
+collection, kernel, the paper's kernel bin, contrast, slice thickness. `training.pretrain --data
+OUT/manifest.csv` reads it. Needs pydicom (`ctssl[dicom]`).
 """
 
 import argparse
@@ -35,7 +36,8 @@ GE_BINS = {"STANDARD": "smooth", "BONE": "smooth", "BONEPLUS": "medium", "LUNG":
 
 
 def kernel_bin(manufacturer: str, kernel: str) -> str:
-    """smooth, medium or sharp, as the paper bins GE's names and Siemens' numbers; "" for what it does not name."""
+    """smooth, medium or sharp, as the paper bins GE's names and Siemens' numbers; "" for what it does not
+    name."""
     if "GE" in manufacturer.upper().split():
         return GE_BINS.get(re.sub(r"[^A-Z]", "", kernel.upper()), "")
     number = re.match(r"[BI](\d+)", kernel.strip().upper())
@@ -45,7 +47,8 @@ def kernel_bin(manufacturer: str, kernel: str) -> str:
 
 
 def convert(patient: str, series: Found, out: Path, *, roi: str, overwrite: bool = False) -> dict[str, str]:
-    """The row of a patient; its mask is written, unless it is there. Raises `ValueError` saying what is missing."""
+    """The row of a patient; its mask is written, unless it is there. Raises `ValueError` saying what is
+    missing."""
     (image, ct), (file, header) = drawn_on(series, patient)
     scan = ctssl.read(image)
     mask = read_drawn(file, scan, roi=roi if header.Modality == "RTSTRUCT" else None)

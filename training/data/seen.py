@@ -16,8 +16,9 @@ from training.run import Run
 
 
 def seen(run: Run) -> str:
-    """Salted hashes of the scans of a run, and the DICOM series that they come from where those are known, as JSON: `ctssl check`
-    tells with them who is about to test on training data. Those of the model that it started from count too."""
+    """Salted hashes of the scans of a run, and the DICOM series that they come from where those are known, as
+    JSON: `ctssl check` tells with them who is about to test on training data. Those of the model that it
+    started from count too."""
     before = {} if run.init.endswith(".safetensors") else seen_by(run.init or None)
     salt, scans = before.get("salt", run.name), find_scans(run.corpus)
     voxels = {voxel_hash(ctssl.read(scan.path), salt) for scan in tqdm(scans, desc="hashing scans")}

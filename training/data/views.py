@@ -1,4 +1,5 @@
-"""From a prepared scan to the views that a task asks for. Everything is decided by the sample's seed. numpy only."""
+"""From a prepared scan to the views that a task asks for. Everything is decided by the sample's seed. numpy
+only."""
 
 import functools
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from ctssl.sampling import augment, crop_at, tissue_start
 class Views:
     """How crops become views. A task with one view gets the crop, mirrored; one with two gets two of these.
 
-    `shift`: how far apart the views' corners lie at most, as a share of the crop. `zoom`: views show a cube up to this
-    much larger or smaller. `intensity`: stretch and move of the values (0..1). `gamma`: largest exponent. `noise`:
-    largest deviation (0..1). `blur`: largest sigma in voxels. `holes`: boxes set to one value.
+    `shift`: how far apart the views' corners lie at most, as a share of the crop. `zoom`: views show a cube
+    up to this much larger or smaller. `intensity`: stretch and move of the values (0..1). `gamma`: largest
+    exponent. `noise`: largest deviation (0..1). `blur`: largest sigma in voxels. `holes`: boxes set to one
+    value.
     """
 
     shift: float = 0.25
@@ -59,7 +61,8 @@ def view(
 
 
 def gaussian_noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Standard normal numbers from a random place of a fixed table of four million: drawing them anew costs ten times more."""
+    """Standard normal numbers from a random place of a fixed table of four million: drawing them anew costs
+    ten times more."""
     table, count = normal_table(), int(np.prod(shape))
     if count > len(table):
         return rng.standard_normal(shape, dtype=np.float32)

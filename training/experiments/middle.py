@@ -1,9 +1,9 @@
 """How much of a task is position: an ellipsoid in the middle of every scan, drawn without looking at it.
 
-`python -m training.experiments.middle`, for sarcoma and for lung nodules. The scans are cut around their tumours, so the middle
-is a good guess: the size of the ellipsoid, as a share of the scan's extent, is the one that suits the training cases best. A
-segmenter has learned something of tumours for sure only as far as it is better than this. The rows go into the experiments'
-results.
+`python -m training.experiments.middle`, for sarcoma and for lung nodules. The scans are cut around their
+tumours, so the middle is a good guess: the size of the ellipsoid, as a share of the scan's extent, is the one
+that suits the training cases best. A segmenter has learned something of tumours for sure only as far as it is
+better than this. The rows go into the experiments' results.
 """
 
 import numpy as np

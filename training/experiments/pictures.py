@@ -1,7 +1,8 @@
 """The README's picture: `python -m training.experiments.pictures runs/sarcoma-swin-wild-smit-0`.
 
-Best, median and worst of the 12 test cases by DSC, so that nothing is chosen by eye: the slice with most tumour, its features
-(three principal components as colours), and the mask in red with the truth as a white line.
+Best, median and worst of the 12 test cases by DSC, so that nothing is chosen by eye: the slice with most
+tumour, its features (three principal components as colours), and the mask in red with the truth as a white
+line.
 """
 
 import argparse

@@ -1,16 +1,18 @@
-"""Do the frozen features know a tumour from other tissue? A linear probe and nearest neighbours on single voxels.
+"""Do the frozen features know a tumour from other tissue? A linear probe and nearest neighbours on single
+voxels.
 
-`python -m training.experiments.probe [MODEL ...] [--seeds 3]` (a few minutes a model). From each patient up to 200 voxels
-of the tumour and 200 of other tissue, 25 and 25 from each of 8 cubes of 32 voxels; the feature of a voxel is every map of the
-encoder on that cube, interpolated at its place. A third of the patients are held out, anew for each seed. Sarcoma: the 26
-training cases alone, at the encoder's own spacing; what follows from a probe (a pretraining that has to be mended) must not have
-seen the test cases. Nodules: at `--nodule-spacing`, since a nodule of 10 mm is one token at 2 mm.
+`python -m training.experiments.probe [MODEL ...] [--seeds 3]` (a few minutes a model). From each patient up
+to 200 voxels of the tumour and 200 of other tissue, 25 and 25 from each of 8 cubes of 32 voxels; the feature
+of a voxel is every map of the encoder on that cube, interpolated at its place. A third of the patients are
+held out, anew for each seed. Sarcoma: the 26 training cases alone, at the encoder's own spacing; what follows
+from a probe (a pretraining that has to be mended) must not have seen the test cases. Nodules: at
+`--nodule-spacing`, since a nodule of 10 mm is one token at 2 mm.
 
-The scans are cut out around their tumours, so where a voxel lies in the scan tells all (AUROC 0.92 and 0.99), and an encoder with
-learned positions passes that on. Hence the cubes: they lie so that the tumour may be anywhere in them. What is left of
-it is measured beside the models ("position alone"), with the intensity alone (the voxel and three neighbourhoods) and the
-same encoders with random weights. Results go to `results/probe.json`; `--show` only prints, `--readme` puts the short table into
-README.md.
+The scans are cut out around their tumours, so where a voxel lies in the scan tells all (AUROC 0.92 and 0.99),
+and an encoder with learned positions passes that on. Hence the cubes: they lie so that the tumour may be
+anywhere in them. What is left of it is measured beside the models ("position alone"), with the intensity
+alone (the voxel and three neighbourhoods) and the same encoders with random weights. Results go to
+`results/probe.json`; `--show` only prints, `--readme` puts the short table into README.md.
 """
 
 import argparse
@@ -85,7 +87,8 @@ Features = Callable[[list[Cube]], Tensor]  # -> (all voxels of all cubes, D)
 
 
 def cubes(scan: Scan, rng: np.random.Generator) -> list[Cube]:
-    """Pieces in which some tumour voxel lies at a random place; as many voxels of the tumour as of other tissue in each."""
+    """Pieces in which some tumour voxel lies at a random place; as many voxels of the tumour as of other
+    tissue in each."""
     found, inside = [], np.argwhere(scan.tumour)
     room = np.maximum(np.array(scan.image.shape) - CUBE, 0)
     for _ in range(CUBES):
@@ -133,7 +136,8 @@ def intensity(pieces: list[Cube]) -> Tensor:
 
 
 def position(pieces: list[Cube]) -> Tensor:
-    """Where in its cube each voxel lies: coordinates, their squares and products, the distance from the middle."""
+    """Where in its cube each voxel lies: coordinates, their squares and products, the distance from the
+    middle."""
     x = torch.from_numpy(np.concatenate([cube.voxels for cube in pieces]) + 0.5).float() * 2 / CUBE - 1
     first, second = torch.triu_indices(3, 3)
     products = x[:, first] * x[:, second]
@@ -160,8 +164,8 @@ def of_patients(rows: Rows, numbers: set[int]) -> Rows:
 
 
 def linear_scores(train: Rows, test: Rows) -> Tensor:
-    """Logistic regression on standardised features. Its ridge is the one of `DECAYS` that serves every third patient of
-    `train` best when fitted on the others."""
+    """Logistic regression on standardised features. Its ridge is the one of `DECAYS` that serves every third
+    patient of `train` best when fitted on the others."""
     inner = of_patients(train, set(train.patient.unique().tolist()[::3]))
     outer = of_patients(train, set(train.patient.unique().tolist()) - set(inner.patient.tolist()))
     found = [np.mean([a for a, _ in judged(logistic(outer, inner, decay), inner)]) for decay in DECAYS]
@@ -228,7 +232,8 @@ def judged(scores: Tensor, test: Rows) -> list[tuple[float, float]]:
 
 
 def measure(group: list[Scan], features: Features, *, seeds: int) -> list[dict[str, Any]]:
-    """Per seed and probe, AUROC and AP of a third of the patients, drawn by the seed, after a fit on the others."""
+    """Per seed and probe, AUROC and AP of a third of the patients, drawn by the seed, after a fit on the
+    others."""
     runs = []
     for seed, drawn in enumerate(rows(group, features, seeds)):
         names = [scan.patient for scan in group]
@@ -260,7 +265,8 @@ def patients(runs: list[dict], probe: str, metric: str) -> np.ndarray:
 
 
 def beats_its_twin(results: dict, model: str) -> bool:
-    """Whether the linear probe's patient-level AUROC is above the random twin's, with the whole interval, in some task."""
+    """Whether the linear probe's patient-level AUROC is above the random twin's, with the whole interval, in
+    some task."""
     for task in results["tasks"].values():
         pair = [patients(task[label], "linear", "auroc") for label in (model, twin(model))]
         if interval(pair[0] - pair[1])[0] > 0:

@@ -1,21 +1,23 @@
 """The paper's question with our models: does pretraining make a segmenter robust to how a scan was made?
 
 `python -m training.experiments.robustness [MODEL ...] [--seeds 0 1 2] [--runs runs]` takes the segmenters of
-`training.experiments.sarcoma` (those that are not in `--runs` any more are trained again), and for each of them measures
+`training.experiments.sarcoma` (those that are not in `--runs` any more are trained again), and for each of
+them measures
 
 - every shift of `ctssl.shifts` at severities 1, 3 and 5 on the 12 test cases;
-- CKA between the encoder before and after fine-tuning, block by block (from scratch: before is its initial weights), and, as
-  what any two networks have in common, between the fine-tuned one and the same network with other random weights, and that of
-  the other corpus (`ctssl.pair`), neither of which it comes from;
-- the natural strata, for the models of `STRATA`: trained on nine training cases of one kernel, SOFT or STANDARD (there are nine
-  and 17; none is kept to choose weights or a threshold), and tested on all test cases, so that every patient is seen by a model
-  of the own and by one of the other kernel. One maker, and both kernels are smooth in the paper's bins: a weak shift.
-  `--no-strata` leaves them out.
+- CKA between the encoder before and after fine-tuning, block by block (from scratch: before is its initial
+  weights), and, as what any two networks have in common, between the fine-tuned one and the same network with
+  other random weights, and that of the other corpus (`ctssl.pair`), neither of which it comes from;
+- the natural strata, for the models of `STRATA`: trained on nine training cases of one kernel, SOFT or
+  STANDARD (there are nine and 17; none is kept to choose weights or a threshold), and tested on all test
+  cases, so that every patient is seen by a model of the own and by one of the other kernel. One maker, and
+  both kernels are smooth in the paper's bins: a weak shift. `--no-strata` leaves them out.
 
-Everything measured goes to `results/robustness.json` at once, with the sha256 of the weights, and is not measured again while
-they are the same. `--data CSV` takes other labelled scans (`image,label`, and `split` where the table says what is tested on,
-such as the manifests of `training.data.nsclc`) instead of the sarcoma data, and keeps what it measures beside the CSV; no strata.
-Then `python -m training.experiments.study [--data CSV]` writes what follows from it.
+Everything measured goes to `results/robustness.json` at once, with the sha256 of the weights, and is not
+measured again while they are the same. `--data CSV` takes other labelled scans (`image,label`, and `split`
+where the table says what is tested on, such as the manifests of `training.data.nsclc`) instead of the sarcoma
+data, and keeps what it measures beside the CSV; no strata. Then `python -m training.experiments.study [--data
+CSV]` writes what follows from it.
 """
 
 import argparse
@@ -37,10 +39,10 @@ from ctssl.files.atomic import write_whole
 from ctssl.finetuning.start import BASELINES, fresh, published
 from ctssl.hub.folder import read_config
 from ctssl.metrics import volume_ml
-from ctssl.robustness.curves import CLEAN
 from ctssl.robustness.masks import find_sources
 from ctssl.robustness.measure import left_to_see, measure
 from ctssl.shifts import REVISION, SHIFTS
+from ctssl.shifts.stamps import CLEAN
 from ctssl.similarity import TooFewCrops, compare
 from training.data.corpora import cases, data_folder, split
 from training.experiments import sarcoma, trials
@@ -70,10 +72,11 @@ def trainings_of(data: Path) -> Path:
 
 
 def results(path: Path) -> dict[str, Any]:
-    """`shifts`: model, seed, shift, severity, case -> DSC. `strata`: kernel trained on, model, seed, case. `cka`: model, seed.
-    `controls`: model, seed, "random" or "twin" -> CKA of each block. `crops`: how many, and how many of these apart. `weights`:
-    the same keys -> sha256 of the segmenter (of `shifts` with their revision). `facts` of each test case: kernel, volume, and the
-    best DSC that truncation leaves by severity."""
+    """`shifts`: model, seed, shift, severity, case -> DSC. `strata`: kernel trained on, model, seed, case.
+    `cka`: model, seed. `controls`: model, seed, "random" or "twin" -> CKA of each block. `crops`: how many,
+    and how many of these apart. `weights`: the same keys -> sha256 of the segmenter (of `shifts` with their
+    revision). `facts` of each test case: kernel, volume, and the best DSC that truncation leaves by
+    severity."""
     empty = {
         "command": COMMAND,
         "facts": {},
@@ -108,7 +111,8 @@ def known(path: Path, part: str, *keys: str) -> bool:
 
 
 def experiment(data: Path | None) -> trials.Experiment:
-    """The sarcoma experiment, or the same on other labelled scans, whose results are kept beside the table."""
+    """The sarcoma experiment, or the same on other labelled scans, whose results are kept beside the
+    table."""
     if data is None:
         return sarcoma.EXPERIMENT
     held = divide(find_cases(data).cases, None, 0)[1]
@@ -146,7 +150,8 @@ def note_facts(source: trials.Experiment, path: Path) -> None:
 
 
 def segmenter(source: trials.Experiment, model: str, seed: int, runs: Path) -> Path:
-    """The folder of a fine-tuned model; trained now where it is missing, or was trained otherwise, or from other weights."""
+    """The folder of a fine-tuned model; trained now where it is missing, or was trained otherwise, or from
+    other weights."""
     trials.train(source, model, seed=seed, runs=runs, again=True)
     return trials.folder_of(source, runs, model, seed)
 
@@ -198,7 +203,8 @@ def under_shifts(source: trials.Experiment, model: str, seed: int, runs: Path, p
 
 
 def of_one_kernel(kernel: str, runs: Path) -> Path:
-    """A table that trains on training cases of one kernel, as many as there are of the rarer, and tests on all test cases."""
+    """A table that trains on training cases of one kernel, as many as there are of the rarer, and tests on
+    all test cases."""
     path = runs / f"sarcoma-{kernel}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     train, test = set(split("train")), set(split("test"))
@@ -250,8 +256,8 @@ def before_tuning(model: str, seed: int) -> Any:
 
 
 def reuse(source: trials.Experiment, model: str, seed: int, runs: Path, path: Path) -> None:
-    """CKA on the test scans between the blocks of a fine-tuned encoder and of itself before, and of networks that it does not
-    come from."""
+    """CKA on the test scans between the blocks of a fine-tuned encoder and of itself before, and of networks
+    that it does not come from."""
     folder = segmenter(source, model, seed, runs)
     wanted = [part for part in ("cka", "controls") if not measured(path, folder, part, model, str(seed))]
     if not wanted:
@@ -278,7 +284,8 @@ def reuse(source: trials.Experiment, model: str, seed: int, runs: Path, path: Pa
 
 
 def strangers(model: str, seed: int) -> dict[str, Any]:
-    """Encoders of the same architecture that a fine-tuning did not start from: "random", and "twin" where there is one."""
+    """Encoders of the same architecture that a fine-tuning did not start from: "random", and "twin" where
+    there is one."""
     found = {"random": fresh(published(model.split("-")[0]), 100 + seed)}
     if model not in BASELINES and ctssl.info(model).corpus in ("wild", "self"):
         pair = ctssl.pair(ctssl.info(model).encoder, ctssl.info(model).pretext)

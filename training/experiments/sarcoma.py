@@ -1,16 +1,18 @@
-"""Fine-tune on the 26 training cases of the sarcoma data and score the 12 test cases, models and baselines alike.
+"""Fine-tune on the 26 training cases of the sarcoma data and score the 12 test cases, models and baselines
+alike.
 
-`python -m training.experiments.sarcoma [MODEL ...] [--seeds 0 1 2] [--steps 600] [--few-shot 5] [--head light]` trains each
-model with each seed; without names the core design, {swin, vit} x {wild, self} x {mim, smit}, both encoders from scratch and
-nnU-Net's network. A training that is in `results/sarcoma.json` with the same settings is not done again, and one that was
-interrupted goes on. `--show` only prints.
+`python -m training.experiments.sarcoma [MODEL ...] [--seeds 0 1 2] [--steps 600] [--few-shot 5] [--head
+light]` trains each model with each seed; without names the core design, {swin, vit} x {wild, self} x {mim,
+smit}, both encoders from scratch and nnU-Net's network. A training that is in `results/sarcoma.json` with the
+same settings is not done again, and one that was interrupted goes on. `--show` only prints.
 
-The recipe was chosen on nine of the training cases after training on the other 17 (mean DSC of `swin-wild-mim` there, one
-training each). 400 steps at 3 mm with crops of 64 voxels: 0.63, and even the cases trained on had only 0.72, so more steps were
-wanted. Crops of 48 voxels of 4 mm see as much in less than half of the time: 600 steps with averaged weights, a threshold
-(`ctssl.finetuning.threshold`) and nothing cut off before cropping (`trim`), 0.68; the same with `trim`, 0.62. Three of the training
-patients choose weights and threshold. A step of nnU-Net's network takes as long as 15 of the Swin's, so it takes a share of the
-steps (`OMP_NUM_THREADS=1 python -m tests.benchmarks.finetune 2 48 4 1`).
+The recipe was chosen on nine of the training cases after training on the other 17 (mean DSC of
+`swin-wild-mim` there, one training each). 400 steps at 3 mm with crops of 64 voxels: 0.63, and even the cases
+trained on had only 0.72, so more steps were wanted. Crops of 48 voxels of 4 mm see as much in less than half
+of the time: 600 steps with averaged weights, a threshold (`ctssl.finetuning.threshold`) and nothing cut off
+before cropping (`trim`), 0.68; the same with `trim`, 0.62. Three of the training patients choose weights and
+threshold. A step of nnU-Net's network takes as long as 15 of the Swin's, so it takes a share of the steps
+(`OMP_NUM_THREADS=1 python -m tests.benchmarks.finetune 2 48 4 1`).
 """
 
 from pathlib import Path

@@ -1,31 +1,35 @@
-"""Is the kernel shift right? Real pairs: one acquisition, reconstructed with a smooth and with a sharp kernel.
+"""Is the kernel shift right? Real pairs: one acquisition, reconstructed with a smooth and with a sharp
+kernel.
 
-`python -m training.experiments.shifts_proof` (half a minute) reads `paired_kernels` of the data folder and writes
-`results/shifts_proof.json`, `.md` and `.png`; `--show` only prints. Two patients, Philips B/L and Siemens B40f/B70f: they
-describe, they prove no p-value.
+`python -m training.experiments.shifts_proof` (half a minute) reads `paired_kernels` of the data folder and
+writes `results/shifts_proof.json`, `.md` and `.png`; `--show` only prints. Two patients, Philips B/L and
+Siemens B40f/B70f: they describe, they prove no p-value.
 
-The shift has two numbers, how much and with which power of the frequency. Ways to choose them, with more and more of this
-patient:
+The shift has two numbers, how much and with which power of the frequency. Ways to choose them, with more and
+more of this patient:
 - other patient: both fitted on the other patient, so on another maker's pair of kernels;
 - severity 3: the package's default (both pairs were known when the severities were chosen);
-- unpaired: the power from the other patient; how much from a comparison of the slices to be shifted with slices of the other
-  kernel from the other half of the body, which needs scans of both kernels, but no pair of them (`unpaired`);
+- unpaired: the power from the other patient; how much from a comparison of the slices to be shifted with
+  slices of the other kernel from the other half of the body, which needs scans of both kernels, but no pair
+  of them (`unpaired`);
 - severity: the nearest of the five that the package has, chosen on the pair of the other half of the body;
-- own: both fitted on the pair of the other half of the body.
-Each half of the body is judged, with numbers from the other half; the table has the means.
+- own: both fitted on the pair of the other half of the body. Each half of the body is judged, with numbers
+  from the other half; the table has the means.
 
-Judged by the noise power spectrum (NPS) of homogeneous tissue, as the root mean square of its log ratio to the real one, and
-by the response across the skin and the borders of the lungs, as the root mean square difference of the mean profile in HU.
-Only frequencies below 0.33/mm count, since the scans are at 1.5 mm. Their HU are rounded to steps of 4, a floor of
-3 HU^2 mm^2 that both kernels share, and they were resampled from 0.84 and 0.65 mm, which folds noise of the sharp kernel from
-above 0.33/mm into what is measured: no filter of the smooth scan can make that part, so a gap in the NPS has to stay.
+Judged by the noise power spectrum (NPS) of homogeneous tissue, as the root mean square of its log ratio to
+the real one, and by the response across the skin and the borders of the lungs, as the root mean square
+difference of the mean profile in HU. Only frequencies below 0.33/mm count, since the scans are at 1.5 mm.
+Their HU are rounded to steps of 4, a floor of 3 HU^2 mm^2 that both kernels share, and they were resampled
+from 0.84 and 0.65 mm, which folds noise of the sharp kernel from above 0.33/mm into what is measured: no
+filter of the smooth scan can make that part, so a gap in the NPS has to stay.
 
-What came out: the shape carries over from one patient to the other, the amount does not. With the other patient's shape, and
-the amount from unpaired slices, spectra and borders of both patients come closer, in both directions and in each half of the
-body. So they do at the default severity and at the nearest one (5 for the Philips pair, 2 or 3 for the Siemens pair), but for
-the borders of the lungs in the upper half of the Siemens pair, which stay as they are. The amount of another maker's pair is too
-little for one patient, and too much for the other, whose scans it brings apart: L lies further from B than B70f from B40f,
-which no fit to the other pair can know. How much a kernel sharpens has to be chosen or measured, not assumed.
+What came out: the shape carries over from one patient to the other, the amount does not. With the other
+patient's shape, and the amount from unpaired slices, spectra and borders of both patients come closer, in
+both directions and in each half of the body. So they do at the default severity and at the nearest one (5 for
+the Philips pair, 2 or 3 for the Siemens pair), but for the borders of the lungs in the upper half of the
+Siemens pair, which stay as they are. The amount of another maker's pair is too little for one patient, and
+too much for the other, whose scans it brings apart: L lies further from B than B70f from B40f, which no fit
+to the other pair can know. How much a kernel sharpens has to be chosen or measured, not assumed.
 """
 
 import argparse
@@ -135,11 +139,12 @@ def fit(two: Pair) -> tuple[float, float]:
 
 
 def unpaired(scan: Volume, like: Volume, exponent: float) -> float:
-    """Strength by which `scan` has to be shifted to be as sharp as `like`, a scan of other anatomy; below 0: smoother.
+    """Strength by which `scan` has to be shifted to be as sharp as `like`, a scan of other anatomy; below 0:
+    smoother.
 
-    From the spectra of axial slices, the median over slices. Both without their mean over the lowest rings, where kernels
-    hardly differ, so that it does not matter how much anatomy there is. Of what kind it is does matter, and the dose: both are
-    of one body here.
+    From the spectra of axial slices, the median over slices. Both without their mean over the lowest rings,
+    where kernels hardly differ, so that it does not matter how much anatomy there is. Of what kind it is does
+    matter, and the dose: both are of one body here.
     """
     middle = (BINS[1:] + BINS[:-1]) / 2
 
@@ -204,7 +209,8 @@ def nps_bins() -> np.ndarray:
 
 
 def borders(smooth: Volume) -> dict[str, np.ndarray]:
-    """In mm, within each slice: from the skin (air is negative) and from the lungs' borders (lung is negative)."""
+    """In mm, within each slice: from the skin (air is negative) and from the lungs' borders (lung is
+    negative)."""
     filled: list[Any] = [ndimage.binary_fill_holes(plane > -400) for plane in np.moveaxis(smooth.array, 2, 0)]
     body = np.stack(filled, -1)
     lung: Any = ndimage.binary_opening(body & (smooth.array < -400), np.ones((5, 5, 1)))
@@ -362,7 +368,8 @@ def table(result: dict[str, Any]) -> str:
 
 
 def picture(result: dict[str, Any], path: Path) -> None:
-    """NPS, and the profile across the lungs' borders, of each patient: smooth, sharp, and the smooth one sharpened."""
+    """NPS, and the profile across the lungs' borders, of each patient: smooth, sharp, and the smooth one
+    sharpened."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7.5), layout="constrained", facecolor="white")

@@ -1,10 +1,11 @@
-"""What the study says: `python -m training.experiments.study` writes `model_cards/STUDY.json`, `STUDY.md` and its pictures.
+"""What the study says: `python -m training.experiments.study` writes `model_cards/STUDY.json`, `STUDY.md` and
+its pictures.
 
-Everything follows from `results/sarcoma.json`, `lung_nodules.json` and `robustness.json`, or with `--data CSV` from what was
-measured on other scans, and is then written beside that table, with its name in front. Each claim of the paper is a row: what the
-paper found, and what we found: the mean difference over the test patients (seeds that both models have are averaged), its 95%
-bootstrap interval, and the p-value of a paired Wilcoxon test, corrected by Holm over all claims. A claim whose models were not
-measured says so.
+Everything follows from `results/sarcoma.json`, `lung_nodules.json` and `robustness.json`, or with `--data
+CSV` from what was measured on other scans, and is then written beside that table, with its name in front.
+Each claim of the paper is a row: what the paper found, and what we found: the mean difference over the test
+patients (seeds that both models have are averaged), its 95% bootstrap interval, and the p-value of a paired
+Wilcoxon test, corrected by Holm over all claims. A claim whose models were not measured says so.
 """
 
 import argparse
@@ -53,7 +54,8 @@ OURS = """- The task is sarcoma of the limbs instead of lung cancer; tumours are
 
 
 class Claim(NamedTuple):
-    """`first` minus `second` should have the sign of `expected`, or be nothing (0). `shift`: area under its curve, or clean."""
+    """`first` minus `second` should have the sign of `expected`, or be nothing (0). `shift`: area under its
+    curve, or clean."""
 
     text: str
     paper: str
@@ -216,7 +218,8 @@ def common(kept: dict[str, Any], *models: str, shift: str = CLEAN) -> list[str]:
 
 
 def scores(model: str, shift: str, kept: dict[str, Any], seeds: list[str]) -> dict[str, float]:
-    """DSC of each test case, or the area under its curve, averaged over seeds; empty where it was not measured."""
+    """DSC of each test case, or the area under its curve, averaged over seeds; empty where it was not
+    measured."""
     found: dict[str, list[float]] = {}
     for table in (kept["shifts"].get(model, {}).get(seed) for seed in seeds):
         places = {
@@ -269,7 +272,8 @@ def corrected(rows: list[dict[str, Any]]) -> None:
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """Agrees or disagrees where the corrected test is sure of a sign; a claim that nothing is there can only be contradicted."""
+    """Agrees or disagrees where the corrected test is sure of a sign; a claim that nothing is there can only
+    be contradicted."""
     if "n" not in row:
         return "not measured"
     if row["p_holm"] is None or row["p_holm"] >= SURE:
@@ -278,7 +282,8 @@ def verdict(row: dict[str, Any]) -> str:
 
 
 def lost(kept: dict[str, Any]) -> list[dict[str, Any]]:
-    """Robustness itself: how much less DSC the wild model loses under each shift than another one (positive: it loses less)."""
+    """Robustness itself: how much less DSC the wild model loses under each shift than another one (positive:
+    it loses less)."""
     rows: list[dict[str, Any]] = []
     for first, second in PAIRS:
         seeds = common(kept, first, second)
@@ -296,7 +301,8 @@ def lost(kept: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def pretexts(kept: dict[str, Any]) -> list[dict[str, Any]]:
-    """SMIT against the single pretexts, for each encoder and corpus: DSC, clean and over the severities of each shift."""
+    """SMIT against the single pretexts, for each encoder and corpus: DSC, clean and over the severities of
+    each shift."""
     rows: list[dict[str, Any]] = []
     for first, second in PRETEXTS:
         for shift in (CLEAN, *SHIFTS):
@@ -367,8 +373,8 @@ AGAINST = {"": "itself before", "twin": "the one of the other corpus", "random":
 
 
 def reused(kept: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each model: CKA of each block after fine-tuning with itself before, and with networks that it does not come from,
-    averaged over seeds."""
+    """For each model: CKA of each block after fine-tuning with itself before, and with networks that it does
+    not come from, averaged over seeds."""
     rows = []
     for model in sorted(kept["cka"]):
         for control, text in AGAINST.items():
@@ -385,8 +391,8 @@ def reused(kept: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def diagonals(kept: dict[str, Any], model: str, control: str = "", *, both: bool = False) -> np.ndarray:
-    """`(seeds, blocks)` of CKA with itself before fine-tuning, or with a network that it does not come from. `both`: of the seeds
-    that have both, itself and random weights."""
+    """`(seeds, blocks)` of CKA with itself before fine-tuning, or with a network that it does not come from.
+    `both`: of the seeds that have both, itself and random weights."""
     own, strange = (kept[part].get(model, {}) for part in ("cka", "controls"))
     if both:
         own = {seed: found for seed, found in own.items() if "random" in strange.get(seed, {})}
@@ -397,8 +403,8 @@ def diagonals(kept: dict[str, Any], model: str, control: str = "", *, both: bool
 
 
 def reuse_claims(kept: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the paper says of its heat maps, with each seed's number, as it is and above that of random weights; sure where all
-    seeds say the same."""
+    """What the paper says of its heat maps, with each seed's number, as it is and above that of random
+    weights; sure where all seeds say the same."""
     rows = []
     ends = {"early": slice(None, 3), "late": slice(-3, None)}
     late = [(text, models, (ends["late"], ends["late"])) for text, models in REUSED]
@@ -433,8 +439,9 @@ def _described(one: np.ndarray, two: np.ndarray) -> dict[str, Any]:
 
 
 def costs(trained: dict[str, Any]) -> list[dict[str, Any]]:
-    """Steps until the validation DSC of a model first reaches 95% of the last one of its encoder from scratch, and by how much
-    that is sooner than from scratch, by seed; None: never. The paper's claim holds where every seed saves steps."""
+    """Steps until the validation DSC of a model first reaches 95% of the last one of its encoder from
+    scratch, and by how much that is sooner than from scratch, by seed; None: never. The paper's claim holds
+    where every seed saves steps."""
     rows = []
     for model, paper in SAVED.items():
         scratch = {row["seed"]: row for row in trained.get(f"{model.split('-')[0]}-scratch", [])}
@@ -475,8 +482,8 @@ def cheaper(saved: list[float | None]) -> str:
 
 
 def by_volume(kept: dict[str, Any], trained: dict[str, Any], draws: int = 2000) -> list[dict[str, Any]]:
-    """How much of the DSC a tumour's volume explains (R2 of DSC against the volume), and by how much less than from scratch, with
-    a bootstrap interval over patients."""
+    """How much of the DSC a tumour's volume explains (R2 of DSC against the volume), and by how much less
+    than from scratch, with a bootstrap interval over patients."""
     rows: list[dict[str, Any]] = []
     for model, paper in EXPLAINED.items():
         scratch = f"{model.split('-')[0]}-scratch"
@@ -513,7 +520,8 @@ def explained(pairs: np.ndarray) -> float:
 
 
 def nodules(trained: dict[str, Any]) -> list[dict[str, Any]]:
-    """Lung nodules, for each published encoder in the wild: DSC against the same encoder from scratch, trained alike."""
+    """Lung nodules, for each published encoder in the wild: DSC against the same encoder from scratch,
+    trained alike."""
     rows: list[dict[str, Any]] = []
     for label, found in trained.items():
         if scratch := trials.scratch_of(label, trained):
@@ -532,8 +540,8 @@ def nodules(trained: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def early_over_late(kept: dict[str, Any]) -> dict[str, Any]:
-    """In how many models the first blocks change less than the last ones, and how alike both are to strangers, on average over
-    the models that have both strangers."""
+    """In how many models the first blocks change less than the last ones, and how alike both are to
+    strangers, on average over the models that have both strangers."""
     found = [diagonals(kept, model).mean(0) for model, seeds in kept["cka"].items() if seeds]
     result: dict[str, Any] = {
         "models": len(found),
@@ -559,8 +567,8 @@ def early_over_late(kept: dict[str, Any]) -> dict[str, Any]:
 def study(
     kept: dict[str, Any], trained: dict[str, Any], limits: str = OURS, *, lungs: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What follows from the results of `training.experiments.robustness` and of the trainings. `limits`: beside the general;
-    `lungs`: trainings of `training.experiments.lung_nodules`."""
+    """What follows from the results of `training.experiments.robustness` and of the trainings. `limits`:
+    beside the general; `lungs`: trainings of `training.experiments.lung_nodules`."""
     crops = kept["crops"]
     limits = (
         GENERAL.format(
@@ -664,8 +672,9 @@ def _cell(value: Any) -> str:
 
 
 def draw_pictures(kept: dict[str, Any], trained: dict[str, Any], stem: Path) -> list[Path]:
-    """DSC against severity for each encoder, with the interval of its change from the clean scans over patients (that of the DSC
-    itself, patients being so different, would hide everything); and CKA before and after fine-tuning."""
+    """DSC against severity for each encoder, with the interval of its change from the clean scans over
+    patients (that of the DSC itself, patients being so different, would hide everything); and CKA before and
+    after fine-tuning."""
     made = []
     for encoder in ("swin", "vit"):
         panels: dict[str, dict[str, Line]] = {}

@@ -1,4 +1,5 @@
-"""Trainings of segmenters on a fixed split, one after the other, each kept as a row of a JSON file; and the table of them."""
+"""Trainings of segmenters on a fixed split, one after the other, each kept as a row of a JSON file; and the
+table of them."""
 
 import argparse
 import fcntl
@@ -25,10 +26,12 @@ SHARE = 0.95  # of the last validation DSC, for the cost of a fine-tuning
 
 @dataclass(frozen=True)
 class Experiment:
-    """`data`: a folder for `ctssl finetune`; `test`: its cases to judge on; `design`: what is trained without arguments.
+    """`data`: a folder for `ctssl finetune`; `test`: its cases to judge on; `design`: what is trained without
+    arguments.
 
-    `share`: of the steps that a model takes whose step costs more or less than the others', so that all take about the same
-    time. `settings`: what differs from the defaults. `spacing_mm`: of the segmenters; None as `ctssl finetune` would choose it.
+    `share`: of the steps that a model takes whose step costs more or less than the others', so that all take
+    about the same time. `settings`: what differs from the defaults. `spacing_mm`: of the segmenters; None as
+    `ctssl finetune` would choose it.
     """
 
     name: str
@@ -94,7 +97,8 @@ def measure(
     settings: ctssl.Settings,
     out: Path,
 ) -> dict:
-    """One training and its scores. One that was interrupted goes on, one that is finished is not done again."""
+    """One training and its scores. One that was interrupted goes on, one that is finished is not done
+    again."""
     report = ctssl.finetune(
         experiment.data(),
         model=model,
@@ -149,7 +153,8 @@ def same_seeds(rows: list[dict], others: list[dict]) -> tuple[list[dict], list[d
 
 
 def gained(mine: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
-    """DSC of each case over that of another model: mean `difference`, its interval over patients (`low`, `high`), `p`."""
+    """DSC of each case over that of another model: mean `difference`, its interval over patients (`low`,
+    `high`), `p`."""
     pairs = [
         {"patient": c, "dsc": mine[c], "other_dsc": theirs[c], "away": mine[c] - theirs[c]}
         for c in sorted(mine)
@@ -160,8 +165,9 @@ def gained(mine: dict[str, float], theirs: dict[str, float]) -> dict[str, float]
 
 
 def table(results: Path) -> str:
-    """The results as Markdown: DSC with its interval over patients, and each model against its encoder from scratch (seeds that
-    both have) and, where there is one, against a mask that was drawn without a look at the image."""
+    """The results as Markdown: DSC with its interval over patients, and each model against its encoder from
+    scratch (seeds that both have) and, where there is one, against a mask that was drawn without a look at
+    the image."""
     models = read(results)["models"]
     against = {}
     for label, rows in models.items():

@@ -12,9 +12,9 @@ from ctssl.encoders.layers import DropPath
 class Batch:
     """Some samples of a step.
 
-    `views`: one tensor `(B, 1, S, S, S)` in 0..1 for each view that the task asks for. `seeds` (B,): a number that belongs
-    to the sample, whichever process works on it. `patients` (B,): samples of one patient share a number.
-    `progress`: the share of the run that is done, 0..1; schedules follow it.
+    `views`: one tensor `(B, 1, S, S, S)` in 0..1 for each view that the task asks for. `seeds` (B,): a number
+    that belongs to the sample, whichever process works on it. `patients` (B,): samples of one patient share a
+    number. `progress`: the share of the run that is done, 0..1; schedules follow it.
     """
 
     views: tuple[Tensor, ...]

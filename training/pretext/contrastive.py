@@ -1,4 +1,5 @@
-"""Contrastive learning: two views of a sample attract, samples of other patients repel (SimCLR, arXiv 2002.05709)."""
+"""Contrastive learning: two views of a sample attract, samples of other patients repel (SimCLR, arXiv
+2002.05709)."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ from training.pretext.batch import Batch, seed_drop_path
 
 
 class Others(NamedTuple):
-    """The whole step's embeddings `(V, N, D)`, without gradient, and patients `(N,)`; `start`: where this piece begins.
+    """The whole step's embeddings `(V, N, D)`, without gradient, and patients `(N,)`; `start`: where this
+    piece begins.
 
     With several devices N counts the samples of all of them.
     """
@@ -79,7 +81,8 @@ def everyone(own: Tensor, patients: Tensor) -> Others:
 
 
 def nt_xent(embeddings: Tensor, patients: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-    """Loss and share of views whose nearest candidate is their twin, for unit vectors `(2, N, D)` of `patients` `(N,)`.
+    """Loss and share of views whose nearest candidate is their twin, for unit vectors `(2, N, D)` of
+    `patients` `(N,)`.
 
     Candidates are the twin and every view of another patient: two crops of one patient are no negatives.
     """

@@ -1,7 +1,8 @@
 """What the self-distilling tasks share: a momentum teacher, its heads, centring and temperatures.
 
-DINO (arXiv 2104.14294) for image tokens, iBOT (arXiv 2111.07832) for patch tokens, both as in SMIT (arXiv 2205.10342). Its
-published code starts the momentum schedule again in every epoch; here it runs once, over the whole training.
+DINO (arXiv 2104.14294) for image tokens, iBOT (arXiv 2111.07832) for patch tokens, both as in SMIT (arXiv
+2205.10342). Its published code starts the momentum schedule again in every epoch; here it runs once, over the
+whole training.
 """
 
 import copy
@@ -45,15 +46,15 @@ class Prototypes(nn.Module):
 class Distillation(nn.Module):
     """The teacher's side of a task, and the losses between it and the student's maps.
 
-    Args:
-        patch: with patch tokens (own head), beside image tokens.
-        hidden, bottleneck, out: sizes of the heads (published: 2048, 256, 8192).
-        momentum: of the teacher, at the start; 1 at the end, along a cosine.
-        warm: share of the run in which the teacher's temperature rises; the patch tokens' starts after the image tokens'.
-        freeze: share of the run in which the student's prototypes keep still.
-        standardise: bring every channel of the tokens to mean 0 and deviation 1 (of the teacher's, as they were lately) before
-            the heads. Tokens of a transformer are nearly alike at first, and so are the scores of the teacher; where a run is
-            too short for that to change, its targets stay uniform and say nothing. Not in the published code.
+    Args: patch: with patch tokens (own head), beside image tokens. hidden, bottleneck, out: sizes of the
+        heads (published: 2048, 256, 8192). momentum: of the teacher, at the start; 1 at the end, along a
+        cosine. warm: share of the run in which the teacher's temperature rises; the patch tokens' starts
+        after the image tokens'. freeze: share of the run in which the student's prototypes keep still.
+        standardise: bring every channel of the tokens to mean 0 and deviation 1 (of the teacher's, as they
+        were lately) before
+            the heads. Tokens of a transformer are nearly alike at first, and so are the scores of the
+            teacher; where a run is too short for that to change, its targets stay uniform and say nothing.
+            Not in the published code.
     """
 
     def __init__(
@@ -86,7 +87,8 @@ class Distillation(nn.Module):
             self.register_buffer(f"centre_{kind}", torch.zeros(out))
             if standardise:  # means of the teacher's tokens, and of their squares
                 self.register_buffer(f"moments_{kind}", torch.zeros(2, channels))
-        # since the last step: sums of the teacher's scores (and of tokens and squared tokens), and how many there were
+        # since the last step: sums of the teacher's scores (and of tokens and squared tokens), and how many
+        # there were
         self.seen = {kind: (torch.zeros(out + 2 * channels * standardise), 0) for kind in self.kinds}
 
     def train(self, mode: bool = True) -> "Distillation":
@@ -95,7 +97,8 @@ class Distillation(nn.Module):
         return self
 
     def forward(self, batch: Batch, maps: list[Tensor], masks: list[Tensor]) -> dict[str, Tensor]:
-        """Losses of the student's deepest `maps` `(B, C, x, y, z)`, one a view, seen through `masks` `(B, x, y, z)`."""
+        """Losses of the student's deepest `maps` `(B, C, x, y, z)`, one a view, seen through `masks` `(B, x,
+        y, z)`."""
         with torch.no_grad():
             taught = [self.teacher(view)[-1] for view in batch.views]
         result = self.image_loss(batch, maps, taught)
@@ -121,7 +124,8 @@ class Distillation(nn.Module):
     def patch_loss(
         self, batch: Batch, maps: list[Tensor], taught: list[Tensor], masks: list[Tensor]
     ) -> dict[str, Tensor]:
-        """Each masked token against the teacher's token at the same place of the same view: mean over tokens, then samples."""
+        """Each masked token against the teacher's token at the same place of the same view: mean over tokens,
+        then samples."""
         frozen = batch.progress < self.freeze
         targets, outputs = self.targets("patch", [tokens(t) for t in taught], batch.progress)
         losses = []
@@ -135,7 +139,8 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def targets(self, kind: str, inputs: list[Tensor], progress: float) -> tuple[list[Tensor], list[Tensor]]:
-        """Centred and sharpened teacher distributions, and the scores they come from; the scores are noted for the centre."""
+        """Centred and sharpened teacher distributions, and the scores they come from; the scores are noted
+        for the centre."""
         outputs = [self.teacher_heads[kind](self.even(kind, x)).float() for x in inputs]
         if self.training:
             rows, given = (torch.cat([x.flatten(0, -2).float() for x in side]) for side in (outputs, inputs))
@@ -148,7 +153,8 @@ class Distillation(nn.Module):
         return [((out - centre) / heat).softmax(-1) for out in outputs], outputs
 
     def even(self, kind: str, x: Tensor) -> Tensor:
-        """Tokens `(..., channels)` with mean 0 and deviation 1, if they are to be standardised and were ever seen."""
+        """Tokens `(..., channels)` with mean 0 and deviation 1, if they are to be standardised and were ever
+        seen."""
         if not self.standardise:
             return x
         mean, square = getattr(self, f"moments_{kind}")
@@ -167,7 +173,8 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def after_step(self, encoder: nn.Module, progress: float) -> None:
-        """Move the teacher towards the student; centres and moments towards what it said in this step, everywhere."""
+        """Move the teacher towards the student; centres and moments towards what it said in this step,
+        everywhere."""
         weight = 1.0 - self.momentum_at(progress)
         for teacher, student in ((self.teacher, encoder), (self.teacher_heads, self.heads)):
             for kept, new in zip(teacher.parameters(), student.parameters(), strict=True):
@@ -190,8 +197,8 @@ class Distillation(nn.Module):
 class DistillingTask(MaskedTask):
     """A task whose student sees both views through masks and whose teacher sees them whole.
 
-    `block`, `ratio`: see `MaskedTask`. `distillation`: arguments of `Distillation`. `patch`: whether its tasks distil
-    patch tokens too.
+    `block`, `ratio`: see `MaskedTask`. `distillation`: arguments of `Distillation`. `patch`: whether its
+    tasks distil patch tokens too.
     """
 
     views = 2
@@ -202,7 +209,8 @@ class DistillingTask(MaskedTask):
         self.distillation = Distillation(encoder, patch=self.patch, **distillation)
 
     def distil(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
-        """The student's deepest maps and their masks on the token grid, one a view, and the losses against the teacher."""
+        """The student's deepest maps and their masks on the token grid, one a view, and the losses against
+        the teacher."""
         step = (
             self.encoder.strides[-1] // self.encoder.patch_embed.patch
         )  # tokens along a cell of the deepest map
@@ -226,7 +234,8 @@ def cross_entropy(scores: Tensor, target: Tensor, temperature: float, *, reduce:
 
 
 def health(kind: str, targets: Tensor, outputs: Tensor) -> dict[str, Tensor]:
-    """Signs of collapse: `entropy` of single targets (0: all sure), of their mean (0: all say the same), spread of scores."""
+    """Signs of collapse: `entropy` of single targets (0: all sure), of their mean (0: all say the same),
+    spread of scores."""
     mean = targets.mean(0)
     return {
         f"{kind}_entropy": -(targets * targets.clamp_min(1e-12).log()).sum(-1).mean(),

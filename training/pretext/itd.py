@@ -1,4 +1,5 @@
-"""Image token self-distillation: say of a masked view what a momentum teacher says of the other view (ITD of SMIT; DINO)."""
+"""Image token self-distillation: say of a masked view what a momentum teacher says of the other view (ITD of
+SMIT; DINO)."""
 
 from torch import Tensor
 
@@ -7,7 +8,8 @@ from training.pretext.distillation import DistillingTask
 
 
 class ImageTokens(DistillingTask):
-    """The image token is the mean of the deepest map (Swin has no class token). Arguments: see `DistillingTask`."""
+    """The image token is the mean of the deepest map (Swin has no class token). Arguments: see
+    `DistillingTask`."""
 
     patch = False
 

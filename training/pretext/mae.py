@@ -1,4 +1,5 @@
-"""Masked autoencoder (arXiv 2111.06377): the encoder sees the visible tokens alone, a light decoder fills in the rest."""
+"""Masked autoencoder (arXiv 2111.06377): the encoder sees the visible tokens alone, a light decoder fills in
+the rest."""
 
 from typing import Any
 
@@ -11,7 +12,8 @@ from training.pretext.masking import patches
 
 
 class MaskedAutoencoder(nn.Module):
-    """Squared error on the voxels of hidden tokens, each token's voxels normalised. ViT only: a Swin needs the whole grid.
+    """Squared error on the voxels of hidden tokens, each token's voxels normalised. ViT only: a Swin needs
+    the whole grid.
 
     Args:
         ratio: share of tokens that is hidden.

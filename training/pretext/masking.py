@@ -31,7 +31,8 @@ def hide(tokens: Tensor, masked: Tensor, mask_token: Tensor) -> Tensor:
 
 
 def patches(volume: Tensor, size: int) -> Tensor:
-    """`(B, X, Y, Z)` -> `(B, x, y, z, size, size, size)`, the voxels of each cube; zeros (False) beyond the far border."""
+    """`(B, X, Y, Z)` -> `(B, x, y, z, size, size, size)`, the voxels of each cube; zeros (False) beyond the
+    far border."""
     pads = [(-n) % size for n in volume.shape[1:]]
     if any(pads):
         volume = nn.functional.pad(volume, (0, pads[2], 0, pads[1], 0, pads[0]))
@@ -58,7 +59,8 @@ class MaskedTask(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def encode_masked(self, batch: Batch, number: int = 0) -> tuple[Tensor, Tensor]:
-        """View `number` with cubes hidden: the deepest map `(B, C, x, y, z)`, and what is hidden, on the token grid."""
+        """View `number` with cubes hidden: the deepest map `(B, C, x, y, z)`, and what is hidden, on the
+        token grid."""
         seed_drop_path(self.encoder, batch, salt=1000 * (number + 1))
         tokens = self.encoder.patch_embed(batch.views[number])
         masked = block_mask(batch, tuple(tokens.shape[1:4]), block=self.block, ratio=self.ratio, salt=number)

@@ -1,4 +1,5 @@
-"""Masked image modelling: predict the voxels of hidden blocks (SimMIM, arXiv 2111.09886; MIP of SMIT, arXiv 2205.10342)."""
+"""Masked image modelling: predict the voxels of hidden blocks (SimMIM, arXiv 2111.09886; MIP of SMIT, arXiv
+2205.10342)."""
 
 from typing import Any
 
@@ -9,7 +10,8 @@ from training.pretext.masking import MaskedTask, patches, spread
 
 
 class MaskedImageModelling(MaskedTask):
-    """L1 on masked voxels only, from a linear head on the encoder's deepest map. Arguments: see `MaskedTask`."""
+    """L1 on masked voxels only, from a linear head on the encoder's deepest map. Arguments: see
+    `MaskedTask`."""
 
     def __init__(self, encoder: Any, **masking: Any) -> None:
         super().__init__(encoder, **masking)
@@ -38,7 +40,8 @@ class VoxelHead(nn.Module):
         return voxels[:, : size[0], : size[1], : size[2]]
 
     def loss(self, deepest: Tensor, image: Tensor, masked: Tensor) -> Tensor:
-        """Mean over samples of the mean |error| over the voxels of `masked` `(B, *tokens)`. Other cubes are not predicted."""
+        """Mean over samples of the mean |error| over the voxels of `masked` `(B, *tokens)`. Other cubes are
+        not predicted."""
         voxels = spread(masked, self.patch, tuple(image.shape[2:]))
         hidden = patches(voxels, self.stride).flatten(4)  # (B, x, y, z, s^3)
         some = hidden.any(-1)

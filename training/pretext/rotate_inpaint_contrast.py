@@ -12,11 +12,13 @@ from training.pretext.mim import VoxelHead
 
 
 class RotateInpaintContrast(nn.Module):
-    """Two copies of a crop, each turned about z and partly overwritten: which turn, what was there, which two belong together.
+    """Two copies of a crop, each turned about z and partly overwritten: which turn, what was there, which two
+    belong together.
 
-    The three losses have equal weights, the temperature is 0.5 and the L1 counts the whole crop, as published. Ours differs
-    in that the heads read the mean of the deepest map (there: its first two tokens), voxels come from a linear head,
-    and the overwriting takes noise or another part of the same crop (there: of another sample).
+    The three losses have equal weights, the temperature is 0.5 and the L1 counts the whole crop, as
+    published. Ours differs in that the heads read the mean of the deepest map (there: its first two tokens),
+    voxels come from a linear head, and the overwriting takes noise or another part of the same crop (there:
+    of another sample).
     """
 
     def __init__(self, encoder: Any, *, out: int = 512, temperature: float = 0.5, share: float = 0.3) -> None:

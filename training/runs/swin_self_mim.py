@@ -1,6 +1,6 @@
 """The small Swin, masked image modelling, self (the training side of the sarcoma scans).
 
-`python -m training.pretrain swin_self_mim`, then `python -m training.export swin_self_mim`.
+`python -m training.pretrain swin_self_mim`, then `python -m training.release.encoder swin_self_mim`.
 """
 
 from training.run import SMALL, STEPS, Run

@@ -1,6 +1,6 @@
 """The small Swin, SMIT, self (the training side of the sarcoma scans).
 
-`python -m training.pretrain swin_self_smit`, then `python -m training.export swin_self_smit`.
+`python -m training.pretrain swin_self_smit`, then `python -m training.release.encoder swin_self_smit`.
 """
 
 from training.run import DISTILLED, SMALL, STEPS, Run

@@ -1,6 +1,7 @@
 """The small Swin, contrastive, in the wild; its learning rate is its twin's, `swin_self_contrastive`.
 
-`python -m training.pretrain swin_wild_contrastive`, then `python -m training.export swin_wild_contrastive`.
+`python -m training.pretrain swin_wild_contrastive`, then `python -m training.release.encoder
+swin_wild_contrastive`.
 """
 
 from training.run import CONTRASTIVE, SMALL, STEPS, Run

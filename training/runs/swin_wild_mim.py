@@ -1,6 +1,6 @@
 """The small Swin, masked image modelling, in the wild.
 
-`python -m training.pretrain swin_wild_mim`, then `python -m training.export swin_wild_mim`.
+`python -m training.pretrain swin_wild_mim`, then `python -m training.release.encoder swin_wild_mim`.
 """
 
 from training.run import SMALL, STEPS, Run

@@ -1,6 +1,6 @@
 """The small Swin, SMIT, in the wild.
 
-`python -m training.pretrain swin_wild_smit`, then `python -m training.export swin_wild_smit`.
+`python -m training.pretrain swin_wild_smit`, then `python -m training.release.encoder swin_wild_smit`.
 """
 
 from training.run import DISTILLED, SMALL, STEPS, Run

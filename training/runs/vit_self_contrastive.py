@@ -1,6 +1,7 @@
 """The small ViT, contrastive, self (the training side of the sarcoma scans).
 
-`python -m training.pretrain vit_self_contrastive`, then `python -m training.export vit_self_contrastive`.
+`python -m training.pretrain vit_self_contrastive`, then `python -m training.release.encoder
+vit_self_contrastive`.
 """
 
 from training.run import CONTRASTIVE, SMALL, STEPS, Run

@@ -1,6 +1,6 @@
 """The small ViT, masked image modelling, self (the training side of the sarcoma scans).
 
-`python -m training.pretrain vit_self_mim`, then `python -m training.export vit_self_mim`.
+`python -m training.pretrain vit_self_mim`, then `python -m training.release.encoder vit_self_mim`.
 """
 
 from training.run import SMALL, STEPS, Run

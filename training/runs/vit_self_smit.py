@@ -1,6 +1,6 @@
 """The small ViT, SMIT, self (the training side of the sarcoma scans).
 
-`python -m training.pretrain vit_self_smit`, then `python -m training.export vit_self_smit`.
+`python -m training.pretrain vit_self_smit`, then `python -m training.release.encoder vit_self_smit`.
 """
 
 from training.run import DISTILLED, SMALL, STEPS, Run

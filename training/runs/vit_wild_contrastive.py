@@ -1,6 +1,7 @@
 """The small ViT, contrastive, in the wild.
 
-`python -m training.pretrain vit_wild_contrastive`, then `python -m training.export vit_wild_contrastive`.
+`python -m training.pretrain vit_wild_contrastive`, then `python -m training.release.encoder
+vit_wild_contrastive`.
 """
 
 from training.run import CONTRASTIVE, SMALL, STEPS, Run

@@ -1,6 +1,6 @@
 """The small ViT, masked image modelling, in the wild.
 
-`python -m training.pretrain vit_wild_mim`, then `python -m training.export vit_wild_mim`.
+`python -m training.pretrain vit_wild_mim`, then `python -m training.release.encoder vit_wild_mim`.
 """
 
 from training.run import SMALL, STEPS, Run

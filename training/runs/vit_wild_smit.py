@@ -1,6 +1,6 @@
 """The small ViT, SMIT, in the wild.
 
-`python -m training.pretrain vit_wild_smit`, then `python -m training.export vit_wild_smit`.
+`python -m training.pretrain vit_wild_smit`, then `python -m training.release.encoder vit_wild_smit`.
 """
 
 from training.run import DISTILLED, SMALL, STEPS, Run

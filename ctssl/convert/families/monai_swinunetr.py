@@ -1,7 +1,9 @@
-"""MONAI's Swin: `SwinUNETR` checkpoints (the encoder is `swinViT.`) and bare `SwinTransformer`s, `use_v2` or not.
+"""MONAI's Swin: `SwinUNETR` checkpoints (the encoder is `swinViT.`) and bare `SwinTransformer`s, `use_v2` or
+not.
 
-Skips are the patch embedding and each merged output, through a norm without weights. What merging lines up depends on the
-MONAI that trained the weights: 1.5 changed it in place, no key or shape tells, and the wrong order computes something else.
+Skips are the patch embedding and each merged output, through a norm without weights. What merging lines up
+depends on the MONAI that trained the weights: 1.5 changed it in place, no key or shape tells, and the wrong
+order computes something else.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""MONAI's self-supervised `model_swinvit.pt` (Tang, CVPR 2022): the Swin of `SwinUNETR` with `fc1`, `fc2` and pretext heads."""
+"""MONAI's self-supervised `model_swinvit.pt` (Tang, CVPR 2022): the Swin of `SwinUNETR` with `fc1`, `fc2` and
+pretext heads."""
 
 from __future__ import annotations
 

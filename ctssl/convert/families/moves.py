@@ -11,7 +11,8 @@ from torch import Tensor
 
 
 class Move(NamedTuple):
-    """Where a key goes (`to` None: left out), with which values, and how or why, in words ("" for just a new name).
+    """Where a key goes (`to` None: left out), with which values, and how or why, in words ("" for just a new
+    name).
 
     `tensor` None beside a `to`: the key is part of the values that another one brings there.
     """
@@ -32,8 +33,8 @@ class Translation(NamedTuple):
 class Options(NamedTuple):
     """What a user has to tell because no file does; None: not told.
 
-    `merging`: "1.4", "1.5" or "v2", see `monai_swinunetr`. `heads`: attention heads of a ViT. `grid`: its tokens along
-    each axis. `norm_eps`: of its layer norms.
+    `merging`: "1.4", "1.5" or "v2", see `monai_swinunetr`. `heads`: attention heads of a ViT. `grid`: its
+    tokens along each axis. `norm_eps`: of its layer norms.
     """
 
     merging: str | None = None
@@ -45,7 +46,8 @@ class Options(NamedTuple):
 def move_all(
     state: dict[str, Tensor], place: Callable[[str, Tensor], Move | None], left_out: dict[str, str]
 ) -> dict[str, Move]:
-    """`place(key, tensor)` for every key; then `left_out`, patterns of keys that do not change the features, and why.
+    """`place(key, tensor)` for every key; then `left_out`, patterns of keys that do not change the features,
+    and why.
 
     Raises `ValueError` when neither knows a key: what it stands for could be part of the computation.
     """

@@ -1,7 +1,9 @@
-"""SMIT: the Swin of arXiv 2205.10342 and its successors, in the containers in which that laboratory publishes it.
+"""SMIT: the Swin of arXiv 2205.10342 and its successors, in the containers in which that laboratory publishes
+it.
 
-Skips are each stage's output before merging, through a norm of its own; grids no longer than a window are padded to it and
-shifted, where MONAI takes them whole; merging lines up (H, W, D) 000, 100, 010, 001, 110, 011, 101, 111.
+Skips are each stage's output before merging, through a norm of its own; grids no longer than a window are
+padded to it and shifted, where MONAI takes them whole; merging lines up (H, W, D) 000, 100, 010, 001, 110,
+011, 101, 111.
 """
 
 from __future__ import annotations

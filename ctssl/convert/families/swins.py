@@ -1,4 +1,5 @@
-"""What SMIT's and MONAI's Swin checkpoints share: sizes, block keys, and the order in which merging lines up neighbours."""
+"""What SMIT's and MONAI's Swin checkpoints share: sizes, block keys, and the order in which merging lines up
+neighbours."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def place_patch(key: str, tensor: Tensor) -> Move | None:
 def place_in_stage(
     number: int, key: str, tensor: Tensor, *, window: int, order: Offsets | None
 ) -> Move | None:
-    """A key of stage `number` (from 0) below the stage's name; `order`: the source's merging, None: kept as it is."""
+    """A key of stage `number` (from 0) below the stage's name; `order`: the source's merging, None: kept as
+    it is."""
     if BLOCK.fullmatch(key):
         for theirs, ours in NAMES.items():
             key = key.replace(theirs, ours)

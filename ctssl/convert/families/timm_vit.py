@@ -1,7 +1,8 @@
 """3D ViTs with timm's names, as MAE, DINO and many others save them.
 
-Class token and registers attend with the others: they are taken, as extra tokens that carry their position. LayerScale is
-multiplied into the layer before it. The axes of the image are taken to be X, Y, Z; norms have an epsilon of 1e-6, timm's.
+Class token and registers attend with the others: they are taken, as extra tokens that carry their position.
+LayerScale is multiplied into the layer before it. The axes of the image are taken to be X, Y, Z; norms have
+an epsilon of 1e-6, timm's.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ def depth_of(keys: Iterable[str]) -> int:
 
 
 def split_positions(positions: Tensor, extra: int, options: Options) -> tuple[Tensor | None, Tensor]:
-    """Position embeddings `(1, N, C)` -> those of the extra tokens, if they have some, and of the grid `(x, y, z, C)`."""
+    """Position embeddings `(1, N, C)` -> those of the extra tokens, if they have some, and of the grid `(x,
+    y, z, C)`."""
     count, sides = positions.shape[1], range(1, 65)
     if options.grid:
         grids = [options.grid]

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "experiments" / "results"
+RESULTS = Path(__file__).parents[1] / "experiments" / "results"
 PRETEXTS = {
     "mim": "masked image modelling (SimMIM, arXiv 2111.09886; the MIP loss of SMIT, arXiv 2205.10342)",
     "contrastive": "contrastive learning (SimCLR, arXiv 2002.05709)",

@@ -1,4 +1,5 @@
-"""What a model's features are on the phantom: kept in `config.json`, so that a change of the code shows at once."""
+"""What a model's features are on the phantom: kept in `config.json`, so that a change of the code shows at
+once."""
 
 from __future__ import annotations
 

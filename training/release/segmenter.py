@@ -1,9 +1,10 @@
-"""A segmenter of an experiment -> a published model: `python -m training.export_segmenter sarcoma swin-wild-mim --seed 0`.
+"""A segmenter of an experiment -> a published model: `python -m training.release.segmenter sarcoma
+swin-wild-mim --seed 0`.
 
-Takes the folder that the experiment left in `runs/`, writes `model_cards/<task>-<model>/` (weights in fp16, config, card,
-scores of every test case, pictures) and prints the entry for `ctssl/zoo.py` and the line for `pyproject.toml` that puts it into
-the wheel. What was trained on data of unclear licence gets neither: it is loaded by its folder. `--card` writes only the card
-again, from the files that are there.
+Takes the folder that the experiment left in `runs/`, writes `model_cards/<task>-<model>/` (weights in fp16,
+config, card, scores of every test case, pictures) and prints the entry for `ctssl/zoo.py` and the line for
+`pyproject.toml` that puts it into the wheel. What was trained on data of unclear licence gets neither: it is
+loaded by its folder. `--card` writes only the card again, from the files that are there.
 """
 
 import argparse
@@ -20,8 +21,8 @@ from ctssl.hub.client import WEIGHTS
 from ctssl.hub.folder import read_config
 from ctssl.hub.provenance import read_metadata
 from ctssl.zoo import info
-from training.card import LICENCES
-from training.export import CARDS
+from training.release.card import LICENCES
+from training.release.encoder import CARDS
 
 TASKS = {
     "sarcoma": dict(

@@ -1,9 +1,10 @@
-"""Checked model folders -> the Hub, or a mirror: `python -m training.publish NAME... --org ORG [--private] [--tag v0.1.0]`.
+"""Checked model folders -> the Hub, or a mirror: `python -m training.release.publish NAME... --org ORG
+[--private] [--tag v0.1.0]`.
 
-Each `model_cards/<name>/` becomes one commit of `ORG/<name>` with a tag (the package's version), and `ctssl/zoo.py` gets
-repository and commit. A folder whose card, config, weights and table do not agree is refused before anything is uploaded.
-`--mirror FOLDER` writes git repositories `FOLDER/ORG/<name>` instead (branch `main`), for a mirror in one's own network, and
-leaves the table as it is unless `--table` is given.
+Each `model_cards/<name>/` becomes one commit of `ORG/<name>` with a tag (the package's version), and
+`ctssl/zoo.py` gets repository and commit. A folder whose card, config, weights and table do not agree is
+refused before anything is uploaded. `--mirror FOLDER` writes git repositories `FOLDER/ORG/<name>` instead
+(branch `main`), for a mirror in one's own network, and leaves the table as it is unless `--table` is given.
 """
 
 import argparse
@@ -23,10 +24,10 @@ from ctssl import hub, zoo
 from ctssl.files.atomic import write_whole
 from ctssl.files.names import REPOSITORY
 from ctssl.hub.client import COMMIT, SIGN_IN, failures, upload
-from training.card import card
-from training.export import CARDS
-from training.export_segmenter import TASKS
-from training.export_segmenter import card as segmenter_card
+from training.release.card import card
+from training.release.encoder import CARDS
+from training.release.segmenter import TASKS
+from training.release.segmenter import card as segmenter_card
 
 FILES = {
     "encoder": {
@@ -54,13 +55,14 @@ FILES = {
 """What a published folder holds, and nothing else: nobody uploads a stray file."""
 TABLE = Path(zoo.__file__)
 BEGIN, END = (
-    "# --- published: `python -m training.publish` writes these lines ---\n",
+    "# --- published: `python -m training.release.publish` writes these lines ---\n",
     "# --- end of what it writes ---\n",
 )
 
 
 def check(folder: Path) -> None:
-    """Raise `ValueError` unless card, config, weights and table say the same, naming everything that does not."""
+    """Raise `ValueError` unless card, config, weights and table say the same, naming everything that does
+    not."""
     name = folder.name
     if name not in zoo.MODELS:
         raise ValueError(
@@ -68,7 +70,7 @@ def check(folder: Path) -> None:
         )
     spec = zoo.MODELS[name]
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; `python -m training.export` writes it")
+        raise FileNotFoundError(f"no folder {folder}; `python -m training.release.encoder` writes it")
     found = {path.name for path in folder.iterdir()}
     wrong = [f"{file} is missing" for file in sorted(FILES[spec.kind] - found)]
     wrong += [f"{file} does not belong there" for file in sorted(found - FILES[spec.kind])]
@@ -92,7 +94,7 @@ def disagreements(folder: Path, spec: zoo.ModelSpec) -> list[str]:
             wrong.append(f"config.json says {key} {config.get(key)!r}, the table {getattr(spec, key)!r}")
     if (folder / "README.md").read_text() != expected_card(folder, config):
         wrong.append(
-            "README.md is not what its files say; write it again with --card of training.export(_segmenter)"
+            "README.md is not what its files say; write it again with --card of training.release.encoder or .segmenter"
         )
     return wrong
 
@@ -118,8 +120,8 @@ def publish(
 ) -> dict[str, tuple[str, str]]:
     """Upload (or mirror) each model and write `table`, unless None; returns repository and commit by name.
 
-    Every folder is checked before the first one is uploaded. What was uploaded is in the table even if a later one fails;
-    started again, unchanged folders give the commits that are there.
+    Every folder is checked before the first one is uploaded. What was uploaded is in the table even if a
+    later one fails; started again, unchanged folders give the commits that are there.
     """
     for name in names:
         if not REPOSITORY.fullmatch(f"{org}/{name}"):

@@ -1,9 +1,11 @@
-"""A finished pretraining -> its model folder: `python -m training.export swin_wild_mim [--out runs/swin_wild_mim]`.
+"""A finished pretraining -> its model folder: `python -m training.release.encoder swin_wild_mim [--out
+runs/swin_wild_mim]`.
 
-Writes `model_cards/<name>/` (weights in fp16, config with the feature fingerprint, card, training.json, hashes of the
-scans) and prints the entry for `ctssl/zoo.py`. `--card` writes only the card again, from the files that are there, `--seen`
-only the hashes. `--full-state FILE` writes the whole task (heads, teacher, mask token) as safetensors instead, also of a
-folder that `training.pretrain --data` left: `training.pretrain ... --init FILE` goes on from there.
+Writes `model_cards/<name>/` (weights in fp16, config with the feature fingerprint, card, training.json,
+hashes of the scans) and prints the entry for `ctssl/zoo.py`. `--card` writes only the card again, from the
+files that are there, `--seen` only the hashes. `--full-state FILE` writes the whole task (heads, teacher,
+mask token) as safetensors instead, also of a folder that `training.pretrain --data` left: `training.pretrain
+... --init FILE` goes on from there.
 """
 
 import argparse
@@ -19,7 +21,6 @@ from torch import nn
 
 from ctssl.datasets.seen import SEEN
 from ctssl.demo import picture_features
-from ctssl.fingerprint import fingerprint
 from ctssl.hub.client import CONFIG
 from ctssl.hub.folder import read_config
 from ctssl.hub.provenance import facts
@@ -27,16 +28,17 @@ from ctssl.loading import encoder_config, load, write_folder
 from ctssl.phantom import phantom
 from ctssl.zoo import MODELS, SCANS, ModelSpec
 from training import checkpoints, log
-from training.card import card, strictest
 from training.data.cache import prepared
 from training.data.corpora import NAMES, data_folder, provenance
 from training.data.loader import Places, Samples, loader
 from training.data.manifest import find_scans
 from training.data.seen import seen
 from training.pretrain import build
+from training.release.card import card, strictest
+from training.release.fingerprint import fingerprint
 from training.run import Run, find_run
 
-CARDS = Path(__file__).parent.parent / "model_cards"
+CARDS = Path(__file__).parents[2] / "model_cards"
 
 
 def finished(run: Run, out: Path) -> tuple[Any, dict[str, Any]]:
@@ -129,8 +131,8 @@ def scans_of(run: Run) -> list[dict[str, Any]]:
 
 @torch.inference_mode()
 def unseen(task: nn.Module, run: Run, out: Path, batches: int = 40) -> dict[str, Any]:
-    """The pretext's numbers on crops of scans that the run did not see: the training side of the other corpus, or, where it
-    started from that one, the paired reconstructions."""
+    """The pretext's numbers on crops of scans that the run did not see: the training side of the other
+    corpus, or, where it started from that one, the paired reconstructions."""
     other = {"self": "wild", "wild-self": "paired_kernels"}.get(trained_on(run), "self")
     source = other if other in NAMES else data_folder() / other
     scans = prepared(find_scans(source), run.preprocess, out.parent / "cache")
@@ -166,7 +168,8 @@ def entry(folder: Path) -> str:
 
 
 def whole_state(name: str, out: Path | None, file: Path) -> None:
-    """Write the task of a finished run, by the name of its file in `training/runs` or the folder of its checkpoint."""
+    """Write the task of a finished run, by the name of its file in `training/runs` or the folder of its
+    checkpoint."""
     if file.suffix != ".safetensors":
         raise SystemExit(f"{file}: the name of a file with the whole task ends with .safetensors")
     if file.exists():
