@@ -111,7 +111,8 @@ def _resample_oblique(
     sigma = np.where(steps > 1.0, 0.4 * np.sqrt(np.maximum(steps**2 - 1.0, 0.0)), 0.0)
     if sigma.any():
         array = ndimage.gaussian_filter(array, sigma, mode="nearest")
+    move: Any = offset  # one number for each axis, which its stub does not know
     found: Any = ndimage.affine_transform(
-        array, matrix, offset, to_shape, np.float32, order=1, mode="constant", cval=fill
-    )  # type: ignore[call-overload]
+        array, matrix, move, to_shape, np.float32, order=1, mode="constant", cval=fill
+    )
     return found
