@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+import ctssl
 from ctssl.encoders import ENCODERS
+from ctssl.phantom import phantom
 from ctssl.volume.volume import Volume
-
-SMALL = {
-    "swin": dict(width=12, depths=(2, 2), heads=(2, 4), window=4, patch=2, merge_last=False),
-    "vit": dict(width=24, depth=3, heads=2, patch=8, grid=(4, 4, 4), maps=3),
-}
-"""A tiny configuration of each encoder: listed here, an encoder is tested by every contract test."""
+from tests.support.tiny import SMALL, tiny_swin
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +53,59 @@ def labelled(tmp_path, ball) -> Path:
         Volume(scan.array + noise, scan.affine).save(tmp_path / "data" / "images" / f"case{i}.nii.gz")
         mask.save(tmp_path / "data" / "labels" / f"case{i}.nii.gz")
     return tmp_path / "data"
+
+
+@pytest.fixture
+def tiny() -> ctssl.Swin:
+    return tiny_swin()
+
+
+@pytest.fixture
+def tiny_folder(tmp_path) -> Path:
+    return tiny_swin().save_pretrained(tmp_path / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_segmenter(tmp_path_factory) -> Path:
+    """The folder of a segmenter that learned nothing; not to be changed."""
+    net = ctssl.segmenter(tiny_swin(), head="linear", window=32)
+    return net.save_pretrained(tmp_path_factory.mktemp("models") / "model")
+
+
+@pytest.fixture
+def net(tiny_folder):
+    return ctssl.segmenter(ctssl.load(tiny_folder), head="linear")
+
+
+@pytest.fixture
+def scans(tmp_path, ball) -> Path:
+    (tmp_path / "scans").mkdir()
+    for name in "abc":
+        ball[0].save(tmp_path / "scans" / f"{name}.nii.gz")
+    return tmp_path / "scans"
+
+
+@pytest.fixture(scope="session")
+def chest() -> Volume:
+    whole = phantom(4.0)[0]
+    return Volume(np.ascontiguousarray(whole.array[:, :, 18:42]), whole.affine, "chest")
+
+
+@pytest.fixture
+def phantoms(tmp_path, monkeypatch) -> Path:
+    """Two phantoms in place of a corpus; the folder for a run."""
+    from training import pretrain
+    from training.data import manifest, seen
+    from training.release import encoder as export
+
+    paths = [phantom(5.0, seed=i)[0].save(tmp_path / f"phantom{i}.nii.gz") for i in range(2)]
+    scans = [manifest.Scan(path, path.name) for path in paths]
+    for module in (pretrain, export, seen):
+        monkeypatch.setattr(module, "find_scans", lambda name: scans)
+    monkeypatch.setattr(seen, "data_folder", lambda: tmp_path)
+    monkeypatch.setattr(
+        export,
+        "provenance",
+        lambda name: [dict(id="p", collection="phantom", source="", licence="public domain", body_part="")],
+    )
+    return tmp_path / "runs" / "tiny"

@@ -16,7 +16,7 @@ from ctssl.files.atomic import file_sha256
 from ctssl.heads.segmenter import Segmenter
 from ctssl.phantom import phantom
 from ctssl.zoo import MODELS, ModelSpec, Preprocess
-from tests.conftest import SMALL
+from tests.support.tiny import SMALL
 from training.release.fingerprint import deviation, fingerprint
 
 NAMES = sorted(name for name, spec in MODELS.items() if spec.kind == "encoder")

@@ -7,7 +7,7 @@ import torch
 import ctssl
 from ctssl import similarity
 from ctssl.phantom import phantom
-from tests.conftest import SMALL
+from tests.support.tiny import SMALL
 
 
 def features(n, p, seed=0):

@@ -11,7 +11,7 @@ import torch
 from monai.networks.nets.swin_unetr import SwinUNETR
 
 from ctssl.encoders.swin import Swin
-from tests.monai_keys import MONAI_SWIN, our_swin_state
+from tests.support.monai_keys import MONAI_SWIN, our_swin_state
 
 
 def contestants() -> dict:

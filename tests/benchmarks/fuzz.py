@@ -131,7 +131,7 @@ def nifti(home: Path, data: Path, rng: np.random.Generator, *, packed: bool) -> 
 
 
 def dicom(home: Path, rng: np.random.Generator) -> None:
-    from tests.test_dicom import write_series
+    from tests.support.dicom import write_series
 
     base, folder = home / "series", home / "damaged"
     if not base.exists():
@@ -149,7 +149,7 @@ def dicom(home: Path, rng: np.random.Generator) -> None:
 
 def drawn(home: Path, rng: np.random.Generator) -> None:
     from ctssl.volume.dicom_masks import read_drawn
-    from tests.test_dicom import grid_in_lps, square, write_rtstruct, write_segmentation
+    from tests.support.dicom import grid_in_lps, square, write_rtstruct, write_segmentation
 
     base = {"rs": home / "rs.dcm", "seg": home / "seg.dcm"}
     if not base["rs"].exists():

@@ -25,7 +25,7 @@ from ctssl.inference.windows import windowed
 from ctssl.volume.grids import prepare
 from ctssl.volume.volume import Volume
 from ctssl.zoo import ModelSpec, Preprocess
-from tests.monai_keys import MONAI_SWIN, our_decoder_state, our_swin_state
+from tests.support.monai_keys import MONAI_SWIN, our_decoder_state, our_swin_state
 from training.data.corpora import data_folder
 
 WINDOW, OVERLAP, PREPROCESS = 96, 0.5, Preprocess(1.5)

@@ -1,0 +1,154 @@
+"""`ctssl finetune`: its flags, its folds, and what it refuses."""
+
+import contextlib
+import json
+
+import torch
+
+import ctssl
+from ctssl import finetuning
+from ctssl.cli.main import main
+
+
+def test_all_folds_from_the_command(labelled, tiny, tmp_path, capsys):
+    tiny.save_pretrained(tmp_path / "tiny")
+    assert (
+        main(
+            [
+                "finetune",
+                str(labelled),
+                "--model",
+                str(tmp_path / "tiny"),
+                "--out",
+                str(tmp_path / "m"),
+                "--folds",
+                "3",
+                "--steps",
+                "1",
+                "--crop",
+                "16",
+                "--batch",
+                "1",
+                "--json",
+            ]
+        )
+        == 0
+    )
+    reports = json.loads(capsys.readouterr().out)
+    assert sorted(name for report in reports for name in report["held_out"]) == ["case0", "case1", "case2"]
+    assert all((tmp_path / "m" / f"fold{i}" / "model.safetensors").is_file() for i in range(3))
+    assert main(["finetune", str(labelled), "--out", str(tmp_path / "n"), "--fold", "1"]) == 2
+    assert "--folds" in capsys.readouterr().err
+
+
+def test_folds_go_on_where_they_stopped(labelled, tiny, tmp_path, capsys, monkeypatch):
+    """Killed between two folds, and within one: what is finished is not done again."""
+    tiny.save_pretrained(tmp_path / "tiny")
+    ask = [
+        "finetune",
+        str(labelled),
+        "--model",
+        str(tmp_path / "tiny"),
+        "--out",
+        str(tmp_path / "m"),
+        "--folds",
+        "3",
+        "--steps",
+        "2",
+        "--crop",
+        "16",
+        "--batch",
+        "1",
+        "--json",
+    ]
+    whole, calls = finetuning.fit, []
+
+    def killed(*args, **kwargs):
+        calls.append(kwargs["unfinished"].parent.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(finetuning, "fit", killed)
+    with contextlib.suppress(KeyboardInterrupt):
+        main(ask)
+    capsys.readouterr()
+    assert main([*ask, "--resume"]) == 0 and calls == ["fold0", "fold1", "fold1", "fold2"]
+    reports = json.loads(capsys.readouterr().out)
+    assert sorted(name for report in reports for name in report["held_out"]) == ["case0", "case1", "case2"]
+    assert main(ask) == 0 and len(calls) == 4
+    for other in (["--freeze", "encoder"], ["--spacing", "3"], ["--head", "linear"]):
+        assert main([*ask, *other]) == 2
+        assert "fold0 holds a model that was trained with another" in capsys.readouterr().err
+    assert len(calls) == 4
+    assert main([*ask, "--steps", "1", "--overwrite"]) == 0 and len(calls) == 7
+
+
+def test_settings_that_cannot_be_are_refused_before_anything_is_read(labelled, tmp_path, capsys):
+    ask = ["finetune", str(labelled), "--out", str(tmp_path / "m")]
+    for flags, words in (
+        (["--steps", "0"], "steps=0"),
+        (["--batch", "-1"], "batch=-1"),
+        (["--validation", "1"], "validation=1"),
+        (["--ema", "1"], "ema=1"),
+        (["--minutes", "0"], "minutes=0"),
+        (["--layer-decay", "0"], "layer_decay=0"),
+        (["--head", "unet"], "there are dynunet, light"),
+        (["--spacing", "0"], "no spacing to work at"),
+        (["--few-shot", "9"], "there are 2 patients"),
+        (["--folds", "0"], "give at least 2"),
+        (["--patience", "0"], "patience=0"),
+    ):
+        assert main([*ask, *flags]) == 2
+        assert words in capsys.readouterr().err and not (tmp_path / "m").exists()
+    if not torch.cuda.is_available():
+        assert main([*ask, "--device", "cuda"]) == 2 and "no CUDA" in capsys.readouterr().err
+
+
+def test_every_flag_reaches_the_training(labelled, tiny, tmp_path, capsys):
+    tiny.save_pretrained(tmp_path / "tiny")
+    ask = [
+        "finetune",
+        str(labelled),
+        "--model",
+        str(tmp_path / "tiny"),
+        "--out",
+        str(tmp_path / "m"),
+        "--steps",
+        "2",
+        "--crop",
+        "16",
+        "--batch",
+        "1",
+        "--hold-out",
+        "case2",
+        "--few-shot",
+        "1",
+        "--freeze",
+        "encoder",
+        "--ema",
+        "0.5",
+        "--bf16",
+        "--spacing",
+        "3",
+        "--window",
+        "-100",
+        "300",
+        "--validation",
+        "0.2",
+        "--layer-decay",
+        "0.7",
+        "--seed",
+        "3",
+    ]
+    assert main(ask) == 0
+    report = json.loads((tmp_path / "m" / "report.json").read_text())
+    for key, value in dict(
+        steps=2, crop=16, batch=1, freeze=True, ema=0.5, bf16=True, validation=0.2, layer_decay=0.7, seed=3
+    ).items():
+        assert report["settings"][key] == value, key
+    assert len(report["train"]) == 1 and list(report["held_out"]) == ["case2"]
+    assert (report["spacing_mm"], report["window_hu"]) == (3.0, [-100.0, 300.0])
+    kept = ctssl.load_segmenter(tmp_path / "m")
+    for key, value in tiny.state_dict().items():
+        assert torch.equal(kept.encoder.state_dict()[key], value)  # frozen

@@ -1,0 +1,98 @@
+"""Masks of another patient, outside the body, and tables with a fault."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ctssl import datasets
+from ctssl.cli.main import main
+from ctssl.datasets.checks import problems
+from ctssl.datasets.layouts import find_cases
+from ctssl.volume.volume import Volume
+from tests.support.tiny import QUICK_FLAGS
+
+
+def other_patient(labelled: Path, ball, how: str) -> str:
+    """Give case1 a mask that is not its own; the sentence that says so."""
+    mask = ball[1]
+    array, affine = mask.array, mask.affine.copy()
+    if how == "shape":
+        array = np.pad(array, ((0, 0), (0, 0), (0, 4)))
+    elif how == "place":
+        affine[2, 3] += 35
+    elif how == "spacing":
+        affine[2, 2] *= 1.2
+    else:
+        array = np.zeros_like(array)
+        array[:2, :2, :2] = 1  # a corner, in the air
+    Volume(array, affine).save(labelled / "labels" / "case1.nii.gz", overwrite=True)
+    return {
+        "shape": "its mask",
+        "place": "35.0 mm apart",
+        "spacing": "mm apart",
+        "outside": "in the air around the body",
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["shape", "place", "spacing", "outside"])
+def test_the_label_of_another_patient_is_noticed(labelled, ball, tiny_folder, tmp_path, capsys, how):
+    words = other_patient(labelled, ball, how)
+    (found,) = problems(find_cases(labelled))
+    assert found.case == "case1" and words in found.message
+    assert found.level == ("warning" if how == "outside" else "error")
+    assert main(["check", str(labelled)]) == (0 if how == "outside" else 2)
+    said = capsys.readouterr()
+    assert f"case1: {found.message}" in said.out and "Traceback" not in said.err
+    if how != "outside":
+        assert (
+            main(
+                [
+                    "finetune",
+                    str(labelled),
+                    "--model",
+                    str(tiny_folder),
+                    "--out",
+                    str(tmp_path / "m"),
+                    *QUICK_FLAGS,
+                ]
+            )
+            == 2
+        )
+        assert words in capsys.readouterr().err and not (tmp_path / "m").exists()
+
+
+def test_a_mask_in_the_lung_or_in_an_airway_is_inside_the_body(ball):
+    from ctssl.lint import outside_body
+
+    scan, mask = ball
+    hollow = scan.array.copy()
+    hollow[15:21, 12:18] = -1000  # a hole through all slices, as the trachea is
+    airway = np.zeros_like(mask.array)
+    airway[16:20, 13:17] = 1
+    for axes in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):  # however the scan lies in its file
+        affine = np.eye(4)
+        affine[:3, :3] = scan.affine[:3, :3][:, axes]
+        turned = [Volume(np.transpose(a, axes), affine) for a in (hollow, airway)]
+        assert not outside_body(*turned)
+    corner = np.zeros_like(mask.array)
+    corner[:2, :2] = 1
+    assert outside_body(Volume(hollow, scan.affine), Volume(corner, scan.affine))
+    assert not outside_body(scan, mask) and not outside_body(scan, Volume(mask.array * 0, mask.affine))
+
+
+def test_a_long_table_with_a_fault_is_refused_before_scans_are_read(labelled, monkeypatch, capsys):
+    """Names and splits are looked at first: nobody waits for ten thousand scans to hear of a missing file."""
+    monkeypatch.setattr(datasets, "read_case", lambda case: pytest.fail("a scan was read"))
+    rows = [f"c{i},images/case{i % 3}.nii.gz,labels/case{i % 3}.nii.gz" for i in range(5000)]
+    began = time.monotonic()
+    for wrong in (
+        "c1,images/case0.nii.gz,labels/case0.nii.gz",
+        "z,images/gone.nii.gz,labels/case0.nii.gz",
+        "z,images/case0.nii.gz,",
+    ):
+        (labelled / "cases.csv").write_text("\n".join(["id,image,label", *rows, wrong]) + "\n")
+        assert main(["check", str(labelled / "cases.csv")]) == 2
+        assert "cases.csv" in capsys.readouterr().err
+    assert time.monotonic() - began < 5

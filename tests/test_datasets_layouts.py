@@ -1,0 +1,164 @@
+"""Every layout of labelled scans gives the same cases."""
+
+import csv
+
+import numpy as np
+import pytest
+
+import ctssl
+from ctssl import datasets
+from ctssl.cli.common import scans_of
+from ctssl.datasets.checks import problems
+from ctssl.datasets.layouts import find_cases
+from ctssl.volume.volume import Volume
+from tests.support.folders import described
+
+
+def test_folders_apart_and_the_names_of_nnunet(labelled):
+    apart = find_cases(images=labelled / "images", labels=labelled / "labels").cases
+    assert [c.name for c in apart] == ["case0", "case1", "case2"]
+    for i in range(3):
+        (labelled / "images" / f"case{i}.nii.gz").rename(labelled / "images" / f"case{i}_0000.nii.gz")
+    (labelled / "images").rename(labelled / "imagesTr")
+    (labelled / "labels").rename(labelled / "labelsTr")
+    assert [c.name for c in find_cases(labelled).cases] == ["case0", "case1", "case2"]
+
+
+def names(data, **kwargs):
+    return [case.name for case in find_cases(data, **kwargs).cases]
+
+
+def test_nnunet(labelled):
+    for i in range(3):
+        (labelled / "images" / f"case{i}.nii.gz").rename(labelled / "images" / f"case{i}_0000.nii.gz")
+    (labelled / "images").rename(labelled / "imagesTr")
+    (labelled / "labels").rename(labelled / "labelsTr")
+    described(labelled, channel_names={"0": "CT"}, labels={"background": 0, "tumour": 1}, numTraining=3)
+    found = find_cases(labelled)
+    assert [c.name for c in found.cases] == ["case0", "case1", "case2"] and found.names == {1: "tumour"}
+    described(labelled, channel_names={"0": "CT", "1": "PET"}, labels={"background": 0, "tumour": 1})
+    with pytest.raises(ValueError, match="one CT"):
+        find_cases(labelled)
+    described(labelled, channel_names={"0": "CT"}, labels={"background": 0, "whole": [1, 2]})
+    with pytest.raises(ValueError, match="regions"):
+        find_cases(labelled)
+    (labelled / "dataset.json").write_text("{")
+    with pytest.raises(ValueError, match="not readable JSON"):
+        find_cases(labelled)
+
+
+def test_decathlon(labelled):
+    entries = [{"image": f"./images/case{i}.nii.gz", "label": f"./labels/case{i}.nii.gz"} for i in (2, 0)]
+    described(labelled, modality={"0": "CT"}, labels={"0": "background", "1": "cancer"}, training=entries)
+    found = find_cases(labelled)
+    assert [c.name for c in found.cases] == ["case2", "case0"] and found.names == {1: "cancer"}
+    for wrong, words in (
+        ([{"image": "images/case9.nii.gz", "label": "labels/case0.nii.gz"}], "not there"),
+        ([entries[0], entries[0]], "more than once"),
+        (["case0"], "image and label"),
+        ([], "no case"),
+    ):
+        described(labelled, labels={}, training=wrong)
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            find_cases(labelled)
+
+
+def write_table(path, rows):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_the_first_nnunet_lists_cases_and_keeps_channels(labelled):
+    for i in range(3):
+        (labelled / "images" / f"case{i}.nii.gz").rename(labelled / "images" / f"case{i}_0000.nii.gz")
+    entries = [{"image": f"./images/case{i}.nii.gz", "label": f"./labels/case{i}.nii.gz"} for i in range(3)]
+    described(labelled, modality={"0": "CT"}, labels={"0": "background", "1": "tumour"}, training=entries)
+    cases = find_cases(labelled).cases
+    assert [case.name for case in cases] == ["case0", "case1", "case2"] and cases[
+        0
+    ].image.name == "case0_0000.nii.gz"
+
+
+def test_labels_that_nothing_names_must_be_counted_from_one(labelled):
+    """A mask of 0 and 255 is not one of 256 classes."""
+    for i in range(3):
+        mask = ctssl.read(labelled / "labels" / f"case{i}.nii.gz")
+        Volume((mask.array * 255).astype(np.uint8), mask.affine).save(
+            labelled / "labels" / f"case{i}.nii.gz", overwrite=True
+        )
+    found = problems(find_cases(labelled), whole=False)
+    assert [p.level for p in found] == ["error"] * 3 and "holds [255], but the 1 labels" in found[0].message
+
+
+def test_a_table(labelled):
+    def row(i, **more):
+        return {
+            "image": f"images/case{i}.nii.gz",
+            "label": f"labels/case{i}.nii.gz",
+            "patient": f"p{i % 2}",
+            "split": "train",
+            "kernel": "B30f",
+            **more,
+        }
+
+    table = write_table(labelled / "cases.csv", [row(i) for i in range(3)])
+    cases = find_cases(table).cases
+    assert [(c.name, c.patient, c.split) for c in cases] == [
+        ("case0", "p0", "train"),
+        ("case1", "p1", "train"),
+        ("case2", "p0", "train"),
+    ]
+    assert cases[0].facts == {"kernel": "B30f"}
+    write_table(table, [row(0, id="a"), row(1, id="../b")])
+    with pytest.raises(ValueError, match="cannot be the name"):
+        find_cases(table)
+    write_table(table, [row(0), row(2, split="test")])
+    (found,) = [p for p in problems(find_cases(table)) if p.code == "patient"]
+    assert found.level == "error" and "p0" in found.message
+    write_table(table, [{"picture": "x"}])
+    with pytest.raises(ValueError, match="needed: image, label"):
+        find_cases(table)
+
+
+def test_dicom_patients(tmp_path, data):
+    pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'ctssl[dicom]'")
+    from ctssl.metrics import dsc
+
+    (case,) = find_cases(data / "dicom").cases
+    assert case.name == "STS_008" and case.label.is_file()
+    scan, mask = datasets.read_case(case)
+    truth = ctssl.read(data / "sarcoma" / "labels" / "STS_008.nii.gz")
+    from ctssl.volume.grids import resample
+
+    seen = resample(mask.array > 0, mask.affine, truth.shape, truth.affine) > 0.5
+    covered = resample(np.ones(scan.shape, np.float32), scan.affine, truth.shape, truth.affine) > 0.5
+    assert dsc(seen & covered, (truth.array > 0) & covered) >= 0.95
+    assert problems(find_cases(data / "dicom")) == []
+    with pytest.raises(ValueError, match="no structure 'nothing'"):
+        datasets.read_case(find_cases(data / "dicom", roi="nothing").cases[0])
+
+
+def test_a_folder_of_no_known_layout_says_which_are_known(tmp_path):
+    (tmp_path / "scans").mkdir()
+    with pytest.raises(FileNotFoundError, match="Decathlon"):
+        find_cases(tmp_path)
+
+
+@pytest.mark.parametrize("numbers", [("0001",), ("0000", "0001", "0002")])
+def test_numbers_of_four_digits_are_names_where_the_masks_have_them_too(labelled, tmp_path, numbers):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        for number in numbers:
+            (tmp_path / kind / f"case_{number}.nii.gz").write_bytes(
+                (labelled / kind / "case0.nii.gz").read_bytes()
+            )
+    assert [case.name for case in find_cases(tmp_path).cases] == [f"case_{number}" for number in numbers]
+    if len(numbers) > 1:  # a folder of channels alone has them in nnU-Net's way
+        assert sorted(scans_of(tmp_path / "images")) == [f"case_{number}" for number in numbers]
+    (tmp_path / "labels" / "case.nii.gz").write_bytes((labelled / "labels" / "case0.nii.gz").read_bytes())
+    (tmp_path / "labels" / "case_0001.nii.gz").unlink()
+    with pytest.raises(ValueError, match="is a second channel"):
+        find_cases(tmp_path)

@@ -1,0 +1,57 @@
+"""Who is held out and who validates: whole patients, by share, by name, by a table."""
+
+from pathlib import Path
+
+import pytest
+
+from ctssl.datasets import splits
+from ctssl.datasets.case import Case
+from ctssl.datasets.layouts import find_cases
+
+
+def test_validation_patients_are_of_the_training_side_and_few_patients_are_all_trained_on():
+    cases = [case(f"{p}{i}", patient=p) for p in "abcdefghijkl" for i in range(2)]
+    chosen = splits.validation(cases, 0.2, 0)
+    assert len(chosen) == 4 and len({name[0] for name in chosen}) == 2
+    assert splits.validation(cases[:18], 0.2, 0) == [] == splits.validation(cases, 0.0, 0)
+
+
+def test_cases_are_divided_by_share_or_by_name(labelled):
+    cases = find_cases(labelled).cases
+    train, held = splits.divide(cases, 0.3, 0)
+    assert len(held) == 1 and len(train) == 2 and splits.divide(cases, 0.3, 0) == (train, held)
+    assert [c.name for c in splits.divide(cases, ["case2"], 0)[1]] == ["case2"]
+    for wrong, words in (
+        (["nobody"], "no such cases"),
+        (1.5, "share from 0"),
+        (["case0", "case1", "case2"], "nothing is left"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            splits.divide(cases, wrong, 0)
+
+
+def case(name, patient="", split=""):
+    return Case(name, Path(name), Path(name), patient=patient or name, split=split)
+
+
+def test_the_scans_of_a_patient_stay_together():
+    cases = [case(f"{p}{i}", patient=p) for p in "abcdefgh" for i in range(2)]
+    for seed in range(5):
+        train, held = splits.divide(cases, 0.25, seed)
+        assert len(held) == 4 and not {c.patient for c in train} & {c.patient for c in held}
+    with pytest.raises(ValueError, match="scans on both sides"):
+        splits.divide(cases, ["a0"], 0)
+    folds = [set(splits.part(cases, 3, fold, 0)) for fold in range(3)]
+    assert sorted(len(f) for f in folds) == [4, 6, 6] and set.union(*folds) == {c.name for c in cases}
+    with pytest.raises(ValueError, match="fold 3 of 3"):
+        splits.part(cases, 3, 3, 0)
+    some = splits.few(cases, 3, 0)
+    assert len(some) == 6 and len({c.patient for c in some}) == 3
+    with pytest.raises(ValueError, match="8 patients"):
+        splits.few(cases, 9, 0)
+
+
+def test_a_table_says_which_cases_are_held_out():
+    cases = [case("a", split="train"), case("b", split="test"), case("c", split="training")]
+    assert [c.name for c in splits.divide(cases, None, 0)[1]] == ["b"]
+    assert splits.divide(cases, 0, 0)[1] == []

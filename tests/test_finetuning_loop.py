@@ -1,0 +1,140 @@
+"""The loop: rates, gradients of several devices, the average of the weights, the best of them."""
+
+import copy
+import dataclasses
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import ctssl
+from ctssl.encoders import ENCODERS
+from ctssl.finetuning import loop as fitting
+from tests.support.tiny import QUICK
+
+
+def test_the_best_weights_by_validation_are_kept_and_a_training_without_gain_ends(
+    tiny, monkeypatch, tmp_path
+):
+    """With a scripted validation: the weights of the best moment of its second half come back, and `patience` evaluations later
+    it ends. Luck at the start, and a single good evaluation at the end of a slump, change nothing."""
+    scripted = iter([0.9, 0.1, 0.1, 0.1, 0.1, 0.8, 0.05, 0.04, 0.1, 0.9])
+    seen = []
+
+    def score(net, crops, device, half):
+        seen.append({k: v.clone() for k, v in net.state_dict().items()})
+        return next(scripted)
+
+    monkeypatch.setattr(fitting, "crop_dsc", score)
+    scan = (np.random.default_rng(0).random((20, 20, 20)).astype(np.float32), np.ones((20, 20, 20), np.uint8))
+    settings = ctssl.Settings(steps=20, batch=1, crop=16, evaluations=10, patience=3)
+    net = ctssl.segmenter(tiny, head="linear")
+    facts = {"from_scratch": False}
+    curve = fitting.fit(net, [scan], [scan], settings, unfinished=tmp_path / "u", facts=facts, progress=False)
+    assert [row["step"] for row in curve] == list(range(2, 20, 2)) and curve[-1]["dsc"] == 0.1
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, seen[5][key])
+
+
+def test_the_dsc_of_crops_is_that_of_all_their_voxels_together():
+    class Says(torch.nn.Module):
+        classes = 3
+
+        def forward(self, x):
+            return torch.nn.functional.one_hot(x[:, 0].long(), 3).permute(0, 4, 1, 2, 3).float()
+
+    rng = np.random.default_rng(0)
+    pairs = [rng.integers(0, 3, (2, 1, 1, 6, 6, 6)) for _ in range(4)]
+    crops = [(torch.from_numpy(a.astype(np.float32)), torch.from_numpy(b)) for a, b in pairs]
+    found, true = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in (0, 1))
+    expected = np.mean([ctssl.metrics.dsc(found == k, true == k) for k in (1, 2)])
+    assert fitting.crop_dsc(Says(), crops, torch.device("cpu")) == pytest.approx(expected)
+
+
+SHARED = """
+import sys, torch, torch.distributed as dist
+from ctssl.fitting import share_gradients
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+net = torch.nn.Linear(3, 2)
+for number, weight in enumerate(net.parameters()):
+    weight.grad = torch.full_like(weight, float(10 * number + 4 * rank))
+share_gradients(net, 2)
+torch.save([weight.grad for weight in net.parameters()], f"{sys.argv[1]}/{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_devices_share_their_gradients(tmp_path):
+    (tmp_path / "shared.py").write_text(SHARED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*command, str(tmp_path / "shared.py"), str(tmp_path)], check=True, capture_output=True)
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert [float(grad.unique()) for grad in found] == [2.0, 12.0]  # the means of 0 and 4, of 10 and 14
+
+
+@pytest.mark.parametrize("name", ["swin", "vit"])
+def test_blocks_far_from_the_end_learn_more_slowly(name):
+    from tests.support.tiny import SMALL
+
+    net = ctssl.segmenter(ENCODERS[name](**SMALL[name]), head="linear")
+    settings = ctssl.Settings(encoder_lr=1.0, lr=2.0, layer_decay=0.5)
+    peaks = {
+        id(p): group["peak"]
+        for group in fitting.groups(net, settings, from_scratch=False)
+        for p in group["params"]
+    }
+    assert set(peaks) == {id(p) for p in net.parameters()}
+    blocks = [peaks[id(next(b.parameters()))] for b in net.encoder.blocks]
+    assert all(a < b for a, b in itertools.pairwise(blocks))
+    assert peaks[id(net.encoder.patch_embed.proj.weight)] < blocks[0] and blocks[-1] <= 1.0
+    assert {peaks[id(p)] for p in net.head.parameters()} == {2.0}
+
+
+def test_rates_warm_up_and_fall_to_zero():
+    rates = [fitting.rate(step, 100, 0.1) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)]) and rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0.0)
+
+
+def test_large_gradients_are_clipped(tiny, monkeypatch):
+    net = ctssl.segmenter(tiny, head="linear")
+    image, label = torch.rand(1, 1, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16, dtype=torch.long)
+    monkeypatch.setattr(fitting, "criterion", lambda: lambda logits, _: 1e6 * logits.square().sum())
+    opt = torch.optim.SGD(net.parameters(), lr=1.0)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    fitting.descend(net, opt, image, label, half=False, world=1)
+    moved = torch.cat([(v - before[k]).flatten() for k, v in net.state_dict().items()])
+    assert moved.norm().item() == pytest.approx(1.0, rel=1e-3)
+
+
+def test_the_average_of_the_weights_is_what_is_kept(tiny, tmp_path):
+    """Without validation: after one step the slow start gives the average most of the new weights, but not all."""
+    scan = np.random.default_rng(0).random((24, 24, 24)).astype(np.float16)
+    mask = np.zeros((24, 24, 24), np.uint8)
+    mask[8:16, 8:16, 8:16] = 1
+    found = {}
+    for ema in (0.0, 0.9):
+        net = ctssl.segmenter(copy.deepcopy(tiny), head="linear")
+        settings = dataclasses.replace(QUICK, steps=3, ema=ema, warmup=0.0)
+        fitting.fit(
+            net,
+            [(scan, mask)],
+            [],
+            settings,
+            unfinished=tmp_path / str(ema),
+            facts={"from_scratch": True},
+            progress=False,
+        )
+        found[ema] = torch.cat([v.flatten() for v in net.state_dict().values() if v.is_floating_point()])
+    start = torch.cat(
+        [v.flatten() for v in ctssl.segmenter(tiny, head="linear").encoder.state_dict().values()]
+    )
+    assert not torch.equal(found[0.0], found[0.9])
+    moved = [(found[ema][: len(start)] - start).norm() for ema in (0.0, 0.9)]
+    assert 0 < moved[1] < moved[0]

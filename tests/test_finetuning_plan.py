@@ -1,0 +1,76 @@
+"""Spacing, window and network follow from the tumours."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import ctssl
+from ctssl.finetuning import plan as planning
+from ctssl.volume.volume import Volume
+from tests.support.tiny import QUICK
+
+
+def test_the_spacing_follows_from_the_tumours():
+    def spacing(radius_mm, voxel_mm, organ=False):
+        n = round(60 / voxel_mm)
+        place = (np.arange(n) - n / 2 + 0.5) * voxel_mm
+        x, y, z = np.meshgrid(place, place, place, indexing="ij")
+        mask = (x**2 + y**2 + z**2 < radius_mm**2).astype(np.uint8)
+        ball = Volume(
+            mask + 1 if organ else mask, np.diag([voxel_mm] * 3 + [1.0])
+        )  # the tumour is label 2 in an organ
+        return planning.fitting_spacing(planning.together([planning.measure(ball, ball)]), 1.5)
+
+    assert spacing(6.0, 1.0) == pytest.approx(1.2, abs=0.02)  # 12 mm across
+    assert spacing(25.0, 1.0) == 3.0 and spacing(3.0, 1.0) == 1.0
+    assert spacing(6.0, 1.0, organ=True) == pytest.approx(1.2, abs=0.02)
+    nothing = planning.Tumours({}, 1.0, np.zeros(0))
+    assert planning.fitting_spacing(nothing, 2.0) == 2.0
+    assert [
+        planning.fitting_crop(planning.Tumours({1: mm}, 1.0, np.zeros(0)), 2.0) for mm in (20.0, 90.0)
+    ] == [64, 96]
+
+
+def test_the_window_follows_from_the_tumours_and_is_kept(labelled, tiny, tmp_path):
+    hu = np.linspace(-100, 100, 20001)
+    window = lambda values: planning.fitting_window(planning.Tumours({1: 30.0}, 1.0, values), (-500.0, 500.0))  # noqa: E731
+    assert window(hu) == (-150.0, 150.0) and window(np.full(9, 40.0)) == (-60.0, 140.0)
+    assert window(hu * 9 - 500)[0] == -1020.0 and window(np.zeros(0)) == (-500.0, 500.0)
+    settings = dataclasses.replace(QUICK, steps=1)
+    for given, kept in (((-160.0, 240.0), (-160.0, 240.0)), (None, (100.0, 300.0))):  # of 200 HU
+        ctssl.finetune(
+            labelled,
+            model=tiny,
+            out=tmp_path / "m",
+            settings=settings,
+            window_hu=given,
+            overwrite=True,
+            progress=False,
+        )
+        assert ctssl.load_segmenter(tmp_path / "m").spec.preprocess.window_hu == kept
+    frozen = dataclasses.replace(settings, freeze=True)
+    ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=frozen, overwrite=True, progress=False)
+    assert ctssl.load_segmenter(tmp_path / "m").spec.preprocess.window_hu == (-500.0, 500.0)
+    with pytest.raises(ValueError, match="window"):
+        ctssl.finetune(
+            labelled,
+            model=tiny,
+            out=tmp_path / "n",
+            settings=settings,
+            window_hu=(100.0, 100.0),
+            progress=False,
+        )
+
+
+def test_the_baselines_network_fits_its_crops(labelled, tmp_path):
+    """nnU-Net's rule: crops of 16 voxels can be halved twice."""
+    report = ctssl.finetune(
+        labelled,
+        model="dynunet",
+        out=tmp_path / "m",
+        settings=dataclasses.replace(QUICK, steps=1, ema=0.0),
+        progress=False,
+    )
+    kept = ctssl.load_segmenter(report.folder)
+    assert len(kept.head.up) == 2 and kept.window == 16

@@ -1,0 +1,78 @@
+"""An interrupted training goes on exactly, or says why it cannot."""
+
+import contextlib
+import dataclasses
+import itertools
+
+import pytest
+import torch
+
+import ctssl
+from ctssl.finetuning import loop as fitting
+from tests.support.tiny import QUICK
+
+
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(labelled, tiny, tmp_path, monkeypatch):
+    def train(out):
+        encoder = ctssl.Swin(**tiny.config)
+        encoder.load_state_dict(tiny.state_dict())
+        return ctssl.finetune(labelled, model=encoder, out=out, settings=QUICK, progress=False)
+
+    train(tmp_path / "whole")
+    draw = fitting.draw
+
+    def stop_at_two(scans, settings, step, *, rank):
+        if step == 2:
+            raise KeyboardInterrupt
+        return draw(scans, settings, step, rank=rank)
+
+    monkeypatch.setattr(fitting, "draw", stop_at_two)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "halves")
+    assert not (tmp_path / "halves" / "config.json").exists()
+    seen = []
+    monkeypatch.setattr(fitting, "draw", lambda *a, **k: (seen.append(a[2]), draw(*a, **k))[1])
+    train(tmp_path / "halves")
+    assert seen == [2, 3]
+    one, two = (ctssl.load_segmenter(tmp_path / name).state_dict() for name in ("whole", "halves"))
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], atol=0, rtol=0, msg=key)
+
+
+def test_a_damaged_state_says_what_to_do(labelled, tiny, tmp_path, monkeypatch):
+    whole = fitting.descend
+    steps = itertools.count()
+
+    def stopped(*args, **kwargs):
+        if next(steps) == 3:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(fitting, "descend", stopped)
+    how = dict(model=tiny, out=tmp_path / "m", settings=QUICK, hold_out=["case2"], progress=False)
+    with contextlib.suppress(KeyboardInterrupt):
+        ctssl.finetune(labelled, **how)
+    monkeypatch.setattr(fitting, "descend", whole)
+    (weights,) = (tmp_path / "m" / ".unfinished").glob("*.safetensors")
+    state = tmp_path / "m" / ".unfinished" / "state.json"
+    kept = weights.read_bytes(), state.read_bytes()
+    for file, content in ((weights, kept[0][:-200]), (state, kept[1][:50]), (state, b"[]")):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match="state is damaged .*; remove that folder"):
+            ctssl.finetune(labelled, **how)
+        weights.write_bytes(kept[0])
+        state.write_bytes(kept[1])
+    assert ctssl.finetune(labelled, **how).held_out
+
+
+def test_an_unfinished_training_with_other_settings_is_not_mixed_up(labelled, tiny, tmp_path, monkeypatch):
+    def broken(*args):
+        raise KeyboardInterrupt
+
+    draw = fitting.draw
+    monkeypatch.setattr(fitting, "draw", lambda s, t, step, rank: broken() if step == 2 else draw(s, t, step))
+    with pytest.raises(KeyboardInterrupt):
+        ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=QUICK, progress=False)
+    with pytest.raises(ValueError, match="unfinished training with other settings"):
+        other = dataclasses.replace(QUICK, lr=0.5)
+        ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=other, progress=False)

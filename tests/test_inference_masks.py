@@ -1,0 +1,73 @@
+"""From probabilities to a mask: the threshold, and where it comes from."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import ctssl
+from ctssl import inference
+from ctssl.datasets.case import Case
+from ctssl.finetuning import threshold as thresholds
+from ctssl.heads.segmenter import Segmenter
+from ctssl.volume.volume import Volume
+
+
+class Shares(torch.nn.Module):
+    """A segmenter whose probability of label 1 is the image itself, at 2 mm."""
+
+    labels, classes, window, spec, encoder = {1: "tumour"}, 2, 16, None, SimpleNamespace(spec=None)
+
+    def __init__(self, threshold=0.5):
+        super().__init__()
+        self.threshold, self.weight = threshold, torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, image):
+        share = image.clamp(1e-4, 1 - 1e-4)
+        return torch.cat([(1 - share).log(), share.log()], 1)
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.8])
+def test_a_voxel_counts_from_the_threshold_on(threshold):
+    scan = Volume(
+        np.linspace(-500, 500, 20 * 20 * 20, dtype=np.float32).reshape(20, 20, 20), np.diag([2.0, 2, 2, 1])
+    )
+    model = Shares(threshold).eval()
+    share = inference.probabilities(model, scan)["tumour"].array
+    clear = abs(share - threshold) > 2e-3
+    mask = inference.segment(model, scan).array
+    np.testing.assert_array_equal(mask[clear], (share > threshold)[clear])
+    np.testing.assert_array_equal(inference.likeliest([share], [1], threshold)[clear], mask[clear])
+
+
+def test_among_several_labels_the_likeliest_is_taken_where_it_beats_the_background():
+    maps = [np.array([0.3, 0.3, 0.1]), np.array([0.1, 0.35, 0.1])]  # the background has 0.6, 0.35, 0.8
+    assert inference.likeliest(maps, [1, 2]).tolist() == [0, 0, 0]
+    assert inference.likeliest(maps, [1, 2], 0.3).tolist() == [1, 2, 0]
+
+
+def test_the_threshold_is_the_one_that_suits_the_validation_cases(tmp_path):
+    """Three of ten unsure voxels are labelled: taking them all scores best, whatever is likeliest."""
+    hu = np.full((20, 20, 20), -480.0, np.float32)
+    hu[4:14, 4:14, 4:14] = -150.0  # the model says 0.35 here
+    labels = np.zeros(hu.shape, np.uint8)
+    labels[4:14, 4:14, 4:10] = 1
+    scan = Volume(hu, np.diag([2.0, 2, 2, 1]), "a")
+    case = Case(
+        "a", scan.save(tmp_path / "a.nii.gz"), Volume(labels, scan.affine).save(tmp_path / "label.nii.gz")
+    )
+    assert thresholds.choose(Shares(), [case], [labels]) == 0.3
+    assert thresholds.choose(Shares(), [case], [np.zeros_like(labels)]) == 0.5  # which tells nothing
+    assert thresholds.choose(Shares(), [], []) == 0.5
+
+
+def test_a_segmenter_keeps_its_threshold(encoder, tmp_path):
+    Segmenter(encoder, threshold=0.2).save_pretrained(tmp_path / "model")
+    assert ctssl.load_segmenter(tmp_path / "model").threshold == 0.2
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Segmenter(encoder, threshold=1.0)
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"threshold": 0.2', '"threshold": 20'))
+    with pytest.raises(ValueError, match="has the threshold 20"):
+        ctssl.load_segmenter(tmp_path / "model")

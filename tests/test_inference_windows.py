@@ -1,0 +1,102 @@
+"""Whole scans in windows: blended as they should be, air for nothing, back on the scan's grid, within the memory allowed."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import ctssl
+from ctssl import inference
+from ctssl.heads.segmenter import Segmenter
+from ctssl.volume.volume import Volume
+
+
+@pytest.fixture
+def model(encoder):
+    found = Segmenter(encoder, head="linear", classes=3).eval()
+    found.window = 24
+    return found
+
+
+def scan_of(shape, seed=0):
+    hu = np.random.default_rng(seed).normal(0, 200, shape).astype(np.float32) - 100
+    return Volume(hu, np.diag([2.0, 2.0, 2.0, 1.0]))
+
+
+def blended(model, image, overlap=0.5):
+    """Every window of a scan at once, in full precision."""
+    side = model.window
+    bell = inference.gaussian(side)
+    weight = bell[:, None, None] * bell[:, None] * bell
+    total, sums = np.zeros(image.shape), np.zeros((model.classes, *image.shape))
+    for corner in itertools.product(*(inference._spread(n, side, overlap) for n in image.shape)):
+        here = tuple(slice(c, c + side) for c in corner)
+        with torch.no_grad():
+            sums[(slice(None), *here)] += model(torch.from_numpy(image[here])[None, None])[0].numpy() * weight
+        total[here] += weight
+    logits = sums / total
+    shares = np.exp(logits - logits.max(0))
+    return shares / shares.sum(0)
+
+
+@pytest.mark.parametrize("overlap", [0.5, 0.25])
+def test_windows_are_blended_by_their_weights(model, overlap):
+    scan = scan_of((50, 31, 24))
+    found, affine = inference.windowed(model, scan, overlap=overlap, tta=False, progress=False)
+    np.testing.assert_allclose(affine, scan.affine)
+    image = inference.prepared(model.encoder, scan).array
+    np.testing.assert_allclose(found, blended(model, image, overlap), atol=2e-3)
+
+
+def test_windows_overlap_by_at_least_what_was_asked_and_cover_everything():
+    for size, side, overlap in itertools.product((24, 25, 47, 48, 100, 333), (24,), (0.0, 0.25, 0.5, 0.75)):
+        starts = inference._spread(size, side, overlap)
+        assert starts[0] == 0 and starts[-1] == size - side
+        assert all(b - a <= round(side * (1 - overlap)) for a, b in itertools.pairwise(starts))
+    with pytest.raises(ValueError, match="below 1"):
+        inference._spread(100, 24, 1.0)
+
+
+def test_a_scan_smaller_than_a_window_is_surrounded_by_air(model):
+    scan = scan_of((10, 30, 7))
+    found, _ = inference.windowed(model, scan, overlap=0.5, tta=False, progress=False)
+    image = inference.prepared(model.encoder, scan).array
+    around = np.pad(image, [(7, 7), (0, 0), (8, 9)])
+    np.testing.assert_allclose(found, blended(model, around)[:, 7:17, :, 8:15], atol=2e-3)
+
+
+def test_windows_of_air_are_left_out_without_a_difference(model):
+    array = np.full((96, 24, 24), -1000, np.float32)
+    array[:20, 4:20, 4:20] = 60
+    scan = Volume(
+        array
+        + np.where(array > 0, np.random.default_rng(0).normal(0, 20, array.shape), 0).astype(np.float32),
+        np.diag([2.0, 2.0, 2.0, 1.0]),
+    )
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    found, _ = inference.windowed(model, scan, overlap=0.5, tta=False, progress=False)
+    used = len(calls)
+    plain, _ = inference.windowed(model, scan, overlap=0.5, tta=False, progress=False, skip_air=False)
+    assert used < (len(calls) - used) / 2
+    np.testing.assert_array_equal(found, plain)
+
+
+def test_the_mask_does_not_depend_on_the_memory_allowed(model, monkeypatch):
+    affine = np.array([[0, 0, 3.0, 1], [1.5, 0, 0, 2], [0, -2.0, 0, 3], [0, 0, 0, 1]])
+    scan = Volume(scan_of((40, 36, 30)).array, affine)
+    model.forward = lambda x: torch.cat([0.45 - x, x - 0.45, -x], 1) * 10  # a mask with many edges
+    whole = model.segment(scan)
+    assert 0.1 < (whole.array == 1).mean() < 0.9
+    np.testing.assert_array_equal(model.segment(scan).array, whole.array)
+    with pytest.raises(ValueError, match="--max-memory"):
+        model.segment(scan, max_memory_gb=1.0)
+    monkeypatch.setattr(inference, "plan", lambda *args: 1)
+    np.testing.assert_array_equal(model.segment(scan).array, whole.array)
+
+
+def test_a_large_scan_is_planned_for_eight_gigabytes():
+    model = ctssl.segmenter("swin-wild-mim")
+    scan = Volume(np.broadcast_to(np.float32(0), (512, 512, 600)), np.diag([0.75, 0.75, 1.0, 1.0]))
+    assert 16 <= inference.plan(model, scan, 8.0) <= inference.plan(model, scan, 12.0) <= 600

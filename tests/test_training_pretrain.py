@@ -1,0 +1,141 @@
+"""The pretraining loop: stopped, killed, compiled, with a schedule and a decay."""
+
+import copy
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import ctssl
+from ctssl.phantom import phantom
+from ctssl.zoo import Preprocess
+from tests.support.tiny import SMALL
+from tests.support.training import ROOT, SMALL_HEADS, TINY
+from training import log, pretrain
+from training.data import cache
+from training.data.manifest import Scan
+
+
+@pytest.mark.parametrize("task", ["mim", "contrastive", "smit"])
+def test_a_run_stopped_in_the_middle_ends_as_one_that_was_not(task, phantoms):
+    run = dataclasses.replace(TINY, task=task, task_args=SMALL_HEADS if task == "smit" else {})
+    whole = pretrain.pretrain(run, phantoms)
+    halves = phantoms.with_name("halves")
+    pretrain.pretrain(run, halves, stop_after=3)
+    assert torch.load(halves / "checkpoint.pt", weights_only=True)["step"] == 3
+    resumed = pretrain.pretrain(run, halves)
+    for (key, one), two in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, two), key
+    assert log.read(phantoms / "log.jsonl") == log.read(halves / "log.jsonl")
+
+
+def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path):
+    """SIGKILL at a moment that nobody chose; checkpoints after every step."""
+    phantom(5.0)[0].save(tmp_path / "phantom.nii.gz")
+    sizes = [
+        "crop=32",
+        "batch=2",
+        "steps=30",
+        "save_minutes=0.0",
+        "workers=0",
+        f"encoder_args={SMALL['swin']}",
+        f"task_args={SMALL_HEADS}",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "training.pretrain",
+        "--data",
+        tmp_path / "phantom.csv",
+        "--model",
+        "swin",
+        "--task",
+        "smit",
+        "--set",
+        *sizes,
+    ]
+    (tmp_path / "phantom.csv").write_text("image\nphantom.nii.gz\n")
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    killed = tmp_path / "killed" / "run"
+    process = subprocess.Popen([*command, "--out", killed], env=env, stderr=subprocess.DEVNULL)
+    while process.poll() is None and (
+        not (killed / "log.jsonl").exists() or len(log.read(killed / "log.jsonl")) < 8
+    ):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert (killed / "checkpoint.pt").exists() and not (killed / "config.json").exists()
+    for out in (killed, tmp_path / "whole" / "run"):
+        subprocess.run([*command, "--out", out], env=env, check=True, capture_output=True)
+    one, two = (
+        torch.load(tmp_path / n / "run" / "checkpoint.pt", weights_only=True) for n in ("killed", "whole")
+    )
+    assert one["step"] == two["step"] == 30
+    for key, value in one["task"].items():
+        assert torch.equal(value, two["task"][key]), key
+    assert ctssl.load(killed).channels == (12, 24)
+
+
+def test_compiled_blocks_train_like_plain_ones(encoder):
+    """Traced as for a compiler, without one."""
+    torch.manual_seed(0)
+    x, twin = torch.rand(2, 1, 32, 32, 32), copy.deepcopy(encoder)
+    pretrain.compile_blocks(twin, backend="aot_eager")
+    for one in (encoder, twin):
+        one.train()(x)[-1].square().mean().backward()
+    assert twin.state_dict().keys() == encoder.state_dict().keys()
+    for (key, one), two in zip(encoder.named_parameters(), twin.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, two.grad, atol=1e-5, rtol=1e-3, msg=key)
+
+
+def test_a_process_that_stood_still_was_not_training(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(pretrain.time, "monotonic", lambda: now[0])
+    clock = pretrain.Clock(100.0)
+    for spent in (2.0, 2.0, 5000.0, 2.0):  # suspended for more than an hour
+        now[0] += spent
+        clock.tick()
+    assert clock.seconds == 100.0 + 2 + 2 + pretrain.Clock.LONG + 2
+
+
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
+    run = dataclasses.replace(TINY, steps=100, lr=1.0, warmup=0.1)
+    opt, scheduler = pretrain.optimizer(torch.nn.Linear(2, 2), run)
+    rates = []
+    for step in range(100):
+        scheduler.step_update(step)
+        rates.append(opt.param_groups[0]["lr"])
+    assert rates[:10] == pytest.approx([0.1 + 0.09 * i for i in range(10)])
+    assert rates[10:] == pytest.approx([0.5 * (1 + np.cos(np.pi * i / 90)) for i in range(90)])
+
+
+def test_norms_biases_and_tables_do_not_decay(encoder):
+    opt, _ = pretrain.optimizer(encoder, TINY)
+    decayed = {id(p) for group in opt.param_groups if group["weight_decay"] for p in group["params"]}
+    for name, p in encoder.named_parameters():
+        assert (id(p) in decayed) == (p.ndim > 1 and "bias_table" not in name and "positions" not in name), (
+            name
+        )
+
+
+def test_what_the_disk_refused_once_is_tried_again(tmp_path, monkeypatch):
+    scan = phantom(6.0)[0].save(tmp_path / "scan.nii.gz")
+    scans = [Scan(scan, "p")]
+    whole = cache._save
+
+    def full(path, array):
+        if path.suffix == ".npy" and not path.name.startswith("table"):
+            raise OSError(28, "no space left")
+        whole(path, array)
+
+    monkeypatch.setattr(cache, "_save", full)
+    with pytest.raises(SystemExit, match="1 scans are unusable"):
+        cache.prepared(scans, Preprocess(), tmp_path / "cache")
+    monkeypatch.setattr(cache, "_save", whole)
+    assert len(cache.prepared(scans, Preprocess(), tmp_path / "cache")) == 1

@@ -1,0 +1,82 @@
+"""Every run of `training/runs` builds and trains; settings, pairs, and where a run starts."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from tests.support.tiny import SMALL
+from tests.support.training import ROOT, SMALL_HEADS, TINY
+from training import pretrain
+from training.data import seen
+from training.pretext.batch import Batch
+from training.run import find_run, override
+
+RUNS = sorted(
+    str(p.relative_to(ROOT / "training" / "runs").with_suffix(""))
+    for p in (ROOT / "training" / "runs").rglob("[a-z]*.py")
+)
+
+
+def test_settings_can_be_changed_and_unknown_ones_fail():
+    run = override(TINY, ["steps=9", "lr=1e-3", "task_args.ratio=0.5", "bf16=True"])
+    assert (run.steps, run.lr, run.task_args, run.bf16) == (9, 1e-3, {"ratio": 0.5}, True)
+    for wrong in ("stepz=3", "steps", "steps=many", "steps.x=3"):
+        with pytest.raises(SystemExit, match="cannot set"):
+            override(TINY, [wrong])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_run_builds_and_takes_a_shrunken_step(name, phantoms):
+    run = find_run(name)
+    small = SMALL[run.encoder] | {
+        k: v for k, v in run.encoder_args.items() if k in ("merge_last", "qkv_bias", "patch_norm")
+    }
+    crop = 64 if run.encoder_args.get("merge_last") else 32
+    heads = SMALL_HEADS if run.task == "smit" else {}
+    shrunken = dataclasses.replace(
+        run,
+        encoder_args=small,
+        task_args={**run.task_args, **heads},
+        crop=crop,
+        batch=2,
+        steps=1,
+        workers=0,
+        init="",
+    )
+    pretrain.pretrain(shrunken, phantoms)
+    with torch.device("meta"):  # the full size, without its memory
+        full = pretrain.ENCODERS[run.encoder](**run.encoder_args)
+    count = sum(p.numel() for p in full.parameters())
+    assert count > 1e6 and ("paper" in name or count <= 3.2e6)
+    if "paper" in name:  # the real one, on a small crop
+        task = pretrain.build(dataclasses.replace(run, checkpointing=False))
+        views = tuple(torch.rand(2, 1, 64, 64, 64) for _ in range(getattr(task, "views", 1)))
+        assert torch.isfinite(task(Batch(views, torch.arange(2), torch.arange(2)))["loss"])
+    twin = (
+        name.replace("wild", "self").replace("self_self", "self")
+        if "wild" in name
+        else name.replace("self", "wild")
+    )
+    if "paper" not in name:  # a pair differs in what it is trained on, or starts from, and in nothing else
+        other = find_run(twin)
+        assert dataclasses.replace(other, name=run.name, corpus=run.corpus, init=run.init) == run
+
+
+def test_wild_then_self_starts_from_the_wild_weights(phantoms, tmp_path):
+    first = pretrain.pretrain(TINY, phantoms)
+    then = dataclasses.replace(TINY, name="then", task="contrastive", init=str(phantoms))
+    assert torch.equal(
+        pretrain.build(then).encoder.patch_embed.proj.weight, first.encoder.patch_embed.proj.weight
+    )
+    known = json.loads((phantoms / "seen.json").read_text())
+    (phantoms / "seen.json").write_text(json.dumps(known | {"voxels": ["another scan"], "series": ["1.2.3"]}))
+    found = json.loads(seen.seen(then))  # a scan is still known by the hash that the first training gave it
+    assert found == {
+        "salt": "tiny",
+        "voxels": sorted(["another scan", *known["voxels"]]),
+        "series": ["1.2.3"],
+    }
+    with pytest.raises(SystemExit, match="built otherwise"):
+        pretrain.build(dataclasses.replace(then, encoder_args=SMALL["swin"] | {"width": 24}))

@@ -1,0 +1,81 @@
+"""DICOM folders, against the NIfTI of the same series, and broken ones made on the spot."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+import ctssl
+from tests.support.dicom import write_series
+
+pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'ctssl[dicom]'")
+
+
+def test_values_and_places_are_those_of_the_headers(tmp_path):
+    write_series(tmp_path / "scan", count=5)
+    scan = ctssl.read(tmp_path / "scan")
+    assert scan.shape == (4, 5, 5) and scan.array.dtype == np.float32
+    np.testing.assert_allclose(scan.array[2, 3, 4], 432)
+    np.testing.assert_allclose(scan.affine @ [0, 0, 0, 1], [10, 20, 30, 1])  # LPS to RAS
+    np.testing.assert_allclose(scan.affine @ [2, 3, 4, 1], [10 - 2 * 0.5, 20 - 3 * 0.8, 30 + 4 * 2.5, 1])
+
+
+def test_a_tilted_gantry_gives_a_sheared_affine(tmp_path):
+    write_series(tmp_path / "scan", tilt_mm=1.0)
+    affine = ctssl.read(tmp_path / "scan").affine
+    np.testing.assert_allclose(affine[:3, 2], [0, -1.0, 2.5])
+
+
+def test_a_real_series_equals_its_nifti(data):
+    scan, nifti = (
+        ctssl.read(data / "dicom" / "STS_008"),
+        ctssl.read(data / "sarcoma" / "images" / "STS_008.nii.gz"),
+    )
+    centre = np.array([*(np.array(nifti.shape) // 2), 1.0])
+    for offset in ([0, 0, 0, 0], [20, -15, 3, 0], [-25, 10, -4, 0]):
+        place = nifti.affine @ (centre + offset)
+        here = np.round((np.linalg.inv(scan.affine) @ place)[:3]).astype(int)
+        there = np.round(centre + offset).astype(int)[:3]
+        one, two = (
+            v.array[tuple(slice(c - 2, c + 3) for c in at)].mean() for v, at in ((scan, here), (nifti, there))
+        )
+        assert abs(one - two) < 40
+
+
+def test_several_series_are_listed_and_one_can_be_chosen(tmp_path):
+    write_series(tmp_path / "scan", uid="1.2.3")
+    write_series(tmp_path / "scan", uid="1.2.4", count=4)
+    with pytest.raises(ValueError, match=r"2 series(.|\n)*1\.2\.3  6 images(.|\n)*1\.2\.4  4 images"):
+        ctssl.read(tmp_path / "scan")
+    assert ctssl.read(tmp_path / "scan", series="1.2.4").shape[2] == 4
+    with pytest.raises(ValueError, match="no series 9"):
+        ctssl.read(tmp_path / "scan", series="9")
+
+
+def test_missing_and_doubled_slices_are_refused(tmp_path):
+    write_series(tmp_path / "scan")
+    files = sorted((tmp_path / "scan").iterdir())
+    shutil.copy(files[1], tmp_path / "scan" / "copy.dcm")
+    with pytest.raises(ValueError, match="same place"):
+        ctssl.read(tmp_path / "scan")
+    (tmp_path / "scan" / "copy.dcm").unlink()
+    next(f for f in files if pydicom.dcmread(f).ImagePositionPatient[2] == 35).unlink()
+    with pytest.raises(ValueError, match="slices are missing.*after slice 2 of 5"):
+        ctssl.read(tmp_path / "scan")
+
+
+def test_what_is_not_a_ct_series_is_refused(tmp_path):
+    write_series(tmp_path / "mr", modality="MR")
+    with pytest.raises(ValueError, match="MR, not CT"):
+        ctssl.read(tmp_path / "mr")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="no DICOM"):
+        ctssl.read(tmp_path / "none")
+    write_series(tmp_path / "one", count=1)
+    with pytest.raises(ValueError, match="one image"):
+        ctssl.read(tmp_path / "one")
+    write_series(tmp_path / "cut")
+    victim = sorted((tmp_path / "cut").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="cannot decode"):
+        ctssl.read(tmp_path / "cut")
