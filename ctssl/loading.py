@@ -1,25 +1,20 @@
-"""Encoders and segmenters from verified folders, and back. Strict, safetensors only."""
+"""Encoders and segmenters from verified folders. Strict, safetensors only."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ctssl import hub
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
-from ctssl.files.atomic import file_sha256, write_weights, write_whole
-from ctssl.hub.config import plausible, preparation
-from ctssl.hub.provenance import fingerprint_of, lineage, read_metadata
-from ctssl.zoo import MODELS, ModelSpec, Preprocess
+from ctssl.hub.client import CONFIG
+from ctssl.hub.config import plausible
+from ctssl.hub.folder import ModelFolder
+from ctssl.hub.lookup import open_model
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that weights may be stored as
 
@@ -30,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def load(
-    source: str | os.PathLike,
+    source: str | os.PathLike | ModelFolder,
     *,
     revision: str | None = None,
     offline: bool | None = None,
@@ -38,50 +33,54 @@ def load(
 ) -> Swin | ViT:
     """A pretrained encoder, in `.eval()`.
 
-    Args: source: a name (`ctssl.list_models()`), a folder, or a Hub repository `owner/name`. A name wins over
-        a folder
-            of the same name; write `./name` for the folder.
-        revision: commit, tag or branch of a Hub repository; models of the table have theirs pinned. offline:
-        True never asks the network.
+    Args:
+        source: a name (`ctssl.list_models()`), a folder, or a Hub repository `owner/name`. A name wins over a
+            folder of the same name; write `./name` for the folder.
+        revision: commit, tag or branch of a Hub repository; models of the table have theirs pinned.
+        offline: True never asks the network.
 
     Raises `FileNotFoundError` (not there, with what to do) or `ValueError` (damaged, changed, or not an
     encoder).
     """
-    folder = hub.find(source, revision=revision, offline=offline)
-    config = hub.read_config(folder)
-    if config["kind"] != "encoder":
+    folder = open_model(source, revision=revision, offline=offline)
+    if folder.kind != "encoder":
         raise ValueError(
-            f"{source} is a {config['kind']}; give the name of an encoder, or load it with "
-            f"ctssl.load_segmenter({str(source)!r})"
+            f"{folder.name} is a {folder.kind}; give the name of an encoder, or load it with "
+            f"ctssl.load_segmenter({folder.name!r})"
         )
-    encoder = build_encoder(config, folder)
-    fill(encoder, folder)
-    encoder.spec = spec_of(config)
+    encoder = build_encoder(folder)
+    fill(encoder, folder.weights)
+    encoder.spec = folder.spec
     return encoder.to(device_named(device)).eval()
 
 
 def load_segmenter(
-    source: str | os.PathLike,
+    source: str | os.PathLike | ModelFolder,
     *,
     revision: str | None = None,
     offline: bool | None = None,
     device: str | torch.device = "cpu",
 ) -> Segmenter:
     """A fine-tuned segmenter, in `.eval()`; arguments and errors as for `ctssl.load`."""
-    folder = hub.find(source, revision=revision, offline=offline)
-    config = hub.read_config(folder)
-    if config["kind"] != "segmenter":
+    folder = open_model(source, revision=revision, offline=offline)
+    if folder.kind != "segmenter":
         raise ValueError(
-            f"{source} is an encoder without a head; ctssl.segmenter({str(source)!r}) puts an untrained "
+            f"{folder.name} is an encoder without a head; ctssl.segmenter({folder.name!r}) puts an untrained "
             "one on it, `ctssl finetune` trains it"
         )
     from ctssl.heads.segmenter import Segmenter, segmenter_settings
 
-    encoder = build_encoder(config, folder)
-    encoder.spec = spec_of(config)
-    model = Segmenter(encoder, **segmenter_settings(config, folder))
-    fill(model, folder)
+    encoder = build_encoder(folder)
+    encoder.spec = folder.spec
+    model = Segmenter(encoder, **segmenter_settings(folder.config, folder.path))
+    fill(model, folder.weights)
     return model.to(device_named(device)).eval()
+
+
+def load_model(source: str | os.PathLike | ModelFolder, *, device: str | torch.device = "cpu") -> Any:
+    """Load an encoder or a segmenter, whichever the source is; arguments and errors as for `ctssl.load`."""
+    folder = open_model(source)
+    return (load if folder.kind == "encoder" else load_segmenter)(folder, device=device)
 
 
 def device_named(name: str | torch.device) -> torch.device:
@@ -121,23 +120,24 @@ def segmenter(
     return Segmenter(encoder, head=head, classes=classes, labels=labels, window=window)
 
 
-def build_encoder(config: dict[str, Any], folder: Path) -> Any:
-    """The encoder that a `config.json` describes, with initial weights."""
-    kind, args = config["encoder"], config["encoder_args"]
+def build_encoder(folder: ModelFolder) -> Any:
+    """Build the encoder that a `config.json` describes, with initial weights."""
+    kind, args, path = folder.config["encoder"], folder.config["encoder_args"], folder.path
     known = {**ENCODERS, "pixels": Pixels}
     if kind not in known:
-        raise ValueError(f"{folder} needs the encoder {kind!r}; this ctssl has {sorted(known)}: update it")
+        raise ValueError(f"{path} needs the encoder {kind!r}; this ctssl has {sorted(known)}: update it")
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in args.items()}
-    plausible(settings, folder / hub.CONFIG, weights=len(shapes_of(folder / hub.WEIGHTS)))
+    plausible(settings, path / CONFIG, weights=len(shapes_of(folder.weights)))
     try:
         with torch.device("meta"):  # shapes without memory: what config.json describes may be of any size
             sketch = known[kind](**settings)
     except (TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError, LookupError) as error:
         raise ValueError(
-            f"{folder}/config.json does not describe a {kind} that this ctssl can build: {error}"
+            f"{path}/{CONFIG} does not describe a {kind} that this ctssl can build: {error}"
         ) from error
-    within = "encoder." if config["kind"] == "segmenter" else ""
-    _same({within + key: tuple(v.shape) for key, v in sketch.state_dict().items()}, folder, within=within)
+    within = "encoder." if folder.kind == "segmenter" else ""
+    shapes = {within + key: tuple(v.shape) for key, v in sketch.state_dict().items()}
+    _check_shapes(shapes, folder.weights, within=within)
     return known[kind](**settings)
 
 
@@ -154,10 +154,9 @@ def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
         ) from error
 
 
-def _same(own: dict[str, tuple[int, ...]], folder: Path, *, within: str = "") -> None:
+def _check_shapes(own: dict[str, tuple[int, ...]], path: Path, *, within: str = "") -> None:
     """Raise `ValueError` unless the weights whose names begin with `within` have the names and shapes of
     `own`."""
-    path = folder / hub.WEIGHTS
     found = {key: shape for key, shape in shapes_of(path).items() if key.startswith(within)}
     wrong = sorted(set(own) ^ set(found)) + [k for k in own if k in found and own[k] != found[k]]
     if wrong:
@@ -167,21 +166,16 @@ def _same(own: dict[str, tuple[int, ...]], folder: Path, *, within: str = "") ->
         )
 
 
-def fill(model: nn.Module, folder: Path) -> None:
-    """Put the weights of a folder into a model: every one of them, and no other."""
+def fill(model: Any, path: Path) -> None:
+    """Put the weights of a file into a model: every one of them, and no other."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path, own = folder / hub.WEIGHTS, model.state_dict()
-    _same({key: tuple(value.shape) for key, value in own.items()}, folder)
+    own = model.state_dict()
+    _check_shapes({key: tuple(value.shape) for key, value in own.items()}, path)
     try:
         state = load_file(path)
-    except (
-        SafetensorError,
-        OSError,
-        KeyError,
-        ValueError,
-    ) as error:  # KeyError: of a type that torch does not have
+    except (SafetensorError, OSError, KeyError, ValueError) as error:  # KeyError: a type unknown to torch
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}); copy or download it again"
         ) from error
@@ -198,103 +192,4 @@ def fill(model: nn.Module, folder: Path) -> None:
     if broken:
         raise ValueError(f"{path} holds infinite or NaN weights, first {broken[0]!r}; get the file again")
     model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()}, strict=True)
-    told: Any = read_metadata(path)
-    model.origin = (told, fingerprint_of(model)) if told else None  # type: ignore[assignment]
-
-
-def spec_of(config: dict[str, Any]) -> ModelSpec:
-    """What `encoder.spec` says: the table's entry, or what `config.json` tells of a model outside it."""
-    table = MODELS.get(config["name"])
-    if table is not None and table.sha256 == config["sha256"]:
-        return table
-    preprocess = Preprocess(*preparation(config))
-    known = (
-        "name",
-        "kind",
-        "encoder",
-        "encoder_args",
-        "corpus",
-        "pretext",
-        "parameters",
-        "sha256",
-        "licence",
-        "data",
-        "head",
-        "labels",
-    )
-    return ModelSpec(preprocess=preprocess, **{key: config[key] for key in known if key in config})
-
-
-def write_folder(
-    model: nn.Module,
-    folder: str | os.PathLike,
-    config: dict[str, Any],
-    *,
-    half: bool = False,
-    overwrite: bool = False,
-    extra: Mapping[str, str | bytes] | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> Path:
-    """A model folder, complete or not at all. `config` gets the format and the sha256; `extra` are more
-    files.
-
-    `metadata`: where the weights come from (`ctssl.hub.provenance.facts`), for their header; None: what is
-    known of the model.
-    """
-    folder = Path(folder)
-    if folder.exists() and not overwrite and (not folder.is_dir() or any(map(_kept, folder.iterdir()))):
-        raise FileExistsError(
-            f"{folder} exists and is not empty; choose another folder, or overwrite it on purpose "
-            "(overwrite=True)"
-        )
-    told = (
-        lineage(model, licence=config.get("licence", ""), pretext=config.get("pretext", ""))
-        if metadata is None
-        else metadata
-    )
-    part = (
-        folder / f".part-{os.getpid()}"
-    )  # within: beside it may be another file system, or one that is not ours
-    shutil.rmtree(part, ignore_errors=True)  # of a process of the same number that was killed
-    part.mkdir(parents=True)
-    try:
-        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        if half:
-            state = {
-                key: value.half() if value.is_floating_point() else value for key, value in state.items()
-            }
-        write_weights(part / hub.WEIGHTS, state, metadata={"format": "pt", **told})
-        config = {"format": hub.FORMAT, **config, "sha256": file_sha256(part / hub.WEIGHTS)}
-        write_whole(part / hub.CONFIG, json.dumps(config, indent=1) + "\n")
-        for name, content in (extra or {}).items():
-            write_whole(part / name, content)
-        (part / hub.WEIGHTS).chmod(
-            (part / hub.CONFIG).stat().st_mode
-        )  # safetensors writes files that nobody else can read
-        for file in sorted(part.iterdir(), key=lambda f: f.name == hub.CONFIG):  # the config comes last
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return folder
-
-
-def _kept(path: Path) -> bool:
-    """Whether a file is more than what a process that was killed left half done."""
-    return not path.name.startswith(".part-")
-
-
-def encoder_config(encoder: Any, *, name: str) -> dict[str, Any]:
-    """`config.json` of an encoder, without format and sha256."""
-    spec = encoder.spec or ModelSpec(name=name, kind="encoder", encoder=type(encoder).__name__.lower())
-    return {
-        "name": name,
-        "kind": "encoder",
-        "encoder": type(encoder).__name__.lower(),
-        "encoder_args": encoder.config,
-        "preprocess": asdict(spec.preprocess),
-        "corpus": spec.corpus,
-        "pretext": spec.pretext,
-        "parameters": sum(p.numel() for p in encoder.parameters()),
-        "licence": spec.licence,
-        "data": spec.data,
-    }
+    model.origin = path

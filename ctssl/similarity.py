@@ -151,14 +151,18 @@ def compare(
 ) -> Similarity:
     """CKA between all blocks of two encoders (or of the encoders of two segmenters) on crops of scans.
 
-    Args: scans: what `ctssl.read` takes. other_scans: what the second sees instead, scan by scan the same
-        anatomy on the same grid (shifted copies, say). crops: different ones, of which at least 256 are
-        needed for a steady picture (in the tests, batches of 24 come within
-            0.02 of all at once).
-        batch: crops that are compared at a time, at least so many (all, where there are fewer). size: voxels
-        along each side of a crop. None: 64, or as much less as small scans ask for (48, 32, 24, 16).
+    Args:
+        scans: what `ctssl.read` takes.
+        other_scans: what the second sees instead, scan by scan the same anatomy on the same grid (shifted
+            copies, say).
+        crops: different ones, of which at least 256 are needed for a steady picture (in the tests, batches of
+            24 come within 0.02 of all at once).
+        batch: crops that are compared at a time, at least so many (all, where there are fewer).
+        size: voxels along each side of a crop. None: 64, or as much less as small scans ask for (48, 32, 24,
+            16).
         spacing_mm: at which both see the scans, for models that were trained at different ones. None: each at
-        its own. names: for the picture, instead of the models' own.
+            its own.
+        names: for the picture, instead of the models' own.
 
     An encoder and a segmenter (the same one fine-tuned, say) both see the scans at the segmenter's spacing
     and HU window.

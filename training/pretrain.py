@@ -33,8 +33,9 @@ from tqdm import tqdm
 import ctssl
 from ctssl.datasets.seen import SEEN
 from ctssl.encoders import ENCODERS
+from ctssl.encoders.pretrained import encoder_config
+from ctssl.hub.folder import write_folder
 from ctssl.hub.provenance import facts
-from ctssl.loading import encoder_config, write_folder
 from ctssl.precision import half
 from ctssl.zoo import ModelSpec
 from training import checkpoints, log

@@ -81,8 +81,7 @@ def _compare(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from ctssl.files.atomic import write_whole
-    from ctssl.hub.folder import read_config
-    from ctssl.hub.lookup import find
+    from ctssl.loading import load_model
     from ctssl.similarity import CELLS, compare
 
     def label(source: str) -> str:
@@ -100,10 +99,7 @@ def _compare(args: argparse.Namespace) -> None:
         )
         scans += inside or [source]
     others = _shifted(scans, args.shift, args.seed) if args.shift else None
-    models = [
-        ctssl.load(name) if read_config(find(name))["kind"] == "encoder" else ctssl.load_segmenter(name)
-        for name in (args.first, args.second)
-    ]
+    models = [load_model(name) for name in (args.first, args.second)]
     names = label(args.first), label(args.second) + (f", {args.shift}" if args.shift else "")
     found = compare(
         models[0],

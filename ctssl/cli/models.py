@@ -101,21 +101,21 @@ def _info(args: argparse.Namespace) -> None:
 def _known(name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, str] | None]:
     """What table or `config.json` say of a model, and its origin; None for one of the table that is not on
     this machine."""
-    from ctssl import hub
     from ctssl.files.names import REPOSITORY
+    from ctssl.hub.lookup import find, open_model
     from ctssl.hub.provenance import origin
     from ctssl.zoo import MODELS, info
 
     if name in MODELS and revision is None:
         try:
-            return asdict(info(name)), origin(hub.find(name, offline=True))
+            return asdict(info(name)), origin(find(name, offline=True))
         except FileNotFoundError:
             return asdict(info(name)), None
     served = Path(os.environ.get("CTSSL_MODELS") or os.devnull, name)
     if not (Path(name).expanduser().is_dir() or served.is_dir() or REPOSITORY.fullmatch(name) or revision):
         info(name)  # says which names are near
-    folder = hub.find(name, revision=revision)  # its weights are those of its config
-    return hub.read_config(folder), origin(folder)
+    folder = open_model(name, revision=revision)
+    return folder.config, origin(folder.path)
 
 
 def _plain(text: str) -> str:

@@ -17,9 +17,10 @@ from ctssl.convert.checkpoint import read_checkpoint
 from ctssl.convert.families import FAMILIES
 from ctssl.convert.families.moves import Move, Options, Translation
 from ctssl.encoders import ENCODERS
+from ctssl.encoders.pretrained import encoder_config
 from ctssl.files.atomic import file_sha256
+from ctssl.hub.folder import write_folder
 from ctssl.hub.provenance import facts
-from ctssl.loading import encoder_config, write_folder
 from ctssl.zoo import ModelSpec, Preprocess
 
 MARKS = (
@@ -80,13 +81,17 @@ def import_checkpoint(
 ) -> Imported:
     """Turn a checkpoint of another project into a folder that `ctssl.load` reads.
 
-    Args: file: `.pt`, `.pth` (opened in a process of its own, tensors only) or `.safetensors`. out: folder to
-        write. family: a key of `ctssl.convert.families.FAMILIES`; None: told by the names of the weights.
-        merging: "1.4", "1.5" or "v2": which MONAI trained a MONAI Swin; no file tells. heads, grid, norm_eps:
-        of a ViT: attention heads, tokens along each axis (when not a cube), epsilon of the norms. root: what
-        stands before the encoder's keys, when a file holds several encoders. spacing_mm, window_hu: how scans
-        are prepared; None: as is usual in the family. licence: of the weights, for `config.json`. seconds: to
-        open the file in.
+    Args:
+        file: `.pt`, `.pth` (opened in a process of its own, tensors only) or `.safetensors`.
+        out: folder to write.
+        family: a key of `ctssl.families.FAMILIES`; None: told by the names of the weights.
+        merging: "1.4", "1.5" or "v2": which MONAI trained a MONAI Swin; no file tells.
+        heads, grid, norm_eps: of a ViT: attention heads, tokens along each axis (when not a cube), epsilon of
+            the norms.
+        root: what stands before the encoder's keys, when a file holds several encoders.
+        spacing_mm, window_hu: how scans are prepared; None: as is usual in the family.
+        licence: of the weights, for `config.json`.
+        seconds: to open the file in.
 
     Raises `ValueError`, and writes nothing, when anything of the encoder cannot be represented or is missing.
     """

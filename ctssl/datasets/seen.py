@@ -7,6 +7,9 @@ import os
 from typing import Any
 
 from ctssl.files.text import read_json
+from ctssl.hub.folder import ModelFolder
+from ctssl.hub.lookup import open_model
+from ctssl.zoo import MODELS
 
 SEEN = "seen.json"  # in a model's folder: hashes of the scans that it was pretrained on
 
@@ -23,14 +26,13 @@ def seen_after(before: dict[str, Any], labelled: list[str], *, salt: str) -> str
 def seen_by(model: Any) -> dict[str, Any]:
     """`seen.json` of a model, or of the published encoder that it was fine-tuned from; empty where there is
     none."""
-    from ctssl import hub
-    from ctssl.zoo import MODELS
-
-    if not isinstance(model, (str, os.PathLike)):
+    if not isinstance(model, (str, os.PathLike, ModelFolder)):
         return {}
-    folder = hub.find(model)
-    parent = hub.read_config(folder).get("parent")
-    path = (hub.find(parent) if not (folder / SEEN).is_file() and parent in MODELS else folder) / SEEN
+    folder = open_model(model)
+    parent = folder.config.get("parent")
+    if not (folder.path / SEEN).is_file() and parent in MODELS:
+        folder = open_model(parent)
+    path = folder.path / SEEN
     if not path.is_file():
         return {}
     found = read_json(path)

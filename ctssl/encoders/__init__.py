@@ -7,7 +7,7 @@ An encoder is an `nn.Module` with
   `(B, channels[i], ceil(X / strides[i]), ...)`. Position enters here, after any masking;
 - `forward(x)`: `encode(patch_embed(x))`; `channels`, `strides`: one number per map;
 - `forward_intermediates(x, indices=...)`: output `(B, C, x, y, z)` of any block; `attention(x, block=...)`;
-- `config`: the arguments that build it again.
+- `config`: the arguments that build it again; `architecture`: its key in `ENCODERS`.
 
 Sizes that are not multiples of a stride are padded. There is no mask token and no projection head: those
 belong to a pretraining task, so the state of a trained encoder is the released file.

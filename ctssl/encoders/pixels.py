@@ -11,6 +11,7 @@ from ctssl.encoders.pretrained import Pretrained
 class Pixels(nn.Module, Pretrained):
     """`forward(x)`: `(B, 1, X, Y, Z)` -> `[x]`."""
 
+    architecture = "pixels"
     channels, strides = (1,), (1,)
 
     def __init__(self) -> None:

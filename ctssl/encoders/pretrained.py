@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ctssl.zoo import ModelSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,7 +15,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ctssl.volume.volume import Volume
-    from ctssl.zoo import ModelSpec
 
 
 class on_class:
@@ -33,13 +35,15 @@ class on_class:
 
 
 class Pretrained:
-    """Methods of encoders. `spec` says where the weights come from; None for an encoder that nobody trained.
+    """Methods of encoders.
 
-    `origin`: the metadata of the file that they were loaded from, and their fingerprint then.
+    `architecture`: the encoder's key in `ctssl.encoders.ENCODERS`. `spec`: where the weights come from; None
+    for an encoder that nobody trained. `origin`: the file that they were loaded from.
     """
 
+    architecture: str
     spec: ModelSpec | None = None
-    origin: tuple[dict[str, str], str] | None = None
+    origin: Path | None = None
 
     def preprocess(self, volume: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray]) -> Tensor:
         """What `ctssl.read` takes -> `(1, 1, X, Y, Z)` on the model's grid: RAS+,
@@ -79,7 +83,7 @@ class Pretrained:
     def save_pretrained(self, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Write a folder that `ctssl.load` reads (float32). A folder with something in it is kept unless
         `overwrite`."""
-        from ctssl.loading import encoder_config, write_folder
+        from ctssl.hub.folder import write_folder
 
         name = self.spec.name if self.spec else Path(folder).resolve().name
         return write_folder(self, folder, encoder_config(self, name=name), overwrite=overwrite)  # type: ignore[arg-type]
@@ -94,3 +98,20 @@ class Pretrained:
         from ctssl.hub.client import push
 
         return push(self, repo, private=private, token=token)
+
+
+def encoder_config(encoder: Any, *, name: str) -> dict[str, Any]:
+    """`config.json` of an encoder, without format and sha256."""
+    spec = encoder.spec or ModelSpec(name=name, kind="encoder", encoder=encoder.architecture)
+    return {
+        "name": name,
+        "kind": "encoder",
+        "encoder": encoder.architecture,
+        "encoder_args": encoder.config,
+        "preprocess": asdict(spec.preprocess),
+        "corpus": spec.corpus,
+        "pretext": spec.pretext,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+        "licence": spec.licence,
+        "data": spec.data,
+    }

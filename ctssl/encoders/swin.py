@@ -235,21 +235,27 @@ class Swin(nn.Module, Pretrained):
     """3D Swin. `forward(x)`: `(B, 1, X, Y, Z)` -> feature maps `(B, channels[i], ceil(X/strides[i]), ...)`,
     finest first.
 
-    Args: width: channels of the first stage; doubled by every merging. depths, heads: blocks and attention
-        heads of each stage. window: tokens along each side of an attention window. patch: voxels along each
-        side of a token. merge_last: merge after the last stage too (the paper and MONAI do). maps: `"before"`
-        gives each stage's output before merging, through its own norm, and the merged end as it is
-            (the paper); `"after"` gives the patch embedding and each merged output through a norm without
-            parameters (MONAI). Weights trained with one are wrong with the other.
-        sliced_bias: MONAI's choice of position bias in windows that a small grid has shrunk. small_grids:
-            what happens on a grid no longer than a window: `"shrink"` takes it whole (MONAI), `"pad"` pads it
-            to the window and shifts it (SMIT). The same on larger grids.
-        merge_order: a key of `MERGE_ORDERS`. convs: residual convolutions before the blocks of each stage
-        (MONAI `use_v2`). drop_path: stochastic depth of the last block, growing linearly from 0; training
-        only. checkpointing: recompute each block in the backward pass: less memory, about a third more time.
+    Args:
+        width: channels of the first stage; doubled by every merging.
+        depths, heads: blocks and attention heads of each stage.
+        window: tokens along each side of an attention window.
+        patch: voxels along each side of a token.
+        merge_last: merge after the last stage too (the paper and MONAI do).
+        maps: `"before"` gives each stage's output before merging, through its own norm, and the merged end as
+            it is (the paper); `"after"` gives the patch embedding and each merged output through a norm
+            without parameters (MONAI). Weights trained with one are wrong with the other.
+        sliced_bias: MONAI's choice of position bias in windows that a small grid has shrunk.
+        small_grids: what happens on a grid no longer than a window: `"shrink"` takes it whole (MONAI),
+            `"pad"` pads it to the window and shifts it (SMIT). The same on larger grids.
+        merge_order: a key of `MERGE_ORDERS`.
+        convs: residual convolutions before the blocks of each stage (MONAI `use_v2`).
+        drop_path: stochastic depth of the last block, growing linearly from 0; training only.
+        checkpointing: recompute each block in the backward pass: less memory, about a third more time.
 
     Attention weights, biases and map order follow arXiv 2103.14030, MONAI `SwinTransformer` and SMIT.
     """
+
+    architecture = "swin"
 
     def __init__(
         self,

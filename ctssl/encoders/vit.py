@@ -76,6 +76,8 @@ class ViT(nn.Module, Pretrained):
         checkpointing: recompute each block in the backward pass: less memory, about a third more time.
     """
 
+    architecture = "vit"
+
     def __init__(
         self,
         width: int = 768,

@@ -104,11 +104,12 @@ def evaluate(
 ) -> Evaluation:
     """Compare masks of the same names in two folders.
 
-    Args: table: CSV with a row per case: `id` or `case` as the files are named (or `image`, whose file's name
-        it is),
-            `patient` if several cases share one, and the columns that `by` names.
-        by: columns of the table; every value becomes a stratum of its own. against: a second folder of
-        predictions for the same cases. tolerance_mm: of the surface Dice.
+    Args:
+        table: CSV with a row per case: `id` or `case` as the files are named (or `image`, whose file's name
+            it is), `patient` if several cases share one, and the columns that `by` names.
+        by: columns of the table; every value becomes a stratum of its own.
+        against: a second folder of predictions for the same cases.
+        tolerance_mm: of the surface Dice.
 
     A true mask without a prediction does not count and is listed in `missing`. Raises `ValueError` or
     `FileNotFoundError` for predictions without a true mask, and for masks that do not fit.

@@ -66,28 +66,33 @@ def finetune(
     keep: bool = False,
     progress: bool = True,
 ) -> Report:
-    """Train a segmenter on labelled scans, and score it on cases it has not seen, whole and on their own
-    grid.
+    """Train a segmenter on labelled scans, and score it on cases it has not seen, whole and on their own grid.
 
-    Args: data: folder or CSV in a layout that `ctssl.datasets.find_cases` knows; or give `images` and
-        `labels` apart. roi: the structure to learn, where RTSTRUCT or SEG files hold several. out: folder for
-        the segmenter (`ctssl.load_segmenter(out)`). Started again, an interrupted training goes on. model: a
-        name, folder or repository for `ctssl.load`, an encoder, or a baseline: `swin-scratch`, `vit-scratch`
-        (the
-            published encoders, untrained) or `dynunet` (nnU-Net's network), under the same recipe.
+    Args:
+        data: folder or CSV in a layout that `ctssl.datasets.find_cases` knows; or give `images` and `labels`
+            apart.
+        roi: the structure to learn, where RTSTRUCT or SEG files hold several.
+        out: folder for the segmenter (`ctssl.load_segmenter(out)`). Started again, an interrupted training
+            goes on.
+        model: a name, folder or repository for `ctssl.load`, an encoder, or a baseline: `swin-scratch`,
+            `vit-scratch` (the published encoders, untrained) or `dynunet` (nnU-Net's network), under the same
+            recipe.
         hold_out: share of the patients to hold out (drawn by `settings.seed`), or names of cases; 0 trains on
             all. None: what the table's column `split` calls test (then what it calls val chooses the
             weights), or a fifth.
         few_shot: train on so many of the patients only, drawn by `settings.seed`; the held-out cases stay the
-            same. folds, fold: hold out part `fold` of `folds` equal parts of the patients instead.
-            spacing_mm: at which the segmenter works. None: a tenth of the median tumour's diameter, between
-            the scans' own and twice the encoder's (and `settings.crop` follows from both).
+            same.
+        folds, fold: hold out part `fold` of `folds` equal parts of the patients instead.
+        spacing_mm: at which the segmenter works. None: a tenth of the median tumour's diameter, between the
+            scans' own and twice the encoder's (and `settings.crop` follows from both).
         window_hu: from which to which HU it sees contrast, `(low, high)`. None: what 99% of the labelled
             voxels are and a quarter of that more on either side; the encoder's own for `freeze`.
-        names: of the labels, `{1: "tumour"}`. from_scratch: forget the pretrained weights, to see what they
-        are worth. max_memory_gb: that segmenting a held-out scan may take. overwrite: replace a finished
-        segmenter in `out`. keep: where `out` holds the segmenter of this very request (encoder, cases,
-        settings), return its report and do nothing.
+        names: of the labels, `{1: "tumour"}`.
+        from_scratch: forget the pretrained weights, to see what they are worth.
+        max_memory_gb: that segmenting a held-out scan may take.
+        overwrite: replace a finished segmenter in `out`.
+        keep: where `out` holds the segmenter of this very request (encoder, cases, settings), return its
+            report and do nothing.
 
     Raises `ValueError` or `FileNotFoundError` for data that cannot be used, before any training.
     """
@@ -110,7 +115,7 @@ def finetune(
     train, held, told = sides(dataset.cases, chosen, few_shot, settings.seed)
     encoder, origin, head = start(model, head)
     from_scratch = from_scratch or origin in BASELINES
-    known = encoder.spec or ModelSpec("", "encoder", type(encoder).__name__.lower())
+    known = encoder.spec or ModelSpec("", "encoder", encoder.architecture)
     how = asdict(replace(settings, save_minutes=0.0))  # which changes nothing
     weights = known.sha256 or (origin if origin in BASELINES else fingerprint_of(encoder))
     content = content_of([*train, *held])

@@ -19,11 +19,15 @@ WIDEST_WINDOW = 512  # voxels along each side of a piece
 class Segmenter(nn.Module):
     """`forward(x)`: `(B, 1, X, Y, Z)` as `preprocess` gives it -> logits `(B, classes, X, Y, Z)`.
 
-    Args: encoder: an encoder (`ctssl.load`); its `spec` says how scans are prepared. head: a key of
-        `ctssl.heads.HEADS`. classes: with the background. labels: names of the classes, `{1: "tumour"}`.
+    Args:
+        encoder: an encoder (`ctssl.load`); its `spec` says how scans are prepared.
+        head: a key of `ctssl.heads.HEADS`.
+        classes: with the background.
+        labels: names of the classes, `{1: "tumour"}`.
         window: voxels along each side of the pieces in which `segment` works, those of the crops of the
-        training. parent: name of the pretrained encoder, for `config.json`. threshold: probability (0 to 1)
-        from which on `segment` takes a label instead of the background.
+            training.
+        parent: name of the pretrained encoder, for `config.json`.
+        threshold: probability (0 to 1) from which on `segment` takes a label instead of the background.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class Segmenter(nn.Module):
             {1: "tumour"} if classes == 2 else {i: f"class {i}" for i in range(1, classes)}
         )
         self.threshold = threshold
-        self.origin: tuple[dict[str, str], str] | None = None
+        self.origin: Path | None = None
         self.parent = (encoder.spec.name if encoder.spec else "") if parent is None else parent
 
     @property
@@ -150,7 +154,8 @@ class Segmenter(nn.Module):
         `metadata`: where the weights come from, for their header; None: as they were loaded, or who their
         parent is.
         """
-        from ctssl.loading import encoder_config, write_folder
+        from ctssl.encoders.pretrained import encoder_config
+        from ctssl.hub.folder import write_folder
 
         own = encoder_config(self.encoder, name=Path(folder).resolve().name)
         own |= {

@@ -22,21 +22,22 @@ def download(
 ) -> Path:
     """The verified folder of a model, on this machine from now on.
 
-    Args: source: a name, or a Hub repository `owner/name`. to: a folder; the model becomes `to/name` in it,
-        complete or not at all, and `CTSSL_MODELS=to` serves it. None: it stays
-            where it was found (it came with the package) or in the Hub cache.
+    Args:
+        source: a name, or a Hub repository `owner/name`.
+        to: a folder; the model becomes `to/name` in it, complete or not at all, and `CTSSL_MODELS=to` serves
+            it. None: it stays where it was found (it came with the package) or in the Hub cache.
         revision: commit, tag or branch of the repository.
 
     A verified copy that is already there is left; anything else there is kept, with `FileExistsError`.
     """
     if source not in MODELS and not REPOSITORY.fullmatch(source):
         raise ValueError(f"{source!r} is neither a name of `ctssl list` nor a Hub repository owner/name")
-    found = hub.find(source, revision=revision, offline=offline)
+    found = hub.open_model(source, revision=revision, offline=offline)
     if to is None:
-        return found
+        return found.path
     name = source.split("/")[-1]
     if name in MODELS:  # under a name of the table only the table's model is ever loaded
-        hub.as_published(found, MODELS[name])
+        hub.as_published(found.path, MODELS[name])
     target = Path(to) / name
     if _same(found, target):
         return target
@@ -46,12 +47,12 @@ def download(
     except OSError as error:
         raise local_trouble(error, to, "choose another --to") or error from error
     try:
-        for file in sorted(found.iterdir()):
+        for file in sorted(found.path.iterdir()):
             if file.is_file():
                 shutil.copyfile(
                     file, part / file.name
                 )  # what a link of the cache points to, with this user's permissions
-        hub.verified(part, sha256=hub.read_config(found)["sha256"])
+        hub.open_folder(part, sha256=found.config["sha256"])
         part.chmod(0o777 & ~_umask())
         os.rename(part, target)  # an empty folder gives way, a full one does not
     except OSError as error:
@@ -63,13 +64,12 @@ def download(
     return target
 
 
-def _same(found: Path, target: Path) -> bool:
+def _same(found: hub.ModelFolder, target: Path) -> bool:
     """Whether the target holds this very model. Raises `FileExistsError` when it holds anything else."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
-    wanted = hub.read_config(found)["sha256"]
     try:
-        hub.verified(target, sha256=wanted)
+        hub.open_folder(target, sha256=found.config["sha256"])
     except (ValueError, OSError) as error:
         raise FileExistsError(
             f"{target} exists and is not this model ({error}); it was left as it is: move it away, or choose another --to"

@@ -15,15 +15,27 @@ from pathlib import Path
 
 from ctssl.files.names import REPOSITORY
 from ctssl.hub.client import CONFIG, WEIGHTS, fetch
-from ctssl.hub.folder import _cure, bundled, read_config, verified
+from ctssl.hub.folder import ModelFolder, _cure, bundled, open_folder
 from ctssl.zoo import MODELS, ModelSpec, unknown
 
 
-def find(source: str | os.PathLike, *, revision: str | None = None, offline: bool | None = None) -> Path:
-    """The verified folder of a model. `offline=True` never asks the network.
+def open_model(
+    source: str | os.PathLike | ModelFolder, *, revision: str | None = None, offline: bool | None = None
+) -> ModelFolder:
+    """Find a model, read its config and verify its weights, once; what takes a model takes the result too.
 
-    Raises `FileNotFoundError` for what is not there and `ValueError` for what is damaged, saying what to do.
+    Args:
+        source: a name of the table, a folder, or a Hub repository `owner/name`. A `ModelFolder` is returned
+            as it is.
+        revision: commit, tag or branch of a Hub repository.
+        offline: True never asks the network.
+
+    Raises:
+        FileNotFoundError: there is no such model here, and none can be fetched; it says what to do.
+        ValueError: the folder is damaged, or is not that of the table.
     """
+    if isinstance(source, ModelFolder):
+        return source
     name = os.fspath(source)
     if name in MODELS and revision is None:
         return as_published(_named(name, offline), MODELS[name])
@@ -31,43 +43,51 @@ def find(source: str | os.PathLike, *, revision: str | None = None, offline: boo
     if root and re.fullmatch(r"\w[\w.-]*", name) and Path(root, name, CONFIG).is_file():
         folder = Path(root, name)
     if folder.is_dir() and revision is None:
-        return verified(folder)
+        return open_folder(folder, name=name)
     if folder.is_dir() and name not in MODELS and not REPOSITORY.fullmatch(name):
         raise ValueError(f"revision={revision!r}: {folder} is a folder, which has no revisions; leave it out")
     if folder.is_file():
         raise ValueError(f"{name} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")
-    if name in MODELS and MODELS[name].repo:
-        name = str(MODELS[name].repo)
-    if not REPOSITORY.fullmatch(name):
+    return open_folder(_from_hub(name, folder, revision, offline), name=name)
+
+
+def _from_hub(name: str, folder: Path, revision: str | None, offline: bool | None) -> Path:
+    """The folder in the local cache of what is no folder here."""
+    repo = str(MODELS[name].repo) if name in MODELS and MODELS[name].repo else name
+    if not REPOSITORY.fullmatch(repo):
         if revision is not None and name in MODELS:
             raise ValueError(
                 f"revision={revision!r}: {name} has not been published on the Hub, so it has no revisions"
             )
         raise FileNotFoundError(unknown(name))
     try:
-        return verified(fetch(name, revision=revision, offline=offline))
+        return fetch(repo, revision=revision, offline=offline)
     except (FileNotFoundError, PermissionError, ConnectionError) as error:
         raise type(error)(f"{error}. There is no folder {folder} here either") from error
 
 
-def as_published(folder: Path, spec: ModelSpec) -> Path:
-    """The folder, once its weights and its settings are those of the table; `ValueError` when they are
-    not."""
-    config, wanted = read_config(folder), json.loads(json.dumps(asdict(spec)))
-    keys = [
-        "name",
-        "kind",
-        "encoder",
-        "encoder_args",
-        "preprocess",
-        *(["head", "labels"] if spec.kind == "segmenter" else []),
-    ]
-    changed = [key for key in keys if config.get(key) != wanted[key]]
+def find(source: str | os.PathLike, *, revision: str | None = None, offline: bool | None = None) -> Path:
+    """The path of a verified model folder; arguments and errors as for `open_model`."""
+    return open_model(source, revision=revision, offline=offline).path
+
+
+def as_published(path: Path, spec: ModelSpec) -> ModelFolder:
+    """Open a folder that has to hold a model of the table: its weights and its settings are compared with it.
+
+    Raises `ValueError` where they differ, `FileNotFoundError` where a file is missing.
+    """
+    folder, wanted = (
+        open_folder(path, sha256=spec.sha256, name=spec.name),
+        json.loads(json.dumps(asdict(spec))),
+    )
+    keys = ["name", "kind", "encoder", "encoder_args", "preprocess"]
+    keys += ["head", "labels"] if spec.kind == "segmenter" else []
+    changed = [key for key in keys if folder.config.get(key) != wanted[key]]
     if changed:
         raise ValueError(
-            f"{folder / CONFIG} is not that of {spec.name}: {', '.join(changed)} differ; {_cure(folder)}"
+            f"{path / CONFIG} is not that of {spec.name}: {', '.join(changed)} differ; {_cure(path)}"
         )
-    return verified(folder, sha256=spec.sha256)
+    return folder
 
 
 def _named(name: str, offline: bool | None) -> Path:

@@ -80,14 +80,24 @@ def fingerprint_of(model: Any) -> str:
 
 
 def lineage(model: Any, *, licence: str, pretext: str) -> dict[str, str]:
-    """The metadata of a model that is saved by hand: that of its file while its weights are those, else who
-    its parent is."""
-    told, loaded = getattr(model, "origin", None) or ({}, "")
-    if told and fingerprint_of(model) == loaded:
+    """The metadata of a model that is saved by hand: that of the file it was loaded from while its weights
+    are still those, else who its parent is."""
+    source: Path | None = getattr(model, "origin", None)
+    if source and (told := read_metadata(source) if source.is_file() else {}) and _holds(source, model):
         return told
     spec = model.spec
     parent = f"{spec.name} sha256:{spec.sha256}" if spec and spec.sha256 else ""
     return facts(parent=parent, pretext=pretext, licence=licence)
+
+
+def _holds(weights: Path, model: Any) -> bool:
+    """Whether a file holds the weights that a model has now, in whatever precision."""
+    from safetensors.torch import load_file
+
+    stored, own = load_file(weights), model.state_dict()
+    return stored.keys() == own.keys() and all(
+        bool((stored[key].to(value.dtype) == value.detach().cpu()).all()) for key, value in own.items()
+    )
 
 
 def read_metadata(weights: Path) -> dict[str, str]:

@@ -54,16 +54,17 @@ def from_model(model: Any, device: str) -> Source:
 
     key, name, trained = "", type(model).__name__, frozenset()
     if isinstance(model, (str, os.PathLike)):
-        from ctssl import hub
+        from ctssl.hub.client import CONFIG
+        from ctssl.hub.lookup import open_model
         from ctssl.loading import load_segmenter
 
-        folder, name = hub.find(model), Path(model).name
-        key = f"{file_sha256(folder / hub.WEIGHTS)} {file_sha256(folder / hub.CONFIG)[:16]}"
-        if (folder / "report.json").is_file():
-            report = read_json(folder / "report.json")  # it came with the model, from anywhere
+        folder, name = open_model(model), Path(model).name
+        key = f"{folder.config['sha256']} {file_sha256(folder.path / CONFIG)[:16]}"
+        if (folder.path / "report.json").is_file():
+            report = read_json(folder.path / "report.json")  # it came with the model, from anywhere
             named_there = report.get("train") if isinstance(report, dict) else None
             trained = frozenset(map(str, named_there if isinstance(named_there, list) else []))
-        model = load_segmenter(model, device=device)
+        model = load_segmenter(folder, device=device)
     else:
         from ctssl.heads.segmenter import Segmenter
         from ctssl.hub.provenance import fingerprint_of

@@ -52,21 +52,24 @@ def measure_robustness(
 ) -> Robustness:
     """Segment labelled scans as they are and under every shift, score the masks, and write a report folder.
 
-    Args: data: labelled scans in a layout that `ctssl.datasets.find_cases` knows; or `images` and `labels`
-        apart; or neither, for
-            `pairs` alone. `roi` as for `ctssl.finetune`.
+    Args:
+        data: labelled scans in a layout that `ctssl.datasets.find_cases` knows; or `images` and `labels`
+            apart; or neither, for `pairs` alone. `roi` as for `ctssl.finetune`.
         out: folder for the report. Each score is kept there at once: the same call goes on where it stopped.
-            model: a segmenter: name, folder, repository, or the object. `against`: a second one, compared
-            case by case. predictions: masks that another tool made of the scans that `ctssl shift DATA OUT
-            --every` writes: `clean/CASE.nii.gz` and `SHIFT-SEVERITY/CASE.nii.gz`. Alone, or beside a model,
-            which it is compared with.
-        cases: names of the cases to use, those that no model was trained on. None: all. shifts, severities:
-        what to try, each with each. by, table: columns of a CSV with a row per case (or of the data's own),
-        for strata of the clean scans. pairs: CSV with the columns `first` and `second`, two reconstructions
-        of one acquisition each. scans: folder that keeps the shifted scans (of one seed), by the names above,
-        for other models and tools. overlays: of so many shifts, those that cost most DSC, a picture of the
-        case that loses most, clean and shifted. overwrite: measure again what an earlier call with other
-        settings left in `out`.
+        model: a segmenter: name, folder, repository, or the object. `against`: a second one, compared case by
+            case.
+        predictions: masks that another tool made of the scans that `ctssl shift DATA OUT --every` writes:
+            `clean/CASE.nii.gz` and `SHIFT-SEVERITY/CASE.nii.gz`. Alone, or beside a model, which it is
+            compared with.
+        cases: names of the cases to use, those that no model was trained on. None: all.
+        shifts, severities: what to try, each with each.
+        by, table: columns of a CSV with a row per case (or of the data's own), for strata of the clean scans.
+        pairs: CSV with the columns `first` and `second`, two reconstructions of one acquisition each.
+        scans: folder that keeps the shifted scans (of one seed), by the names above, for other models and
+            tools.
+        overlays: of so many shifts, those that cost most DSC, a picture of the case that loses most, clean
+            and shifted.
+        overwrite: measure again what an earlier call with other settings left in `out`.
 
     Raises `ValueError` or `FileNotFoundError` for what does not fit, before any work.
     """

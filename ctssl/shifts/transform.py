@@ -18,10 +18,13 @@ from ctssl.volume.volume import Volume
 class ShiftTransform(RandomizableTransform):
     """A MONAI transform: it is called with an image, or with a dictionary if there are `keys`.
 
-    Args: names: one shift or several, of which each call draws one. severity: 1 to 5; None draws one. prob:
-        share of the calls that shift at all, 0 to 1. keys: of a dictionary, the scan or scans to shift, all
-        of them alike. Labels need no shift. seed: of the draws; a `Compose` with a state of its own, and
-        MONAI's `DataLoader` for each worker, set it anew.
+    Args:
+        names: one shift or several, of which each call draws one.
+        severity: 1 to 5; None draws one.
+        prob: share of the calls that shift at all, 0 to 1.
+        keys: of a dictionary, the scan or scans to shift, all of them alike. Labels need no shift.
+        seed: of the draws; a `Compose` with a state of its own, and MONAI's `DataLoader` for each worker, set
+            it anew.
 
     An image is a `MetaTensor` in HU, `(C, X, Y, Z)` with C = 1 or `(X, Y, Z)`, since the spacing comes from
     its affine. Use it before anything that scales intensities or crops: what cannot be HU is refused

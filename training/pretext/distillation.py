@@ -46,15 +46,17 @@ class Prototypes(nn.Module):
 class Distillation(nn.Module):
     """The teacher's side of a task, and the losses between it and the student's maps.
 
-    Args: patch: with patch tokens (own head), beside image tokens. hidden, bottleneck, out: sizes of the
-        heads (published: 2048, 256, 8192). momentum: of the teacher, at the start; 1 at the end, along a
-        cosine. warm: share of the run in which the teacher's temperature rises; the patch tokens' starts
-        after the image tokens'. freeze: share of the run in which the student's prototypes keep still.
+    Args:
+        patch: with patch tokens (own head), beside image tokens.
+        hidden, bottleneck, out: sizes of the heads (published: 2048, 256, 8192).
+        momentum: of the teacher, at the start; 1 at the end, along a cosine.
+        warm: share of the run in which the teacher's temperature rises; the patch tokens' starts after the
+            image tokens'.
+        freeze: share of the run in which the student's prototypes keep still.
         standardise: bring every channel of the tokens to mean 0 and deviation 1 (of the teacher's, as they
-        were lately) before
-            the heads. Tokens of a transformer are nearly alike at first, and so are the scores of the
-            teacher; where a run is too short for that to change, its targets stay uniform and say nothing.
-            Not in the published code.
+            were lately) before the heads. Tokens of a transformer are nearly alike at first, and so are the
+            scores of the teacher; where a run is too short for that to change, its targets stay uniform and
+            say nothing. Not in the published code.
     """
 
     def __init__(

@@ -21,10 +21,11 @@ from torch import nn
 
 from ctssl.datasets.seen import SEEN
 from ctssl.demo import picture_features
+from ctssl.encoders.pretrained import encoder_config
 from ctssl.hub.client import CONFIG
-from ctssl.hub.folder import read_config
+from ctssl.hub.folder import read_config, write_folder
 from ctssl.hub.provenance import facts
-from ctssl.loading import encoder_config, load, write_folder
+from ctssl.loading import load
 from ctssl.phantom import phantom
 from ctssl.zoo import MODELS, SCANS, ModelSpec
 from training import checkpoints, log

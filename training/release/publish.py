@@ -85,7 +85,7 @@ def disagreements(folder: Path, spec: zoo.ModelSpec) -> list[str]:
     wrong = []
     try:
         hub.as_published(folder, spec)  # config and weights are those of the table
-        hub.verified(folder)  # and the config knows the weights
+        hub.open_folder(folder)  # and the config knows the weights
     except ValueError as error:
         wrong.append(str(error))
     config = hub.read_config(folder)
