@@ -6,8 +6,8 @@ import json
 import torch
 
 import ctssl
-from ctssl import finetuning
 from ctssl.cli.main import main
+from ctssl.finetuning import run
 
 
 def test_all_folds_from_the_command(labelled, tiny, tmp_path, capsys):
@@ -61,7 +61,7 @@ def test_folds_go_on_where_they_stopped(labelled, tiny, tmp_path, capsys, monkey
         "1",
         "--json",
     ]
-    whole, calls = finetuning.fit, []
+    whole, calls = run.fit, []
 
     def killed(*args, **kwargs):
         calls.append(kwargs["unfinished"].parent.name)
@@ -69,7 +69,7 @@ def test_folds_go_on_where_they_stopped(labelled, tiny, tmp_path, capsys, monkey
             raise KeyboardInterrupt
         return whole(*args, **kwargs)
 
-    monkeypatch.setattr(finetuning, "fit", killed)
+    monkeypatch.setattr(run, "fit", killed)
     with contextlib.suppress(KeyboardInterrupt):
         main(ask)
     capsys.readouterr()

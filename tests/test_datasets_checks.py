@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ctssl import datasets
 from ctssl.cli.main import main
+from ctssl.datasets import checks
 from ctssl.datasets.checks import problems
 from ctssl.datasets.layouts import find_cases
 from ctssl.volume.volume import Volume
@@ -84,7 +84,7 @@ def test_a_mask_in_the_lung_or_in_an_airway_is_inside_the_body(ball):
 
 def test_a_long_table_with_a_fault_is_refused_before_scans_are_read(labelled, monkeypatch, capsys):
     """Names and splits are looked at first: nobody waits for ten thousand scans to hear of a missing file."""
-    monkeypatch.setattr(datasets, "read_case", lambda case: pytest.fail("a scan was read"))
+    monkeypatch.setattr(checks, "read_case", lambda case: pytest.fail("a scan was read"))
     rows = [f"c{i},images/case{i % 3}.nii.gz,labels/case{i % 3}.nii.gz" for i in range(5000)]
     began = time.monotonic()
     for wrong in (

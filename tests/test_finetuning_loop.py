@@ -12,7 +12,7 @@ import torch
 
 import ctssl
 from ctssl.encoders import ENCODERS
-from ctssl.finetuning import loop as fitting
+from ctssl.finetuning import loop
 from tests.support.tiny import QUICK
 
 
@@ -28,12 +28,12 @@ def test_the_best_weights_by_validation_are_kept_and_a_training_without_gain_end
         seen.append({k: v.clone() for k, v in net.state_dict().items()})
         return next(scripted)
 
-    monkeypatch.setattr(fitting, "crop_dsc", score)
+    monkeypatch.setattr(loop, "crop_dsc", score)
     scan = (np.random.default_rng(0).random((20, 20, 20)).astype(np.float32), np.ones((20, 20, 20), np.uint8))
     settings = ctssl.Settings(steps=20, batch=1, crop=16, evaluations=10, patience=3)
     net = ctssl.segmenter(tiny, head="linear")
     facts = {"from_scratch": False}
-    curve = fitting.fit(net, [scan], [scan], settings, unfinished=tmp_path / "u", facts=facts, progress=False)
+    curve = loop.fit(net, [scan], [scan], settings, unfinished=tmp_path / "u", facts=facts, progress=False)
     assert [row["step"] for row in curve] == list(range(2, 20, 2)) and curve[-1]["dsc"] == 0.1
     for key, value in net.state_dict().items():
         assert torch.equal(value, seen[5][key])
@@ -51,12 +51,12 @@ def test_the_dsc_of_crops_is_that_of_all_their_voxels_together():
     crops = [(torch.from_numpy(a.astype(np.float32)), torch.from_numpy(b)) for a, b in pairs]
     found, true = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in (0, 1))
     expected = np.mean([ctssl.metrics.dsc(found == k, true == k) for k in (1, 2)])
-    assert fitting.crop_dsc(Says(), crops, torch.device("cpu")) == pytest.approx(expected)
+    assert loop.crop_dsc(Says(), crops, torch.device("cpu")) == pytest.approx(expected)
 
 
 SHARED = """
 import sys, torch, torch.distributed as dist
-from ctssl.fitting import share_gradients
+from ctssl.finetuning.loop import share_gradients
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -86,7 +86,7 @@ def test_blocks_far_from_the_end_learn_more_slowly(name):
     settings = ctssl.Settings(encoder_lr=1.0, lr=2.0, layer_decay=0.5)
     peaks = {
         id(p): group["peak"]
-        for group in fitting.groups(net, settings, from_scratch=False)
+        for group in loop.groups(net, settings, from_scratch=False)
         for p in group["params"]
     }
     assert set(peaks) == {id(p) for p in net.parameters()}
@@ -97,7 +97,7 @@ def test_blocks_far_from_the_end_learn_more_slowly(name):
 
 
 def test_rates_warm_up_and_fall_to_zero():
-    rates = [fitting.rate(step, 100, 0.1) for step in range(101)]
+    rates = [loop.rate(step, 100, 0.1) for step in range(101)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)]) and rates[10] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0.0)
 
@@ -105,10 +105,10 @@ def test_rates_warm_up_and_fall_to_zero():
 def test_large_gradients_are_clipped(tiny, monkeypatch):
     net = ctssl.segmenter(tiny, head="linear")
     image, label = torch.rand(1, 1, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16, dtype=torch.long)
-    monkeypatch.setattr(fitting, "criterion", lambda: lambda logits, _: 1e6 * logits.square().sum())
+    monkeypatch.setattr(loop, "criterion", lambda: lambda logits, _: 1e6 * logits.square().sum())
     opt = torch.optim.SGD(net.parameters(), lr=1.0)
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    fitting.descend(net, opt, image, label, half=False, world=1)
+    loop.descend(net, opt, image, label, half=False, world=1)
     moved = torch.cat([(v - before[k]).flatten() for k, v in net.state_dict().items()])
     assert moved.norm().item() == pytest.approx(1.0, rel=1e-3)
 
@@ -122,7 +122,7 @@ def test_the_average_of_the_weights_is_what_is_kept(tiny, tmp_path):
     for ema in (0.0, 0.9):
         net = ctssl.segmenter(copy.deepcopy(tiny), head="linear")
         settings = dataclasses.replace(QUICK, steps=3, ema=ema, warmup=0.0)
-        fitting.fit(
+        loop.fit(
             net,
             [(scan, mask)],
             [],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ctssl
-from ctssl.finetuning import plan as planning
+from ctssl.finetuning import plan
 from ctssl.volume.volume import Volume
 from tests.support.tiny import QUICK
 
@@ -20,21 +20,22 @@ def test_the_spacing_follows_from_the_tumours():
         ball = Volume(
             mask + 1 if organ else mask, np.diag([voxel_mm] * 3 + [1.0])
         )  # the tumour is label 2 in an organ
-        return planning.fitting_spacing(planning.together([planning.measure(ball, ball)]), 1.5)
+        return plan.fitting_spacing(plan.together([plan.measure(ball, ball)]), 1.5)
 
     assert spacing(6.0, 1.0) == pytest.approx(1.2, abs=0.02)  # 12 mm across
     assert spacing(25.0, 1.0) == 3.0 and spacing(3.0, 1.0) == 1.0
     assert spacing(6.0, 1.0, organ=True) == pytest.approx(1.2, abs=0.02)
-    nothing = planning.Tumours({}, 1.0, np.zeros(0))
-    assert planning.fitting_spacing(nothing, 2.0) == 2.0
-    assert [
-        planning.fitting_crop(planning.Tumours({1: mm}, 1.0, np.zeros(0)), 2.0) for mm in (20.0, 90.0)
-    ] == [64, 96]
+    nothing = plan.Tumours({}, 1.0, np.zeros(0))
+    assert plan.fitting_spacing(nothing, 2.0) == 2.0
+    assert [plan.fitting_crop(plan.Tumours({1: mm}, 1.0, np.zeros(0)), 2.0) for mm in (20.0, 90.0)] == [
+        64,
+        96,
+    ]
 
 
 def test_the_window_follows_from_the_tumours_and_is_kept(labelled, tiny, tmp_path):
     hu = np.linspace(-100, 100, 20001)
-    window = lambda values: planning.fitting_window(planning.Tumours({1: 30.0}, 1.0, values), (-500.0, 500.0))  # noqa: E731
+    window = lambda values: plan.fitting_window(plan.Tumours({1: 30.0}, 1.0, values), (-500.0, 500.0))  # noqa: E731
     assert window(hu) == (-150.0, 150.0) and window(np.full(9, 40.0)) == (-60.0, 140.0)
     assert window(hu * 9 - 500)[0] == -1020.0 and window(np.zeros(0)) == (-500.0, 500.0)
     settings = dataclasses.replace(QUICK, steps=1)

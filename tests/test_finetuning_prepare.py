@@ -3,7 +3,7 @@
 import pytest
 
 import ctssl
-from ctssl import finetuning
+from ctssl.finetuning.prepare import onto_grid
 from ctssl.volume.volume import Volume
 from tests.support.tiny import QUICK
 
@@ -51,7 +51,7 @@ def test_labels_move_with_the_scan_onto_the_models_grid(ball):
 
     scan, mask = ball
     there = prepare(scan, Preprocess())
-    moved = finetuning.onto_grid(mask, there)
+    moved = onto_grid(mask, there)
     assert moved.shape == there.shape
     volume_mm3 = mask.array.sum() * 12.0
     assert moved.sum() * 8.0 == pytest.approx(volume_mm3, rel=0.1)

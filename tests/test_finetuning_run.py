@@ -11,7 +11,7 @@ import torch
 
 import ctssl
 from ctssl import finetuning
-from ctssl.finetuning import loop as fitting
+from ctssl.finetuning import crops, loop, run
 from tests.support.tiny import QUICK
 
 
@@ -99,13 +99,13 @@ def test_a_frozen_encoder_stays_as_it_is_and_minutes_end_the_training(labelled, 
     before = {k: v.clone() for k, v in tiny.state_dict().items()}
     settings = dataclasses.replace(QUICK, freeze=True, minutes=0.001)
     finetuning_steps = []
-    draw = fitting.draw
+    draw = crops.draw
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "draw", lambda *a, **k: (finetuning_steps.append(a[2]), draw(*a, **k))[1])
+        patch.setattr(crops, "draw", lambda *a, **k: (finetuning_steps.append(a[2]), draw(*a, **k))[1])
         ctssl.finetune(
             labelled, model=tiny, out=tmp_path / "m", settings=settings, spacing_mm=3.0, progress=False
         )
-    assert finetuning_steps == list(range(fitting.TIMED))
+    assert finetuning_steps == list(range(loop.TIMED))
     kept = ctssl.load_segmenter(tmp_path / "m")
     assert kept.spec.preprocess.spacing_mm == 3.0
     for key, value in kept.encoder.state_dict().items():
@@ -115,7 +115,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_minutes_end_the_training(labelled, 
 def test_a_finished_request_is_not_done_again(labelled, tiny, tmp_path, monkeypatch):
     how = dict(model=tiny, out=tmp_path / "m", settings=QUICK, progress=False)
     first = ctssl.finetune(labelled, **how)
-    monkeypatch.setattr(finetuning, "fit", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(run, "fit", lambda *_, **__: pytest.fail("trained again"))
     again = ctssl.finetune(labelled, **how, keep=True)
     assert again.held_out == first.held_out and again.curve == first.curve and again.train == first.train
     with pytest.raises(FileExistsError, match="finished model"):
@@ -172,9 +172,9 @@ def test_a_baseline_trains_and_loads_again(labelled, model, tmp_path):
 
 def test_a_training_whose_judging_fails_is_not_lost(labelled, tiny, tmp_path, monkeypatch):
     how = dict(model=tiny, out=tmp_path / "m", settings=QUICK, progress=False)
-    monkeypatch.setattr(finetuning, "segment", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(run, "segment", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ctssl.finetune(labelled, **how)
     monkeypatch.undo()
-    monkeypatch.setattr(fitting, "draw", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(crops, "draw", lambda *_, **__: pytest.fail("trained again"))
     assert ctssl.finetune(labelled, **how).held_out

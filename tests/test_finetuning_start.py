@@ -2,11 +2,11 @@
 
 import torch
 
-from ctssl import finetuning
+from ctssl.finetuning.start import fresh
 
 
 def test_from_scratch_forgets_the_weights(tiny):
-    other = finetuning.fresh(tiny, seed=5)
+    other = fresh(tiny, seed=5)
     assert other.config == tiny.config and not torch.equal(
         other.patch_embed.proj.weight, tiny.patch_embed.proj.weight
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ctssl
-from ctssl.finetuning import loop as fitting
+from ctssl.finetuning import crops, loop
 from tests.support.tiny import QUICK
 
 
@@ -19,19 +19,19 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(labelled, tiny, tm
         return ctssl.finetune(labelled, model=encoder, out=out, settings=QUICK, progress=False)
 
     train(tmp_path / "whole")
-    draw = fitting.draw
+    draw = crops.draw
 
     def stop_at_two(scans, settings, step, *, rank):
         if step == 2:
             raise KeyboardInterrupt
         return draw(scans, settings, step, rank=rank)
 
-    monkeypatch.setattr(fitting, "draw", stop_at_two)
+    monkeypatch.setattr(crops, "draw", stop_at_two)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "halves")
     assert not (tmp_path / "halves" / "config.json").exists()
     seen = []
-    monkeypatch.setattr(fitting, "draw", lambda *a, **k: (seen.append(a[2]), draw(*a, **k))[1])
+    monkeypatch.setattr(crops, "draw", lambda *a, **k: (seen.append(a[2]), draw(*a, **k))[1])
     train(tmp_path / "halves")
     assert seen == [2, 3]
     one, two = (ctssl.load_segmenter(tmp_path / name).state_dict() for name in ("whole", "halves"))
@@ -40,7 +40,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(labelled, tiny, tm
 
 
 def test_a_damaged_state_says_what_to_do(labelled, tiny, tmp_path, monkeypatch):
-    whole = fitting.descend
+    whole = loop.descend
     steps = itertools.count()
 
     def stopped(*args, **kwargs):
@@ -48,11 +48,11 @@ def test_a_damaged_state_says_what_to_do(labelled, tiny, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return whole(*args, **kwargs)
 
-    monkeypatch.setattr(fitting, "descend", stopped)
+    monkeypatch.setattr(loop, "descend", stopped)
     how = dict(model=tiny, out=tmp_path / "m", settings=QUICK, hold_out=["case2"], progress=False)
     with contextlib.suppress(KeyboardInterrupt):
         ctssl.finetune(labelled, **how)
-    monkeypatch.setattr(fitting, "descend", whole)
+    monkeypatch.setattr(loop, "descend", whole)
     (weights,) = (tmp_path / "m" / ".unfinished").glob("*.safetensors")
     state = tmp_path / "m" / ".unfinished" / "state.json"
     kept = weights.read_bytes(), state.read_bytes()
@@ -69,8 +69,8 @@ def test_an_unfinished_training_with_other_settings_is_not_mixed_up(labelled, ti
     def broken(*args):
         raise KeyboardInterrupt
 
-    draw = fitting.draw
-    monkeypatch.setattr(fitting, "draw", lambda s, t, step, rank: broken() if step == 2 else draw(s, t, step))
+    draw = crops.draw
+    monkeypatch.setattr(crops, "draw", lambda s, t, step, rank: broken() if step == 2 else draw(s, t, step))
     with pytest.raises(KeyboardInterrupt):
         ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=QUICK, progress=False)
     with pytest.raises(ValueError, match="unfinished training with other settings"):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import ctssl
-from ctssl import inference
 from ctssl.heads.segmenter import Segmenter
+from ctssl.inference import features, masks, memory, windows
 from ctssl.volume.volume import Volume
 
 
@@ -27,10 +27,10 @@ def scan_of(shape, seed=0):
 def blended(model, image, overlap=0.5):
     """Every window of a scan at once, in full precision."""
     side = model.window
-    bell = inference.gaussian(side)
+    bell = windows.gaussian(side)
     weight = bell[:, None, None] * bell[:, None] * bell
     total, sums = np.zeros(image.shape), np.zeros((model.classes, *image.shape))
-    for corner in itertools.product(*(inference._spread(n, side, overlap) for n in image.shape)):
+    for corner in itertools.product(*(windows._spread(n, side, overlap) for n in image.shape)):
         here = tuple(slice(c, c + side) for c in corner)
         with torch.no_grad():
             sums[(slice(None), *here)] += model(torch.from_numpy(image[here])[None, None])[0].numpy() * weight
@@ -43,25 +43,25 @@ def blended(model, image, overlap=0.5):
 @pytest.mark.parametrize("overlap", [0.5, 0.25])
 def test_windows_are_blended_by_their_weights(model, overlap):
     scan = scan_of((50, 31, 24))
-    found, affine = inference.windowed(model, scan, overlap=overlap, tta=False, progress=False)
+    found, affine = windows.windowed(model, scan, overlap=overlap, tta=False, progress=False)
     np.testing.assert_allclose(affine, scan.affine)
-    image = inference.prepared(model.encoder, scan).array
+    image = features.prepared(model.encoder, scan).array
     np.testing.assert_allclose(found, blended(model, image, overlap), atol=2e-3)
 
 
 def test_windows_overlap_by_at_least_what_was_asked_and_cover_everything():
     for size, side, overlap in itertools.product((24, 25, 47, 48, 100, 333), (24,), (0.0, 0.25, 0.5, 0.75)):
-        starts = inference._spread(size, side, overlap)
+        starts = windows._spread(size, side, overlap)
         assert starts[0] == 0 and starts[-1] == size - side
         assert all(b - a <= round(side * (1 - overlap)) for a, b in itertools.pairwise(starts))
     with pytest.raises(ValueError, match="below 1"):
-        inference._spread(100, 24, 1.0)
+        windows._spread(100, 24, 1.0)
 
 
 def test_a_scan_smaller_than_a_window_is_surrounded_by_air(model):
     scan = scan_of((10, 30, 7))
-    found, _ = inference.windowed(model, scan, overlap=0.5, tta=False, progress=False)
-    image = inference.prepared(model.encoder, scan).array
+    found, _ = windows.windowed(model, scan, overlap=0.5, tta=False, progress=False)
+    image = features.prepared(model.encoder, scan).array
     around = np.pad(image, [(7, 7), (0, 0), (8, 9)])
     np.testing.assert_allclose(found, blended(model, around)[:, 7:17, :, 8:15], atol=2e-3)
 
@@ -76,9 +76,9 @@ def test_windows_of_air_are_left_out_without_a_difference(model):
     )
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
-    found, _ = inference.windowed(model, scan, overlap=0.5, tta=False, progress=False)
+    found, _ = windows.windowed(model, scan, overlap=0.5, tta=False, progress=False)
     used = len(calls)
-    plain, _ = inference.windowed(model, scan, overlap=0.5, tta=False, progress=False, skip_air=False)
+    plain, _ = windows.windowed(model, scan, overlap=0.5, tta=False, progress=False, skip_air=False)
     assert used < (len(calls) - used) / 2
     np.testing.assert_array_equal(found, plain)
 
@@ -92,11 +92,11 @@ def test_the_mask_does_not_depend_on_the_memory_allowed(model, monkeypatch):
     np.testing.assert_array_equal(model.segment(scan).array, whole.array)
     with pytest.raises(ValueError, match="--max-memory"):
         model.segment(scan, max_memory_gb=1.0)
-    monkeypatch.setattr(inference, "plan", lambda *args: 1)
+    monkeypatch.setattr(masks, "plan", lambda *args: 1)
     np.testing.assert_array_equal(model.segment(scan).array, whole.array)
 
 
 def test_a_large_scan_is_planned_for_eight_gigabytes():
     model = ctssl.segmenter("swin-wild-mim")
     scan = Volume(np.broadcast_to(np.float32(0), (512, 512, 600)), np.diag([0.75, 0.75, 1.0, 1.0]))
-    assert 16 <= inference.plan(model, scan, 8.0) <= inference.plan(model, scan, 12.0) <= 600
+    assert 16 <= memory.plan(model, scan, 8.0) <= memory.plan(model, scan, 12.0) <= 600

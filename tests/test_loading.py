@@ -256,7 +256,7 @@ def test_a_changed_setting_of_a_model_of_the_table_is_refused(mirror):
 
 
 def test_an_unpublished_model_that_is_not_here_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(hub, "bundled", lambda: tmp_path)
+    monkeypatch.setattr("ctssl.hub.lookup.bundled", lambda: tmp_path)
     with pytest.raises(FileNotFoundError, match="not been published.*CTSSL_MODELS"):
         ctssl.load(FIRST)
     with pytest.raises(ValueError, match="no revisions"):

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from ctssl import evaluation, robustness
+from ctssl.evaluation.statistics import holm
 from ctssl.robustness import curves
+from ctssl.robustness.report import tables
 
 
 def rows(scores: dict[int, list[float]], model="a", shift="dose") -> list[dict]:
@@ -77,9 +78,9 @@ def test_holm_is_over_the_whole_table():
         for name, less in (("a", 0.1), ("b", 0.11), ("c", 0.12))
         for row in rows({0: [0.9] * 8, 3: [0.9 - less - i / 100 for i in range(8)]}, name)
     ]
-    found = robustness.tables(several, ["a", "b", "c"], ["dose"], (), 2.0)
+    found = tables(several, ["a", "b", "c"], ["dose"], (), 2.0)
     for table in (found.against_clean, found.against_model):
         assert [row["p_holm"] for row in table] == pytest.approx(
-            evaluation.holm([row["p"] for row in table]), nan_ok=True
+            holm([row["p"] for row in table]), nan_ok=True
         )
         assert len({row.get("against", row["model"]) for row in table}) > 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ctssl
-from ctssl.robustness import pairs as agreement
+from ctssl.robustness import pairs
 from ctssl.robustness.run import measure_robustness
 from ctssl.shifts import shift
 from ctssl.volume.volume import Volume
@@ -86,11 +86,11 @@ def test_pairs_of_the_same_file_names_stay_apart(tmp_path):
             (tmp_path / patient / f"{name}.nii.gz").write_bytes(b"")
     text = "first,second\na/smooth.nii.gz,a/sharp.nii.gz\nb/smooth.nii.gz,b/sharp.nii.gz\n"
     (tmp_path / "pairs.csv").write_text(text)
-    names = [name for name, *_ in agreement.find_pairs(tmp_path / "pairs.csv")]
+    names = [name for name, *_ in pairs.find_pairs(tmp_path / "pairs.csv")]
     assert names == ["a/smooth.nii.gz, a/sharp.nii.gz", "b/smooth.nii.gz, b/sharp.nii.gz"]
     (tmp_path / "pairs.csv").write_text(text + "b/smooth.nii.gz,b/sharp.nii.gz\n")
     with pytest.raises(ValueError, match="more than once"):
-        agreement.find_pairs(tmp_path / "pairs.csv")
+        pairs.find_pairs(tmp_path / "pairs.csv")
 
 
 def test_volumes_agree_label_by_label():
@@ -109,19 +109,19 @@ def test_volumes_agree_label_by_label():
         for label, size in ((1, 1.0), (2, 1000.0))
         for i, (a, b) in enumerate([(1, 3), (2, 2), (3, 1)])
     ]
-    assert agreement.summarise(rows)["volume_concordance"] == pytest.approx(-1.0)
+    assert pairs.summarise(rows)["volume_concordance"] == pytest.approx(-1.0)
     absent = [
         {**row, "label": 3, "first_ml": 0.0, "second_ml": 0.0} for row in rows[:3]
     ]  # found nowhere: it says nothing
-    assert agreement.summarise(rows + absent)["volume_concordance"] == pytest.approx(-1.0)
+    assert pairs.summarise(rows + absent)["volume_concordance"] == pytest.approx(-1.0)
 
 
 def test_concordance_by_hand():
     x = np.array([1.0, 2.0, 3.0])
-    assert agreement.concordance(x, x) == pytest.approx(1.0)
-    assert agreement.concordance(x, x + 1) == pytest.approx(2 * (2 / 3) / (4 / 3 + 1))
-    assert agreement.concordance(x, x[::-1]) == pytest.approx(-1.0)
-    assert math.isnan(agreement.concordance(np.ones(3), np.ones(3)))
+    assert pairs.concordance(x, x) == pytest.approx(1.0)
+    assert pairs.concordance(x, x + 1) == pytest.approx(2 * (2 / 3) / (4 / 3 + 1))
+    assert pairs.concordance(x, x[::-1]) == pytest.approx(-1.0)
+    assert math.isnan(pairs.concordance(np.ones(3), np.ones(3)))
 
 
 def test_a_pair_is_found_by_the_fields_of_its_specs():

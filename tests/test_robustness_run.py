@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import ctssl
-from ctssl import evaluation, robustness
+from ctssl.evaluation.scores import TAKEN
 from ctssl.robustness.masks import from_model
+from ctssl.robustness.measure import left_to_see
 from ctssl.robustness.run import measure_robustness
 from ctssl.shifts import shift
 from ctssl.volume.volume import Volume
@@ -21,7 +22,9 @@ SMALL = {"shifts": ("kernel_sharp", "truncation"), "severities": (1, 5)}
 def test_a_model_against_itself_and_going_on(labelled, tiny_segmenter, tmp_path, monkeypatch):
     out, scans = tmp_path / "report", tmp_path / "scans"
     calls = []
-    monkeypatch.setattr("ctssl.robustness.shift", lambda *a, **k: calls.append(a[1]) or shift(*a, **k))
+    monkeypatch.setattr(
+        "ctssl.robustness.measure.shift", lambda *a, **k: calls.append(a[1]) or shift(*a, **k)
+    )
     how = dict(model=tiny_segmenter, against=tiny_segmenter, out=out, scans=scans, overlays=1, **SMALL)
     found = measure_robustness(labelled, **how)
     assert found.models == ["model (1)", "model (2)"]
@@ -128,8 +131,8 @@ def test_what_is_labelled_in_air_is_not_cut_off(labelled):
     """Noise and sharp kernels end at -1024 HU, where truncation begins."""
     scan, truth = (ctssl.read(labelled / kind / "case0.nii.gz") for kind in ("images", "labels"))
     seen = replace(scan, array=np.where(truth.array > 0, np.float32(-1024), scan.array))
-    assert robustness.left_to_see(scan, seen, truth, 1, "dose") == {"best_dsc": 1.0, "unchanged": False}
-    assert robustness.left_to_see(scan, seen, truth, 1, "truncation")["best_dsc"] == 0.0
+    assert left_to_see(scan, seen, truth, 1, "dose") == {"best_dsc": 1.0, "unchanged": False}
+    assert left_to_see(scan, seen, truth, 1, "truncation")["best_dsc"] == 0.0
 
 
 def test_every_column_is_taken(labelled, tiny_segmenter, tmp_path):
@@ -142,7 +145,7 @@ def test_every_column_is_taken(labelled, tiny_segmenter, tmp_path):
         severities=(1,),
         overlays=0,
     )
-    assert set().union(*found.rows) <= evaluation.TAKEN
+    assert set().union(*found.rows) <= TAKEN
 
 
 def test_a_reader_is_told_of_training_cases(labelled, tiny_segmenter, tmp_path):

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 LIMITED = """
-import resource, sys, torch, nibabel, ctssl, ctssl.nifti
+import resource, sys, torch, nibabel, ctssl, ctssl.volume.nifti
 mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (mapped + (1 << 29),) * 2)
 for source in sys.argv[2:]:
