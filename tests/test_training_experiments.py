@@ -1,4 +1,4 @@
-"""Numbers in the README and the cards are those of the result files."""
+"""Numbers in RESULTS.md and the cards are those of the result files."""
 
 import json
 from dataclasses import asdict
@@ -24,8 +24,8 @@ ROOT = Path(__file__).parent.parent
     ("name", "table"),
     [("sarcoma", sarcoma.table), ("lung-nodule", lung_nodules.table), ("probe", probe.short)],
 )
-def test_the_readme_shows_the_measured_table(name, table):
-    text = (ROOT / "README.md").read_text()
+def test_the_results_page_shows_the_measured_table(name, table):
+    text = trials.RESULTS_PAGE.read_text()
     assert text.split(f"<!-- {name} -->\n")[1].split("<!-- end -->")[0] == table()
 
 
@@ -256,10 +256,10 @@ def test_a_patient_whom_several_seeds_judge_is_one_patient():
     assert probe.patients(runs, "linear", "auroc").tolist() == pytest.approx([0.2, 0.7, 1.0])
 
 
-def test_the_readme_names_every_model_with_its_size_and_licence():
+def test_the_results_page_names_every_model_with_its_size_and_licence():
     rows = {
         line.split("|")[1].replace(" (baseline only)", "").strip(): line
-        for line in (ROOT / "README.md").read_text().splitlines()
+        for line in trials.RESULTS_PAGE.read_text().splitlines()
         if line.startswith("| `")
     }
     for name, spec in MODELS.items():

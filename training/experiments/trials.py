@@ -19,7 +19,7 @@ import ctssl
 from ctssl.evaluation.statistics import holm, interval, paired
 from ctssl.files.atomic import write_whole
 
-README = Path(__file__).parent.parent.parent / "README.md"
+RESULTS_PAGE = Path(__file__).parent.parent.parent / "model_cards" / "RESULTS.md"
 BLIND = "an ellipsoid in the middle (no image)"  # a mask that `training.experiments.middle` draws
 SHARE = 0.95  # of the last validation DSC, for the cost of a fine-tuning
 
@@ -252,9 +252,11 @@ def run(experiment: Experiment, description: str | None) -> None:
     parser.add_argument("--few-shot", type=int, metavar="N", help="train on N patients only")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the segmenters")
     parser.add_argument("--show", action="store_true", help="print what was measured, train nothing")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md, train nothing")
+    parser.add_argument(
+        "--write", action="store_true", help="write the table into model_cards/RESULTS.md, train nothing"
+    )
     args = parser.parse_args()
-    for seed in [] if args.show or args.readme else args.seeds:
+    for seed in [] if args.show or args.write else args.seeds:
         for model in args.models:
             train(
                 experiment,
@@ -265,12 +267,15 @@ def run(experiment: Experiment, description: str | None) -> None:
                 few_shot=args.few_shot,
                 steps=args.steps,
             )
-    if args.readme:
-        into_readme(experiment.name, table(experiment.results))
+    if args.write:
+        write_table(experiment.name, table(experiment.results))
     print(table(experiment.results))
 
 
-def into_readme(name: str, text: str) -> None:
-    """Replace the table between `<!-- name -->` and `<!-- end -->`."""
-    before, _, rest = README.read_text().partition(f"<!-- {name} -->\n")
-    write_whole(README, f"{before}<!-- {name} -->\n{text}{rest[rest.index('<!-- end -->') :]}")
+def write_table(name: str, text: str) -> None:
+    """Replace the table between `<!-- name -->` and `<!-- end -->` in model_cards/RESULTS.md."""
+    before, _, rest = RESULTS_PAGE.read_text().partition(f"<!-- {name} -->\n")
+    write_whole(RESULTS_PAGE, f"{before}<!-- {name} -->\n{text}{rest[rest.index('<!-- end -->') :]}")
+
+
+into_readme = write_table  # the name that training.experiments.probe imports
