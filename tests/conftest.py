@@ -13,6 +13,18 @@ from ctssl.phantom import phantom
 from ctssl.volume.volume import Volume
 from tests.support.tiny import SMALL, tiny_swin
 
+MARKS = {"data": "data", "olah": "network", "double": "network"}
+"""The mark of every test that uses a fixture, itself or through another one."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for name in MARKS.keys() & set(item.fixturenames):
+            item.add_marker(MARKS[name])
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
 
 @pytest.fixture(scope="session")
 def data() -> Path:

@@ -5,12 +5,11 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 import ctssl
 from ctssl.cli.main import main
-from ctssl.heads.segmenter import Segmenter
 from ctssl.phantom import phantom
+from tests.support.command import refused
 
 
 @pytest.fixture
@@ -19,22 +18,13 @@ def scan(tmp_path):
 
 
 @pytest.fixture
-def model(tmp_path):
-    torch.manual_seed(0)
-    encoder = ctssl.Swin(12, depths=(1, 1), heads=(2, 4), window=4, patch=2, merge_last=False)
-    return Segmenter(encoder, head="linear").save_pretrained(tmp_path / "model")
+def model(tiny_segmenter):
+    return tiny_segmenter
 
 
 def said(capsys, *args) -> str:
     assert main([str(a) for a in args]) == 0
     return capsys.readouterr().out
-
-
-def refused(capsys, *args) -> str:
-    assert main([str(a) for a in args]) == 2
-    words = capsys.readouterr().err
-    assert "Traceback" not in words
-    return words
 
 
 def test_list_and_info(capsys):

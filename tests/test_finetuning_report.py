@@ -12,7 +12,7 @@ from ctssl.cli.main import main
 from ctssl.datasets import splits
 from ctssl.datasets.layouts import find_cases
 from ctssl.volume.volume import Volume
-from tests.support.tiny import QUICK
+from tests.support.tiny import QUICK, tiny_swin
 
 
 def test_the_folder_tells_what_came_out(labelled, tiny, tmp_path):
@@ -70,9 +70,7 @@ def test_what_is_doubtful_about_a_case_is_told(labelled, tiny, tmp_path, capsys)
 def test_held_out_cases_that_the_encoder_has_seen_are_told(labelled, tmp_path):
     from ctssl.volume.volume import voxel_hash
 
-    folder = ctssl.Swin(12, depths=(1, 1), heads=(2, 4), window=4, patch=2, merge_last=False).save_pretrained(
-        tmp_path / "seen"
-    )
+    folder = tiny_swin().save_pretrained(tmp_path / "seen")
     hashes = [voxel_hash(ctssl.read(labelled / "images" / f"case{i}.nii.gz"), "salt") for i in (0, 2)]
     (folder / "seen.json").write_text(json.dumps({"salt": "salt", "voxels": hashes, "series": []}))
     report = ctssl.finetune(

@@ -59,7 +59,7 @@ def test_a_mask_becomes_a_segmentation_of_its_series_and_comes_back(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::ctssl.lint.ScanWarning")
-def test_a_series_beside_its_structure_set_becomes_one_segmentation(tmp_path, capsys):
+def test_a_series_beside_its_structure_set_becomes_one_segmentation(tiny, tmp_path, capsys):
     """A folder whose series lies in a folder of its own is one scan, when one DICOM file is asked for."""
     import torch
 
@@ -67,9 +67,7 @@ def test_a_series_beside_its_structure_set_becomes_one_segmentation(tmp_path, ca
 
     write_series(tmp_path / "patient" / "ct")
     (tmp_path / "patient" / "notes").mkdir()
-    torch.manual_seed(0)
-    encoder = ctssl.Swin(12, depths=(1, 1), heads=(2, 4), window=4, patch=2, merge_last=False)
-    model = ctssl.segmenter(encoder, head="linear")
+    model = ctssl.segmenter(tiny, head="linear")
     with torch.no_grad():
         list(model.head.parameters())[-1].copy_(torch.tensor([-9.0, 9.0]))  # everything is tumour
     model.save_pretrained(tmp_path / "model")
