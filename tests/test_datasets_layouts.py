@@ -7,9 +7,9 @@ import pytest
 
 import ctssl
 from ctssl import datasets
-from ctssl.cli.common import scans_of
 from ctssl.datasets.checks import problems
 from ctssl.datasets.layouts import find_cases
+from ctssl.datasets.scans import list_scans
 from ctssl.volume.volume import Volume
 from tests.support.folders import described
 
@@ -157,7 +157,7 @@ def test_numbers_of_four_digits_are_names_where_the_masks_have_them_too(labelled
             )
     assert [case.name for case in find_cases(tmp_path).cases] == [f"case_{number}" for number in numbers]
     if len(numbers) > 1:  # a folder of channels alone has them in nnU-Net's way
-        assert sorted(scans_of(tmp_path / "images")) == [f"case_{number}" for number in numbers]
+        assert sorted(list_scans(tmp_path / "images")) == [f"case_{number}" for number in numbers]
     (tmp_path / "labels" / "case.nii.gz").write_bytes((labelled / "labels" / "case0.nii.gz").read_bytes())
     (tmp_path / "labels" / "case_0001.nii.gz").unlink()
     with pytest.raises(ValueError, match="is a second channel"):

@@ -13,7 +13,7 @@ from ctssl.cli.main import main
 from ctssl.datasets.checks import problems
 from ctssl.datasets.layouts import find_cases
 from ctssl.files.names import file_name
-from ctssl.inference.folder import segment_all, write_mask
+from ctssl.inference.folder import segment_folder, target_of, write_mask
 
 
 def test_hundreds_of_damaged_files_are_refused_in_words_or_read_right():
@@ -42,7 +42,7 @@ def test_no_name_of_a_case_leads_out_of_the_folder(name, labelled, tiny_folder, 
         file_name(name)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match="cannot be the name of a case"):
-        segment_all(
+        segment_folder(
             ctssl.segmenter(ctssl.load(tiny_folder), head="linear"),
             {name: labelled / "images"},
             tmp_path / "o" / "u" / "t",
@@ -66,7 +66,7 @@ def test_inputs_may_lie_anywhere_and_results_are_named_by_the_last_part(labelled
 def test_labels_cannot_name_files_elsewhere_nor_share_one(tiny_folder, ball, tmp_path):
     scan = ball[0]
     net = ctssl.segmenter(ctssl.load(tiny_folder), head="linear", labels={1: "../../etc/x"})
-    write_mask(net, scan, tmp_path / "m.nii.gz", with_probabilities=True)
+    write_mask(net, scan, target_of(net, tmp_path / "m.nii.gz", with_maps=True))
     assert {p.name for p in tmp_path.iterdir()} == {
         "model",
         "m.nii.gz",
@@ -75,7 +75,7 @@ def test_labels_cannot_name_files_elsewhere_nor_share_one(tiny_folder, ball, tmp
     }
     net = ctssl.segmenter(ctssl.load(tiny_folder), head="linear", classes=3, labels={1: "a/b", 2: "a_b"})
     with pytest.raises(ValueError, match="would share files"):
-        write_mask(net, scan, tmp_path / "n.nii.gz", with_probabilities=True)
+        target_of(net, tmp_path / "n.nii.gz", with_maps=True)
 
 
 def test_odd_folder_names_of_dicom_patients_are_refused_or_harmless(tmp_path):

@@ -54,7 +54,7 @@ def test_mirroring_averages_what_the_model_says_of_all_eight(encoder):
             model(image.flip(axes)).flip(axes)
             for axes in [(), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)]
         )
-        torch.testing.assert_close(mirrored(model, image), total / 8)
+        torch.testing.assert_close(mirrored(model)(image), total / 8)
 
 
 def test_the_embedding_of_a_scan_of_any_size_is_one_vector(encoder):

@@ -10,7 +10,7 @@ import torch
 import ctssl
 from ctssl.cli.main import main
 from ctssl.finetuning.settings import Settings
-from ctssl.inference.folder import segment_all
+from ctssl.inference.folder import segment_folder
 from ctssl.volume.volume import Volume
 from tests.support.folders import files
 
@@ -81,7 +81,7 @@ def test_a_scan_that_cannot_be_used_has_its_sentence(net, ball, tmp_path, capsys
 
 def test_an_unreadable_scan_of_a_folder_does_not_stop_the_others(net, ball, tmp_path):
     odd = odd_scans(tmp_path, ball[0].array)
-    failed = segment_all(
+    failed = segment_folder(
         net,
         {"good": tmp_path / "whole.nii.gz", **{f"odd{i}": p for i, (p, _) in enumerate(odd.values())}},
         tmp_path / "out",

@@ -8,7 +8,7 @@ import torch
 
 import ctssl
 from ctssl.heads.segmenter import Segmenter
-from ctssl.inference import features, masks, memory, windows
+from ctssl.inference import features, masks, windows
 from ctssl.volume.volume import Volume
 
 
@@ -43,7 +43,9 @@ def blended(model, image, overlap=0.5):
 @pytest.mark.parametrize("overlap", [0.5, 0.25])
 def test_windows_are_blended_by_their_weights(model, overlap):
     scan = scan_of((50, 31, 24))
-    found, affine = windows.windowed(model, scan, overlap=overlap, tta=False, progress=False)
+    found, affine = masks.probabilities_of(
+        model, features.prepared(model.encoder, scan), windows.Windows(overlap)
+    )
     np.testing.assert_allclose(affine, scan.affine)
     image = features.prepared(model.encoder, scan).array
     np.testing.assert_allclose(found, blended(model, image, overlap), atol=2e-3)
@@ -55,12 +57,12 @@ def test_windows_overlap_by_at_least_what_was_asked_and_cover_everything():
         assert starts[0] == 0 and starts[-1] == size - side
         assert all(b - a <= round(side * (1 - overlap)) for a, b in itertools.pairwise(starts))
     with pytest.raises(ValueError, match="below 1"):
-        windows._spread(100, 24, 1.0)
+        windows.Windows(overlap=1.0)
 
 
 def test_a_scan_smaller_than_a_window_is_surrounded_by_air(model):
     scan = scan_of((10, 30, 7))
-    found, _ = windows.windowed(model, scan, overlap=0.5, tta=False, progress=False)
+    found, _ = masks.probabilities_of(model, features.prepared(model.encoder, scan))
     image = features.prepared(model.encoder, scan).array
     around = np.pad(image, [(7, 7), (0, 0), (8, 9)])
     np.testing.assert_allclose(found, blended(model, around)[:, 7:17, :, 8:15], atol=2e-3)
@@ -76,9 +78,9 @@ def test_windows_of_air_are_left_out_without_a_difference(model):
     )
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
-    found, _ = windows.windowed(model, scan, overlap=0.5, tta=False, progress=False)
+    found, _ = masks.probabilities_of(model, features.prepared(model.encoder, scan))
     used = len(calls)
-    plain, _ = windows.windowed(model, scan, overlap=0.5, tta=False, progress=False, skip_air=False)
+    plain, _ = masks.probabilities_of(model, features.prepared(model.encoder, scan), skip_air=False)
     assert used < (len(calls) - used) / 2
     np.testing.assert_array_equal(found, plain)
 
@@ -99,4 +101,4 @@ def test_the_mask_does_not_depend_on_the_memory_allowed(model, monkeypatch):
 def test_a_large_scan_is_planned_for_eight_gigabytes():
     model = ctssl.segmenter("swin-wild-mim")
     scan = Volume(np.broadcast_to(np.float32(0), (512, 512, 600)), np.diag([0.75, 0.75, 1.0, 1.0]))
-    assert 16 <= memory.plan(model, scan, 8.0) <= memory.plan(model, scan, 12.0) <= 600
+    assert 16 <= masks.plan(model, scan, 8.0) <= masks.plan(model, scan, 12.0) <= 600

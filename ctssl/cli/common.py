@@ -1,4 +1,4 @@
-"""What several commands share: arguments, the scans of a folder, and looking at an output before the work."""
+"""What several commands share: arguments, and looking at an output before the work."""
 
 from __future__ import annotations
 
@@ -28,38 +28,3 @@ def complain(failed: dict[str, str]) -> None:
         raise RuntimeError(
             f"{len(failed)} scans failed:\n" + "\n".join(f"  {n}: {why}" for n, why in failed.items())
         )
-
-
-NOT_DICOM = (".nii", ".nii.gz", ".json", ".csv", ".md", ".txt", ".png", ".py", ".log")
-
-
-def may_be_series(folder: Path) -> bool:
-    """Whether a folder holds, at any depth, a file that DICOM could be; one of masks, say, does not."""
-    return any(
-        file.is_file() and not file.name.startswith(".") and not file.name.lower().endswith(NOT_DICOM)
-        for file in folder.rglob("*")
-    )
-
-
-def scans_of(folder: Path) -> dict[str, Path]:
-    """The NIfTI files of a folder and its folders (DICOM series) by name; empty for a file or the folder of
-    one series."""
-    if not folder.is_dir():
-        return {}
-    from ctssl.datasets.layouts import stem
-
-    found: dict[str, Path] = {}
-    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    files = [path for path in paths if path.name.endswith((".nii", ".nii.gz"))]
-    channels = all(
-        stem(path).endswith("_0000") for path in files
-    )  # as nnU-Net names them; else it is a number of their own
-    for path in paths:
-        if path in files or (path.is_dir() and may_be_series(path)):
-            name = stem(path).removesuffix("_0000") if channels else stem(path)
-            if name in found:
-                raise ValueError(
-                    f"{path.name} and {found[name].name} would both be written as {name}.nii.gz; rename one"
-                )
-            found[name] = path
-    return found

@@ -80,6 +80,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _compare(args: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from ctssl.datasets.scans import list_scans
     from ctssl.files.atomic import write_whole
     from ctssl.loading import load_model
     from ctssl.similarity import CELLS, compare
@@ -92,11 +93,7 @@ def _compare(args: argparse.Namespace) -> None:
     free(numbers, args.overwrite, ".json")
     scans: list[Path] = []
     for source in map(Path, args.data):
-        inside = (
-            sorted(p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz")))
-            if source.is_dir()
-            else []
-        )
+        inside = list(list_scans(source, series=True).values()) if source.is_dir() else []
         scans += inside or [source]
     others = _shifted(scans, args.shift, args.seed) if args.shift else None
     models = [load_model(name) for name in (args.first, args.second)]

@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import ctssl
-from ctssl.cli.common import common, complain, free, may_be_series, scans_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from ctssl.cli.common import common, complain, free
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -53,54 +51,43 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _segment(args: argparse.Namespace) -> None:
-    from pathlib import Path
+    from ctssl.datasets.scans import list_scans, may_be_series
+    from ctssl.files.atomic import check_apart
 
     if not args.out.endswith((".nii", ".nii.gz", ".dcm")):
-        if scans := scans_of(Path(args.scan)):
+        source = Path(args.scan)
+        if scans := list_scans(source, series=True) if source.is_dir() else {}:
             _segment_folder(args, scans)
             return
-        if not Path(args.scan).exists() or (Path(args.scan).is_dir() and not may_be_series(Path(args.scan))):
+        if not source.exists() or (source.is_dir() and not may_be_series(source)):
             raise FileNotFoundError(
                 f"no scans in {args.scan}: give .nii, .nii.gz, a DICOM series, or a folder of them"
             )
     if args.resume or args.shard:
         raise ValueError("--resume and --shard are for a folder of scans and a folder to write to")
-    from ctssl.files.atomic import apart
-    from ctssl.inference.folder import write_mask
-
-    apart([Path(args.out), *([Path(args.overlay)] if args.overlay else [])], [Path(args.scan)])
+    check_apart([Path(args.out), *([Path(args.overlay)] if args.overlay else [])], [Path(args.scan)])
     free(args.out, args.overwrite, ".nii", ".nii.gz", ".dcm")
     if args.overlay:
         free(args.overlay, args.overwrite, ".png")
-    if args.out.endswith(".dcm") and not Path(args.scan).is_dir():
-        raise ValueError(
-            f"{args.out} would be a DICOM-SEG, which needs the folder of a DICOM series, not {args.scan}"
-        )
+    if args.out.endswith(".dcm"):
+        _segment_dicom(args)
+        return
+    from ctssl.inference.folder import target_of, write_mask
+
     model = _model(args)
     scan = ctssl.read(args.scan, series=args.series)
-    if args.out.endswith(".dcm"):
-        _segment_dicom(args, model, scan)
-        return
-    mask, facts = write_mask(
-        model,
-        scan,
-        Path(args.out),
-        tta=args.tta,
-        max_memory_gb=args.max_memory,
-        with_probabilities=args.probabilities,
-        overwrite=args.overwrite,
-        progress=not args.json,
+    target = target_of(model, Path(args.out), with_maps=args.probabilities)
+    check_apart([target.record, *target.maps.values()], [Path(args.scan)])
+    mask, record = write_mask(
+        model, scan, target, windows=_windows(args), overwrite=args.overwrite, progress=not args.json
     )
-    if args.overlay:
-        from ctssl.pictures import overlay
-
-        overlay(scan, mask, args.overlay, title=f"{scan.name}: {args.model}")
+    _draw(args, scan, mask)
     if args.json:
-        print(json.dumps({"mask": args.out, "overlay": args.overlay, "volume_ml": facts["volume_ml"]}))
+        print(json.dumps({"mask": args.out, "overlay": args.overlay, "volume_ml": record["volume_ml"]}))
         return
     found = ", ".join(
         f"{name} {value:.1f} ml" if value else f"no {name} found"
-        for name, value in facts["volume_ml"].items()
+        for name, value in record["volume_ml"].items()
     )
     print(f"{args.out}: {found}" + (f"; picture {args.overlay}" if args.overlay else ""))
 
@@ -112,14 +99,32 @@ def _model(args: argparse.Namespace) -> Any:
     return model
 
 
-def _segment_dicom(args: argparse.Namespace, model: Any, scan: Any) -> None:
-    from pathlib import Path
+def _windows(args: argparse.Namespace) -> Any:
+    from ctssl.inference.windows import Windows
 
+    return Windows(tta=args.tta, max_memory_gb=args.max_memory)
+
+
+def _draw(args: argparse.Namespace, scan: Any, mask: Any) -> None:
+    if args.overlay:
+        from ctssl.pictures import overlay
+
+        overlay(scan, mask, args.overlay, title=f"{scan.name}: {args.model}")
+
+
+def _segment_dicom(args: argparse.Namespace) -> None:
+    from ctssl.inference.masks import segment
     from ctssl.volume.dicom_seg import write_seg
 
+    if not Path(args.scan).is_dir():
+        raise ValueError(
+            f"{args.out} would be a DICOM-SEG, which needs the folder of a DICOM series, not {args.scan}"
+        )
     if args.probabilities:
         raise ValueError("--probabilities are NIfTI files; write the mask as OUT.nii.gz too")
-    mask = model.segment(scan, tta=args.tta, max_memory_gb=args.max_memory, progress=not args.json)
+    model = _model(args)
+    scan = ctssl.read(args.scan, series=args.series)
+    mask = segment(model, scan, _windows(args), progress=not args.json)
     known = (model.spec.name, model.spec.sha256) if model.spec else ("", "")
     write_seg(
         mask,
@@ -131,10 +136,7 @@ def _segment_dicom(args: argparse.Namespace, model: Any, scan: Any) -> None:
         sha256=known[1],
         overwrite=args.overwrite,
     )
-    if args.overlay:
-        from ctssl.pictures import overlay
-
-        overlay(scan, mask, args.overlay, title=f"{scan.name}: {args.model}")
+    _draw(args, scan, mask)
     print(
         json.dumps({"mask": args.out})
         if args.json
@@ -143,33 +145,21 @@ def _segment_dicom(args: argparse.Namespace, model: Any, scan: Any) -> None:
 
 
 def _segment_folder(args: argparse.Namespace, scans: dict[str, Path]) -> None:
-    from pathlib import Path
-
-    from ctssl.files.atomic import apart
-    from ctssl.inference.folder import segment_all
+    from ctssl.inference.folder import segment_folder
 
     if args.overlay or args.series:
         raise ValueError(f"{'--overlay' if args.overlay else '--series'} is for one scan")
-    out = Path(args.out)
     if args.shard:
         part, _, parts = args.shard.partition("/")
         if not part.isdigit() or not parts.isdigit() or not int(part) < int(parts):
             raise ValueError(f"--shard {args.shard}: I/N with I from 0 to N-1, such as 0/4")
         scans = {name: scans[name] for name in sorted(scans)[int(part) :: int(parts)]}
-    there = [name for name in scans if (out / f"{name}.nii.gz").exists()]
-    apart([out / f"{name}.nii.gz" for name in scans], list(scans.values()))
-    if there and not args.resume and not args.overwrite:
-        raise FileExistsError(
-            f"{out} holds masks of {len(there)} of these scans; add --resume or --overwrite"
-        )
-    model = _model(args)
-    failed = segment_all(
-        model,
+    failed = segment_folder(
+        _model(args),
         scans,
-        out,
-        tta=args.tta,
-        max_memory_gb=args.max_memory,
-        with_probabilities=args.probabilities,
+        args.out,
+        windows=_windows(args),
+        probabilities=args.probabilities,
         resume=args.resume,
         overwrite=args.overwrite,
         progress=not args.json,
@@ -177,5 +167,5 @@ def _segment_folder(args: argparse.Namespace, scans: dict[str, Path]) -> None:
     if args.json:
         print(json.dumps({"out": args.out, "scans": len(scans), "failed": failed}))
     else:
-        print(f"{len(scans) - len(failed)} of {len(scans)} scans have their mask in {out}")
+        print(f"{len(scans) - len(failed)} of {len(scans)} scans have their mask in {args.out}")
     complain(failed)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
-from ctssl.cli.common import complain, free, scans_of
+from ctssl.cli.common import complain, free
 
 NUMBERS = "SEV"
 UNITS = {
@@ -126,127 +126,36 @@ def _wanted(args: argparse.Namespace) -> dict[str, int]:
 
 
 def _shift(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
-    from ctssl.files.atomic import apart
-    from ctssl.shifts import shift_all
+    from ctssl.datasets.scans import list_scans
+    from ctssl.files.atomic import check_apart
+    from ctssl.lint import check
+    from ctssl.shifts import SHIFTS, shift_all
+    from ctssl.shifts.folder import every_shift, shift_folder, warn_if_unchanged
     from ctssl.volume.volume import read
 
-    wanted = _wanted(args)
-    failed: dict[str, str] = {}
-    if not args.out.endswith((".nii", ".nii.gz")) and (scans := scans_of(Path(args.scan))):
-        written, failed = _shift_folder(args, scans, wanted)
+    wanted, source = _wanted(args), Path(args.scan)
+    written, failed = [Path(args.out)], {}
+    scans = list_scans(source, series=True) if source.is_dir() else {}
+    if not args.out.endswith((".nii", ".nii.gz")) and scans:
+        places = every_shift(args.shifts or SHIFTS, args.severities) if args.every else {"": wanted}
+        written, failed = shift_folder(
+            scans, args.out, places, seed=args.seed, overwrite=args.overwrite, progress=not args.json
+        )
     elif args.every:
         raise ValueError("--every is for a folder of scans and a folder to write to")
     else:
-        apart([Path(args.out)], [Path(args.scan)])
+        check_apart([Path(args.out)], [source])
         free(args.out, args.overwrite, ".nii", ".nii.gz")
-        scan = _checked(read(args.scan, series=args.series))
+        scan = check(read(args.scan, series=args.series))
         found = shift_all(scan, wanted, seed=args.seed)
-        _say_unchanged(scan, found, wanted)
+        warn_if_unchanged(scan, found, wanted)
         found.save(args.out, overwrite=args.overwrite)
-        written = [args.out]
     if args.json:
-        print(json.dumps({"written": written, "shifts": wanted, "seed": args.seed, "failed": failed}))
+        done = [str(path) for path in written]
+        print(json.dumps({"written": done, "shifts": wanted, "seed": args.seed, "failed": failed}))
     else:
         print(f"{written[0]}" if len(written) == 1 else f"{len(written)} scans in {args.out}")
     complain(failed)
-
-
-def _say_unchanged(scan: Any, found: Any, severities: dict[str, int]) -> None:
-    import warnings
-
-    if severities and (found.array == scan.array).all():
-        from ctssl.lint import ScanWarning
-        from ctssl.shifts.stamps import together
-
-        text = " x ".join(f"{s:.3g}" for s in scan.spacing_mm)
-        message = f"{scan.name}: {together(severities)} changes nothing on voxels of {text} mm"
-        warnings.warn(message, ScanWarning, stacklevel=2)
-
-
-def _shift_folder(
-    args: argparse.Namespace, scans: dict[str, Any], wanted: dict[str, int]
-) -> tuple[list[str], dict[str, str]]:
-    """The files that are there afterwards, and why scans failed."""
-    from pathlib import Path
-
-    from tqdm import tqdm
-
-    from ctssl.files.atomic import apart, disk_is_full
-    from ctssl.shifts import SHIFTS, check_shift, shift_all
-    from ctssl.shifts.stamps import CLEAN, content, named, stamp_of, stamped, together
-    from ctssl.volume.volume import read
-
-    out = Path(args.out)
-    grid = {"": wanted}
-    if args.every:
-        for name in args.shifts or SHIFTS:
-            for severity in args.severities:
-                check_shift(name, severity)
-        grid = {CLEAN: {}} | {named(n, s): {n: s} for n in args.shifts or SHIFTS for s in args.severities}
-    targets = {(place, name): out / place / f"{name}.nii.gz" for name in scans for place in grid}
-    apart(list(targets.values()), list(scans.values()))
-    known = _known(
-        {path: stamp_of(together(grid[place]), args.seed, "") for (place, _), path in targets.items()},
-        args.overwrite,
-    )
-    written, failed = [], {}
-    bar = tqdm(total=len(targets), desc="shifting", disable=args.json)
-    for name, path in scans.items():
-        try:
-            scan = _checked(read(path))
-            for place, severities in grid.items():
-                target, stamp = targets[place, name], stamp_of(together(severities), args.seed, content(scan))
-                if not args.overwrite and known.get(target, stamp) != stamp:
-                    raise FileExistsError(
-                        f"{target} exists, made of another scan; choose another folder, or add --overwrite"
-                    )
-                if args.overwrite or target not in known:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    found = shift_all(scan, severities, seed=args.seed)
-                    _say_unchanged(scan, found, severities)
-                    stamped(found, stamp).save(target, overwrite=args.overwrite)
-                written.append(str(target))
-                bar.update()
-        except (ValueError, OSError) as error:
-            if isinstance(error, OSError) and disk_is_full(error):
-                raise
-            failed[name] = str(error)
-    bar.close()
-    return written, failed
-
-
-def _known(wanted: dict[Any, str], overwrite: bool) -> dict[Any, str]:
-    """The files that are there already, with their stamps. `wanted`: stamps without their scan. Raises
-    `FileExistsError` for what `ctssl shift` did not write, such as masks, and, unless they are replaced, for
-    what it wrote otherwise."""
-    from ctssl.shifts.stamps import differs, stamp_in
-    from ctssl.volume.volume import read
-
-    def told(path: Any) -> str:
-        try:
-            return stamp_in(read(path))
-        except (ValueError, OSError):  # no scan at all
-            return ""
-
-    known = {path: told(path) for path in wanted if path.exists()}
-    for path, stamp in known.items():
-        if not stamp:
-            raise FileExistsError(
-                f"{path} exists, and nothing in it proves that `ctssl shift` wrote it; choose another folder"
-            )
-        why = differs(stamp.rpartition(" of ")[0] + " of ", wanted[path])
-        if why and not overwrite:
-            raise FileExistsError(f"{path} exists, and {why}; choose another folder, or add --overwrite")
-    return known
-
-
-def _checked(scan: Any) -> Any:
-    """A shift needs HU and millimetres."""
-    from ctssl.lint import check
-
-    return check(scan)
 
 
 def _robustness(args: argparse.Namespace) -> None:

@@ -13,8 +13,9 @@ from ctssl.datasets.checks import problems as problems
 from ctssl.datasets.checks import refuse as refuse
 from ctssl.datasets.layouts import LAYOUTS as LAYOUTS
 from ctssl.datasets.layouts import find_cases as find_cases
-from ctssl.datasets.layouts import niftis as niftis
-from ctssl.datasets.layouts import stem as stem
+from ctssl.datasets.manifest import read_manifest as read_manifest
+from ctssl.datasets.scans import list_scans as list_scans
+from ctssl.datasets.scans import stem as stem
 from ctssl.datasets.seen import SEEN as SEEN
 from ctssl.datasets.seen import seen_after as seen_after
 from ctssl.datasets.seen import seen_by as seen_by

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ctssl.datasets.case import Case, Dataset
+from ctssl.datasets.manifest import read_manifest
+from ctssl.datasets.scans import require_scans, stem
 from ctssl.files.names import file_name
-from ctssl.files.text import read_json, read_table
+from ctssl.files.text import read_json
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 LAYOUTS = """
@@ -59,8 +61,8 @@ def find_cases(
 
 def _pairs(image_folder: Path, label_folder: Path) -> list[Case]:
     """Scans and masks of the same names; nnU-Net's `_0000` is no part of a scan's."""
-    masks = niftis(label_folder)
-    scans = niftis(image_folder, masks=masks)
+    masks = require_scans(label_folder, unlabelled=False)
+    scans = require_scans(image_folder, masks=masks)
     lonely = sorted(set(scans) - set(masks))
     if lonely:
         raise FileNotFoundError(
@@ -68,36 +70,6 @@ def _pairs(image_folder: Path, label_folder: Path) -> list[Case]:
             f"{', '.join(lonely[:5])}{' ...' if len(lonely) > 5 else ''}"
         )
     return [Case(name, path, masks[name], patient=name) for name, path in sorted(scans.items())]
-
-
-def niftis(folder: Path, *, masks: dict[str, Path] | None = None) -> dict[str, Path]:
-    """The NIfTI files of a folder by case name; of scans with these `masks`, nnU-Net's `_0000` is no part of
-    it, unless it is in the mask's name too."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
-    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    paths = [path for path in paths if path.name.endswith((".nii", ".nii.gz"))]
-    found: dict[str, Path] = {}
-    for path in paths:
-        name = stem(path)
-        if masks is not None and name not in masks:
-            whose, _, number = name.rpartition("_")
-            if number in ("0001", "0002") and whose in masks:
-                raise ValueError(
-                    f"{path} is a second channel; ctssl takes one CT for each case, CASE_0000.nii.gz alone"
-                )
-            name = name.removesuffix("_0000")
-        if name in found:
-            raise ValueError(f"{folder} holds {found[name].name} and {path.name}, which mean the same case")
-        found[name] = path
-    if not found:
-        raise FileNotFoundError(f"no .nii or .nii.gz file in {folder}")
-    return found
-
-
-def stem(path: Path) -> str:
-    """The file's name without `.nii.gz`."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _description(root: Path) -> dict[str, Any]:
@@ -148,20 +120,12 @@ def _decathlon(root: Path, entries: Any) -> list[Case]:
 
 
 def _table(path: Path) -> Dataset:
-    """A CSV; files are found from its own folder."""
-    columns, rows = read_table(path)
-    if not {"image", "label"} <= set(columns):
-        raise ValueError(f"{path} has the columns {columns}; needed: image, label")
-    key = next((c for c in ("id", "case") if c in columns), None)
-    cases = []
-    for line, row in rows:
-        if not row["image"] or not row["label"]:
-            raise ValueError(f"{path}, line {line}: image or label is missing")
-        image, label = path.parent / row["image"], path.parent / row["label"]
-        name = file_name((row[key] if key else "") or stem(image), where=f"{path}, line {line}")
-        facts = {c: v for c, v in row.items() if c not in ("image", "label", "patient", "split", key)}
-        patient, split = row.get("patient") or name, row.get("split", "")
-        cases.append(Case(name, image, label, patient=patient, split=split, facts=facts))
+    """The labelled scans of a CSV."""
+    cases = [
+        Case(row.name, row.image, row.label, row.patient or row.name, row.split, row.facts)
+        for row in read_manifest(path, labels=True)
+        if row.label is not None
+    ]
     return Dataset(_existing(cases, path))
 
 

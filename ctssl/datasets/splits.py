@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ctssl.datasets.case import Case
+from ctssl.datasets.manifest import split_named
 
 FEWEST = 10  # patients below which all of them are needed for training
 
@@ -52,29 +53,9 @@ def divide(cases: list[Case], hold_out: float | list[str] | None, seed: int) -> 
     return train, held
 
 
-WORDS = {
-    "train": "train",
-    "training": "train",
-    "tr": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-    "ts": "test",
-    "held-out": "test",
-    "held_out": "test",
-}
-"""What stands in a column `split`."""
-
-
 def side_of(case: Case) -> str:
-    """`train`, `val` or `test`. Raises `ValueError` for another word."""
-    if (word := case.split.strip().lower()) not in WORDS:
-        raise ValueError(
-            f"{case.name}: the split {case.split!r} is none; write train, val or test in that column"
-        )
-    return WORDS[word]
+    """Return `train`, `val` or `test`. Raises `ValueError` for another word in the column `split`."""
+    return split_named(case.split, where=case.name)
 
 
 def astride(cases: list[Case]) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctssl.datasets.layouts import niftis
+from ctssl.datasets.scans import require_scans
 from ctssl.evaluation.scores import METRICS, labels_of, read_mask, score_masks
 from ctssl.evaluation.statistics import FEWEST, paired, summary
 from ctssl.evaluation.tables import as_plain, facts_of, markdown_table
@@ -116,8 +116,8 @@ def evaluate(
     """
     from tqdm import tqdm
 
-    truth, found = niftis(Path(labels)), niftis(Path(predictions))
-    other = niftis(Path(against)) if against is not None else {}
+    truth, found = (require_scans(Path(folder), unlabelled=False) for folder in (labels, predictions))
+    other = require_scans(Path(against), unlabelled=False) if against is not None else {}
     _complete(found, truth, predictions)
     if against is not None:
         _complete(found, other, against)

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ctssl.datasets.layouts import stem
+from ctssl.datasets.scans import stem
 from ctssl.evaluation.scores import TAKEN
 from ctssl.files.text import read_table
 

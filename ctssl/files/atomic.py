@@ -52,15 +52,21 @@ def write_weights(path: Path, state: dict[str, Any], *, metadata: dict[str, str]
     return write_whole(path, lambda part: save_file(state, part, metadata=metadata))
 
 
-def apart(targets: list[Path], scans: list[Path]) -> None:
-    """Refuse to write over scans that are read, whatever may be overwritten. Raises `ValueError`."""
+def check_apart(targets: list[Path], scans: list[Path]) -> None:
+    """Raise `ValueError` where a result would replace a scan that is read, whatever may be overwritten."""
     own = {os.path.realpath(path) for path in scans}
+    series = tuple(path + os.sep for path in own if os.path.isdir(path))
     for path in targets:
-        if os.path.realpath(path) in own:
+        place = os.path.realpath(path)
+        if place in own:
             raise ValueError(f"{path} is a scan that is read; choose another place to write to")
+        written = (".nii", ".nii.gz", ".json", ".png")  # what was written beside the slices before
+        if place.startswith(series) and os.path.exists(place) and not place.lower().endswith(written):
+            raise ValueError(f"{path} is a file of a scan that is read; choose another place to write to")
 
 
 def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file, 64 hex digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

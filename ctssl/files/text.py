@@ -21,7 +21,8 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
         raise FileNotFoundError(f"no table {path}")
     reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     try:
-        columns = [column or "" for column in reader.fieldnames or []]
+        columns = [(column or "").strip() for column in reader.fieldnames or []]
+        reader.fieldnames = columns
         doubled = sorted({column for column in columns if columns.count(column) > 1})
         if doubled:
             raise ValueError(f"{path} has the column {doubled[0]!r} more than once; leave one of them")
@@ -32,7 +33,7 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
                     f"{path}, line {reader.line_num}: more cells than the {len(columns)} columns; put a cell with "
                     "a comma into quotes"
                 )
-            rows.append((reader.line_num, {key: value or "" for key, value in row.items()}))
+            rows.append((reader.line_num, {key: (value or "").strip() for key, value in row.items()}))
     except csv.Error as error:
         raise ValueError(
             f"{path}, line {reader.line_num}: no CSV ({error}); save the table again as CSV, UTF-8"

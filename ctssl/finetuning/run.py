@@ -32,9 +32,9 @@ from ctssl.finetuning.start import BASELINES, fresh, start
 from ctssl.finetuning.threshold import choose
 from ctssl.hub.provenance import facts as metadata_of
 from ctssl.hub.provenance import fingerprint_of
+from ctssl.inference.masks import plan as room_for
 from ctssl.inference.masks import segment
-from ctssl.inference.memory import MEMORY_GB
-from ctssl.inference.memory import plan as room_for
+from ctssl.inference.windows import MEMORY_GB, Windows
 from ctssl.loading import device_named, segmenter
 from ctssl.zoo import ModelSpec
 
@@ -275,5 +275,5 @@ def judged_cases(
     found = {}
     for case in tqdm(cases, desc="held-out cases", disable=not progress or not cases):
         scan, mask = read_case(case)
-        found[case.name] = judge(segment(net, scan, max_memory_gb=max_memory_gb), mask, labels)
+        found[case.name] = judge(segment(net, scan, Windows(max_memory_gb=max_memory_gb)), mask, labels)
     return found

@@ -13,8 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ctssl.datasets.case import Case, read_case
-from ctssl.inference.masks import likeliest
-from ctssl.inference.windows import windowed
+from ctssl.inference.features import prepared
+from ctssl.inference.masks import likeliest, probabilities_of
 from ctssl.metrics import dsc
 
 THRESHOLDS = (0.5, 0.4, 0.3, 0.2)  # a Dice of 0.4 to 1 asks for these
@@ -28,7 +28,8 @@ def choose(net: Any, cases: list[Case], truths: list[np.ndarray], *, progress: b
     scores: dict[float, list[float]] = {threshold: [] for threshold in THRESHOLDS}
     bar = tqdm(cases, desc="choosing the threshold", disable=not progress or not cases)
     for case, truth in zip(bar, truths, strict=True):
-        found, _ = windowed(net, read_case(case)[0], overlap=0.5, tta=False, progress=False)
+        image = prepared(net.encoder, read_case(case)[0])
+        found, _ = probabilities_of(net, image)
         maps = [found[k].astype(np.float32) for k in net.labels]
         there = [k for k in net.labels if (truth == k).any()]
         for threshold in THRESHOLDS:

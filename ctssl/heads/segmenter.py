@@ -108,8 +108,9 @@ class Segmenter(nn.Module):
         times the work. `max_memory_gb`: that the process may take; `ValueError` when the scan needs more.
         """
         from ctssl.inference.masks import segment
+        from ctssl.inference.windows import Windows
 
-        return segment(self, source, overlap=overlap, tta=tta, max_memory_gb=max_memory_gb, progress=progress)
+        return segment(self, source, Windows(overlap, tta, max_memory_gb), progress=progress)
 
     def probabilities(
         self,
@@ -117,12 +118,14 @@ class Segmenter(nn.Module):
         *,
         overlap: float = 0.5,
         tta: bool = False,
+        max_memory_gb: float = 8.0,
         progress: bool = False,
     ) -> dict[str, Volume]:
         """For each label the probability (float32, 0..1) of every voxel, on the scan's own grid."""
         from ctssl.inference.masks import probabilities
+        from ctssl.inference.windows import Windows
 
-        return probabilities(self, source, overlap=overlap, tta=tta, progress=progress)
+        return probabilities(self, source, Windows(overlap, tta, max_memory_gb), progress=progress)
 
     @on_class
     def from_pretrained(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,6 @@ from ctssl.lint import check
 from ctssl.volume.grids import prepare
 from ctssl.volume.volume import Volume, read
 from ctssl.zoo import Preprocess
-
-if TYPE_CHECKING:
-    pass
 
 TILE = 96  # voxels along each side of a piece that goes through an encoder at once
 

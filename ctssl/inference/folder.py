@@ -1,166 +1,236 @@
-"""A folder of scans to a folder of masks, and what stands beside each mask."""
+"""A folder of scans to a folder of masks, and the record beside each mask.
+
+Beside `NAME.nii.gz` stands `NAME.ctssl.json`: which model made it, how, of which scan, and the hashes of the files that were
+written. It is written twice: without hashes before the first result (so that a run that was killed knows its own leftovers),
+and whole after the last one. A mask is taken over by `resume` only where the whole record says that it is the one wanted now.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ctssl.files.atomic import apart, disk_is_full, write_whole
+from ctssl.datasets.scans import list_scans
+from ctssl.files.atomic import check_apart, disk_is_full, file_sha256, write_whole
 from ctssl.files.names import file_name, part_of_name
 from ctssl.files.text import read_json
+from ctssl.inference.masks import Network, mask_and_maps, segment
+from ctssl.inference.windows import Windows
+from ctssl.lint import ScanWarning
 from ctssl.volume.volume import Volume, read
 
-if TYPE_CHECKING:
-    from ctssl.heads.segmenter import Segmenter
-from ctssl.inference.masks import mask_and_maps, probabilities, segment
-from ctssl.inference.memory import MEMORY_GB
+WRITING, WHOLE = "writing", "whole"
 
 
-def segment_all(
-    model: Segmenter,
-    scans: dict[str, Path],
-    out: Path,
+@dataclass(frozen=True)
+class Target:
+    """Where the results of one scan go: the mask, the map of each label, the record."""
+
+    mask: Path
+    maps: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def record(self) -> Path:
+        """`NAME.ctssl.json` beside the mask."""
+        name = self.mask.name.removesuffix(".gz").removesuffix(".nii")
+        return self.mask.with_name(f"{name}.ctssl.json")
+
+
+def target_of(model: Network, mask: Path, *, maps_in: Path | None = None, with_maps: bool = False) -> Target:
+    """Name the files of one scan. Raises `ValueError` where two labels would share a file.
+
+    Args:
+        mask: file of the mask.
+        maps_in: folder for the maps. None: beside the mask.
+        with_maps: whether there are maps of probabilities, `NAME_LABEL.nii.gz`.
+    """
+    if not with_maps:
+        return Target(mask)
+    name = mask.name.removesuffix(".gz").removesuffix(".nii")
+    folder = maps_in or mask.parent
+    maps = {label: folder / f"{name}_{part_of_name(label)}.nii.gz" for label in model.labels.values()}
+    if len(set(maps.values())) < len(maps):
+        raise ValueError(f"the labels {list(maps)} would share files; give them names that differ in letters")
+    return Target(mask, maps)
+
+
+def segment_folder(
+    model: Network,
+    scans: str | Path | Mapping[str, Path],
+    out: str | Path,
     *,
-    overlap: float = 0.5,
-    tta: bool = False,
-    max_memory_gb: float = MEMORY_GB,
-    with_probabilities: bool = False,
+    windows: Windows = Windows(),
+    probabilities: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
 ) -> dict[str, str]:
-    """Write `out/NAME.nii.gz` (and `NAME.ctssl.json`, `probabilities/NAME_LABEL.nii.gz`) for every scan; what
-    went wrong with which.
+    """Segment every scan of a folder.
 
-    A scan that fails does not stop the others, a full disk does (`OSError`). `resume` leaves masks that are
-    there as they are, and makes what maps are missing where they are wanted. Raises `ValueError`, before any
-    work, where `out` is the folder of the scans themselves, and for masks to go on from that another model or
-    other settings made.
+    Writes `out/NAME.nii.gz`, `NAME.ctssl.json` and, with `probabilities`, `out/probabilities/NAME_LABEL.nii.gz`.
+    A scan that fails does not stop the others, a full disk does (`OSError`).
+
+    Args:
+        model: a segmenter.
+        scans: a folder with NIfTI files and DICOM series, or paths by name.
+        out: folder for the masks.
+        windows: how a scan goes through the model.
+        probabilities: also write a map of each label.
+        resume: leave results that are whole and of this model, these settings and this very scan.
+        overwrite: replace results that are there.
+
+    Returns:
+        Why scans failed, by name; empty where all have their mask.
+
+    Raises:
+        FileExistsError: there are results, and neither `resume` nor `overwrite` is set.
+        FileNotFoundError: there are no scans.
+        ValueError: before any work, where results would replace the scans themselves, or where a result to
+            go on from was made by another model, with other settings or of another scan.
     """
     from tqdm import tqdm
 
-    targets = [out / f"{file_name(name)}.nii.gz" for name in scans]
-    apart(targets, list(scans.values()))
-    for target in targets:
-        if (
-            resume
-            and target.exists()
-            and (why := of_another(target, made_by(model, overlap=overlap, tta=tta)))
-        ):
-            raise ValueError(
-                f"{target} was made otherwise: {why}; choose another folder, or overwrite the masks"
-            )
-    out.mkdir(parents=True, exist_ok=True)
-    maps = out / "probabilities"
-    if with_probabilities:
-        maps.mkdir(exist_ok=True)
+    out = Path(out)
+    listed = scans if isinstance(scans, Mapping) else list_scans(Path(scans), series=True)
+    if not listed:
+        raise FileNotFoundError(
+            f"no scans in {scans}: give .nii, .nii.gz, a DICOM series, or a folder of them"
+        )
+    targets = {
+        name: target_of(
+            model, out / f"{file_name(name)}.nii.gz", maps_in=out / "probabilities", with_maps=probabilities
+        )
+        for name in listed
+    }
+    check_apart([file for one in targets.values() for file in (one.mask, one.record)], list(listed.values()))
+    there = [name for name, one in targets.items() if one.mask.exists()]
+    if there and not resume and not overwrite:
+        raise FileExistsError(
+            f"{out} holds masks of {len(there)} of these scans; add --resume or --overwrite"
+        )
+    done = (
+        set()
+        if overwrite
+        else {name for name, one in targets.items() if _is_done(one, model, windows, listed[name])}
+    )
+    (out / "probabilities" if probabilities else out).mkdir(parents=True, exist_ok=True)
     failed = {}
-    for name, path in tqdm(scans.items(), desc="scans", disable=not progress):
-        target = out / f"{name}.nii.gz"
-        places, masked = maps_of(model, maps, name) if with_probabilities else {}, resume and target.exists()
-        if masked and all(file.exists() for file in places.values()):
+    for name, path in tqdm(listed.items(), desc="scans", disable=not progress):
+        if name in done:
             continue
         try:
-            scan, how = read(path), {"overlap": overlap, "tta": tta, "max_memory_gb": max_memory_gb}
-            if masked:  # a mask that is there stays as it is
-                for label, one in probabilities(model, scan, **how).items():
-                    one.save(places[label], overwrite=True)
-                continue
-            write_mask(
-                model,
-                scan,
-                target,
-                maps_in=maps,
-                with_probabilities=with_probabilities,
-                overwrite=overwrite or resume,
-                **how,
-            )
+            write_mask(model, path, targets[name], windows=windows, overwrite=overwrite or resume)
         except (ValueError, OSError, EOFError, RuntimeError, MemoryError, ImportError) as error:
             if disk_is_full(error):  # hours of work for nothing, if it went on
                 raise
-            failed[name] = f"{type(error).__name__}: {error}" if not str(error) else str(error)
+            failed[name] = str(error) or type(error).__name__
     return failed
 
 
-def maps_of(model: Segmenter, folder: Path, name: str) -> dict[str, Path]:
-    """Where the maps of a scan's labels go."""
-    return {label: folder / f"{name}_{part_of_name(label)}.nii.gz" for label in model.labels.values()}
-
-
 def write_mask(
-    model: Segmenter,
-    scan: Volume,
-    target: Path,
+    model: Network,
+    source: Path | Volume,
+    target: Target | Path,
     *,
-    overlap: float = 0.5,
-    tta: bool = False,
-    max_memory_gb: float = MEMORY_GB,
-    with_probabilities: bool = False,
-    maps_in: Path | None = None,
+    windows: Windows = Windows(),
     overwrite: bool = False,
     progress: bool = False,
 ) -> tuple[Volume, dict[str, Any]]:
-    """The mask as `target`, beside it what it holds as JSON (labels, ml, model), and on demand a map of each
-    label, there too or in the folder `maps_in`."""
-    how: dict[str, Any] = {
-        "overlap": overlap,
-        "tta": tta,
-        "max_memory_gb": max_memory_gb,
-        "progress": progress,
-    }
-    folder, name = target.parent, target.name.removesuffix(".gz").removesuffix(".nii")
-    maps: dict[str, Volume] = {}
-    places = maps_of(model, maps_in or folder, name)
-    if with_probabilities and len(set(places.values())) < len(model.labels):
-        raise ValueError(
-            f"the labels {list(model.labels.values())} would share files; give them names that differ in letters"
-        )
-    taken = [path for path in (target, *(places.values() if with_probabilities else ())) if path.exists()]
+    """Segment one scan and write its mask, the maps that `target` names, and the record, in this order.
+
+    Returns:
+        The mask, and the record (labels, volumes in ml, model, settings, hashes).
+
+    Raises `FileExistsError` for files that are there, unless they may be overwritten.
+    """
+    target = target if isinstance(target, Target) else Target(target)
+    taken = [path for path in (target.mask, target.record, *target.maps.values()) if path.exists()]
     if taken and not overwrite:
         raise FileExistsError(f"{taken[0]} exists; choose another name, or overwrite it on purpose")
-    if with_probabilities:
-        mask, maps = mask_and_maps(model, scan, **how)
+    scan = read(source)
+    facts = made_by(model, windows, source)
+    if target.maps:
+        mask, maps = mask_and_maps(model, scan, windows, progress=progress)
     else:
-        mask = segment(model, scan, **how)
+        mask, maps = segment(model, scan, windows, progress=progress), {}
     ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
     volumes = {label: round(float((mask.array == k).sum()) * ml, 3) for k, label in model.labels.items()}
-    facts = {
+    record = {
         "labels": model.labels,
         "volume_ml": volumes,
         "scan": scan.name,
         "model": model.spec.name if model.spec else "",
-        **made_by(model, overlap=overlap, tta=tta),
+        **facts,
     }
+    write_whole(target.record, json.dumps({**record, "state": WRITING}, indent=1) + "\n")
+    mask.save(target.mask, overwrite=overwrite)
     for label, one in maps.items():
-        one.save(places[label], overwrite=overwrite)
-    write_whole(folder / f"{name}.ctssl.json", json.dumps(facts, indent=1) + "\n")
-    mask.save(target, overwrite=overwrite)  # last: a mask that is there is complete
-    return mask, facts
+        one.save(target.maps[label], overwrite=overwrite)
+    hashes = {path.name: file_sha256(path) for path in (target.mask, *target.maps.values())}
+    record |= {"files": hashes, "state": WHOLE}
+    write_whole(target.record, json.dumps(record, indent=1) + "\n")  # last: what it names is complete
+    return mask, record
 
 
-def made_by(model: Segmenter, *, overlap: float, tta: bool) -> dict[str, Any]:
-    """What a mask follows from, beside the scan; it stands beside the mask."""
+def made_by(model: Network, windows: Windows, source: Path | Volume) -> dict[str, Any]:
+    """Say what a mask follows from: model, threshold, windows, and the content of the scan."""
     return {
         "sha256": model.spec.sha256 if model.spec else "",
         "threshold": model.threshold,
-        "overlap": overlap,
-        "tta": tta,
+        "overlap": windows.overlap,
+        "tta": windows.tta,
+        "scan_sha256": scan_sha256(source),
     }
 
 
-def of_another(target: Path, wanted: dict[str, Any]) -> str:
-    """In what a mask that is there was made otherwise than is wanted now; empty if in nothing."""
-    beside = target.with_name(f"{target.name.removesuffix('.nii.gz')}.ctssl.json")
-    told = read_json(beside) if beside.is_file() else None
-    if not isinstance(told, dict):
-        return f"nothing beside it says what made it ({beside.name} is missing)"
-    names = {"sha256": "model"}
+def scan_sha256(source: Path | Volume) -> str:
+    """Hash the file of a scan, the files of a series, or a volume's voxels and affine."""
+    if isinstance(source, Volume):
+        digest = hashlib.sha256(str((source.shape, np.round(source.affine, 4).tolist())).encode())
+        digest.update(np.ascontiguousarray(source.array).tobytes())
+        return digest.hexdigest()
+    path = Path(source)
+    if not path.is_dir():
+        return file_sha256(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()
+
+
+def _is_done(target: Target, model: Network, windows: Windows, scan: Path) -> bool:
+    """Tell whether all results of a scan are there, whole. Raises `ValueError` for results of something else."""
+    if not target.mask.exists() and not target.record.exists():
+        return False
+    told = read_json(target.record) if target.record.is_file() else None
+    if not isinstance(told, dict) or told.get("state") not in (WRITING, WHOLE):
+        raise ValueError(
+            f"{target.mask if target.mask.exists() else target.record}: nothing beside it says what made it "
+            f"({target.record.name} is missing, or is not of ctssl); choose another folder, or overwrite it"
+        )
+    if told["state"] == WRITING:
+        return False  # of a run that was killed: begun again
+    names = {"sha256": "model", "scan_sha256": "scan"}
     away = [
-        f"{names.get(key, key)} {str(told.get(key, value))[:12]}, now {str(value)[:12]}"
-        for key, value in wanted.items()
-        if told.get(key, value) != value
+        f"{names.get(key, key)} {str(told.get(key))[:12]}, now {str(value)[:12]}"
+        for key, value in made_by(model, windows, scan).items()
+        if told.get(key) != value
     ]
-    return "; ".join(away)
+    if away:
+        raise ValueError(
+            f"{target.mask} was made otherwise: {'; '.join(away)}; choose another folder, or overwrite the masks"
+        )
+    files = told.get("files")
+    files = files if isinstance(files, dict) else {}
+    results = [target.mask, *target.maps.values()]
+    for path in results:
+        if path.exists() and path.name in files and file_sha256(path) != files[path.name]:
+            warnings.warn(
+                f"{path} was changed after it was written; it is left as it is", ScanWarning, stacklevel=3
+            )
+    return all(path.exists() and path.name in files for path in results)

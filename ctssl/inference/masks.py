@@ -3,63 +3,58 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 
+from ctssl.inference.features import prepared
+from ctssl.inference.memory import plan_slices
+from ctssl.inference.windows import Windows, slide
 from ctssl.volume.grids import resample
 from ctssl.volume.volume import Volume, read
-
-if TYPE_CHECKING:
-    from ctssl.heads.segmenter import Segmenter
-from ctssl.inference.memory import MEMORY_GB, plan
-from ctssl.inference.windows import windowed
+from ctssl.zoo import ModelSpec, Preprocess
 
 
-def segment(
-    model: Segmenter,
-    source: Any,
-    *,
-    overlap: float = 0.5,
-    tta: bool = False,
-    max_memory_gb: float = MEMORY_GB,
-    progress: bool = False,
-) -> Volume:
-    """See `Segmenter.segment`."""
+class Network(Protocol):
+    """What segments whole scans: a call that gives logits, and what has to be known about it."""
+
+    encoder: Any
+    window: int
+    classes: int
+    labels: dict[int, str]
+
+    @property
+    def threshold(self) -> float: ...
+
+    @property
+    def spec(self) -> ModelSpec | None: ...
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor: ...
+
+
+def segment(model: Network, source: Any, windows: Windows = Windows(), *, progress: bool = False) -> Volume:
+    """Segment a scan; see `Segmenter.segment`."""
     volume = read(source)
-    slices = plan(model, volume, max_memory_gb)
-    found, affine = windowed(model, volume, overlap=overlap, tta=tta, progress=progress)
+    slices = plan(model, volume, windows.max_memory_gb)
+    found, affine = probabilities_of(model, prepared(model.encoder, volume), windows, progress=progress)
     return replace(volume, array=onto(found, affine, volume, slices, threshold=model.threshold))
 
 
 def probabilities(
-    model: Segmenter,
-    source: Any,
-    *,
-    overlap: float = 0.5,
-    tta: bool = False,
-    max_memory_gb: float = MEMORY_GB,
-    progress: bool = False,
+    model: Network, source: Any, windows: Windows = Windows(), *, progress: bool = False
 ) -> dict[str, Volume]:
-    """See `Segmenter.probabilities`."""
-    return mask_and_maps(
-        model, source, overlap=overlap, tta=tta, max_memory_gb=max_memory_gb, progress=progress
-    )[1]
+    """Compute the probability of each label; see `Segmenter.probabilities`."""
+    return mask_and_maps(model, source, windows, progress=progress)[1]
 
 
 def mask_and_maps(
-    model: Segmenter,
-    source: Any,
-    *,
-    overlap: float = 0.5,
-    tta: bool = False,
-    max_memory_gb: float = MEMORY_GB,
-    progress: bool = False,
+    model: Network, source: Any, windows: Windows = Windows(), *, progress: bool = False
 ) -> tuple[Volume, dict[str, Volume]]:
-    """The mask of `segment` and the maps of `probabilities`, from one run."""
+    """Compute the mask of `segment` and the maps of `probabilities` in one run."""
     volume = read(source)
-    slices = plan(model, volume, max_memory_gb, maps=len(model.labels))
-    found, affine = windowed(model, volume, overlap=overlap, tta=tta, progress=progress)
+    slices = plan(model, volume, windows.max_memory_gb, maps=len(model.labels))
+    found, affine = probabilities_of(model, prepared(model.encoder, volume), windows, progress=progress)
     mask = replace(volume, array=onto(found, affine, volume, slices, threshold=model.threshold))
     return mask, {
         name: replace(
@@ -71,9 +66,42 @@ def mask_and_maps(
     }
 
 
+def plan(model: Network, volume: Volume, max_memory_gb: float, *, maps: int = 0) -> int:
+    """Call `plan_slices` for a model."""
+    spacing_mm = (model.spec.preprocess if model.spec else Preprocess()).spacing_mm
+    return plan_slices(
+        volume, spacing_mm, model.window, classes=model.classes, max_memory_gb=max_memory_gb, maps=maps
+    )
+
+
+def probabilities_of(
+    model: Any, image: Volume, windows: Windows = Windows(), *, progress: bool = False, skip_air: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run a model over a prepared image (`prepared`), in evaluation mode.
+
+    Returns:
+        Probabilities `(classes, x, y, z)` float16 on the image's own grid, and its affine.
+    """
+    training = model.training
+    model.eval()
+    found = slide(
+        model,
+        image.array,
+        model.window,
+        classes=model.classes,
+        windows=windows,
+        device=next(model.parameters()).device,
+        name=image.name,
+        progress=progress,
+        skip_air=skip_air,
+    )
+    model.train(training)
+    return found, image.affine
+
+
 def likeliest(maps: list[np.ndarray], labels: list[int], threshold: float = 0.5) -> np.ndarray:
-    """The label (uint8) whose probability is highest, where it beats that of the background, which is the
-    rest (see `odds`)."""
+    """Return the label (uint8) whose probability is highest, where it beats that of the background, which is
+    the rest (see `odds`)."""
     total, best, numbers = np.zeros_like(maps[0]), np.zeros_like(maps[0]), np.zeros(maps[0].shape, np.uint8)
     for label, one in zip(labels, maps, strict=True):
         total += one
@@ -84,8 +112,8 @@ def likeliest(maps: list[np.ndarray], labels: list[int], threshold: float = 0.5)
 
 
 def odds(threshold: float) -> float:
-    """How many times as likely as the background a label has to be; at a threshold of 0.5 the likeliest of
-    all wins."""
+    """Return how many times as likely as the background a label has to be; at a threshold of 0.5 the likeliest
+    of all wins."""
     return threshold / (1 - threshold)
 
 
@@ -97,8 +125,18 @@ def onto(
     *,
     threshold: float = 0.5,
 ) -> np.ndarray:
-    """Probabilities `(classes, x, y, z)` on a working grid -> uint8 labels `(X, Y, Z)` on the scan's own
-    grid, the likeliest of each voxel that beats the background (see `odds`); `slices` at a time."""
+    """Bring probabilities back to a scan's own grid, as labels: the likeliest of each voxel that beats the
+    background (see `odds`).
+
+    Args:
+        found: `(classes, x, y, z)` on a working grid.
+        affine: of the working grid.
+        volume: the scan.
+        slices: of the scan's last axis that are brought back at a time. None: all.
+
+    Returns:
+        `(X, Y, Z)` uint8.
+    """
     labels = np.zeros(volume.shape, np.uint8)
     slices = slices or volume.shape[2]
     for first in range(0, volume.shape[2], slices):

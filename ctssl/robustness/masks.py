@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ctssl.datasets.case import Case, read_case
-from ctssl.datasets.layouts import niftis
+from ctssl.datasets.scans import list_scans
 from ctssl.evaluation.scores import labels_in, read_mask, same_grid
 from ctssl.files.atomic import file_sha256
 from ctssl.files.text import read_json
@@ -98,7 +98,7 @@ def complete(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> 
     missing = []
     for place in places:
         inside = folder / named(*place)
-        there = niftis(inside) if inside.is_dir() and any(inside.iterdir()) else {}
+        there = list_scans(inside, unlabelled=False) if inside.is_dir() else {}
         missing += [f"{named(*place)}/{case.name}.nii.gz" for case in cases if case.name not in there]
     if missing:
         raise FileNotFoundError(
@@ -113,7 +113,7 @@ def known_labels(folder: Path, cases: list[Case], places: list[tuple[str, int]])
     notes: list[str] = []
     true: set[int] = set()
     found: dict[Path, set[int]] = {}
-    files = {place: niftis(folder / named(*place)) for place in places}
+    files = {place: list_scans(folder / named(*place), unlabelled=False) for place in places}
     for case in cases:
         truth = read_case(case)[1]
         true |= labels_in(truth)

@@ -20,8 +20,9 @@ from monai.networks.nets.swin_unetr import SwinUNETR
 import ctssl
 from ctssl.encoders.swin import Swin
 from ctssl.heads.segmenter import Segmenter
-from ctssl.inference.masks import onto
-from ctssl.inference.windows import windowed
+from ctssl.inference.features import prepared
+from ctssl.inference.masks import onto, probabilities_of
+from ctssl.inference.windows import Windows
 from ctssl.volume.grids import prepare
 from ctssl.volume.volume import Volume
 from ctssl.zoo import ModelSpec, Preprocess
@@ -70,7 +71,8 @@ def through_monai(net: SwinUNETR, scan: Volume) -> None:
 
 
 def through_ours(model: Segmenter, scan: Volume, *, skip_air: bool) -> None:
-    found, affine = windowed(model, scan, overlap=OVERLAP, tta=False, progress=True, skip_air=skip_air)
+    image = prepared(model.encoder, scan)
+    found, affine = probabilities_of(model, image, Windows(OVERLAP), progress=True, skip_air=skip_air)
     onto(found, affine, scan)
 
 

@@ -1,0 +1,91 @@
+"""A CSV with a row for each scan: one reader, for fine-tuning, checking and pretraining."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ctssl.datasets.scans import stem
+from ctssl.files.names import file_name
+from ctssl.files.text import read_table
+
+SPLITS = {
+    "train": ("train", "training", "tr"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing", "ts", "held-out", "held_out"),
+}
+"""The splits, and the words for them in a column `split`, in whatever case."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a manifest. `label`: None without a mask. `patient` and `split` (`train`, `val` or `test`):
+    empty where the table does not say. `facts`: its further columns."""
+
+    line: int
+    name: str
+    image: Path
+    label: Path | None
+    patient: str
+    split: str
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+def read_manifest(path: Path, *, labels: bool = False) -> list[Row]:
+    """Read a CSV with the columns `image` and, if known, `label`, `id` or `case`, `patient`, `split`.
+
+    Args:
+        path: the CSV; files are looked for from its own folder.
+        labels: whether every row needs a mask.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        ValueError: it is not a CSV, a column or a cell is missing, or a split is unknown.
+    """
+    columns, rows = read_table(path)
+    needed = {"image", "label"} if labels else {"image"}
+    if not needed <= set(columns):
+        raise ValueError(f"{path} has the columns {columns}; needed: {', '.join(sorted(needed))}")
+    key = next((c for c in ("id", "case") if c in columns), None)
+    found = []
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        if missing := [column for column in sorted(needed) if not row[column]]:
+            raise ValueError(f"{where}: {' and '.join(missing)} missing")
+        image = path.parent / row["image"]
+        name = file_name((row[key] if key else "") or stem(image), where=where)
+        label = path.parent / row["label"] if row.get("label") else None
+        split = split_named(row.get("split", ""), where=where)
+        facts = {c: v for c, v in row.items() if c not in ("image", "label", "patient", "split", key)}
+        found.append(Row(line, name, image, label, row.get("patient", ""), split, facts))
+    return found
+
+
+def split_named(word: str, *, where: str = "") -> str:
+    """Return `train`, `val` or `test` for a word in a column `split`; "" for an empty cell.
+
+    >>> split_named("Training")
+    'train'
+
+    Raises `ValueError` for any other word.
+    """
+    if not word.strip():
+        return ""
+    for split, words in SPLITS.items():
+        if word.strip().lower() in words:
+            return split
+    said = f"{where}: " if where else ""
+    raise ValueError(f"{said}unknown split {word!r}; use train, val or test")
+
+
+def check_patients(splits: list[tuple[str, str]], *, where: str) -> None:
+    """Raise `ValueError` for patients in more than one split. `splits`: patient and split of each scan."""
+    of_patient: dict[str, set[str]] = {}
+    for patient, split in splits:
+        of_patient.setdefault(patient, set()).add(split)
+    torn = [patient for patient, found in of_patient.items() if len(found) > 1]
+    if torn:
+        raise ValueError(
+            f"{where}: {len(torn)} patients are in more than one split: {', '.join(torn[:5])}; "
+            "put all scans of a patient into one"
+        )

@@ -1,0 +1,143 @@
+"""Scans and masks of a folder, by name: one lister, one rule for names, for every command."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+from ctssl.lint import ScanWarning
+
+NIFTI = (".nii", ".nii.gz")
+NOT_DICOM = (*NIFTI, ".json", ".csv", ".md", ".txt", ".png", ".py", ".log")
+MASKS = {"labels": "images", "labelsTr": "imagesTr", "labelsTs": "imagesTs"}
+"""Folders of masks, and of the images that they lie beside."""
+
+
+class Scan(NamedTuple):
+    """A NIfTI file or the folder of a DICOM series, and whose it is."""
+
+    path: Path
+    patient: str
+
+
+def stem(path: Path) -> str:
+    """Return a file's name without `.nii` or `.nii.gz`, in whatever case.
+
+    >>> stem(Path("P01_0000.nii.gz"))
+    'P01_0000'
+    """
+    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+
+
+def is_nifti(path: Path) -> bool:
+    """Tell by its name whether a file is NIfTI; hidden files are not."""
+    return path.name.lower().endswith(NIFTI) and not path.name.startswith(".")
+
+
+def may_be_series(folder: Path) -> bool:
+    """Tell whether a folder holds, at any depth, a file that DICOM could be; a folder of masks does not."""
+    return any(
+        file.is_file() and not file.name.startswith(".") and not file.name.lower().endswith(NOT_DICOM)
+        for file in folder.rglob("*")
+    )
+
+
+def list_scans(
+    folder: Path, *, masks: dict[str, Path] | None = None, series: bool = False, unlabelled: bool = True
+) -> dict[str, Path]:
+    """List the scans (or masks) that lie directly in a folder, by name.
+
+    nnU-Net's `_0000` is not part of a name: where masks are known, unless it is in the mask's name too;
+    elsewhere, where all files have it.
+
+    Args:
+        folder: the folder.
+        masks: the masks of these scans, by name.
+        series: list folders with DICOM files too.
+        unlabelled: False for a folder of masks, whose subfolders are nobody's scans.
+
+    Returns:
+        Paths by name; empty where the folder holds nothing of the kind. NIfTI files in subfolders are left
+        out with a `ScanWarning`.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: two files mean one name, or a file is the second channel of a case.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    files = [path for path in paths if is_nifti(path) and not path.is_dir()]
+    _refuse_channels(files, masks)
+    numbered = all(stem(path).endswith("_0000") for path in files)
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path not in files and not (series and path.is_dir() and may_be_series(path)):
+            continue
+        name = stem(path)
+        if (masks is not None and name not in masks) or (masks is None and numbered and unlabelled):
+            name = name.removesuffix("_0000")
+        if name in found:
+            raise ValueError(
+                f"{folder} holds {found[name].name} and {path.name}, which mean the same case; rename one"
+            )
+        found[name] = path
+    if unlabelled:
+        _warn_of_subfolders(folder, [path for path in paths if path.is_dir() and path not in found.values()])
+    return found
+
+
+def require_scans(
+    folder: Path, *, masks: dict[str, Path] | None = None, unlabelled: bool = True
+) -> dict[str, Path]:
+    """Call `list_scans`, and raise `FileNotFoundError` where there is no NIfTI file."""
+    found = list_scans(folder, masks=masks, unlabelled=unlabelled)
+    if not found:
+        raise FileNotFoundError(f"no .nii or .nii.gz file in {folder}")
+    return found
+
+
+def find_scans(folder: Path) -> list[Scan]:
+    """Search a folder to the bottom: every NIfTI file but masks beside images, and every folder of CT images.
+
+    Each scan counts as its own patient (by its path), unless the DICOM header has a PatientID.
+    """
+    from ctssl.volume.dicom_file import header_of, text
+
+    found: list[Scan] = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not (name in MASKS and MASKS[name] in folders))
+        files = [Path(place, name) for name in sorted(names) if not name.startswith(".")]
+        found += [Scan(path, str(path.relative_to(folder))) for path in files if is_nifti(path)]
+        images = [path for path in files if not path.name.lower().endswith(NOT_DICOM)]
+        header = header_of(images[0]) if images else None
+        if header is not None and text(header, "Modality", "CT") == "CT":  # no masks, no PET, no MR
+            own = text(header, "PatientID") or str(Path(place).relative_to(folder))
+            found.append(Scan(Path(place), own))
+    return found
+
+
+def _refuse_channels(files: list[Path], masks: dict[str, Path] | None) -> None:
+    """Raise `ValueError` for the second channel of a case, as nnU-Net writes it."""
+    names = {stem(path) for path in files}
+    for path in files:
+        whose, _, number = stem(path).rpartition("_")
+        second = re.fullmatch(r"\d{4}", number) and number != "0000" and stem(path) not in (masks or {})
+        if second and (f"{whose}_0000" in names or whose in (masks or {})):
+            raise ValueError(
+                f"{path} is a second channel; ctssl takes one CT for each case, CASE_0000.nii.gz alone"
+            )
+
+
+def _warn_of_subfolders(folder: Path, subfolders: list[Path]) -> None:
+    inside = [path for sub in subfolders for path in sorted(sub.rglob("*")) if is_nifti(path)]
+    if inside:
+        warnings.warn(
+            f"{folder}: left out {len(inside)} NIfTI files in subfolders, first {inside[0].relative_to(folder)}; "
+            "move them up to use them",
+            ScanWarning,
+            stacklevel=3,
+        )
