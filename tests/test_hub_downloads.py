@@ -103,7 +103,7 @@ def test_a_full_disk_is_named_and_the_next_attempt_succeeds(double, disk, tmp_pa
     )
     assert list((place / "models").iterdir()) == []
     mount("size=20m")
-    assert hub.verified(found(REPO, **at), sha256=MODELS[NAME].sha256)
+    assert hub.open_folder(found(REPO, **at), sha256=MODELS[NAME].sha256)
     assert python(CLI, "download", NAME, "--to", place / "models").returncode == 0
     mount("ro")  # and from now on nothing can be written: no lock, no log
     assert found(REPO, "a" * 40, **at) and found(REPO, **at) and found(REPO, HF_HUB_OFFLINE=1, **at)
@@ -148,7 +148,7 @@ def test_processes_that_load_and_download_at_once_all_succeed(double, tmp_path):
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors[-2000:]
     assert [p.name for p in (tmp_path / "models").iterdir()] == ["encoder"]
-    assert hub.verified(tmp_path / "models" / "encoder", sha256=MODELS[NAME].sha256)
+    assert hub.open_folder(tmp_path / "models" / "encoder", sha256=MODELS[NAME].sha256)
 
 
 def test_a_folder_for_another_machine(double, tmp_path):

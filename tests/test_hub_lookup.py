@@ -18,7 +18,7 @@ import pytest
 
 from ctssl import hub
 from ctssl.zoo import MODELS
-from tests.support.child import NAME, found, python, refused
+from tests.support.child import NAME, TAG, found, python, refused
 from tests.support.hub_double import breaking
 from training.release.publish import git, main
 
@@ -142,7 +142,7 @@ def test_a_server_that_goes_away_half_way_leaves_nothing_and_the_next_attempt_su
     assert not list(home.rglob("model.safetensors")) and not list(home.rglob("*.incomplete"))
     said = refused(REPO, mirror[1], HF_ENDPOINT=proxy.url, HF_HOME=home, HF_HUB_OFFLINE=1)
     assert "not in the local cache" in said  # half a model is none
-    assert hub.verified(found(REPO, mirror[1], HF_ENDPOINT=olah, HF_HOME=home), sha256=MODELS[NAME].sha256)
+    assert hub.open_folder(found(REPO, mirror[1], HF_ENDPOINT=olah, HF_HOME=home), sha256=MODELS[NAME].sha256)
 
 
 def test_a_damaged_file_in_the_cache_is_found_and_the_cure_works(olah, mirror, tmp_path):
@@ -155,7 +155,7 @@ def test_a_damaged_file_in_the_cache_is_found_and_the_cure_works(olah, mirror, t
     assert said.startswith("ValueError") and "is damaged or was changed" in said
     (folder,) = re.findall(r"remove (\S+) and load the model again", said)
     shutil.rmtree(folder)
-    assert hub.verified(found(REPO, mirror[1], **at), sha256=MODELS[NAME].sha256)
+    assert hub.open_folder(found(REPO, mirror[1], **at), sha256=MODELS[NAME].sha256)
 
 
 def test_swapped_weights_in_the_repository_are_found(olah, mirror, tmp_path):
@@ -166,9 +166,9 @@ def test_swapped_weights_in_the_repository_are_found(olah, mirror, tmp_path):
         and "config.json says" in said
         and "take another revision, or ask its owner" in said
     )
-    pinned = f"""import dataclasses, pathlib; from ctssl import hub, zoo
+    pinned = f"""import dataclasses, pathlib; from ctssl import hub, zoo; import ctssl.hub.lookup
 def place(commit): zoo.MODELS[{NAME!r}] = dataclasses.replace(zoo.MODELS[{NAME!r}], repo={REPO!r}, revision=commit)
-hub.bundled = lambda: pathlib.Path("nowhere"); place({mirror[1]!r}); print(hub.find({NAME!r})); place({mirror[2]!r})
+hub.lookup.bundled = lambda: pathlib.Path("nowhere"); place({mirror[1]!r}); print(hub.find({NAME!r})); place({mirror[2]!r})
 hub.find({NAME!r})"""
     done = python(
         pinned, **at
@@ -180,7 +180,7 @@ hub.find({NAME!r})"""
 
 def test_the_mirror_is_one_commit_with_a_tag_and_is_left_when_it_is_there(mirror, capsys, tmp_path):
     folder, good, _ = mirror
-    assert git(folder / REPO, "rev-list", "--count", "main") == "1" and git(folder / REPO, "tag") == "v0.1.0"
+    assert git(folder / REPO, "rev-list", "--count", "main") == "1" and git(folder / REPO, "tag") == TAG
     capsys.readouterr()
     main([NAME, "--org", "org", "--mirror", str(folder)])
     assert f'ctssl.load("{REPO}", revision="{good}")' in capsys.readouterr().out

@@ -17,7 +17,7 @@ from ctssl.heads.segmenter import Segmenter
 from ctssl.hub.card import card
 from ctssl.phantom import phantom
 from ctssl.zoo import MODELS, ModelSpec, Preprocess
-from tests.support.child import NAME, python
+from tests.support.child import NAME, TAG, python
 from tests.support.hub_double import Double
 from tests.support.tiny import SMALL
 from training.release import publish
@@ -76,7 +76,7 @@ def test_every_model_is_fit_to_be_published(name):
 @pytest.mark.parametrize("name", [name for name in FOLDERS if name not in MODELS])
 def test_what_is_not_in_the_table_is_of_unclear_licence_and_stays_here(name):
     folder = hub.bundled() / name
-    config = hub.read_config(hub.verified(folder))
+    config = hub.open_folder(folder).config
     assert not free(config["licence"]) and (folder / "README.md").read_text() == publish.expected_card(
         folder, config
     )
@@ -126,11 +126,7 @@ def test_publishing_uploads_one_commit_tags_it_and_writes_the_table(double, tabl
     assert set(where) == {NAME, OTHER}
     for name, (repo, commit) in where.items():
         kept = double.repos[repo]
-        assert (
-            kept["private"]
-            and kept["refs"] == {"main": commit, "v0.1.0": commit}
-            and len(kept["commits"]) == 2
-        )
+        assert kept["private"] and kept["refs"] == {"main": commit, TAG: commit} and len(kept["commits"]) == 2
         files = {
             path: content for path, content in kept["commits"][commit].items() if path != ".gitattributes"
         }
@@ -159,7 +155,7 @@ def test_publishing_without_a_token_that_may_write_makes_nothing(double, table, 
 def test_a_tag_of_another_commit_is_not_moved(double, table):
     publish.publish([NAME], org="org", table=table)
     kept = double.repos[f"org/{NAME}"]
-    first = kept["refs"]["v0.1.0"] = next(iter(kept["commits"]))
+    first = kept["refs"][TAG] = next(iter(kept["commits"]))
     with pytest.raises(ValueError, match=f"it is that of {first}; choose another --tag"):
         publish.publish([NAME], org="org", table=table)
 
@@ -173,9 +169,9 @@ def test_a_private_repository_needs_a_token_to_read(double, tmp_path):
     opened = python(code, "download", f"org/{NAME}", "--to", tmp_path / "plain", HF_TOKEN="hf_reads", **at)
     assert opened.returncode == 0, opened.stderr
     (tmp_path / "home" / "token").write_text("hf_reads")  # what `hf auth login` leaves
-    told = python(code, "info", f"org/{NAME}", "--revision", "v0.1.0", **at)
+    told = python(code, "info", f"org/{NAME}", "--revision", TAG, **at)
     assert told.returncode == 0 and "python -m training.pretrain vit_wild_mim" in told.stdout, told.stderr
-    assert f"ctssl.load('org/{NAME}', revision='v0.1.0')" in told.stdout
+    assert f"ctssl.load('org/{NAME}', revision='{TAG}')" in told.stdout
 
 
 def test_a_users_segmenter_goes_up_with_a_card_and_gives_the_same_masks_elsewhere(

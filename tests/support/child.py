@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ctssl
+
 ROOT = Path(__file__).parents[2]
 NAME = "vit-wild-mim"  # the smallest
+TAG = f"v{ctssl.__version__}"
 FIND = "import sys; from ctssl.hub import find; print(find(sys.argv[1], revision=sys.argv[2] if sys.argv[2:] else None))"
 
 
