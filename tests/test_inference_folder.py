@@ -36,7 +36,7 @@ def odd_scans(folder: Path, hu: np.ndarray) -> dict[str, tuple[Path, str]]:
         "zero bytes": (folder / "empty.nii.gz", "is damaged or not NIfTI"),
         "text": (folder / "text.nii.gz", "is damaged or not NIfTI"),
         "cut off": (folder / "cut.nii.gz", "is damaged or not NIfTI"),
-        "no voxels": (folder / "no-voxels.nii", "its shape is"),
+        "no voxels": (folder / "no-voxels.nii", "invalid shape"),
         "NaN": (write_raw(folder / "nan.nii.gz", holes), "NaN or infinite voxels; replace them"),
         "single slice": (
             write_raw(folder / "one.nii.gz", hu[:, :, 5:6]),

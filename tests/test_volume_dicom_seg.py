@@ -49,8 +49,8 @@ def test_a_mask_becomes_a_segmentation_of_its_series_and_comes_back(tmp_path):
     frames = theirs.get_pixels_by_source_instance(sorted(uids), assert_missing_frames_are_empty=True)
     assert frames.sum() == (array > 0).sum()
     for wrong, words in (
-        (Volume(array[1:], scan.affine), "not on one grid"),
-        (Volume(array * 0, scan.affine), "nothing was"),
+        (Volume(array[1:], scan.affine), "must be on the same grid"),
+        (Volume(array * 0, scan.affine), "is empty, and DICOM has no empty segmentation"),
     ):
         with pytest.raises(ValueError, match=words):
             write_seg(wrong, names, tmp_path / "scan", tmp_path / "n.dcm")

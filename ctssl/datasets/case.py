@@ -40,9 +40,9 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
     """Scan (HU) and mask (uint8) of a case, on one grid. Raises `ValueError` where they do not fit."""
     scan = read(case.image, series=case.series)
     if case.series is not None:
-        from ctssl.volume.dicom_masks import read_drawn
+        from ctssl.volume.dicom_masks import read_annotation
 
-        return scan, read_drawn(case.label, scan, roi=case.roi)
+        return scan, read_annotation(case.label, scan, roi=case.roi)
     mask = read(case.label)
     if scan.shape != mask.shape:
         raise ValueError(

@@ -159,21 +159,21 @@ def _dicom(root: Path, roi: str | None) -> list[Case]:
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if folder.name.startswith(".") or not any(file.is_file() for file in folder.rglob("*")):
             continue
-        from ctssl.volume.dicom import drawn_on, find_series
-        from ctssl.volume.dicom_file import text
+        from ctssl.volume.dicom import find_series, match_annotation
+        from ctssl.volume.dicom_file import get_text
 
         found = find_series(folder)
         if not found["RTSTRUCT"] and not found["SEG"]:
             continue
         name = file_name(folder.name, where=str(root))
-        (image, header), (label, _) = drawn_on(found, folder)
+        (image, header), (label, _) = match_annotation(found, folder)
         cases.append(
             Case(
                 name,
                 image,
                 label,
-                patient=text(header, "PatientID") or name,
-                series=text(header, "SeriesInstanceUID"),
+                patient=get_text(header, "PatientID") or name,
+                series=get_text(header, "SeriesInstanceUID"),
                 roi=roi,
             )
         )

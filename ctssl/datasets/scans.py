@@ -105,7 +105,7 @@ def find_scans(folder: Path) -> list[Scan]:
 
     Each scan counts as its own patient (by its path), unless the DICOM header has a PatientID.
     """
-    from ctssl.volume.dicom_file import header_of, text
+    from ctssl.volume.dicom_file import get_text, read_header
 
     found: list[Scan] = []
     for place, folders, names in os.walk(folder):
@@ -113,9 +113,9 @@ def find_scans(folder: Path) -> list[Scan]:
         files = [Path(place, name) for name in sorted(names) if not name.startswith(".")]
         found += [Scan(path, str(path.relative_to(folder))) for path in files if is_nifti(path)]
         images = [path for path in files if not path.name.lower().endswith(NOT_DICOM)]
-        header = header_of(images[0]) if images else None
-        if header is not None and text(header, "Modality", "CT") == "CT":  # no masks, no PET, no MR
-            own = text(header, "PatientID") or str(Path(place).relative_to(folder))
+        header = read_header(images[0]) if images else None
+        if header is not None and get_text(header, "Modality", "CT") == "CT":  # no masks, no PET, no MR
+            own = get_text(header, "PatientID") or str(Path(place).relative_to(folder))
             found.append(Scan(Path(place), own))
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml
-from ctssl.volume.grids import resample, sheared, working_grid
+from ctssl.volume.grids import is_sheared, resample, working_grid
 from ctssl.volume.volume import Volume, read
 
 METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml")
@@ -111,7 +111,7 @@ def score_masks(
 def squared(mask: Volume) -> Volume:
     """The mask on a grid with right angles, on which distances are those along the axes: itself, unless it is
     sheared (gantry tilt)."""
-    if not sheared(mask.affine):
+    if not is_sheared(mask.affine):
         return mask
     shape, affine = working_grid(mask, min(mask.spacing_mm))
     labels = np.zeros(shape, np.uint8)

@@ -1,7 +1,7 @@
-"""A scan or a mask: read it, move it between grids, write it. Nothing here loads torch.
+"""Read a scan or a mask, move it between grids, write it. Nothing here loads torch.
 
 Import `Volume`, `read`, `prepare`, `resample`, `working_grid` from here. The modules: `volume` (the record
-and its files), `grids` (resampling), `nifti` and `dicom` (readers), `dicom_file` (one DICOM file, safely),
+and its files), `grids` (resampling), `nifti` and `dicom` (readers), `dicom_file` (one untrusted DICOM file),
 `dicom_masks` (RTSTRUCT and SEG in), `dicom_seg` (SEG out).
 """
 

@@ -1,4 +1,4 @@
-"""Masks as DICOM-SEG, for viewers and archives. Needs highdicom: `pip install 'ctssl[dicom]'`."""
+"""Write masks as DICOM-SEG, for viewers and archives. Needs highdicom: `pip install 'ctssl[dicom]'`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 import ctssl
 from ctssl.files.atomic import write_whole
-from ctssl.volume.dicom import ordered_slices
+from ctssl.volume.dicom import read_slices
 from ctssl.volume.volume import Volume
 
 
@@ -23,11 +23,21 @@ def write_seg(
     sha256: str = "",
     overwrite: bool = False,
 ) -> Path:
-    """Write a mask on the grid of the DICOM series `source` as one SEG file that refers to its images, a
-    segment a label.
+    """Write a mask as one DICOM-SEG file that refers to the images of a DICOM series, one segment per label.
 
-    `model`, `sha256`: what made the mask. Raises `ValueError` for a mask on another grid or an empty one
-    (DICOM has no segmentation of nothing), `FileExistsError` where the file is there.
+    Args:
+        mask: uint8 labels on the grid of `source`.
+        labels: name of each label, `{1: "tumour"}`.
+        source: folder of the DICOM series.
+        target: file to write.
+        series: SeriesInstanceUID, when the folder holds several.
+        model: name of the model that made the mask.
+        sha256: sha256 of its weights.
+        overwrite: replace an existing file.
+
+    Raises:
+        ValueError: the mask is on another grid, or empty (DICOM has no empty segmentation).
+        FileExistsError: `target` exists and `overwrite` is False.
     """
     try:
         import highdicom
@@ -35,19 +45,22 @@ def write_seg(
     except ImportError as error:
         raise ImportError("writing DICOM-SEG needs highdicom: pip install 'ctssl[dicom]'") from error
     if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists; choose another name, or overwrite it on purpose")
-    slices, _ = ordered_slices(source, series=series)
+        raise FileExistsError(f"{target} exists; choose another name, or pass --overwrite")
+    slices, _ = read_slices(source, series=series)
     wanted = (int(slices[0].Columns), int(slices[0].Rows), len(slices))
     if mask.shape != wanted:
-        raise ValueError(f"the mask has shape {mask.shape}, the series {wanted}: they are not on one grid")
+        raise ValueError(
+            f"the mask has shape {mask.shape}, the series {wanted}; both must be on the same grid"
+        )
     if not mask.array.any():
         raise ValueError(
-            f"nothing was found in {source.name}, and DICOM has no empty segmentation; write OUT.nii.gz instead"
+            f"the mask of {source.name} is empty, and DICOM has no empty segmentation; "
+            "write OUT.nii.gz instead"
         )
     frames = np.ascontiguousarray(mask.array.transpose(2, 1, 0))  # (X, Y, Z) -> (slices, rows, columns)
     numbers = sorted(labels)
     planes = np.stack([frames == number for number in numbers], -1)
-    how = highdicom.AlgorithmIdentificationSequence(
+    algorithm = highdicom.AlgorithmIdentificationSequence(
         "ctssl",
         family=codes.DCM.ArtificialIntelligence,
         version=ctssl.__version__,
@@ -60,15 +73,15 @@ def write_seg(
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
             segmented_property_type=codes.SCT.Lesion,
-            algorithm_identification=how,
+            algorithm_identification=algorithm,
         )
         for i, number in enumerate(numbers, 1)
     ]
     thick = mask.spacing_mm[2]
-    for image in slices:  # copies in memory; highdicom insists on it
+    for image in slices:  # copies in memory; highdicom requires the attribute
         image.SliceThickness = image.get("SliceThickness") or thick
     try:
-        found = highdicom.seg.Segmentation(
+        dataset = highdicom.seg.Segmentation(
             source_images=slices,
             pixel_array=planes,
             segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
@@ -89,8 +102,8 @@ def write_seg(
         KeyError,
         TypeError,
         ValueError,
-    ) as error:  # of a series that lacks what SEG must repeat
+    ) as error:  # the series lacks attributes that a SEG must repeat
         raise ValueError(
-            f"{source}: no DICOM-SEG can refer to this series ({error}); write OUT.nii.gz instead"
+            f"{source}: cannot write a DICOM-SEG for this series ({error}); write OUT.nii.gz instead"
         ) from error
-    return write_whole(target, found.save_as)
+    return write_whole(target, dataset.save_as)

@@ -1,4 +1,4 @@
-"""Moving scans and masks between grids: the working grid of a model, and resampling."""
+"""Move scans and masks between grids: the working grid of a model, and resampling."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from ctssl.volume.volume import AIR_HU, Volume
 
 
 def prepare(volume: Volume, preprocess: Preprocess) -> Volume:
-    """The scan on the grid a model works on: RAS+ axes, isotropic spacing, HU window mapped to 0..1
-    (float32).
+    """Resample a scan to the working grid of a model: RAS+ axes, isotropic spacing, HU window mapped to 0..1.
 
-    Oblique scans keep their own axes; sheared ones (gantry tilt) are resampled to the nearest right-angled
+    Oblique scans keep their own axes; sheared ones (gantry tilt) are resampled to the nearest orthogonal
     axes.
+
+    >>> from ctssl.phantom import phantom
+    >>> from ctssl.zoo import Preprocess
+    >>> prepare(phantom(8.0)[0], Preprocess(16.0, (-500.0, 500.0))).shape
+    (20, 15, 15)
     """
     shape, affine = working_grid(volume, preprocess.spacing_mm)
     low, high = preprocess.window_hu
@@ -24,21 +28,26 @@ def prepare(volume: Volume, preprocess: Preprocess) -> Volume:
     return Volume(np.clip((array - low) / (high - low), 0.0, 1.0, dtype=np.float32), affine, volume.name)
 
 
-def sheared(affine: np.ndarray) -> bool:
-    """Whether the axes of a grid are at no right angles, as with gantry tilt."""
+def is_sheared(affine: np.ndarray) -> bool:
+    """Return whether the axes of a grid are not perpendicular, as with gantry tilt."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return bool(np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3)
 
 
 def working_grid(volume: Volume, spacing_mm: float) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape and affine of the isotropic RAS+ grid that covers a scan."""
+    """Return the shape and the 4x4 affine (voxels to RAS+ mm) of the isotropic grid that covers a scan.
+
+    >>> shape, _ = working_grid(Volume(np.zeros((10, 20, 30)), np.diag([2.0, 1.0, 1.0, 1.0])), 2.0)
+    >>> shape
+    (10, 10, 15)
+    """
     axes = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
-    if sheared(volume.affine):  # nearest orthogonal axes (polar decomposition)
+    if is_sheared(volume.affine):  # nearest orthogonal axes (polar decomposition)
         u, _, vt = np.linalg.svd(axes)
         axes = u @ vt
     from scipy.optimize import linear_sum_assignment
 
-    rows, columns = linear_sum_assignment(-np.abs(axes))  # which array axis runs along x, y, z
+    rows, columns = linear_sum_assignment(-np.abs(axes))  # the array axis that runs along x, y, z
     axes = axes[:, columns[np.argsort(rows)]]
     axes = axes * np.where(np.diag(axes) < 0, -1.0, 1.0)
     corners = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in volume.shape], indexing="ij"), -1).reshape(
@@ -62,10 +71,20 @@ def resample(
     *,
     fill: float = 0.0,
 ) -> np.ndarray:
-    """`array` moved to another grid, float32: linear, averaging when the new grid is coarser; `fill` outside.
+    """Resample an array to another grid: linear, averaging where the new grid is coarser.
 
-    Grids whose axes are parallel (in any order or direction) are resampled axis by axis, others by
+    Grids with parallel axes (in any order or direction) are resampled axis by axis, others by
     `scipy.ndimage`.
+
+    Args:
+        array: `(X, Y, Z)` values on the grid `affine`.
+        affine: 4x4, voxels to RAS+ mm.
+        to_shape: shape of the new grid.
+        to_affine: 4x4 affine of the new grid.
+        fill: value outside the old grid.
+
+    Returns:
+        float32 of shape `to_shape`.
     """
     relation = np.linalg.inv(affine) @ to_affine  # new voxel -> old voxel
     matrix, offset = relation[:3, :3], relation[:3, 3]
@@ -89,8 +108,9 @@ def resample(
 
 
 def _axis_weights(where: np.ndarray, length: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """`(new, old)` weights of a triangle as wide as the coarser grid; which new places lie outside the old
-    grid."""
+    """Return `(new, old)` weights of a triangle as wide as the coarser grid, and which new voxels lie outside
+    the old grid.
+    """
     reach = max(scale, 1.0)
     weights = np.maximum(0.0, 1.0 - np.abs(where[:, None] - np.arange(length)) / reach)
     outside = (where < -0.5 - 1e-6) | (where > length - 0.5 + 1e-6)
@@ -111,8 +131,8 @@ def _resample_oblique(
     sigma = np.where(steps > 1.0, 0.4 * np.sqrt(np.maximum(steps**2 - 1.0, 0.0)), 0.0)
     if sigma.any():
         array = ndimage.gaussian_filter(array, sigma, mode="nearest")
-    move: Any = offset  # one number for each axis, which its stub does not know
-    found: Any = ndimage.affine_transform(
+    move: Any = offset  # one number per axis, which scipy's type stub does not allow
+    result: Any = ndimage.affine_transform(
         array, matrix, move, to_shape, np.float32, order=1, mode="constant", cval=fill
     )
-    return found
+    return result

@@ -1,4 +1,4 @@
-"""A scan or a mask in memory: reading and saving. Axes and units are stated here, once.
+"""The `Volume` record: a scan or a mask in memory, with reading and saving. Axes and units are defined here.
 
 Arrays are `(X, Y, Z)`; an affine is 4x4 and takes voxel indices to RAS+ millimetres (x to the patient's
 right-to-left, y back-to-front, z feet-to-head), as in nibabel. CT values are Hounsfield units (HU).
@@ -10,30 +10,30 @@ import hashlib
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ctssl.files.atomic import write_whole
 
-if TYPE_CHECKING:
-    pass
-
 AIR_HU = -1024.0
-NOT_FINITE = "NaN or infinite voxels; replace them (in a CT air is -1000 HU, in a mask 0) and try again"
+NOT_FINITE = "NaN or infinite voxels; replace them (with -1000 HU, which is air, in a CT, 0 in a mask)"
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A CT scan (`array` float32 HU) or a mask on its grid (`array` uint8). `affine`: 4x4, voxel to RAS
-    mm."""
+    """A CT scan (`array` float32 HU) or a mask (`array` uint8) with its 4x4 `affine` from voxels to RAS+ mm.
+
+    >>> scan = Volume(np.zeros((4, 5, 6), np.float32), np.diag([2.0, 2.0, 3.0, 1.0]))
+    >>> scan.shape, scan.spacing_mm
+    ((4, 5, 6), (2.0, 2.0, 3.0))
+    """
 
     array: np.ndarray
     affine: np.ndarray
     name: str = "array"
     header: Any = field(default=None, repr=False, compare=False)
-    """The NIfTI header that it was read with; what is saved keeps it, but for what the array and the affine
-    say."""
+    """The NIfTI header it was read with; `save` keeps the fields that array and affine do not determine."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -41,22 +41,24 @@ class Volume:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Distance in mm between neighbouring voxels along each array axis."""
+        """Return the distance in mm between neighbouring voxels along each array axis."""
         return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))  # type: ignore[return-value]
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
-        """Write `.nii` or `.nii.gz`, whole or not at all. An existing file is kept unless `overwrite`."""
+        """Write a `.nii` or `.nii.gz` file atomically and return its path.
+
+        Raises `FileExistsError` if it exists and `overwrite` is False, `FileNotFoundError` if its folder does
+        not exist, `ValueError` for another file extension.
+        """
         import nibabel
 
         path = Path(path)
         if not path.name.endswith((".nii", ".nii.gz")):
             raise ValueError(f"cannot save to {path}: the name must end in .nii or .nii.gz")
         if path.exists() and not overwrite:
-            raise FileExistsError(
-                f"{path} exists; choose another name, or overwrite it on purpose (overwrite=True)"
-            )
+            raise FileExistsError(f"{path} exists; choose another name, or pass overwrite=True")
         if not path.parent.is_dir():
-            raise FileNotFoundError(f"no folder {path.parent} to save {path.name} in; make it first")
+            raise FileNotFoundError(f"no folder {path.parent} to save {path.name} in; create it first")
         known = None if self.header is None else nibabel.Nifti1Header.from_header(self.header, check=False)
         array = self.array.astype(np.uint8) if self.array.dtype == bool else self.array
         image = nibabel.Nifti1Image(array, self.affine, known, dtype=array.dtype)
@@ -72,21 +74,30 @@ class Volume:
 def read(
     source: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray], *, series: str | None = None
 ) -> Volume:
-    """A scan from a NIfTI file, a folder with one DICOM series, or `(array in HU, affine)`.
+    """Read a scan from a NIfTI file, a DICOM folder or `(array, affine)`.
 
-    `series` picks one SeriesInstanceUID of a DICOM folder that holds several. Raises `FileNotFoundError` when
-    nothing is there, `ValueError` for what is not one 3D scan (4D, colour, missing slices, a broken affine).
+    Args:
+        source: a `.nii` or `.nii.gz` file, a folder with one DICOM series, `(array in HU, 4x4 affine)`, or a
+            `Volume`, which is returned unchanged.
+        series: SeriesInstanceUID, when a DICOM folder holds several series.
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+        ValueError: not one 3D scan (4D, colour, missing slices, an invalid affine, NaN or infinite voxels).
+
+    >>> read((np.zeros((4, 4, 4)), np.eye(4))).spacing_mm
+    (1.0, 1.0, 1.0)
     """
     if isinstance(source, Volume):
         if np.issubdtype(source.array.dtype, np.floating) and not np.isfinite(source.array).all():
             raise ValueError(f"{source.name} holds {NOT_FINITE}")
         return source
     if isinstance(source, np.ndarray):
-        raise ValueError("an array alone has no spacing: give (array in HU, affine)")
+        raise ValueError("an array alone has no spacing; give (array in HU, affine)")
     if isinstance(source, (tuple, list)):
         if len(source) != 2:
-            raise ValueError(f"expected (array, affine), got {len(source)} things")
-        return _volume(np.asarray(source[0]), np.asarray(source[1], dtype=float), "array")
+            raise ValueError(f"expected (array, affine), got {len(source)} items")
+        return _to_volume(np.asarray(source[0]), np.asarray(source[1], dtype=float), "array")
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"no scan at {path}")
@@ -94,7 +105,7 @@ def read(
         from ctssl.volume.dicom import read_series
 
         array, affine = read_series(path, series=series)
-        return _volume(array, affine, path.name)
+        return _to_volume(array, affine, path.name)
     return _read_nifti(path)
 
 
@@ -102,15 +113,13 @@ def _read_nifti(path: Path) -> Volume:
     from ctssl.volume.nifti import read_nifti
 
     if not path.name.lower().endswith((".nii", ".nii.gz")):
-        raise ValueError(
-            f"cannot read {path}: a scan is a .nii or .nii.gz file, or a folder with a DICOM series"
-        )
+        raise ValueError(f"cannot read {path}; give a .nii or .nii.gz file, or a folder with a DICOM series")
     array, affine, header = read_nifti(path)
-    return replace(_volume(array, affine, path.name), header=header)
+    return replace(_to_volume(array, affine, path.name), header=header)
 
 
-def _volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
-    """Check what was given, in words, and convert it."""
+def _to_volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
+    """Check and convert the input. Raises `ValueError` unless it is one 3D scan."""
     if array.dtype.names:
         raise ValueError(f"{name} is a colour image (RGB); a CT has one number per voxel, in HU")
     if array.ndim > 3 and all(size == 1 for size in array.shape[3:]):
@@ -118,14 +127,14 @@ def _volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
     if array.ndim != 3:
         what = f"{array.ndim}D, shape {array.shape}"
         raise ValueError(
-            f"{name} is {what}: one 3D scan is needed; save one time point or channel as its own file"
+            f"{name} is {what}; one 3D scan is needed: save one time point or channel as its own file"
         )
     if min(array.shape) < 2:
-        raise ValueError(f"{name} has shape {array.shape}: a scan needs at least two voxels along each axis")
+        raise ValueError(f"{name} has shape {array.shape}; a scan needs at least two voxels along each axis")
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):
-        raise ValueError(f"{name} holds {array.dtype}: numbers in HU are needed")
+        raise ValueError(f"{name} holds {array.dtype}; numbers in HU are needed")
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
-        raise ValueError(f"{name} has no usable affine: a finite 4x4 matrix from voxels to mm is needed")
+        raise ValueError(f"{name} has no usable affine; a finite 4x4 matrix from voxels to mm is needed")
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if (
         not (lengths > 1e-6).all()
@@ -133,12 +142,11 @@ def _volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
         or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6
     ):
         raise ValueError(
-            f"{name} has a singular affine (an axis without length, or without end); its geometry has to be "
-            "repaired"
+            f"{name} has a singular affine (an axis of zero or infinite length); repair its geometry first"
         )
     if np.abs(affine[:3, 3]).max() > 1e9 or np.abs(affine[3] - (0, 0, 0, 1)).max() > 1e-6:
         raise ValueError(
-            f"{name} has no usable affine: it puts the scan nowhere; its geometry has to be repaired"
+            f"{name} has no usable affine: its origin or last row is invalid; repair its geometry first"
         )
     values = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(values).all():
@@ -147,7 +155,7 @@ def _volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
 
 
 def voxel_hash(scan: Volume, salt: str = "") -> str:
-    """sha256 of the HU values, rounded, and the shape."""
+    """Return the sha256 of the rounded HU values and the shape, independent of file format and header."""
     digest = hashlib.sha256(f"{salt}{scan.shape}".encode())
     digest.update(np.clip(np.round(scan.array), -32768, 32767).astype("<i2").tobytes())
     return digest.hexdigest()

@@ -148,7 +148,7 @@ def dicom(home: Path, rng: np.random.Generator) -> None:
 
 
 def drawn(home: Path, rng: np.random.Generator) -> None:
-    from ctssl.volume.dicom_masks import read_drawn
+    from ctssl.volume.dicom_masks import read_annotation
     from tests.support.dicom import grid_in_lps, square, write_rtstruct, write_segmentation
 
     base = {"rs": home / "rs.dcm", "seg": home / "seg.dcm"}
@@ -158,7 +158,7 @@ def drawn(home: Path, rng: np.random.Generator) -> None:
     path = home / "drawn.dcm"
     path.write_bytes(mutation.dicom(base[mutation.one_of(rng, ("rs", "seg"))].read_bytes(), rng))
     scan = grid_in_lps()
-    mask = read_drawn(path, scan)
+    mask = read_annotation(path, scan)
     assert mask.shape == scan.shape and mask.array.max() <= 1
 
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 import ctssl
 from ctssl.files.atomic import write_whole
-from ctssl.volume.dicom import Found, drawn_on, find_series
-from ctssl.volume.dicom_masks import read_drawn
+from ctssl.volume.dicom import Found, find_series, match_annotation
+from ctssl.volume.dicom_masks import read_annotation
 
 COLUMNS = (
     "image",
@@ -49,9 +49,9 @@ def kernel_bin(manufacturer: str, kernel: str) -> str:
 def convert(patient: str, series: Found, out: Path, *, roi: str, overwrite: bool = False) -> dict[str, str]:
     """The row of a patient; its mask is written, unless it is there. Raises `ValueError` saying what is
     missing."""
-    (image, ct), (file, header) = drawn_on(series, patient)
+    (image, ct), (file, header) = match_annotation(series, patient)
     scan = ctssl.read(image)
-    mask = read_drawn(file, scan, roi=roi if header.Modality == "RTSTRUCT" else None)
+    mask = read_annotation(file, scan, roi=roi if header.Modality == "RTSTRUCT" else None)
     if not mask.array.any():
         raise ValueError(f"the tumour of {file.name} is empty on its CT")
     label = out / "labels" / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', patient)}.nii.gz"

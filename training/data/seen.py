@@ -8,7 +8,7 @@ from tqdm import tqdm
 import ctssl
 from ctssl.datasets.seen import seen_by
 from ctssl.volume.dicom import find_series
-from ctssl.volume.dicom_file import text
+from ctssl.volume.dicom_file import get_text
 from ctssl.volume.volume import voxel_hash
 from training.data.corpora import NAMES, data_folder
 from training.data.manifest import Scan, find_scans
@@ -37,4 +37,4 @@ def original(scan: Scan, corpus: str) -> Path | None:
 
 def series_uids(folder: Path) -> list[str]:
     """The SeriesInstanceUID of each CT series below a folder."""
-    return [text(header, "SeriesInstanceUID") for _, header in find_series(folder)["CT"]]
+    return [get_text(header, "SeriesInstanceUID") for _, header in find_series(folder)["CT"]]
