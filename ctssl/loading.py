@@ -1,4 +1,4 @@
-"""Encoders and segmenters from verified folders. Strict, safetensors only."""
+"""Load encoders and segmenters from verified folders: strict loading, safetensors only."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import nn
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
 from ctssl.hub.client import CONFIG
-from ctssl.hub.config import plausible
+from ctssl.hub.config import check_encoder_args
 from ctssl.hub.folder import ModelFolder
 from ctssl.hub.lookup import open_model
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that weights may be stored as
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # allowed dtypes of stored weights
 
 if TYPE_CHECKING:
     from ctssl.encoders.swin import Swin
@@ -31,27 +31,32 @@ def load(
     offline: bool | None = None,
     device: str | torch.device = "cpu",
 ) -> Swin | ViT:
-    """A pretrained encoder, in `.eval()`.
+    """Load a pretrained encoder in evaluation mode.
 
     Args:
-        source: a name (`ctssl.list_models()`), a folder, or a Hub repository `owner/name`. A name wins over a
-            folder of the same name; write `./name` for the folder.
-        revision: commit, tag or branch of a Hub repository; models of the table have theirs pinned.
-        offline: True never asks the network.
+        source: a model name (`ctssl.list_models()`), a folder, or a Hub repository `owner/name`. A name takes
+            precedence over a folder of the same name; write `./name` for the folder.
+        revision: commit, tag or branch of a Hub repository; named models are pinned.
+        offline: True never uses the network.
+        device: where to put the model; "auto" uses a GPU if there is one.
 
-    Raises `FileNotFoundError` (not there, with what to do) or `ValueError` (damaged, changed, or not an
-    encoder).
+    Raises:
+        FileNotFoundError: the model is not here and cannot be downloaded; the message says what to do.
+        ValueError: the model is damaged, was changed, or is not an encoder.
+
+    >>> load("swin-wild-mim").strides
+    (4, 8, 16)
     """
     folder = open_model(source, revision=revision, offline=offline)
     if folder.kind != "encoder":
         raise ValueError(
-            f"{folder.name} is a {folder.kind}; give the name of an encoder, or load it with "
+            f"{folder.name} is a {folder.kind}, not an encoder; load it with "
             f"ctssl.load_segmenter({folder.name!r})"
         )
     encoder = build_encoder(folder)
-    fill(encoder, folder.weights)
+    load_weights(encoder, folder.weights)
     encoder.spec = folder.spec
-    return encoder.to(device_named(device)).eval()
+    return encoder.to(choose_device(device)).eval()
 
 
 def load_segmenter(
@@ -61,20 +66,21 @@ def load_segmenter(
     offline: bool | None = None,
     device: str | torch.device = "cpu",
 ) -> Segmenter:
-    """A fine-tuned segmenter, in `.eval()`; arguments and errors as for `ctssl.load`."""
+    """Load a fine-tuned segmenter in evaluation mode; arguments and errors as for `ctssl.load`."""
     folder = open_model(source, revision=revision, offline=offline)
     if folder.kind != "segmenter":
         raise ValueError(
-            f"{folder.name} is an encoder without a head; ctssl.segmenter({folder.name!r}) puts an untrained "
-            "one on it, `ctssl finetune` trains it"
+            f"{folder.name} is an encoder, not a segmenter; ctssl.segmenter({folder.name!r}) adds an "
+            "untrained "
+            "head, `ctssl finetune` trains it"
         )
     from ctssl.heads.segmenter import Segmenter, segmenter_settings
 
     encoder = build_encoder(folder)
     encoder.spec = folder.spec
     model = Segmenter(encoder, **segmenter_settings(folder.config, folder.path))
-    fill(model, folder.weights)
-    return model.to(device_named(device)).eval()
+    load_weights(model, folder.weights)
+    return model.to(choose_device(device)).eval()
 
 
 def load_model(source: str | os.PathLike | ModelFolder, *, device: str | torch.device = "cpu") -> Any:
@@ -83,19 +89,22 @@ def load_model(source: str | os.PathLike | ModelFolder, *, device: str | torch.d
     return (load if folder.kind == "encoder" else load_segmenter)(folder, device=device)
 
 
-def device_named(name: str | torch.device) -> torch.device:
-    """A device; "auto" is a GPU where there is one. Raises `ValueError` for one that is not there."""
-    there = torch.cuda.is_available()
+def choose_device(name: str | torch.device) -> torch.device:
+    """Return a torch device; "auto" is a GPU if there is one.
+
+    Raises `ValueError` for an unknown or unavailable device.
+    """
+    has_cuda = torch.cuda.is_available()
     try:
-        device = torch.device(("cuda" if there else "cpu") if name == "auto" else name)
+        device = torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
     except RuntimeError as error:
-        raise ValueError(f"no device is called {name!r}; there are cpu, cuda, cuda:1, mps, ...") from error
-    if (device.type == "cuda" and not there) or (
+        raise ValueError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:1, mps, ...") from error
+    if (device.type == "cuda" and not has_cuda) or (
         device.type == "mps" and not torch.backends.mps.is_available()
     ):
         raise ValueError(
-            f"device {name}: this machine, or this PyTorch, has no {device.type.upper()}; leave --device out, or "
-            "give cpu"
+            f"device {name} is not available: this machine, or this PyTorch, has no {device.type.upper()}; "
+            "omit --device, or use cpu"
         )
     return device
 
@@ -108,10 +117,14 @@ def segmenter(
     labels: dict[int, str] | None = None,
     window: int = 64,
 ) -> Segmenter:
-    """An encoder with an untrained head of `ctssl.heads.HEADS`. `classes` counts the background.
+    """Return an encoder with an untrained segmentation head.
 
-    `encoder` is an encoder or what `ctssl.load` takes; `labels` names the classes, `{1: "tumour"}`; `window`:
-    voxels along each side of the crops it is trained on, and of the pieces in which it segments.
+    Args:
+        encoder: an encoder, or anything that `ctssl.load` accepts.
+        head: key of `ctssl.heads.HEADS`.
+        classes: number of classes, including the background.
+        labels: name of each class but the background, `{1: "tumour"}`.
+        window: side in voxels of the training crops and of the sliding window.
     """
     from ctssl.heads.segmenter import Segmenter
 
@@ -121,15 +134,20 @@ def segmenter(
 
 
 def build_encoder(folder: ModelFolder) -> Any:
-    """Build the encoder that a `config.json` describes, with initial weights."""
+    """Build the encoder that a `config.json` describes, with initial weights.
+
+    Raises `ValueError` unless the weights file has the same names and shapes.
+    """
     kind, args, path = folder.config["encoder"], folder.config["encoder_args"], folder.path
     known = {**ENCODERS, "pixels": Pixels}
     if kind not in known:
-        raise ValueError(f"{path} needs the encoder {kind!r}; this ctssl has {sorted(known)}: update it")
+        raise ValueError(
+            f"{path} needs the encoder {kind!r}; this ctssl has {', '.join(sorted(known))}: update ctssl"
+        )
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in args.items()}
-    plausible(settings, path / CONFIG, weights=len(shapes_of(folder.weights)))
+    check_encoder_args(settings, path / CONFIG, weights=len(read_shapes(folder.weights)))
     try:
-        with torch.device("meta"):  # shapes without memory: what config.json describes may be of any size
+        with torch.device("meta"):  # shapes without memory: the config may describe any size
             sketch = known[kind](**settings)
     except (TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError, LookupError) as error:
         raise ValueError(
@@ -141,8 +159,8 @@ def build_encoder(folder: ModelFolder) -> Any:
     return known[kind](**settings)
 
 
-def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights of a safetensors file, from its header alone."""
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights of a safetensors file, from its header alone."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -150,24 +168,26 @@ def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+            f"{path} is not a complete safetensors file ({error}); copy or download it again"
         ) from error
 
 
 def _check_shapes(own: dict[str, tuple[int, ...]], path: Path, *, within: str = "") -> None:
-    """Raise `ValueError` unless the weights whose names begin with `within` have the names and shapes of
-    `own`."""
-    found = {key: shape for key, shape in shapes_of(path).items() if key.startswith(within)}
-    wrong = sorted(set(own) ^ set(found)) + [k for k in own if k in found and own[k] != found[k]]
+    """Raise `ValueError` unless the weights named `within...` have the names and shapes of `own`."""
+    stored = {key: shape for key, shape in read_shapes(path).items() if key.startswith(within)}
+    wrong = sorted(set(own) ^ set(stored)) + [k for k in own if k in stored and own[k] != stored[k]]
     if wrong:
         raise ValueError(
-            f"{path} holds another model than its config.json describes: {len(wrong)} weights differ, "
+            f"{path} does not match its config.json: {len(wrong)} weights differ, "
             f"first {wrong[0]!r}; the two files belong to different models"
         )
 
 
-def fill(model: Any, path: Path) -> None:
-    """Put the weights of a file into a model: every one of them, and no other."""
+def load_weights(model: Any, path: Path) -> None:
+    """Load the weights of a file into a model, strictly.
+
+    Raises `ValueError` for missing, unexpected, non-finite or non-floating-point weights.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -177,7 +197,7 @@ def fill(model: Any, path: Path) -> None:
         state = load_file(path)
     except (SafetensorError, OSError, KeyError, ValueError) as error:  # KeyError: a type unknown to torch
         raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+            f"{path} is not a complete safetensors file ({error}); copy or download it again"
         ) from error
     other = [
         k
@@ -186,10 +206,10 @@ def fill(model: Any, path: Path) -> None:
     ]
     if other:
         raise ValueError(
-            f"{path} holds weights of the type {state[other[0]].dtype}, first {other[0]!r}; get the file again"
+            f"{path} holds weights of type {state[other[0]].dtype}, first {other[0]!r}; download it again"
         )
     broken = [k for k, v in state.items() if not torch.isfinite(v).all()]
     if broken:
-        raise ValueError(f"{path} holds infinite or NaN weights, first {broken[0]!r}; get the file again")
+        raise ValueError(f"{path} holds infinite or NaN weights, first {broken[0]!r}; download it again")
     model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()}, strict=True)
     model.origin = path

@@ -1,4 +1,4 @@
-"""What models exist. Standard library only, so that asking is instant."""
+"""List the models that exist. Standard library only, so `import` takes no time."""
 
 from __future__ import annotations
 
@@ -18,14 +18,26 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One set of weights. `sha256` is that of `model.safetensors`; `repo` and `revision` are None until
-    published.
+    """One set of weights.
 
-    `kind`: "encoder" or "segmenter". `encoder` and `encoder_args`: a key of `ctssl.encoders.ENCODERS` and
-    what it is called with. `corpus`: "wild", "self", "wild-self" (one after the other) or "" (not
-    pretrained). `licence`: of the weights; `data`: what they saw. `head` and `labels` (`{"1": "tumour"}`): of
-    a segmenter. `baseline_only`: frozen, it tells tumours from other tissue no better than the same encoder
-    with random weights (`training.experiments.probe`): for comparing, not for use.
+    Attributes:
+        name: name of the model, an opaque key.
+        kind: "encoder" or "segmenter".
+        encoder: key of `ctssl.encoders.ENCODERS`.
+        encoder_args: arguments that the encoder is built with.
+        preprocess: working spacing and HU window.
+        corpus: pretraining corpus: "wild", "self", "wild-self" (one after the other) or "" (not pretrained).
+        pretext: pretext task; "" if not pretrained.
+        parameters: number of parameters.
+        repo: Hub repository; None until published.
+        revision: Hub commit; None until published.
+        sha256: sha256 of `model.safetensors`.
+        licence: licence of the weights.
+        data: the scans that they were trained on.
+        head: key of `ctssl.heads.HEADS`, for a segmenter.
+        labels: name of each label, `{"1": "tumour"}`, for a segmenter.
+        baseline_only: with frozen weights it separates tumours from other tissue no better than the same
+            encoder with random weights (`training.experiments.probe`): use it for comparison only.
     """
 
     name: str
@@ -79,14 +91,14 @@ SCANS = {
     "self": "26 sarcoma CT scans of the task itself",
     "wild-self": "26 public CT scans, uncurated, then 26 sarcoma CT scans of the task itself",
 }
-"""What each corpus is, in words."""
+"""Description of each pretraining corpus."""
 
 
 def _pretrained(
     encoder: str, corpus: str, pretext: str, sha256: str, *, baseline_only: bool = False
 ) -> ModelSpec:
-    """One of the small encoders that the package carries."""
-    licence = "CC-BY-3.0" if corpus == "self" else "CC-BY-4.0"  # the strictest of the scans' own
+    """Return the spec of one of the small encoders in the package."""
+    licence = "CC-BY-3.0" if corpus == "self" else "CC-BY-4.0"  # the strictest licence among the scans
     return ModelSpec(
         f"{encoder}-{corpus}-{pretext}",
         "encoder",
@@ -114,8 +126,10 @@ def _segmenter(
     licence: str,
     data: str,
 ) -> ModelSpec:
-    """A fine-tuned one, with the default head and one label; `corpus` and `pretext` of the encoder that it
-    started from."""
+    """Return the spec of a fine-tuned segmenter with the default head and one label.
+
+    `corpus` and `pretext` are those of its starting weights.
+    """
     return ModelSpec(
         name,
         "segmenter",
@@ -136,11 +150,11 @@ def _segmenter(
 # --- published: `python -m training.release.publish` writes these lines ---
 PUBLISHED: dict[str, tuple[str, str]] = {}
 # --- end of what it writes ---
-"""Where a model is on the Hub: repository and commit (40 hex digits) by name."""
+"""Hub repository and commit (40 hex digits) of each published model."""
 
 
 def _placed(spec: ModelSpec) -> ModelSpec:
-    """With its repository and revision, once it is published."""
+    """Return the spec with its Hub repository and revision, if published."""
     repo, revision = PUBLISHED.get(spec.name, (None, None))
     return replace(spec, repo=repo, revision=revision)
 
@@ -213,38 +227,56 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the models that match, e.g. `"*mim*"`, in alphabetical order."""
+    """Return the names of the models that match a pattern, in alphabetical order.
+
+    >>> list_models("swin-wild-m*")
+    ['swin-wild-mim']
+    """
     return sorted(name for name in MODELS if fnmatchcase(name, pattern))
 
 
 def info(name: str) -> ModelSpec:
-    """What is known of a model, without loading it. Raises `ValueError`, with the nearest names, for an
-    unknown one."""
+    """Return the spec of a model without loading it.
+
+    Raises `ValueError` for an unknown name and suggests the nearest ones.
+
+    >>> info("swin-wild-mim").parameters
+    3170790
+    """
     if name not in MODELS:
-        raise ValueError(unknown(name))
+        raise ValueError(explain_unknown(name))
     return MODELS[name]
 
 
-def unknown(name: str) -> str:
-    """What to say about a name that is not in the table."""
+def explain_unknown(name: str) -> str:
+    """Return the error message for a name that is not in the table."""
     near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(list_models())}."
-    return f"no model is called {name!r}; {hint} A folder with config.json, or a Hub repository owner/name, also works"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(list_models())}."
+    return (
+        f"unknown model {name!r}; {hint} A folder with config.json, or a Hub repository owner/name, "
+        "also works"
+    )
 
 
 def pair(encoder: str, pretext: str) -> tuple[ModelSpec, ModelSpec]:
-    """The same encoder with the same pretext, pretrained in the wild and on the task's own scans: `(wild,
-    self)`.
+    """Return the same encoder and pretext task pretrained on the two corpora, as `(wild, self)`.
 
-    `ctssl.load(spec.name)` loads each. Raises `ValueError`, with the pairs that exist, where one of the two
-    is missing.
+    Args:
+        encoder: "swin" or "vit".
+        pretext: pretext task, such as "mim".
+
+    Raises:
+        ValueError: one of the two is missing; the message lists the pairs that exist.
+
+    >>> [spec.name for spec in pair("swin", "mim")]
+    ['swin-wild-mim', 'swin-self-mim']
     """
-    found: dict[tuple[str, str], dict[str, ModelSpec]] = {}
+    specs: dict[tuple[str, str], dict[str, ModelSpec]] = {}
     for spec in MODELS.values():
         if spec.kind == "encoder":
-            found.setdefault((spec.encoder, spec.pretext), {})[spec.corpus] = spec
-    pairs = {key: sides for key, sides in found.items() if {"wild", "self"} <= set(sides)}
+            specs.setdefault((spec.encoder, spec.pretext), {})[spec.corpus] = spec
+    pairs = {key: sides for key, sides in specs.items() if {"wild", "self"} <= set(sides)}
     if (encoder, pretext) not in pairs:
         known = ", ".join(f"({e!r}, {p!r})" for e, p in sorted(pairs))
-        raise ValueError(f"no pair of models for ({encoder!r}, {pretext!r}); there are {known}")
+        raise ValueError(f"no pair of models for ({encoder!r}, {pretext!r}); use one of {known}")
     return pairs[encoder, pretext]["wild"], pairs[encoder, pretext]["self"]

@@ -101,8 +101,8 @@ def test_segment_a_folder(capsys, scan, model, tmp_path):
     assert "was made otherwise: threshold 0.5, now 0.3" in other
     (scans / "a.nii.gz").write_bytes((scans / "a_0000.nii.gz").read_bytes())
     for flag in ("--overwrite", "--resume"):
-        assert "is a scan that is read" in refused(capsys, "segment", scans, scans, "--model", model, flag)
-    assert "is a scan that is read" in refused(capsys, "segment", scan, scan, "--model", model, "--overwrite")
+        assert "is an input scan" in refused(capsys, "segment", scans, scans, "--model", model, flag)
+    assert "is an input scan" in refused(capsys, "segment", scan, scan, "--model", model, "--overwrite")
     (scans / "a.nii.gz").unlink()
     assert "from 0 to N-1" in refused(capsys, *args, "--shard", "2/2")
     assert "one scan" in refused(capsys, *args, "--overlay", tmp_path / "x.png")
@@ -185,7 +185,7 @@ def test_a_device_that_is_not_there(capsys, scan, model, tmp_path):
     for name in ["tpu-7", *([] if torch.cuda.is_available() else ["cuda", "cuda:1"])]:
         for command in (["embed", scan], ["segment", scan, tmp_path / "m.nii.gz", "--model", model]):
             words = refused(capsys, *command, "--device", name)
-            assert "no device is called" in words or "has no CUDA" in words
+            assert "unknown device" in words or "has no CUDA" in words
     said(capsys, "embed", scan, tmp_path / "v.npy", "--device", "auto")
 
 

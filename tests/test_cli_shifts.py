@@ -71,7 +71,7 @@ def test_shift_a_scan(labelled, tmp_path, capsys):
     scan = ctssl.read(source)
     np.testing.assert_array_equal(ctssl.read(out).array, ctssl.shift(scan, "kernel_sharp", severity=3).array)
     assert "exists" in refused(capsys, "shift", source, out, "--dose", "2")
-    assert "is a scan that is read" in refused(capsys, "shift", source, source, "--dose", "2", "--overwrite")
+    assert "is an input scan" in refused(capsys, "shift", source, source, "--dose", "2", "--overwrite")
     assert (
         main(
             [
@@ -133,7 +133,7 @@ def test_shift_a_folder(labelled, tmp_path, capsys):
     assert "1 scans failed:\n  case0: " in capsys.readouterr().err
     assert sorted(p.name for p in (tmp_path / "some").iterdir()) == ["case1.nii.gz", "case2.nii.gz"]
     own = labelled / "images"
-    assert "is a scan that is read" in refused(capsys, "shift", own, own, "--truncation", "2", "--overwrite")
+    assert "is an input scan" in refused(capsys, "shift", own, own, "--truncation", "2", "--overwrite")
     capsys.readouterr()
     assert "--every is for a folder" in refused(
         capsys, "shift", labelled / "images" / "case0.nii.gz", tmp_path / "x", "--every"

@@ -75,7 +75,7 @@ def write_zip(path) -> None:
         (lambda p: torch.save({"w": torch.ones(2).to_sparse()}, p), "sparse"),
         (
             lambda p: p.write_bytes((200).to_bytes(8, "little") + b'{"a":' + b"x" * 300),
-            "not a whole safetensors",
+            "not a complete safetensors",
         ),
     ],
 )

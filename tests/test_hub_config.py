@@ -44,13 +44,13 @@ def test_an_encoder_of_absurd_size_is_refused_before_memory_is_taken(tiny_folder
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"name": ["x"]}, "name is .*a text is needed"),
-        ({"encoder": {"swin": 1}}, "encoder is .*a text is needed"),
-        ({"encoder_args": [12]}, "encoder_args is .*an object is needed"),
+        ({"name": ["x"]}, "invalid name .*must be a string"),
+        ({"encoder": {"swin": 1}}, "invalid encoder .*must be a string"),
+        ({"encoder_args": [12]}, "invalid encoder_args .*must be an object"),
         ({"kind": "shell"}, "this ctssl knows encoder and segmenter"),
-        ({"preprocess": {"spacing_mm": float("nan"), "window_hu": [-500, 500]}}, "prepare no CT"),
-        ({"preprocess": {"spacing_mm": 2, "window_hu": [500, 500]}}, "prepare no CT"),
-        ({"preprocess": {"spacing_mm": 0, "window_hu": [-500, 500]}}, "prepare no CT"),
+        ({"preprocess": {"spacing_mm": float("nan"), "window_hu": [-500, 500]}}, "cannot prepare a CT"),
+        ({"preprocess": {"spacing_mm": 2, "window_hu": [500, 500]}}, "cannot prepare a CT"),
+        ({"preprocess": {"spacing_mm": 0, "window_hu": [-500, 500]}}, "cannot prepare a CT"),
     ],
 )
 def test_a_config_of_wrong_types_is_refused_in_words(tiny_folder, changes, words):

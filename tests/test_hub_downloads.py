@@ -66,7 +66,7 @@ def test_without_a_network_it_says_so_and_what_is_there_loads(double, tmp_path):
     said = refused("me/other", **closed)
     assert (
         said.startswith("ConnectionError")
-        and "cannot get me/other from http://127.0.0.1:9" in said
+        and "cannot download me/other from http://127.0.0.1:9" in said
         and "HF_ENDPOINT" in said
     )
 
@@ -124,7 +124,7 @@ def test_a_disk_that_fills_up_during_a_copy_leaves_nothing(tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copyfile", full)
         with pytest.raises(
-            OSError, match=r"the disk of .* is full; nothing incomplete was kept.*another --to"
+            OSError, match=r"the disk of .* is full; no incomplete model was kept.*another --to"
         ):
             downloads.download(NAME, to=tmp_path / "models")
     assert list((tmp_path / "models").iterdir()) == []
@@ -190,7 +190,7 @@ def test_what_stands_in_the_way_is_never_destroyed(tmp_path, capsys):
     (target / "model.safetensors").write_bytes(b"somebody's work")
     assert main(["download", NAME, "--to", str(tmp_path)]) == 2
     assert (
-        "it was left as it is" in capsys.readouterr().err
+        "it was not changed" in capsys.readouterr().err
         and (target / "model.safetensors").read_bytes() == b"somebody's work"
     )
     shutil.rmtree(target)
@@ -204,8 +204,8 @@ def test_words_that_name_no_model_are_refused(capsys, tmp_path):
     for words, said in (
         (["download"], "which models?"),
         (["download", "a/b", "c/d", "--revision", "v1"], "belongs to one repository"),
-        (["download", "../x"], "neither a name"),
-        (["download", "me/..", "--to", str(tmp_path)], "neither a name"),
+        (["download", "../x"], "unknown model"),
+        (["download", "me/..", "--to", str(tmp_path)], "unknown model"),
         (["download", NAME, "--revision", "v1"], "no revisions"),
     ):
         assert main(words) == 2

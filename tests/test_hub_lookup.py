@@ -113,7 +113,7 @@ def test_what_is_published_loads_from_a_mirror_with_its_features(olah, mirror, t
 def test_a_revision_that_does_not_exist_is_named(olah, revision, tmp_path):
     said = refused(REPO, revision, HF_ENDPOINT=olah, HF_HOME=tmp_path / "home")
     assert said.startswith("FileNotFoundError") and f"{REPO} on {olah} has no revision '{revision}'" in said
-    assert "leave it out for the newest" in said
+    assert "omit it for the newest" in said
 
 
 def test_a_repository_that_does_not_exist_is_named(olah, tmp_path):
@@ -136,7 +136,7 @@ def test_a_server_that_goes_away_half_way_leaves_nothing_and_the_next_attempt_su
     assert (
         proxy.http.broken
         and said.startswith("ConnectionError")
-        and f"cannot get {REPO} from {proxy.url}" in said
+        and f"cannot download {REPO} from {proxy.url}" in said
         and "try again" in said
     )
     assert not list(home.rglob("model.safetensors")) and not list(home.rglob("*.incomplete"))
@@ -164,7 +164,7 @@ def test_swapped_weights_in_the_repository_are_found(olah, mirror, tmp_path):
     assert (
         said.startswith("ValueError")
         and "config.json says" in said
-        and "take another revision, or ask its owner" in said
+        and "use another revision, or ask its owner" in said
     )
     pinned = f"""import dataclasses, pathlib; from ctssl import hub, zoo; import ctssl.hub.lookup
 def place(commit): zoo.MODELS[{NAME!r}] = dataclasses.replace(zoo.MODELS[{NAME!r}], repo={REPO!r}, revision=commit)

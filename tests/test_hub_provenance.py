@@ -212,5 +212,5 @@ def test_info_of_a_strangers_model_prints_no_control_characters(encoder, tmp_pat
 )
 def test_a_header_that_is_none_is_refused_in_words(content, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
         read_metadata(tmp_path / "model.safetensors")

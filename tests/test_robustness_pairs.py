@@ -129,6 +129,6 @@ def test_a_pair_is_found_by_the_fields_of_its_specs():
     assert (wild.corpus, own.corpus) == ("wild", "self") and wild.encoder == own.encoder == "swin"
     assert ctssl.info(wild.name) is wild and ctssl.info(own.name) is own
     with pytest.raises(
-        ValueError, match=r"no pair of models for \('swin', 'dino'\); there are .*\('swin', 'mim'\)"
+        ValueError, match=r"no pair of models for \('swin', 'dino'\); use one of .*\('swin', 'mim'\)"
     ):
         ctssl.pair("swin", "dino")

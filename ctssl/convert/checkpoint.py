@@ -141,5 +141,5 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{file} is not a whole safetensors file ({error}); copy or download it again"
+            f"{file} is not a complete safetensors file ({error}); copy or download it again"
         ) from error

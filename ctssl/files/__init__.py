@@ -1,5 +1,5 @@
-"""Files: text that others wrote, names made from it, and files that are whole or not there.
+"""Files: CSV and JSON from untrusted sources, safe file names, atomic writing.
 
-Import from the modules: `text` (CSV and JSON with every fault in words), `names` (file names from other
-people's words), `atomic` (write a file completely or not at all; hash a file). Nothing here loads torch.
+Import from the modules: `text` (read CSV and JSON, explain every fault), `names` (file names from untrusted
+text), `atomic` (write a file completely or not at all; hash a file). Nothing here loads torch.
 """

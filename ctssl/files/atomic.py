@@ -1,5 +1,6 @@
-"""Files that are whole or not there: written beside their place, then renamed. A full disk is said in
-words."""
+"""Write files atomically: to a temporary file in the same folder, then rename. A full disk gets a clear
+message.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +15,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_whole(path: Path, content: str | bytes | Callable[[Path], Any]) -> Path:
-    """Write `path`, from text, bytes or a function that writes the file it is given; whatever happens, never
-    half of it.
+    """Write a file completely or not at all, and return its path.
 
-    Raises `OSError` (ENOSPC) with what to do when the disk is full.
+    Args:
+        path: file to write; an existing one is replaced.
+        content: text, bytes, or a function that writes the (temporary) file it is given.
+
+    Raises:
+        OSError: the disk is full (ENOSPC); the message says what to do.
     """
     part = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
@@ -39,34 +44,34 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], Any]) -> Pat
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether an error of the system, or of safetensors, which has words alone, means that."""
+    """Return whether an error means a full disk; safetensors reports one only in the message."""
     if isinstance(error, OSError):
         return error.errno in FULL
     return type(error).__name__ == "SafetensorError" and "No space left" in str(error)
 
 
 def write_weights(path: Path, state: dict[str, Any], *, metadata: dict[str, str] | None = None) -> Path:
-    """Tensors as safetensors, whole or not at all."""
+    """Write tensors as safetensors, completely or not at all."""
     from safetensors.torch import save_file
 
     return write_whole(path, lambda part: save_file(state, part, metadata=metadata))
 
 
 def check_apart(targets: list[Path], scans: list[Path]) -> None:
-    """Raise `ValueError` where a result would replace a scan that is read, whatever may be overwritten."""
+    """Raise `ValueError` if an output would replace an input scan, even where overwriting is allowed."""
     own = {os.path.realpath(path) for path in scans}
     series = tuple(path + os.sep for path in own if os.path.isdir(path))
     for path in targets:
         place = os.path.realpath(path)
         if place in own:
-            raise ValueError(f"{path} is a scan that is read; choose another place to write to")
-        written = (".nii", ".nii.gz", ".json", ".png")  # what was written beside the slices before
+            raise ValueError(f"{path} is an input scan; choose another output path")
+        written = (".nii", ".nii.gz", ".json", ".png")  # earlier results next to the slices
         if place.startswith(series) and os.path.exists(place) and not place.lower().endswith(written):
-            raise ValueError(f"{path} is a file of a scan that is read; choose another place to write to")
+            raise ValueError(f"{path} is a file of an input scan; choose another output path")
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file, 64 hex digits."""
+    """Return the sha256 of a file as 64 hex digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

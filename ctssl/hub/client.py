@@ -1,6 +1,6 @@
-"""The Hub: a repository into the local cache, a model into a repository, and what to do when either fails.
+"""Talk to the Hub: download a repository to the local cache, upload a model, explain every failure.
 
-Progress, locks, `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_TOKEN` and `hf auth login` are those of
+Progress bars, locks, `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_TOKEN` and `hf auth login` are those of
 huggingface_hub.
 """
 
@@ -21,12 +21,20 @@ SIGN_IN = "`hf auth login`, or set HF_TOKEN to a token of https://huggingface.co
 
 
 def fetch(repo: str, *, revision: str | None = None, offline: bool | None = None) -> Path:
-    """The folder of a repository in the cache, downloaded if it is not there. `offline=True` never asks the
-    network.
+    """Return the cached folder of a repository; download it if it is missing.
 
-    A commit that is already here needs no network. What it raises says what to do: `FileNotFoundError` (no
-    such repository or revision, or not in the cache and the network is off), `PermissionError`,
-    `ConnectionError`, `OSError` (full disk).
+    A commit that is already cached needs no network.
+
+    Args:
+        repo: `owner/name`.
+        revision: commit, tag or branch. Default: the newest commit of the default branch.
+        offline: True never uses the network.
+
+    Raises:
+        FileNotFoundError: no such repository or revision, or not cached and the network is off.
+        PermissionError: the repository is gated, or the cache is not writable.
+        ConnectionError: the download failed.
+        OSError: the disk is full.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -41,72 +49,78 @@ def fetch(repo: str, *, revision: str | None = None, offline: bool | None = None
         except HFValidationError as error:
             raise ValueError(f"{repo!r} is not a Hub repository: {error}") from error
         except failures():
-            pass  # not here, or not all of it
+            pass  # not cached, or incomplete
     if silent:
         which = f" at revision {revision}" if revision else ""
         raise FileNotFoundError(
-            f"{repo}{which} is not in the local cache ({constants.HF_HUB_CACHE}) and the network is off (offline=True or "
-            f"HF_HUB_OFFLINE); load it once with a network, or run `ctssl download {repo} --to FOLDER` where there is one, "
-            "carry FOLDER here and set CTSSL_MODELS to it"
+            f"{repo}{which} is not in the local cache ({constants.HF_HUB_CACHE}) and the network is off "
+            "(offline=True or HF_HUB_OFFLINE); load it once with a network, or run "
+            f"`ctssl download {repo} --to FOLDER` on a machine that has one, copy FOLDER here and set "
+            "CTSSL_MODELS to it"
         )
     try:
         return Path(snapshot_download(repo, **wanted))
     except HFValidationError as error:
         raise ValueError(f"{repo!r} is not a Hub repository: {error}") from error
     except failures() as error:
-        raise explained(error, repo, revision) from error
+        raise explain(error, repo, revision) from error
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What huggingface_hub raises when something outside fails, whichever HTTP library it is built on."""
+    """Return the exceptions that huggingface_hub raises for external failures, whichever HTTP library it
+    uses.
+    """
     from huggingface_hub import errors
 
-    found = [
+    types = [
         OSError,
         RuntimeError,
         *errors.HfHubHTTPError.__bases__,
         getattr(errors, "XetDownloadError", OSError),
     ]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(types))
 
 
-def explained(error: Exception, repo: str, revision: str | None) -> OSError:
-    """The same failure as a sentence that says what to do."""
+def explain(error: Exception, repo: str, revision: str | None) -> OSError:
+    """Return the same failure as an exception whose message says what to do."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    if trouble := local_trouble(
-        error, constants.HF_HUB_CACHE, f"set HF_HOME to a folder elsewhere, and load {repo} again"
+    if trouble := explain_local(
+        error, constants.HF_HUB_CACHE, f"set HF_HOME to another folder, and load {repo} again"
     ):
         return trouble
     if isinstance(error, GatedRepoError):
-        return PermissionError(f"{repo} asks you to accept its terms: do that on its page, then {SIGN_IN}")
+        return PermissionError(f"{repo} requires you to accept its terms: do so on its page, then {SIGN_IN}")
     missing = (
         isinstance(error, RevisionNotFoundError) or _status(error) == 404 or _status(error.__cause__) == 404
     )
     known = isinstance(error, RepositoryNotFoundError) and revision is not None and _exists(repo)
     if known or (missing and not isinstance(error, RepositoryNotFoundError)):
         return FileNotFoundError(
-            f"{repo} on {constants.ENDPOINT} has no revision {revision!r}; leave it out for the newest, or take a tag or commit "
-            f"that {constants.ENDPOINT}/{repo}/commits/main shows"
+            f"{repo} on {constants.ENDPOINT} has no revision {revision!r}; omit it for the newest, or "
+            "use a tag "
+            f"or commit from {constants.ENDPOINT}/{repo}/commits/main"
         )
     if isinstance(error, RepositoryNotFoundError):
         which = f" (or not at revision {revision!r})" if revision else ""
         return FileNotFoundError(
-            f"no repository {repo} on {constants.ENDPOINT}{which}, or it is private: check the name, then {SIGN_IN}"
+            f"no repository {repo} on {constants.ENDPOINT}{which}, or it is private: check the name, "
+            f"then {SIGN_IN}"
         )
     return ConnectionError(
-        f"cannot get {repo} from {constants.ENDPOINT} ({type(error).__name__}); nothing incomplete was kept as a model: check "
-        "the network and HF_ENDPOINT and try again, or give the model's folder"
+        f"cannot download {repo} from {constants.ENDPOINT} ({type(error).__name__}); no incomplete "
+        "model was kept: "
+        "check the network and HF_ENDPOINT and try again, or give the model's folder"
     )
 
 
-def local_trouble(error: Exception, place: str | os.PathLike, cure: str) -> OSError | None:
-    """The sentence for a full disk, or a folder that cannot be written; None for what is neither."""
+def explain_local(error: Exception, place: str | os.PathLike, cure: str) -> OSError | None:
+    """Return an exception for a full disk or an unwritable folder; None for any other error."""
     number = getattr(error, "errno", None)
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
         return OSError(
-            f"the disk of {place} is full; nothing incomplete was kept: free some space, or {cure}"
+            f"the disk of {place} is full; no incomplete model was kept: free some space, or {cure}"
         )
     if number in UNWRITABLE:
         return PermissionError(f"cannot write to {place} ({os.strerror(number)}); {cure}")
@@ -118,7 +132,9 @@ def _status(error: BaseException | None) -> int | None:
 
 
 def _exists(repo: str) -> bool:
-    """Whether a repository answers at all: some mirrors call a missing revision a missing repository."""
+    """Return whether a repository answers at all: some mirrors report a missing revision as a missing
+    repository.
+    """
     from huggingface_hub import HfApi
 
     try:
@@ -128,10 +144,20 @@ def _exists(repo: str) -> bool:
 
 
 def push(model: Any, repo: str, *, private: bool = False, token: str | None = None) -> str:
-    """Upload weights, config and a generated card in one commit; returns the commit's address.
+    """Upload weights, config and a generated card in one commit; returns the URL of the commit.
 
-    No picture, case name or table of the training data is uploaded. `token`: None takes that of HF_TOKEN or
-    `hf auth login`.
+    No picture, case name or table of the training data is uploaded.
+
+    Args:
+        model: an encoder or a segmenter.
+        repo: `owner/name`; created if missing.
+        private: create it as a private repository.
+        token: Hub token. Default: that of HF_TOKEN or `hf auth login`.
+
+    Raises:
+        ValueError: `repo` is not `owner/name`, or exists and is public although `private` is True.
+        PermissionError: the token may not write there.
+        ConnectionError: the upload failed.
     """
     import tempfile
 
@@ -149,7 +175,9 @@ def push(model: Any, repo: str, *, private: bool = False, token: str | None = No
 
 
 def upload(folder: Path, repo: str, *, private: bool = False, token: str | None = None, message: str) -> Any:
-    """A folder as one commit of a repository, made if needed; returns huggingface_hub's `CommitInfo`."""
+    """Upload a folder as one commit of a repository, created if missing; returns huggingface_hub's
+    `CommitInfo`.
+    """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import LocalTokenNotFoundError
 
@@ -164,7 +192,8 @@ def upload(folder: Path, repo: str, *, private: bool = False, token: str | None 
     except failures() as error:
         if _status(error) in (401, 403) or isinstance(error, LocalTokenNotFoundError):
             raise PermissionError(
-                f"{constants.ENDPOINT} does not let you write to {repo}: it wants a token that may; {SIGN_IN}"
+                f"{constants.ENDPOINT} does not let you write to {repo}; use a token with write "
+                f"access: {SIGN_IN}"
             ) from error
         raise ConnectionError(
             f"cannot push to {repo} ({type(error).__name__}: {error}); check the network and HF_ENDPOINT"

@@ -1,4 +1,4 @@
-"""What a `config.json` may say: it can come from a stranger, and is believed only where its weights agree."""
+"""Check a `config.json` from an untrusted source: it is believed only where its weights agree."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-LARGEST = 1 << 20  # of any number among an encoder's arguments
+LARGEST = 1 << 20  # upper limit of every number among an encoder's arguments
 TYPES = {
     "name": str,
     "kind": str,
@@ -22,48 +22,55 @@ TYPES = {
     "labels": dict,
     "parent": str,
 }
-DEEP = ("depth", "depths")  # arguments that count blocks, each of which has weights of its own
+DEEP = ("depth", "depths")  # arguments that count blocks, each of which has its own weights
 
 
-def of_right_types(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The config, once its entries are words and tables where they should be. Raises `ValueError`."""
+def check_types(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the config unchanged. Raises `ValueError` unless its entries have the right types."""
     for key, kind in TYPES.items():
         if config.get(key) is not None and not isinstance(config[key], kind):
-            wanted = "a text" if kind is str else "an object"
+            wanted = "a string" if kind is str else "an object"
             raise ValueError(
-                f"{path}: {key} is {_short(config[key])}, where {wanted} is needed; get the file again"
+                f"{path}: invalid {key} {_short(config[key])} (must be {wanted}); download the file again"
             )
     if config["kind"] not in ("encoder", "segmenter"):
         raise ValueError(
-            f"{path} is of the kind {_short(config['kind'])}; this ctssl knows encoder and segmenter"
+            f"{path}: unknown kind {_short(config['kind'])}; this ctssl knows encoder and segmenter"
         )
     absent = [key for key in ("name", "kind", "encoder", "encoder_args", "sha256") if config[key] is None]
     if absent:
-        raise ValueError(f"{path}: {absent[0]} is empty; get the file again")
+        raise ValueError(f"{path}: {absent[0]} is empty; download the file again")
     return config
 
 
-def plausible(args: dict[str, Any], path: Path, *, weights: int) -> None:
-    """Raise `ValueError` for arguments of an encoder that nothing could be built from, before anything is.
+def check_encoder_args(args: dict[str, Any], path: Path, *, weights: int) -> None:
+    """Raise `ValueError` unless an encoder could be built from these arguments.
 
-    `weights`: tensors that belong to the model; there cannot be more blocks.
+    Args:
+        args: arguments of the encoder.
+        path: the config file, for error messages.
+        weights: number of tensors in the weights file; an encoder cannot have more blocks.
     """
     for key, value in args.items():
         numbers = value if isinstance(value, tuple) else (value,)
         if len(numbers) > 64 or not all(n is None or isinstance(n, (int, float, str)) for n in numbers):
-            raise ValueError(f"{path} does not describe an encoder: {key} is {_short(value)}")
+            raise ValueError(f"{path} does not describe an encoder: invalid {key} {_short(value)}")
         plain = [n for n in numbers if isinstance(n, (int, float))]
         if any(not math.isfinite(n) or not 0 <= n <= LARGEST for n in plain):
-            raise ValueError(f"{path} does not describe an encoder: {key} is {_short(value)}")
+            raise ValueError(
+                f"{path} does not describe an encoder: invalid {key} {_short(value)} (must be 0 to {LARGEST})"
+            )
         if key in DEEP and (len(plain) != len(numbers) or sum(plain) > weights):
             raise ValueError(
-                f"{path} describes {key} {_short(value)}, and there are {weights} weights: "
+                f"{path} describes {key} {_short(value)}, but the weights file has {weights} tensors: "
                 "the two files belong to different models"
             )
 
 
-def preparation(config: dict[str, Any]) -> tuple[float, tuple[float, float]]:
-    """Spacing in mm and window in HU of a config; `ValueError` where they prepare nothing."""
+def read_preprocess(config: dict[str, Any]) -> tuple[float, tuple[float, float]]:
+    """Return spacing in mm and HU window of a config. Raises `ValueError` for values that cannot prepare a
+    CT.
+    """
     pre = config["preprocess"]
     try:
         spacing, (low, high) = float(pre["spacing_mm"]), (float(v) for v in pre["window_hu"])
@@ -73,8 +80,9 @@ def preparation(config: dict[str, Any]) -> tuple[float, tuple[float, float]]:
         ) from error
     if not 0.05 <= spacing <= 50 or not -100_000 <= low < high <= 100_000:
         raise ValueError(
-            f"config.json of {config['name']}: a spacing of {spacing:g} mm and a window of {low:g} to {high:g} HU "
-            "prepare no CT"
+            f"config.json of {config['name']}: a spacing of {spacing:g} mm and a window of {low:g} to "
+            f"{high:g} HU "
+            "cannot prepare a CT (0.05 to 50 mm, low < high)"
         )
     return spacing, (low, high)
 
@@ -82,6 +90,6 @@ def preparation(config: dict[str, Any]) -> tuple[float, tuple[float, float]]:
 def _short(value: Any) -> str:
     try:
         text = repr(value)
-    except (RecursionError, ValueError):  # nested without end; a number of thousands of digits
+    except (RecursionError, ValueError):  # nested too deeply; a number of thousands of digits
         text = f"a {type(value).__name__}"
     return text if len(text) < 80 else text[:77] + "..."

@@ -1,4 +1,4 @@
-"""Models fetched ahead: into the cache, or as plain folders for a machine without a network."""
+"""Download models in advance: to the cache, or to plain folders for a machine without a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ctssl import hub
 from ctssl.files.names import REPOSITORY
-from ctssl.hub.client import local_trouble
+from ctssl.hub.client import explain_local
 from ctssl.zoo import MODELS
 
 
@@ -20,59 +20,65 @@ def download(
     revision: str | None = None,
     offline: bool | None = None,
 ) -> Path:
-    """The verified folder of a model, on this machine from now on.
+    """Make a model available on this machine and return its verified folder.
+
+    A verified copy that is already there is kept.
 
     Args:
-        source: a name, or a Hub repository `owner/name`.
-        to: a folder; the model becomes `to/name` in it, complete or not at all, and `CTSSL_MODELS=to` serves
-            it. None: it stays where it was found (it came with the package) or in the Hub cache.
+        source: a model name, or a Hub repository `owner/name`.
+        to: a folder; the model is written to `to/name`, completely or not at all, and `CTSSL_MODELS=to` makes
+            it available. Default: it stays in the package or in the Hub cache.
         revision: commit, tag or branch of the repository.
+        offline: True never uses the network.
 
-    A verified copy that is already there is left; anything else there is kept, with `FileExistsError`.
+    Raises:
+        FileExistsError: `to/name` exists and is another model.
+        ValueError: neither a known name nor `owner/name`.
     """
     if source not in MODELS and not REPOSITORY.fullmatch(source):
-        raise ValueError(f"{source!r} is neither a name of `ctssl list` nor a Hub repository owner/name")
-    found = hub.open_model(source, revision=revision, offline=offline)
+        raise ValueError(
+            f"unknown model {source!r}; use a name from `ctssl list` or a Hub repository owner/name"
+        )
+    model = hub.open_model(source, revision=revision, offline=offline)
     if to is None:
-        return found.path
+        return model.path
     name = source.split("/")[-1]
-    if name in MODELS:  # under a name of the table only the table's model is ever loaded
-        hub.as_published(found.path, MODELS[name])
+    if name in MODELS:  # a name of the table always means the model of the table
+        hub.open_published(model.path, MODELS[name])
     target = Path(to) / name
-    if _same(found, target):
+    if _holds_model(model, target):
         return target
     try:
         Path(to).mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".part-{name}-", dir=to))
     except OSError as error:
-        raise local_trouble(error, to, "choose another --to") or error from error
+        raise explain_local(error, to, "choose another --to") or error from error
     try:
-        for file in sorted(found.path.iterdir()):
+        for file in sorted(model.path.iterdir()):
             if file.is_file():
-                shutil.copyfile(
-                    file, part / file.name
-                )  # what a link of the cache points to, with this user's permissions
-        hub.open_folder(part, sha256=found.config["sha256"])
+                shutil.copyfile(file, part / file.name)  # follows the cache's links; default permissions
+        hub.open_folder(part, sha256=model.config["sha256"])
         part.chmod(0o777 & ~_umask())
-        os.rename(part, target)  # an empty folder gives way, a full one does not
+        os.rename(part, target)  # replaces an empty folder, fails on a full one
     except OSError as error:
-        if target.is_dir() and _same(found, target):  # another process was faster
+        if target.is_dir() and _holds_model(model, target):  # another process was faster
             return target
-        raise local_trouble(error, to, "choose another --to") or error from error
+        raise explain_local(error, to, "choose another --to") or error from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
 
 
-def _same(found: hub.ModelFolder, target: Path) -> bool:
-    """Whether the target holds this very model. Raises `FileExistsError` when it holds anything else."""
+def _holds_model(model: hub.ModelFolder, target: Path) -> bool:
+    """Return whether the target holds this very model. Raises `FileExistsError` if it holds anything else."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     try:
-        hub.open_folder(target, sha256=found.config["sha256"])
+        hub.open_folder(target, sha256=model.config["sha256"])
     except (ValueError, OSError) as error:
         raise FileExistsError(
-            f"{target} exists and is not this model ({error}); it was left as it is: move it away, or choose another --to"
+            f"{target} exists and is not this model ({error}); it was not changed: move it away, or choose "
+            "another --to"
         ) from error
     return True
 

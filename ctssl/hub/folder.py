@@ -1,5 +1,7 @@
-"""A model folder: `config.json` and `model.safetensors`, the same in the wheel, on the Hub and in
-`save_pretrained`."""
+"""Read, verify and write a model folder: `config.json` and `model.safetensors`.
+
+The same format is used in the wheel, on the Hub and by `save_pretrained`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ctssl.files.atomic import file_sha256, write_weights, write_whole
 from ctssl.files.text import read_json
 from ctssl.hub.client import CONFIG, WEIGHTS
-from ctssl.hub.config import of_right_types, preparation
+from ctssl.hub.config import check_types, read_preprocess
 from ctssl.hub.provenance import lineage
 from ctssl.zoo import MODELS, ModelSpec, Preprocess
 
@@ -27,9 +29,12 @@ FORMAT = "ctssl-1"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model folder that was read and verified: opened once, then handed on.
+    """A model folder that was read and verified once.
 
-    `config`: its `config.json`. `name`: how the model was asked for.
+    Attributes:
+        path: the folder.
+        config: its `config.json`.
+        name: the name, path or repository that the model was requested by.
     """
 
     path: Path
@@ -38,17 +43,17 @@ class ModelFolder:
 
     @property
     def kind(self) -> str:
-        """Either "encoder" or "segmenter"."""
+        """Return "encoder" or "segmenter"."""
         return self.config["kind"]
 
     @property
     def weights(self) -> Path:
-        """The file of the weights, whose sha256 is `config["sha256"]`."""
+        """Return the path of the weights, whose sha256 is `config["sha256"]`."""
         return self.path / WEIGHTS
 
     @cached_property
     def spec(self) -> ModelSpec:
-        """The entry of the table, or what `config.json` says of a model outside it.
+        """Return the entry of the model table, or for a model outside it the spec from its `config.json`.
 
         Raises `ValueError` for a spacing or a window that cannot prepare a CT.
         """
@@ -56,27 +61,34 @@ class ModelFolder:
 
 
 def bundled() -> Path:
-    """The models that came with the package: `ctssl/_models` in a wheel, `model_cards` in a checkout."""
+    """Return the folder of the models that come with the package: `ctssl/_models` in a wheel, `model_cards`
+    in a checkout.
+    """
     package = Path(__file__).parents[1]
     inside, beside = package / "_models", package.parent / "model_cards"
     return beside if not inside.is_dir() and beside.is_dir() else inside
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a model folder, checked for what every model has."""
+    """Read the `config.json` of a model folder.
+
+    Raises `FileNotFoundError` if there is none, `ValueError` if required entries are missing or have the
+    wrong type.
+    """
     path = folder / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"no {CONFIG} in {folder}: a model folder holds {CONFIG} and {WEIGHTS}")
-    config = read_json(path, cure=_cure(folder))
+        raise FileNotFoundError(f"no {CONFIG} in {folder}; a model folder holds {CONFIG} and {WEIGHTS}")
+    config = read_json(path, cure=_remedy(folder))
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else type(config).__name__
+        given = config.get("format") if isinstance(config, dict) else type(config).__name__
         raise ValueError(
-            f"{path} is not a ctssl model (format {found!r}, expected {FORMAT!r}); update ctssl if it is newer"
+            f"{path} is not a ctssl model (format {given!r}, expected {FORMAT!r}); update ctssl if it "
+            "is newer"
         )
     missing = {"name", "kind", "encoder", "encoder_args", "preprocess", "parameters", "sha256"} - set(config)
     if missing:
-        raise ValueError(f"{path} lacks {sorted(missing)}; {_cure(folder)}")
-    return of_right_types(config, path)
+        raise ValueError(f"{path} lacks {sorted(missing)}; {_remedy(folder)}")
+    return check_types(config, path)
 
 
 def open_folder(path: Path, *, sha256: str | None = None, name: str = "") -> ModelFolder:
@@ -84,48 +96,48 @@ def open_folder(path: Path, *, sha256: str | None = None, name: str = "") -> Mod
 
     Args:
         path: the folder.
-        sha256: that of the table, which proves that the weights are the published ones. None: that of
-            `config.json`, which shows damage but not malice.
-        name: how the model was asked for, for messages. Default: the folder.
+        sha256: expected sha256 from the model table, which proves that the weights are the published ones.
+            Default: that of `config.json`, which detects damage but not tampering.
+        name: name for messages. Default: the path.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the config is not that of a model, or the weights are damaged or were changed.
+        ValueError: the config does not describe a model, or the weights are damaged or were changed.
     """
     config, weights = read_config(path), path / WEIGHTS
     if not weights.is_file():
-        raise FileNotFoundError(f"no {WEIGHTS} in {path}; {_cure(path)}")
+        raise FileNotFoundError(f"no {WEIGHTS} in {path}; {_remedy(path)}")
     expected = sha256 or config["sha256"]
-    found = file_sha256(weights)
-    if found != expected:
+    actual = file_sha256(weights)
+    if actual != expected:
         whose = "the published model" if sha256 else CONFIG
         raise ValueError(
-            f"{weights} is damaged or was changed: its sha256 is {found[:12]}..., {whose} says "
-            f"{str(expected)[:12]}...; {_cure(path)}"
+            f"{weights} is damaged or was changed: its sha256 is {actual[:12]}..., {whose} says "
+            f"{str(expected)[:12]}...; {_remedy(path)}"
         )
     return ModelFolder(path, config, name or str(path))
 
 
-def _cure(folder: Path) -> str:
+def _remedy(folder: Path) -> str:
     if bundled() in folder.parents:
         return (
-            "install ctssl again from where it came, such as pip install --force-reinstall --no-deps . in its checkout "
+            "reinstall ctssl, for example pip install --force-reinstall --no-deps . in its checkout "
             "(there, git checkout model_cards)"
         )
-    if folder.parent.name == "snapshots":  # links into blobs/, which a new download would take as they are
+    if folder.parent.name == "snapshots":  # links into blobs/, which a new download would reuse
         return (
-            f"remove {folder.parent.parent} and load the model again to download it afresh; if that changes nothing, the "
-            "repository itself is wrong: take another revision, or ask its owner"
+            f"remove {folder.parent.parent} and load the model again to download it afresh; if that does not "
+            "help, the repository itself is wrong: use another revision, or ask its owner"
         )
     return "copy or export the folder again"
 
 
 def spec_of(config: dict[str, Any]) -> ModelSpec:
-    """What `encoder.spec` says: the table's entry, or what `config.json` tells of a model outside it."""
+    """Return the model's entry in the table, or the spec that `config.json` gives for a model outside it."""
     table = MODELS.get(config["name"])
     if table is not None and table.sha256 == config["sha256"]:
         return table
-    preprocess = Preprocess(*preparation(config))
+    preprocess = Preprocess(*read_preprocess(config))
     known = (
         "name",
         "kind",
@@ -153,27 +165,34 @@ def write_folder(
     extra: Mapping[str, str | bytes] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """A model folder, complete or not at all. `config` gets the format and the sha256; `extra` are more
-    files.
+    """Write a model folder completely or not at all, and return its path.
 
-    `metadata`: where the weights come from (`ctssl.provenance.facts`), for their header; None: what is
-    known of the model.
+    Args:
+        model: module whose state dict becomes `model.safetensors`.
+        folder: where to write.
+        config: entries of `config.json`; format and sha256 are added.
+        half: store floating-point weights as fp16.
+        overwrite: write into a folder that is not empty.
+        extra: more files, content by name.
+        metadata: provenance for the header of the weights (`ctssl.hub.provenance.facts`). Default: what is
+            known about the model.
+
+    Raises:
+        FileExistsError: the folder is not empty and `overwrite` is False.
     """
     folder = Path(folder)
     if folder.exists() and not overwrite and (not folder.is_dir() or any(map(_kept, folder.iterdir()))):
         raise FileExistsError(
-            f"{folder} exists and is not empty; choose another folder, or overwrite it on purpose "
-            "(overwrite=True)"
+            f"{folder} exists and is not empty; choose another folder, or pass overwrite=True"
         )
-    told = (
+    provenance = (
         lineage(model, licence=config.get("licence", ""), pretext=config.get("pretext", ""))
         if metadata is None
         else metadata
     )
-    part = (
-        folder / f".part-{os.getpid()}"
-    )  # within: beside it may be another file system, or one that is not ours
-    shutil.rmtree(part, ignore_errors=True)  # of a process of the same number that was killed
+    # inside the folder: its parent may be on another file system, or not writable
+    part = folder / f".part-{os.getpid()}"
+    shutil.rmtree(part, ignore_errors=True)  # left by a killed process with the same id
     part.mkdir(parents=True)
     try:
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
@@ -181,14 +200,14 @@ def write_folder(
             state = {
                 key: value.half() if value.is_floating_point() else value for key, value in state.items()
             }
-        write_weights(part / WEIGHTS, state, metadata={"format": "pt", **told})
+        write_weights(part / WEIGHTS, state, metadata={"format": "pt", **provenance})
         config = {"format": FORMAT, **config, "sha256": file_sha256(part / WEIGHTS)}
         write_whole(part / CONFIG, json.dumps(config, indent=1) + "\n")
         for name, content in (extra or {}).items():
             write_whole(part / name, content)
         (part / WEIGHTS).chmod(
             (part / CONFIG).stat().st_mode
-        )  # safetensors writes files that nobody else can read
+        )  # safetensors writes files only the owner can read
         for file in sorted(part.iterdir(), key=lambda f: f.name == CONFIG):  # the config comes last
             os.replace(file, folder / file.name)
     finally:
@@ -197,5 +216,5 @@ def write_folder(
 
 
 def _kept(path: Path) -> bool:
-    """Whether a file is more than what a process that was killed left half done."""
+    """Return whether a file is more than the leftover of a killed process."""
     return not path.name.startswith(".part-")

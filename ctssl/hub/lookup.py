@@ -1,7 +1,7 @@
-"""From a name, a folder or a Hub repository to a verified local folder.
+"""Find the verified local folder of a model name, a folder or a Hub repository.
 
-Names of the table are looked for in `CTSSL_MODELS` (a folder of model folders), in the package, in the local
-Hub cache, on the Hub at the revision of the table. `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are
+A name of the model table is searched in `CTSSL_MODELS` (a folder of model folders), in the package, in the
+local Hub cache, and on the Hub at the pinned revision. `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are
 respected.
 """
 
@@ -15,51 +15,52 @@ from pathlib import Path
 
 from ctssl.files.names import REPOSITORY
 from ctssl.hub.client import CONFIG, WEIGHTS, fetch
-from ctssl.hub.folder import ModelFolder, _cure, bundled, open_folder
-from ctssl.zoo import MODELS, ModelSpec, unknown
+from ctssl.hub.folder import ModelFolder, _remedy, bundled, open_folder
+from ctssl.zoo import MODELS, ModelSpec, explain_unknown
 
 
 def open_model(
     source: str | os.PathLike | ModelFolder, *, revision: str | None = None, offline: bool | None = None
 ) -> ModelFolder:
-    """Find a model, read its config and verify its weights, once; what takes a model takes the result too.
+    """Find a model, read its config and verify its weights.
 
     Args:
-        source: a name of the table, a folder, or a Hub repository `owner/name`. A `ModelFolder` is returned
-            as it is.
+        source: a model name, a folder, or a Hub repository `owner/name`. A `ModelFolder` is returned
+            unchanged.
         revision: commit, tag or branch of a Hub repository.
-        offline: True never asks the network.
+        offline: True never uses the network.
 
     Raises:
-        FileNotFoundError: there is no such model here, and none can be fetched; it says what to do.
-        ValueError: the folder is damaged, or is not that of the table.
+        FileNotFoundError: the model is not here and cannot be downloaded; the message says what to do.
+        ValueError: the folder is damaged, or differs from the model table.
     """
     if isinstance(source, ModelFolder):
         return source
     name = os.fspath(source)
     if name in MODELS and revision is None:
-        return as_published(_named(name, offline), MODELS[name])
+        return open_published(_find_by_name(name, offline), MODELS[name])
     root, folder = os.environ.get("CTSSL_MODELS"), Path(name).expanduser()
     if root and re.fullmatch(r"\w[\w.-]*", name) and Path(root, name, CONFIG).is_file():
         folder = Path(root, name)
     if folder.is_dir() and revision is None:
         return open_folder(folder, name=name)
     if folder.is_dir() and name not in MODELS and not REPOSITORY.fullmatch(name):
-        raise ValueError(f"revision={revision!r}: {folder} is a folder, which has no revisions; leave it out")
+        raise ValueError(f"revision={revision!r}: {folder} is a folder, which has no revisions; omit it")
     if folder.is_file():
         raise ValueError(f"{name} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")
     return open_folder(_from_hub(name, folder, revision, offline), name=name)
 
 
 def _from_hub(name: str, folder: Path, revision: str | None, offline: bool | None) -> Path:
-    """The folder in the local cache of what is no folder here."""
+    """Return the cached folder of a model that is not a local folder."""
     repo = str(MODELS[name].repo) if name in MODELS and MODELS[name].repo else name
     if not REPOSITORY.fullmatch(repo):
         if revision is not None and name in MODELS:
             raise ValueError(
-                f"revision={revision!r}: {name} has not been published on the Hub, so it has no revisions"
+                f"revision={revision!r}: {name} has not been published on the Hub, so it has no "
+                "revisions; omit it"
             )
-        raise FileNotFoundError(unknown(name))
+        raise FileNotFoundError(explain_unknown(name))
     try:
         return fetch(repo, revision=revision, offline=offline)
     except (FileNotFoundError, PermissionError, ConnectionError) as error:
@@ -67,14 +68,14 @@ def _from_hub(name: str, folder: Path, revision: str | None, offline: bool | Non
 
 
 def find(source: str | os.PathLike, *, revision: str | None = None, offline: bool | None = None) -> Path:
-    """The path of a verified model folder; arguments and errors as for `open_model`."""
+    """Return the path of a verified model folder; arguments and errors as for `open_model`."""
     return open_model(source, revision=revision, offline=offline).path
 
 
-def as_published(path: Path, spec: ModelSpec) -> ModelFolder:
-    """Open a folder that has to hold a model of the table: its weights and its settings are compared with it.
+def open_published(path: Path, spec: ModelSpec) -> ModelFolder:
+    """Open a folder that must hold a model of the table: weights and settings are compared with the table.
 
-    Raises `ValueError` where they differ, `FileNotFoundError` where a file is missing.
+    Raises `ValueError` if they differ, `FileNotFoundError` if a file is missing.
     """
     folder, wanted = (
         open_folder(path, sha256=spec.sha256, name=spec.name),
@@ -85,12 +86,12 @@ def as_published(path: Path, spec: ModelSpec) -> ModelFolder:
     changed = [key for key in keys if folder.config.get(key) != wanted[key]]
     if changed:
         raise ValueError(
-            f"{path / CONFIG} is not that of {spec.name}: {', '.join(changed)} differ; {_cure(path)}"
+            f"{path / CONFIG} differs from {spec.name}: {', '.join(changed)} differ; {_remedy(path)}"
         )
     return folder
 
 
-def _named(name: str, offline: bool | None) -> Path:
+def _find_by_name(name: str, offline: bool | None) -> Path:
     spec, root = MODELS[name], os.environ.get("CTSSL_MODELS")
     for place in ([Path(root)] if root else []) + [bundled()]:
         if (place / name / CONFIG).is_file() or (place / name / WEIGHTS).is_file():
@@ -99,6 +100,6 @@ def _named(name: str, offline: bool | None) -> Path:
         looked = f"{root} (CTSSL_MODELS) and {bundled()}" if root else str(bundled())
         raise FileNotFoundError(
             f"{name} is not in {looked}, and it has not been published on the Hub yet; "
-            "install the ctssl wheel that carries it, or point CTSSL_MODELS to a folder of model folders"
+            "install the ctssl wheel that contains it, or set CTSSL_MODELS to a folder of model folders"
         )
     return fetch(spec.repo, revision=spec.revision, offline=offline)

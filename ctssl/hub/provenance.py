@@ -1,9 +1,8 @@
-"""Where weights come from: written into the header of `model.safetensors`, so that their sha256 vouches for
-it too.
+"""Record where weights come from, in the header of `model.safetensors`, so that their sha256 covers it.
 
 Entries are text: `code` (version, and commit in a checkout), `recipe_sha256` (of the settings, as JSON),
-`manifest_sha256` (of what it was trained on: sorted voxel hashes, or case names), `parent`, `pretext`,
-`samples` (seen), `licence`.
+`manifest_sha256` (of the training data: sorted voxel hashes, or case names), `parent` (the starting weights),
+`pretext`, `samples` (seen), `licence`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 
 from ctssl.hub.client import CONFIG, WEIGHTS
 
-LARGEST = 100_000_000  # bytes of a header; the format allows no more
+LARGEST = 100_000_000  # bytes of a header, the limit of the format
 
 
 def facts(
@@ -29,8 +28,16 @@ def facts(
     samples: int | str = "",
     licence: str = "",
 ) -> dict[str, str]:
-    """The metadata of weights that are written now. `recipe`: settings that JSON can hold; `manifest`: one
-    text a scan."""
+    """Return the provenance metadata of weights that are about to be written.
+
+    Args:
+        recipe: settings that JSON can hold.
+        manifest: one string per training scan.
+        parent: the starting weights.
+        pretext: the pretext task.
+        samples: number of samples seen.
+        licence: licence of the weights.
+    """
     return {
         "code": code(),
         "recipe_sha256": "" if recipe is None else sha256(json.dumps(recipe, sort_keys=True)),
@@ -43,13 +50,11 @@ def facts(
 
 
 def code() -> str:
-    """`ctssl 0.1.0`, and in a checkout the commit, such as `ctssl 0.1.0, git 1a2b3c4-dirty`."""
+    """Return the version, and in a checkout the commit: `ctssl VERSION, git 1a2b3c4-dirty`."""
     from ctssl import __version__
 
     root = Path(__file__).parents[2]
-    if not (
-        root / ".git"
-    ).exists():  # a package installed somewhere inside another project's repository is not its code
+    if not (root / ".git").exists():  # an installed package may lie inside another project's repository
         return f"ctssl {__version__}"
     try:
         done = subprocess.run(
@@ -65,12 +70,15 @@ def code() -> str:
 
 
 def sha256(text: str) -> str:
+    """Return the sha256 of a text as 64 hex digits."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def fingerprint_of(model: Any) -> str:
-    """sha256 of all weights in float32: the same for a model as loaded and as saved again, in half precision
-    or not."""
+    """Return the sha256 of all weights as float32.
+
+    It is the same for a model as loaded and as saved again, in half precision or not.
+    """
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         value = value.detach().cpu()
@@ -80,18 +88,21 @@ def fingerprint_of(model: Any) -> str:
 
 
 def lineage(model: Any, *, licence: str, pretext: str) -> dict[str, str]:
-    """The metadata of a model that is saved by hand: that of the file it was loaded from while its weights
-    are still those, else who its parent is."""
+    """Return the metadata of a model that is saved by hand.
+
+    Unchanged weights keep the metadata of the file they were loaded from; otherwise the model's own name
+    becomes the parent.
+    """
     source: Path | None = getattr(model, "origin", None)
-    if source and (told := read_metadata(source) if source.is_file() else {}) and _holds(source, model):
-        return told
+    if source and (entries := read_metadata(source) if source.is_file() else {}) and _holds(source, model):
+        return entries
     spec = model.spec
     parent = f"{spec.name} sha256:{spec.sha256}" if spec and spec.sha256 else ""
     return facts(parent=parent, pretext=pretext, licence=licence)
 
 
 def _holds(weights: Path, model: Any) -> bool:
-    """Whether a file holds the weights that a model has now, in whatever precision."""
+    """Return whether a file holds the model's current weights, in whatever precision."""
     from safetensors.torch import load_file
 
     stored, own = load_file(weights), model.state_dict()
@@ -101,46 +112,48 @@ def _holds(weights: Path, model: Any) -> bool:
 
 
 def read_metadata(weights: Path) -> dict[str, str]:
-    """What the header of a safetensors file tells, without its tensors. Raises `ValueError` for what is no
-    such file."""
+    """Read the metadata in the header of a safetensors file, without its tensors.
+
+    Raises `ValueError` if it is not a complete safetensors file.
+    """
     with open(weights, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         text = file.read(size) if size <= LARGEST else b""
     try:
         header = json.loads(text)
-        told = header.get("__metadata__", {})
-        return {str(key): str(value) for key, value in told.items() if key != "format"}
+        entries = header.get("__metadata__", {})
+        return {str(key): str(value) for key, value in entries.items() if key != "format"}
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{weights} is not a whole safetensors file ({error}); copy or download it again"
+            f"{weights} is not a complete safetensors file ({error}); copy or download it again"
         ) from error
 
 
 def origin(folder: Path) -> dict[str, str]:
-    """Where the model of a folder comes from: what its weights say, and what the files beside them do."""
-    told = _pretraining(_read(folder / "training.json")) | _finetuning(_read(folder / "report.json"))
-    told |= _import(_read(folder / "import.json"))
+    """Collect where the model of a folder comes from: from its weights and from the files next to them."""
+    entries = _pretraining(_read(folder / "training.json")) | _finetuning(_read(folder / "report.json"))
+    entries |= _import(_read(folder / "import.json"))
     config = _read(folder / CONFIG)
-    told |= {key: config[key] for key in ("parent", "parent_sha256", "source") if config.get(key)}
-    told |= {key: value for key, value in read_metadata(folder / WEIGHTS).items() if value}
-    return {key: str(value) for key, value in told.items() if value not in (None, "")}
+    entries |= {key: config[key] for key in ("parent", "parent_sha256", "source") if config.get(key)}
+    entries |= {key: value for key, value in read_metadata(folder / WEIGHTS).items() if value}
+    return {key: str(value) for key, value in entries.items() if value not in (None, "")}
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object, or nothing: these files inform, a damaged one is no reason to refuse a model."""
+    """Read a JSON object, or {}: these files only inform, so a damaged one does not make a model unusable."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _pretraining(history: dict[str, Any]) -> dict[str, Any]:
-    told = {key: history.get(key) for key in ("command", "samples", "device", "hours", "torch")}
+    entries = {key: history.get(key) for key in ("command", "samples", "device", "hours", "torch")}
     run, scans = history.get("run"), history.get("scans")
     if isinstance(run, dict):
-        told |= {"recipe_sha256": sha256(json.dumps(run, sort_keys=True)), "parent": run.get("init")}
-    return told | ({"scans": len(scans)} if isinstance(scans, list) else {})
+        entries |= {"recipe_sha256": sha256(json.dumps(run, sort_keys=True)), "parent": run.get("init")}
+    return entries | ({"scans": len(scans)} if isinstance(scans, list) else {})
 
 
 def _finetuning(report: dict[str, Any]) -> dict[str, Any]:

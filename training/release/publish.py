@@ -84,7 +84,7 @@ def disagreements(folder: Path, spec: zoo.ModelSpec) -> list[str]:
     """What the files of a complete folder say differently from each other or from the table."""
     wrong = []
     try:
-        hub.as_published(folder, spec)  # config and weights are those of the table
+        hub.open_published(folder, spec)  # config and weights are those of the table
         hub.open_folder(folder)  # and the config knows the weights
     except ValueError as error:
         wrong.append(str(error))
