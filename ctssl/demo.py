@@ -1,4 +1,4 @@
-"""A user's first five minutes: a scan, its features in colour, and a mask where there is a segmenter."""
+"""A user's first five minutes: a scan, its features in colour, and a mask where a segmenter is available."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ctssl.volume.volume import Volume, read
 from ctssl.zoo import info, list_models
 
 WRITTEN = ("phantom.nii.gz", "phantom-tumour.nii.gz", "features.png", "mask.nii.gz", "overlay.png")
-ENCODER = "swin-wild-mim"  # whose features are shown
+ENCODER = "swin-wild-mim"  # default encoder
 
 
 def demo(
@@ -30,12 +30,21 @@ def demo(
     series: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Write a phantom (unless there is a scan), its features as a picture, and a mask by `model`, or by a
-    published segmenter.
+    """Write a phantom (unless a scan is given), a picture of its features, and a mask by a segmenter.
 
-    `series`: SeriesInstanceUID, when a DICOM folder holds several. Returns what was written, by name. Files
-    of an earlier demo in `out` (it leaves a `demo.json`) are replaced; in a folder of something else nothing
-    is, `FileExistsError`.
+    Args:
+        scan: anything that `ctssl.read` accepts. Default: the phantom.
+        out: folder to write. Files of an earlier demo (marked by `demo.json`) are replaced.
+        model: a segmenter. Default: a published one, if there is one.
+        encoder: the encoder whose features are shown.
+        series: SeriesInstanceUID, when a DICOM folder holds several.
+        progress: show progress bars.
+
+    Returns:
+        What was written, by name.
+
+    Raises:
+        FileExistsError: `out` holds files that are not from a demo and would be replaced.
     """
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -43,14 +52,14 @@ def demo(
     taken = [name for name in WRITTEN if (folder / name).exists()]
     if taken and not (folder / "demo.json").exists():
         raise FileExistsError(
-            f"{folder} holds a {taken[0]} that is not of a demo, and would be replaced; choose another --out"
+            f"{folder} holds a {taken[0]} that is not from a demo and would be replaced; choose another --out"
         )
     model = model or next((name for name in list_models() if info(name).kind == "segmenter"), None)
     net = load_segmenter(model) if model else None
     known = [name for name in list_models() if info(name).kind == "encoder"]
     named = encoder or (ENCODER if ENCODER in known else next(iter(known), None))
     if named is None and net is None:
-        raise FileNotFoundError("this ctssl carries no encoder")
+        raise FileNotFoundError("this ctssl contains no encoder; give a segmenter with --model")
     backbone = load(named) if named else net.encoder  # type: ignore[union-attr]
     volume, truth = (read(scan, series=series), None) if scan else phantom()
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,19 +90,21 @@ def demo(
 def picture_features(
     encoder: Any, volume: Volume, path: Path, *, title: str, progress: bool
 ) -> dict[str, Any]:
-    """The finest map that has context, in colours, and the embedding of the scan."""
+    """Write a picture of the finest feature map that has context, and return the picture and the embedding
+    size.
+    """
     import torch
 
     scan = prepared(encoder, volume)
     image = torch.from_numpy(scan.array)[None, None]
     level = 1 if len(encoder.strides) > 2 and len(set(encoder.strides)) > 1 else -1
-    found = feature_maps(encoder, image, progress=progress)[level].numpy()
+    maps = feature_maps(encoder, image, progress=progress)[level].numpy()
     stride = encoder.strides[level]
     tissue = torch.nn.functional.max_pool3d(image, stride, ceil_mode=True)[0, 0].numpy() > 0.3
     affine = scan.affine.copy()
     affine[:3, 3] = (scan.affine @ [*[(stride - 1) / 2] * 3, 1])[:3]
     affine[:3, :3] *= stride
     tissue = tissue if tissue.sum() > 10 else np.ones_like(tissue)
-    colours = principal_colours(found, tissue)
+    colours = principal_colours(maps, tissue)
     features(volume, colours, path, affine=affine, title=title)
     return {"features": str(path), "embedding": int(encoder.channels[-1])}

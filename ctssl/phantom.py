@@ -1,5 +1,4 @@
-"""A CT of a chest that nobody has: known HU, known spacing, made in a second. For demonstrations and
-tests."""
+"""A synthetic chest CT with known HU and spacing, generated in a second. For demonstrations and tests."""
 
 import numpy as np
 
@@ -9,11 +8,19 @@ FAT, MUSCLE, LUNG, BLOOD, BONE, TUMOUR = -100.0, 45.0, -830.0, 150.0, 600.0, 35.
 
 
 def phantom(spacing_mm: float = 2.5, *, seed: int = 0, noise_hu: float = 12.0) -> tuple[Volume, Volume]:
-    """A scan (HU) and its tumour mask: body, lungs, vessels, bones, one tumour in the left lung. 320 x 240 x
-    240 mm.
+    """Return a scan (HU) and its tumour mask: body, lungs, vessels, bones, one tumour in the left lung; 320 x
+    240 x 240 mm.
 
-    The tumour is a sphere of 18 mm radius with centre (70, 10, 10) mm minus nothing: its volume is known.
-    `seed` moves only the noise.
+    The tumour is a sphere of 18 mm radius centred at (70, 10, 10) mm, so its volume is known.
+
+    Args:
+        spacing_mm: isotropic voxel size in mm.
+        seed: seed of the noise, the only random part.
+        noise_hu: standard deviation of the noise in HU.
+
+    >>> scan, tumour = phantom(8.0)
+    >>> scan.shape
+    (40, 30, 30)
     """
     shape = tuple(round(length / spacing_mm) for length in (320, 240, 240))
     affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])

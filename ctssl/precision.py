@@ -1,4 +1,4 @@
-"""Half precision that gives right gradients."""
+"""Mixed precision with correct gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ CONVOLUTIONS = (torch.conv3d, torch.conv_transpose3d)
 
 @contextmanager
 def half(device: str, *, enabled: bool) -> Iterator[None]:
-    """bf16 autocast on a kind of device, for a forward pass whose gradients are wanted."""
+    """Run a forward pass whose gradients are needed under bf16 autocast.
+
+    Args:
+        device: device type, "cpu" or "cuda".
+        enabled: False keeps float32.
+    """
     with torch.autocast(device, torch.bfloat16, enabled=enabled):
         if not enabled or device != "cpu":
             yield
@@ -24,9 +29,9 @@ def half(device: str, *, enabled: bool) -> Iterator[None]:
 
 
 class _Thin(TorchFunctionMode):
-    """Convolutions of images with fewer planes than the kernel in float32.
+    """Run convolutions of images with fewer planes than the kernel in float32.
 
-    In bf16 on a CPU their weight gradient is partly memory that nobody wrote (PyTorch 2.14.1, oneDNN,
+    In bf16 on a CPU their weight gradient is partly uninitialised memory (PyTorch 2.14.1, oneDNN,
     AVX512_BF16): a 3x3x3 kernel on 2x2x2 voxels gives NaN, or numbers of any size.
     """
 

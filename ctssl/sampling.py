@@ -1,4 +1,4 @@
-"""Crops and augmentation of prepared scans, for pretraining and fine-tuning alike. Everything is numpy."""
+"""Crop and augment prepared scans, for pretraining and fine-tuning alike. Everything is numpy."""
 
 from typing import Any
 
@@ -7,7 +7,11 @@ from scipy import ndimage
 
 
 def crop_at(array: np.ndarray, start: tuple[int, ...], size: int, *, fill: float = 0.0) -> np.ndarray:
-    """The cube of `size` voxels whose first corner is `start`; whatever lies outside the array is `fill`."""
+    """Return the cube of `size` voxels whose first corner is `start`; voxels outside the array are `fill`.
+
+    >>> crop_at(np.arange(8).reshape(2, 2, 2), (1, 1, 1), 2).ravel().tolist()
+    [7, 0, 0, 0, 0, 0, 0, 0]
+    """
     inside = tuple(slice(max(s, 0), min(s + size, n)) for s, n in zip(start, array.shape, strict=True))
     pads = [(max(-s, 0), max(s + size - n, 0)) for s, n in zip(start, array.shape, strict=True)]
     part = np.asarray(array[inside])
@@ -15,18 +19,24 @@ def crop_at(array: np.ndarray, start: tuple[int, ...], size: int, *, fill: float
 
 
 def random_start(shape: tuple[int, ...], size: int, rng: np.random.Generator) -> tuple[int, ...]:
-    """A corner for a crop: inside the array where it fits, centred where the array is smaller than the
-    crop."""
+    """Draw a corner for a crop: inside the array where it fits, centred where the array is smaller than the
+    crop.
+    """
     return tuple(int(rng.integers(n - size + 1)) if n > size else (n - size) // 2 for n in shape)
 
 
-def anywhere(
+def random_placement(
     shape: tuple[int, ...], size: int, rng: np.random.Generator, around: tuple[int, ...] | None = None
 ) -> tuple[int, ...]:
-    """Like `random_start`, but an array smaller than the crop lies anywhere in it: its borders say nothing of
-    its middle.
+    """Draw a corner like `random_start`, but place an array smaller than the crop anywhere in it.
 
-    `around`: a voxel that lies anywhere in the crop, too.
+    Then the borders of the array do not reveal its middle.
+
+    Args:
+        shape: shape of the array.
+        size: side of the crop in voxels.
+        rng: random generator.
+        around: a voxel that the crop must contain, at any place in it.
     """
     start = [int(rng.integers(min(0, n - size), max(0, n - size) + 1)) for n in shape]
     if around is not None:
@@ -44,10 +54,13 @@ def random_part(
     *,
     least: float = 0.5,
 ) -> tuple[slice, ...]:
-    """A box in an array, of at least this share of it along each axis: what a tighter field of view would
-    have kept.
+    """Draw a box in an array, as a tighter field of view would have kept it.
 
-    `around`: a voxel that it holds.
+    Args:
+        shape: shape of the array.
+        rng: random generator.
+        around: a voxel that the box must contain.
+        least: smallest share of the array along each axis.
     """
     box = []
     for axis, n in enumerate(shape):
@@ -65,17 +78,19 @@ def random_part(
 def tissue_start(
     array: np.ndarray, size: int, rng: np.random.Generator, *, tries: int = 10
 ) -> tuple[int, ...]:
-    """A corner whose crop is not mostly air: the first of `tries` with a quarter of its voxels above 0, else
-    the best."""
-    best, found = -1.0, (0, 0, 0)
+    """Draw a corner whose crop is not mostly air.
+
+    Returns the first of `tries` with at least a quarter of its voxels above 0, otherwise the best.
+    """
+    best, best_start = -1.0, (0, 0, 0)
     for _ in range(tries):
         start = random_start(array.shape, size, rng)
         share = float((crop_at(array, start, size)[::4, ::4, ::4] > 0).mean())
         if share > best:
-            best, found = share, start
+            best, best_start = share, start
         if share >= 0.25:
             break
-    return found
+    return best_start
 
 
 def augment(
@@ -86,7 +101,18 @@ def augment(
     mirror: bool = True,
     intensity: float = 0.1,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Mirror along random axes; stretch and move the intensities (0..1) by up to `intensity`."""
+    """Mirror along random axes; scale and shift the intensities (0..1) by up to `intensity`.
+
+    Args:
+        image: `(X, Y, Z)` in 0..1.
+        label: mask that is mirrored alike, or None.
+        rng: random generator.
+        mirror: whether to mirror.
+        intensity: largest relative scaling, and largest shift.
+
+    Returns:
+        New arrays; the inputs are unchanged.
+    """
     axes = tuple(int(a) for a in np.flatnonzero(rng.random(3) < 0.5)) if mirror else ()
     image = np.array(np.flip(image, axes), np.float32)  # a copy, changed in place
     if intensity:
@@ -97,7 +123,7 @@ def augment(
     return image, None if label is None else np.ascontiguousarray(np.flip(label, axes))
 
 
-def warped(
+def warp(
     arrays: tuple[np.ndarray, ...],
     centre: np.ndarray,
     size: int,
@@ -105,12 +131,18 @@ def warped(
     *,
     orders: tuple[int, ...],
 ) -> list[Any]:
-    """Cubes of `size` voxels around `centre` seen through `matrix` (3x3, cube to array); what lies outside is
-    0.
+    """Resample cubes of `size` voxels around `centre` through a matrix; 0 outside the array.
 
-    `orders`: of the interpolation of each array, 1 for images and 0 for labels.
+    Args:
+        arrays: arrays on the same grid.
+        centre: centre of the cube in voxels of the array.
+        size: side of the cube in voxels.
+        matrix: 3x3, from cube to array.
+        orders: interpolation order of each array, 1 for images and 0 for labels.
     """
-    reach = int(np.ceil(np.abs(matrix).sum(1).max() * (size - 1) / 2)) + 1  # half the cube that is looked at
+    reach = (
+        int(np.ceil(np.abs(matrix).sum(1).max() * (size - 1) / 2)) + 1
+    )  # half the side of the cube in the array
     corner = np.floor(centre).astype(int) - reach
     offset: Any = (centre - corner) - matrix @ np.full(3, (size - 1) / 2)
     edge = 2 * reach + 2
@@ -127,9 +159,10 @@ def warped(
     ]
 
 
-def turned_and_scaled(rng: np.random.Generator, *, degrees: float, zoom: float) -> np.ndarray:
-    """A random matrix for `warped`: turned about each axis by up to `degrees`, a cube up to `zoom` larger or
-    smaller."""
+def random_matrix(rng: np.random.Generator, *, degrees: float, zoom: float) -> np.ndarray:
+    """Draw a matrix for `warp`: rotated about each axis by up to `degrees`, scaled by up to `zoom` either
+    way.
+    """
     matrix = np.eye(3) * zoom ** rng.uniform(-1, 1)
     for axis, angle in enumerate(np.deg2rad(rng.uniform(-degrees, degrees, 3))):
         turn = np.eye(3)
@@ -140,9 +173,10 @@ def turned_and_scaled(rng: np.random.Generator, *, degrees: float, zoom: float) 
     return matrix
 
 
-def degraded(image: Any, rng: np.random.Generator, *, chance: float = 0.15) -> np.ndarray:
-    """An image (0..1) with gamma, blur, noise or a coarser look, each by `chance` (nnU-Net's, in a milder
-    form)."""
+def degrade(image: Any, rng: np.random.Generator, *, chance: float = 0.15) -> np.ndarray:
+    """Apply gamma, blur, noise and a lower resolution to an image (0..1), each with probability `chance`
+    (after nnU-Net, milder).
+    """
     if rng.random() < chance:
         image = np.power(image, 1.4 ** rng.uniform(-1, 1), dtype=np.float32)
     if rng.random() < chance:

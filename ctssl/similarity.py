@@ -1,10 +1,10 @@
-"""How alike two networks see the same crops: centred kernel alignment (CKA) between their blocks.
+"""Compare how two networks represent the same crops: centred kernel alignment (CKA) between their blocks.
 
 Linear CKA (arXiv 1905.00414) from minibatches (arXiv 2010.15327) with the unbiased estimate of HSIC (Song
 2012): `1/(n(n-3)) [tr(KL) + 1'K1 1'L1 / ((n-1)(n-2)) - 2/(n-2) 1'KL1]`, K and L with zero diagonals. The
 paper that ctssl follows prints the last factor as 2/(n-1); the sources have 2/(n-2). An example is a crop;
 its feature is the block's map, averaged over a grid of 4x4x4 cells and flattened, so that memory is bounded
-by the batch, whatever the number of crops.
+by the batch size, whatever the number of crops.
 """
 
 from __future__ import annotations
@@ -24,21 +24,27 @@ from ctssl.files.atomic import write_whole
 from ctssl.inference.features import blocks_of, prepared
 from ctssl.sampling import crop_at, tissue_start
 
-CELLS = 4  # along each side of the grid that a map is averaged over
+CELLS = 4  # cells along each side of the grid over which a map is averaged
 SIZES = (64, 48, 32, 24, 16)
-TRIES = 20  # draws for each crop, before the scans are taken to be too small
-STEADY = 256  # crops from which the picture does not depend on their choice
+TRIES = 20  # draws per crop before the scans count as too small
+STEADY = 256  # number of crops from which on the result hardly depends on their choice
 
 
 class TooFewCrops(ValueError):
-    """The scans are too small for so many different crops."""
+    """Raised when the scans are too small for the requested number of different crops."""
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """`matrix[i, j]`: CKA of block i of the first and block j of the second, over `crops` crops of `size`
-    voxels. `apart`: how many of these share no voxel with each other; where scans are small, the others
-    repeat what these show."""
+    """CKA between the blocks of two networks.
+
+    Attributes:
+        matrix: `matrix[i, j]` is the CKA of block i of the first and block j of the second network.
+        crops: number of crops compared.
+        names: names of the two networks.
+        size: side of a crop in voxels.
+        apart: how many of the crops do not overlap; in small scans the others repeat part of their content.
+    """
 
     matrix: np.ndarray
     crops: int
@@ -47,7 +53,7 @@ class Similarity:
     apart: int
 
     def picture(self, path: Any) -> None:
-        """A heat map as PNG."""
+        """Draw a heat map as PNG."""
         from matplotlib.figure import Figure
 
         rows, columns = self.matrix.shape
@@ -66,7 +72,7 @@ class Similarity:
 
 
 def hsic(k: Tensor, other: Tensor) -> Tensor:
-    """Unbiased HSIC of two Gram matrices `(n, n)`, n at least 4."""
+    """Return the unbiased HSIC of two Gram matrices `(n, n)`, n at least 4."""
     n = len(k)
     if n < 4 or k.shape != other.shape or k.shape[0] != k.shape[1]:
         raise ValueError(
@@ -82,22 +88,29 @@ def hsic(k: Tensor, other: Tensor) -> Tensor:
 
 
 def cka(x: Tensor, y: Tensor) -> float:
-    """Linear CKA of features `(n, p)` and `(n, q)` of the same n examples; 1 for equal up to rotation and
-    scale, about 0 for independent ones (the unbiased estimate can fall slightly below)."""
+    """Return the linear CKA of features `(n, p)` and `(n, q)` of the same n examples.
+
+    It is 1 for features equal up to rotation and scale, about 0 for independent ones (the unbiased estimate
+    can fall slightly below).
+
+    >>> x = torch.tensor([[0.0, 1.0], [1.0, 3.0], [2.0, 0.0], [5.0, 2.0], [3.0, 3.0]])
+    >>> round(cka(x, 2 * x), 4)
+    1.0
+    """
     total = Minibatches(1, 1)
     total.add([x], [y])
     return float(total.matrix()[0, 0])
 
 
 class Minibatches:
-    """CKA between every layer of one network and every layer of another, summed up over batches."""
+    """Accumulate CKA between every layer of one network and every layer of another over batches."""
 
     def __init__(self, rows: int, columns: int) -> None:
         self.cross = torch.zeros(rows, columns, dtype=torch.float64)
         self.own = torch.zeros(rows, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64)
 
     def add(self, first: list[Tensor], second: list[Tensor]) -> None:
-        """Features `(n, ...)` of each layer for one batch of the same examples."""
+        """Add one batch: features `(n, ...)` of each layer for the same n examples."""
         k, other = ([gram(x) for x in side] for side in (first, second))
         for i, one in enumerate(k):
             self.own[0][i] += hsic(one, one)
@@ -107,19 +120,19 @@ class Minibatches:
             self.own[1][j] += hsic(two, two)
 
     def matrix(self) -> np.ndarray:
-        """`(rows, columns)`; NaN where a layer gave the same features for every example."""
+        """Return CKA `(rows, columns)`; NaN where a layer gave the same features for every example."""
         scale = (self.own[0].clamp_min(0)[:, None] * self.own[1].clamp_min(0)[None]).sqrt()
         return torch.where(scale > 0, self.cross / scale, torch.nan).numpy()
 
 
 def gram(x: Tensor) -> Tensor:
-    """`(n, n)` inner products of the flattened features, float64."""
+    """Return the `(n, n)` inner products of the flattened features, float64."""
     flat = x.flatten(1).double()
     return flat @ flat.t()
 
 
 def block_features(encoder: Any, images: Tensor) -> list[Tensor]:
-    """Of every block `(n, C, 4, 4, 4)`: its map averaged over a grid of cells."""
+    """Return for every block `(n, C, 4, 4, 4)`: its map averaged over a grid of cells."""
     device = next(encoder.parameters()).device
     return [
         F.adaptive_avg_pool3d(m.float(), CELLS).cpu()
@@ -128,7 +141,9 @@ def block_features(encoder: Any, images: Tensor) -> list[Tensor]:
 
 
 def _common(first: Any, second: Any) -> dict[str, Any]:
-    """Spacing and window of the segmenter, where one of the two is one; None: each has its own."""
+    """Return spacing and window of the segmenter if exactly one of the two is one; otherwise None, so each
+    keeps its own.
+    """
     tuned = [model for model in (first, second) if hasattr(model, "encoder")]
     known = tuned[0].spec.preprocess if len(tuned) == 1 and tuned[0].spec else None
     return {"spacing_mm": known and known.spacing_mm, "window_hu": known and known.window_hu}
@@ -149,35 +164,38 @@ def compare(
     names: tuple[str, str] | None = None,
     progress: bool = False,
 ) -> Similarity:
-    """CKA between all blocks of two encoders (or of the encoders of two segmenters) on crops of scans.
+    """Compute CKA between all blocks of two encoders (or the encoders of two segmenters) on crops of scans.
+
+    If one is an encoder and the other a segmenter (such as the same encoder fine-tuned), both see the scans
+    at the segmenter's spacing and HU window.
 
     Args:
-        scans: what `ctssl.read` takes.
-        other_scans: what the second sees instead, scan by scan the same anatomy on the same grid (shifted
-            copies, say).
-        crops: different ones, of which at least 256 are needed for a steady picture (in the tests, batches of
-            24 come within 0.02 of all at once).
-        batch: crops that are compared at a time, at least so many (all, where there are fewer).
-        size: voxels along each side of a crop. None: 64, or as much less as small scans ask for (48, 32, 24,
-            16).
-        spacing_mm: at which both see the scans, for models that were trained at different ones. None: each at
-            its own.
-        names: for the picture, instead of the models' own.
+        first: an encoder or a segmenter.
+        second: an encoder or a segmenter.
+        scans: anything that `ctssl.read` accepts.
+        other_scans: scans that the second sees instead, one for each of `scans`, with the same anatomy on the
+            same grid (such as shifted copies).
+        crops: number of different crops; use at least 256 for a stable result (in the tests, batches of 24
+            come within 0.02 of all at once).
+        batch: smallest number of crops compared at a time (all of them, if there are fewer).
+        size: side of a crop in voxels. Default: 64, or less for small scans (48, 32, 24, 16).
+        spacing_mm: working spacing for both, for models that were trained at different ones. Default: each
+            model's own.
+        seed: seed of the crops.
+        names: names for the picture. Default: those of the models.
+        progress: show a progress bar.
 
-    An encoder and a segmenter (the same one fine-tuned, say) both see the scans at the segmenter's spacing
-    and HU window.
-
-    Raises `ValueError` where the two would not see the same crops, or the scans do not hold so many different
-    ones.
+    Raises:
+        ValueError: the two would not see the same crops, or the scans hold too few different ones.
     """
     encoders = [blocks_of(getattr(model, "encoder", model)).eval() for model in (first, second)]
     if other_scans is not None and len(other_scans) != len(scans):
-        raise ValueError(f"{len(scans)} scans and {len(other_scans)} others: give one for one")
+        raise ValueError(f"{len(scans)} scans but {len(other_scans)} other scans; give one for one")
     if crops < 4 or batch < 4:
-        raise ValueError(f"crops={crops} in batches of {batch}: at least 4 crops are compared at a time")
+        raise ValueError(f"invalid crops={crops}, batch={batch} (both must be 4 or more)")
     if (size is not None and size < 1) or (spacing_mm is not None and not 0.1 <= spacing_mm <= 20):
         raise ValueError(
-            f"size={size} voxels, spacing_mm={spacing_mm}: give 1 or more voxels, and 0.1 to 20 mm or none"
+            f"invalid size={size} voxels (must be 1 or more) or spacing_mm={spacing_mm} (must be 0.1 to 20)"
         )
     given = _common(first, second)
     given["spacing_mm"] = given["spacing_mm"] if spacing_mm is None else spacing_mm
@@ -187,8 +205,9 @@ def compare(
     for one, two in zip(left, right, strict=True):
         if one.shape != two.shape:
             raise ValueError(
-                f"the two see a scan on different grids ({one.shape} and {two.shape} voxels): give "
-                "spacing_mm (--spacing) for models of different ones, and copies of one grid"
+                f"the two models see a scan on different grids ({one.shape} and {two.shape} voxels); "
+                "set a common "
+                "spacing_mm (--spacing), and give other scans on the same grid"
             )
     size, places = sized_crops(left, crops, (size,) if size else SIZES, seed)
     total = None
@@ -199,12 +218,12 @@ def compare(
             np.stack([crop_at(arrays[number], start, size) for number, start in chosen])
             for arrays in (left, right)
         ]
-        found = [
+        features = [
             block_features(encoder, torch.from_numpy(side)[:, None])
             for encoder, side in zip(encoders, pair, strict=True)
         ]
-        total = total or Minibatches(len(found[0]), len(found[1]))
-        total.add(*found)
+        total = total or Minibatches(len(features[0]), len(features[1]))
+        total.add(*features)
     assert total is not None
     own = tuple(e.spec.name if e.spec and e.spec.name else type(e).__name__ for e in encoders)
     return Similarity(total.matrix(), len(places), names or own, size, apart(places, size))  # type: ignore[arg-type]
@@ -217,8 +236,11 @@ def _own(encoder: Any) -> Any:
 def sized_crops(
     scans: list[np.ndarray], count: int, sizes: tuple[int, ...], seed: int
 ) -> tuple[int, list[tuple[int, tuple[int, ...]]]]:
-    """The first of the sizes that fits into most scans and of which they hold so many different crops, and
-    these. Raises `TooFewCrops`."""
+    """Choose a crop size and draw the crops.
+
+    Returns the first of `sizes` that fits into most scans and yields `count` different crops, and the crops.
+    Raises `TooFewCrops`.
+    """
     room = np.median([min(scan.shape) for scan in scans])
     for size in [size for size in sizes[:-1] if size <= room]:
         try:
@@ -231,8 +253,11 @@ def sized_crops(
 def different_crops(
     scans: list[np.ndarray], count: int, size: int, rng: np.random.Generator
 ) -> list[tuple[int, tuple[int, ...]]]:
-    """Scan and corner of `count` crops, none of them twice: two of the same would count as two examples that
-    agree."""
+    """Draw `count` different crops as (scan number, corner); duplicates would count as two examples that
+    agree.
+
+    Raises `TooFewCrops` if the scans hold too few.
+    """
     places: dict[tuple[int, tuple[int, ...]], None] = {}
     for _ in range(TRIES * count):
         if len(places) == count:
@@ -241,14 +266,15 @@ def different_crops(
         places.setdefault((number, tissue_start(scans[number], size, rng)))
     if len(places) < count:
         raise TooFewCrops(
-            f"the scans ({len(scans)}) hold hardly more than {len(places)} different crops of {size} voxels, and "
-            f"{count} are wanted: give smaller crops (--size), or more scans"
+            f"{len(scans)} scans hold about {len(places)} different crops of {size} voxels, fewer than "
+            f"the {count} "
+            "requested; use smaller crops (--size), fewer crops (--crops) or more scans"
         )
     return list(places)
 
 
 def apart(places: list[tuple[int, tuple[int, ...]]], size: int) -> int:
-    """How many of these crops share no voxel, taken greedily from the corner of each scan on."""
+    """Count crops that share no voxel, chosen greedily from the corner of each scan on."""
     kept: list[tuple[int, tuple[int, ...]]] = []
     for number, start in sorted(places):
         if not any(

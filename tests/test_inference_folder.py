@@ -44,7 +44,7 @@ def odd_scans(folder: Path, hu: np.ndarray) -> dict[str, tuple[Path, str]]:
         ),
         "2D": (write_raw(folder / "2d.nii.gz", hu[:, :, 5]), "2D|3D scan is needed|at least two voxels"),
         "windowed": (write_raw(folder / "w.nii.gz", np.clip((hu + 500) / 1000, 0, 1)), "already windowed"),
-        "constant": (write_raw(folder / "c.nii.gz", hu * 0), "there is no scan in it"),
+        "constant": (write_raw(folder / "c.nii.gz", hu * 0), "give a scan in HU"),
         "not there": (folder / "nothing.nii.gz", "no scan at"),
         "a link to itself": (folder / "unreadable.nii", "no scan at|too many|symbolic|symlink"),
     }

@@ -84,7 +84,7 @@ def test_no_crop_counts_twice():
     rng = np.random.default_rng(0)
     places = similarity.different_crops(scans, 4, 16, rng)
     assert sorted(places) == [(0, (0, 0, 0)), (0, (1, 0, 0)), (0, (2, 0, 0)), (1, (0, 0, 0))]
-    with pytest.raises(ValueError, match="hardly more than 4 different crops of 16 voxels, and 8 are wanted"):
+    with pytest.raises(ValueError, match="about 4 different crops of 16 voxels, fewer than the 8 requested"):
         similarity.different_crops(scans, 8, 16, rng)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ctssl.sampling import anywhere, augment, crop_at, degraded, random_part, turned_and_scaled, warped
+from ctssl.sampling import augment, crop_at, degrade, random_matrix, random_part, random_placement, warp
 
 if TYPE_CHECKING:
     pass
@@ -80,16 +80,16 @@ def augmented(
         around = (
             None if around is None else tuple(c - part.start for c, part in zip(around, box, strict=True))
         )
-    start = anywhere(image.shape, size, rng, around)
+    start = random_placement(image.shape, size, rng, around)
     if rng.random() < settings.warp:
         middle = np.array(start) + (size - 1) / 2
-        matrix = turned_and_scaled(rng, degrees=settings.degrees, zoom=settings.zoom)
-        one, two = warped((image, label), middle, size, matrix, orders=(1, 0))
+        matrix = random_matrix(rng, degrees=settings.degrees, zoom=settings.zoom)
+        one, two = warp((image, label), middle, size, matrix, orders=(1, 0))
     else:
         one, two = crop_at(image, start, size), crop_at(label, start, size)
     one, moved = augment(one, two, rng, intensity=settings.intensity)
     assert moved is not None
-    return degraded(one, rng, chance=settings.degrade), moved
+    return degrade(one, rng, chance=settings.degrade), moved
 
 
 def judged_crops(scans: Scans, settings: Settings) -> list[tuple[Tensor, Tensor]]:
@@ -98,7 +98,7 @@ def judged_crops(scans: Scans, settings: Settings) -> list[tuple[Tensor, Tensor]
     for number, (image, label) in enumerate(scans):
         rng = np.random.default_rng([settings.seed, number])
         for _ in range(JUDGED):
-            start = anywhere(image.shape, settings.crop, rng, labelled(label, settings, rng))
+            start = random_placement(image.shape, settings.crop, rng, labelled(label, settings, rng))
             one, two = crop_at(image, start, settings.crop), crop_at(label, start, settings.crop)
             found.append(
                 (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ctssl.finetuning.outcome import WRITTEN, Judged, files, judge
 from torch import distributed as dist
 from torch import nn
 from tqdm import tqdm
@@ -22,7 +23,6 @@ from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.seen import SEEN, seen_after, seen_by
 from ctssl.datasets.splits import astride, part, validation
 from ctssl.finetuning.loop import fit
-from ctssl.finetuning.outcome import WRITTEN, Judged, files, judge
 from ctssl.finetuning.plan import plan
 from ctssl.finetuning.prepare import named, prepare_cases, sides, survey
 from ctssl.finetuning.report import Report
@@ -35,7 +35,7 @@ from ctssl.hub.provenance import fingerprint_of
 from ctssl.inference.masks import plan as room_for
 from ctssl.inference.masks import segment
 from ctssl.inference.windows import MEMORY_GB, Windows
-from ctssl.loading import device_named, segmenter
+from ctssl.loading import choose_device, segmenter
 from ctssl.zoo import ModelSpec
 
 PATIENCE = timedelta(days=1)  # for which the other devices wait while the first one judges whole scans
@@ -259,7 +259,7 @@ def provenance(
 
 def device_of(device: str) -> tuple[int, torch.device]:
     """This process's rank (0 unless torchrun started several) and its device."""
-    where, local = device_named(device), int(os.environ.get("LOCAL_RANK", 0))
+    where, local = choose_device(device), int(os.environ.get("LOCAL_RANK", 0))
     if where.type == "cuda":
         where = torch.device("cuda", local if where.index is None else where.index)
         torch.cuda.set_device(where)  # what NCCL takes for objects
