@@ -69,5 +69,5 @@ def test_a_segmenter_keeps_its_threshold(encoder, tmp_path):
         Segmenter(encoder, threshold=1.0)
     config = tmp_path / "model" / "config.json"
     config.write_text(config.read_text().replace('"threshold": 0.2', '"threshold": 20'))
-    with pytest.raises(ValueError, match="has the threshold 20"):
+    with pytest.raises(ValueError, match="invalid threshold 20"):
         ctssl.load_segmenter(tmp_path / "model")

@@ -60,7 +60,7 @@ def test_masks_of_another_tool(labelled, tiny_segmenter, tmp_path, capsys):
     seen.affine[0, 3] += 30
     seen.save(masks / "clean" / "case1.nii.gz", overwrite=True)
     with pytest.raises(
-        ValueError, match=r"clean.case1.nii.gz: .*their affines differ, corners lie up to 30.0 mm apart"
+        ValueError, match=r"clean.case1.nii.gz: .*their affines differ, corners are up to 30.0 mm apart"
     ):
         measure_robustness(labelled, predictions=masks, out=tmp_path / "moved", **how)
     seen.affine[0, 3] -= 30

@@ -1,4 +1,4 @@
-"""Masks against the truth.
+"""Compare masks with the truth.
 
 Import `evaluate`, `Evaluation`, `score_masks` from here. The modules: `report` (two folders -> tables),
 `scores` (one mask), `statistics` (intervals, paired tests), `tables`.

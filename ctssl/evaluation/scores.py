@@ -1,4 +1,4 @@
-"""One mask against another: the row of scores of each label."""
+"""Score one mask against another: a row per label."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ctssl.volume.grids import is_sheared, resample, working_grid
 from ctssl.volume.volume import Volume, read
 
 METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml")
-TAKEN = {
+RESERVED = {
     "case",
     "label",
     "patient",
@@ -35,28 +35,33 @@ TAKEN = {
 
 
 def read_mask(path: Path) -> Volume:
-    """A mask from a file. Raises `ValueError` for a map of probabilities."""
+    """Read a mask. Raises `ValueError` for a probability map."""
     mask = read(path)
     if (mask.array != np.round(mask.array)).any():
         raise ValueError(
-            f"{path} holds fractions, so it is a map of probabilities and no mask: give masks of whole numbers"
+            f"{path} holds fractions, so it is a probability map, not a mask; give masks of whole numbers"
         )
     return mask
 
 
 def labels_of(*masks: Volume) -> list[int]:
-    """Labels that occur in any of the masks; 1 if none does."""
+    """Return the labels that occur in any of the masks; [1] if there is none."""
     return sorted(set().union(*map(labels_in, masks))) or [1]
 
 
 def labels_in(mask: Volume) -> set[int]:
-    """Every label that occurs, without the background."""
+    """Return every label that occurs in a mask, without the background."""
     return {int(v) for v in np.unique(mask.array) if v > 0}
 
 
-def same_grid(one: Volume, two: Volume, *, name: str) -> None:
-    """Raise `ValueError`, saying of whom (`name`) and what differs, unless both masks have the same voxels in
-    the same places."""
+def check_same_grid(one: Volume, two: Volume, *, name: str) -> None:
+    """Raise `ValueError` unless two masks have the same shape and affine; the message says how they differ.
+
+    Args:
+        one: the prediction.
+        two: the truth.
+        name: the case or file, for the message.
+    """
     if one.shape == two.shape and np.allclose(one.affine, two.affine, atol=0.1 * min(two.spacing_mm)):
         return
     if one.shape != two.shape:
@@ -64,25 +69,32 @@ def same_grid(one: Volume, two: Volume, *, name: str) -> None:
     else:
         ends = np.array([[0, 0, 0, 1], [*(n - 1 for n in two.shape), 1]]).T
         off = float(np.linalg.norm(((one.affine - two.affine) @ ends)[:3], axis=0).max())
-        turned = not np.allclose(
+        axes_differ = not np.allclose(
             np.sign(np.round(one.affine[:3, :3], 3)), np.sign(np.round(two.affine[:3, :3], 3))
         )
-        what = f"their affines {'turn the axes otherwise' if turned else 'differ'}, corners lie up to {off:.1f} mm apart"
+        how = "have other axis directions" if axes_differ else "differ"
+        what = f"their affines {how}, corners are up to {off:.1f} mm apart"
     raise ValueError(
-        f"{name}: prediction and truth are on different grids ({what}); write the prediction on the scan's own grid"
+        f"{name}: prediction and truth are on different grids ({what}); save the prediction on the "
+        "scan's own grid"
     )
 
 
 def score_masks(
     one: Volume, two: Volume, *, name: str, tolerance_mm: float | None, labels: list[int] | None = None
 ) -> list[dict[str, Any]]:
-    """A row per label of `labels`, or that occurs in either mask, the predicted or the true one (label 1 if
-    none does).
+    """Score a predicted mask against the true one, a row per label.
 
-    `tolerance_mm`: of the NSD. None: no distances (HD95 and NSD are NaN), which take most of the time.
+    Args:
+        one: the prediction.
+        two: the truth.
+        name: the case.
+        tolerance_mm: tolerance of the NSD in mm. None: skip the distances (HD95 and NSD are NaN), which take
+            most of the time.
+        labels: labels to score. Default: those that occur in either mask, 1 if there is none.
     """
-    same_grid(one, two, name=name)
-    one, two = squared(one), squared(two)
+    check_same_grid(one, two, name=name)
+    one, two = unshear(one), unshear(two)
     rows = []
     for value in labels or labels_of(one, two):
         p, t = one.array == value, two.array == value
@@ -108,9 +120,11 @@ def score_masks(
     return rows
 
 
-def squared(mask: Volume) -> Volume:
-    """The mask on a grid with right angles, on which distances are those along the axes: itself, unless it is
-    sheared (gantry tilt)."""
+def unshear(mask: Volume) -> Volume:
+    """Return a mask on orthogonal axes, where distances can be measured along the axes.
+
+    A mask that is not sheared (gantry tilt) is returned unchanged.
+    """
     if not is_sheared(mask.affine):
         return mask
     shape, affine = working_grid(mask, min(mask.spacing_mm))

@@ -1,4 +1,4 @@
-"""Rows of scores to strata, intervals and paired tests; the unit is a patient."""
+"""Aggregate rows of scores to strata, intervals and paired tests; the unit is a patient."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-FEWEST = 6  # patients below which a paired test is not made
+FEWEST = 6  # smallest number of patients for a paired test
 
 
 def summary(rows: list[dict[str, Any]], column: str, value: str) -> dict[str, Any]:
-    """One row of the strata table, over all labels of its cases."""
+    """Return one row of the strata table, over all labels of its cases."""
     result: dict[str, Any] = {
         "stratum": f"{column} {value}".strip(),
         "cases": len({row["case"] for row in rows}),
@@ -43,7 +43,13 @@ def summary(rows: list[dict[str, Any]], column: str, value: str) -> dict[str, An
 
 
 def interval(rows: list[dict[str, Any]], key: str, *, draws: int = 2000) -> tuple[float, float]:
-    """95% bootstrap interval of the mean; whole patients are drawn, not cases."""
+    """Return the 95% bootstrap interval of the mean; patients are resampled, not cases.
+
+    Args:
+        rows: rows of scores, each with its `patient`.
+        key: the score.
+        draws: number of bootstrap samples.
+    """
     patients: dict[str, list[float]] = {}
     for row in rows:
         patients.setdefault(str(row["patient"]), []).append(row[key])
@@ -56,9 +62,14 @@ def interval(rows: list[dict[str, Any]], key: str, *, draws: int = 2000) -> tupl
 def paired(
     rows: list[dict[str, Any]], metrics: tuple[str, ...] = ("dsc", "nsd", "hd95_mm")
 ) -> list[dict[str, Any]]:
-    """Each metric of these masks against the others': mean difference, rank-biserial effect, Holm-corrected
-    p. The unit is a patient: labels and scans of one are averaged first. `undefined`: rows that do not count,
-    as one of the two has no value (HD95 of an empty mask: a miss)."""
+    """Compare each metric of these masks with that of the others, paired by patient.
+
+    Labels and scans of one patient are averaged first.
+
+    Returns:
+        For each metric the mean difference, the rank-biserial effect and the Holm-corrected p. `undefined`
+        counts the rows that are left out because one of the two has no value (HD95 of an empty mask: a miss).
+    """
     from scipy.stats import rankdata, wilcoxon
 
     results = []
@@ -70,17 +81,18 @@ def paired(
                 patients.setdefault(str(row["patient"]), []).append(one)
             else:
                 undefined += 1
-        away = np.array([np.mean(each) for each in patients.values()])
-        moved = away[away != 0]
-        ranks = rankdata(np.abs(moved))
-        effect = float((ranks * np.sign(moved)).sum() / ranks.sum()) if len(moved) else 0.0
-        p = float(wilcoxon(away).pvalue) if len(away) >= FEWEST and len(moved) else math.nan  # type: ignore[union-attr]
+        differences = np.array([np.mean(each) for each in patients.values()])
+        nonzero = differences[differences != 0]
+        ranks = rankdata(np.abs(nonzero))
+        effect = float((ranks * np.sign(nonzero)).sum() / ranks.sum()) if len(nonzero) else 0.0
+        tested = len(differences) >= FEWEST and len(nonzero)
+        p = float(wilcoxon(differences).pvalue) if tested else math.nan  # type: ignore[union-attr]
         results.append(
             {
                 "metric": key,
-                "patients": len(away),
+                "patients": len(differences),
                 "undefined": undefined,
-                "difference": float(away.mean()) if len(away) else math.nan,
+                "difference": float(differences.mean()) if len(differences) else math.nan,
                 "rank_biserial": effect,
                 "p": p,
             }
@@ -91,7 +103,11 @@ def paired(
 
 
 def holm(values: list[float]) -> list[float]:
-    """p-values corrected by Holm's step-down; NaN (no test was made) stays and does not count."""
+    """Correct p-values by Holm's step-down method; NaN (no test) stays and does not count.
+
+    >>> holm([0.01, 0.04, math.nan])
+    [0.02, 0.04, nan]
+    """
     order = [i for i in np.argsort(values) if not math.isnan(values[i])]
     corrected, highest = [math.nan] * len(values), 0.0
     for rank, i in enumerate(order):

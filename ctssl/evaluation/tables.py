@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctssl.datasets.scans import stem
-from ctssl.evaluation.scores import TAKEN
+from ctssl.evaluation.scores import RESERVED
 from ctssl.files.text import read_table
 
 
@@ -22,7 +22,7 @@ def facts_of(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dic
             f"{path} has the columns {columns}; needed: id, case or image"
             + (f", and {missing}" if missing else "")
         )
-    taken = [c for c in by if c in TAKEN]
+    taken = [c for c in by if c in RESERVED]
     if taken:
         raise ValueError(
             f"{path}: a stratum cannot be called {', '.join(taken)}, as the results have such a column of their "

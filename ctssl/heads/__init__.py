@@ -1,10 +1,10 @@
-"""The segmentation heads and what they have in common.
+"""The segmentation heads and their common interface.
 
-A head is an `nn.Module`: `Head(channels, strides, classes)`, with what an encoder says of its maps;
-`forward(image (B, 1, X, Y, Z), maps) -> logits (B, classes, X, Y, Z)` at full resolution, for sizes of any
-kind. It knows nothing else of the encoder. A head with deep supervision has `deep(image, maps)` too: weights
-and logits of all levels. One that is a whole network of its own says so (`whole = True`) and also takes
-`crop`, voxels along each side of the crops.
+A head is an `nn.Module`: `Head(channels, strides, classes)`, with the channels and strides of the encoder's
+maps; `forward(image (B, 1, X, Y, Z), maps) -> logits (B, classes, X, Y, Z)` at full resolution, for any size.
+It knows nothing else about the encoder. A head with deep supervision also has `deep(image, maps)`: weights
+and logits of all levels. A head that is a whole network of its own sets `whole = True` and also takes `crop`,
+the side of the training crops in voxels.
 
 To add one: write `ctssl/heads/<name>.py` and add a line to `HEADS`.
 """
@@ -23,4 +23,4 @@ HEADS = {
     "swin-unetr": SwinUnetr,
     "unetr": Unetr,
 }
-"""`smit`, the paper's decoder, is Swin UNETR's: the two differ in the maps that the encoder gives them."""
+"""Every head by name. `smit`, the paper's decoder, is Swin UNETR's; they differ in the encoder's maps."""

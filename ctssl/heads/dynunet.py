@@ -1,5 +1,4 @@
-"""nnU-Net's network (MONAI's DynUNet), the baseline that every claim is printed next to. A whole network, not
-a decoder."""
+"""nnU-Net's network (MONAI's DynUNet), the baseline for every claim. A whole network, not a decoder."""
 
 from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
@@ -9,15 +8,17 @@ WIDEST = 320
 
 
 class DynUnet(nn.Module):
-    """Reads the image alone: it belongs on the encoder `pixels`, as `ctssl finetune --model dynunet` builds
-    it.
+    """nnU-Net on the image alone: use it with the encoder `pixels`, as `ctssl finetune --model dynunet` does.
 
-    Kernels and strides by nnU-Net's rule for isotropic voxels: kernels of 3, halving while 4 voxels are left
-    of the crop; channels double from 32 to 320; plain convolutions with instance norm; deep supervision of
-    three levels.
+    Kernels and strides follow nnU-Net's rule for isotropic voxels: kernels of 3, halving while 4 voxels are
+    left of the crop; channels double from 32 to 320; plain convolutions with instance norm; deep supervision
+    on three levels.
 
     Args:
-        crop: voxels along each side of the training crops.
+        channels: (1,), those of `pixels`.
+        strides: (1,), those of `pixels`.
+        classes: number of classes, including the background.
+        crop: side of the training crops in voxels.
     """
 
     whole = True
@@ -28,11 +29,12 @@ class DynUnet(nn.Module):
         super().__init__()
         if tuple(strides) != (1,) or tuple(channels) != (1,):
             raise ValueError(
-                "head 'dynunet' is a whole network and would ignore the encoder; train it with --model dynunet, "
-                "or put 'light' or 'unetr' on this encoder"
+                "head 'dynunet' is a whole network and would ignore the encoder; train it with --model "
+                "dynunet, "
+                "or use head 'light' or 'unetr' with this encoder"
             )
         if crop < 16:
-            raise ValueError(f"nnU-Net's network needs crops of 16 voxels or more, not {crop}")
+            raise ValueError(f"invalid crop={crop}; nnU-Net's network needs crops of 16 voxels or more")
         halvings = 0
         while crop // 2 ** (halvings + 1) >= 4 and halvings < 5:
             halvings += 1
@@ -49,17 +51,20 @@ class DynUnet(nn.Module):
             deep_supervision=True,
             deep_supr_num=max(1, min(2, halvings - 1)),
         )
-        self.down = nn.ModuleList([net.input_block, *net.downsamples])  # MONAI's holds every block twice,
-        self.bottleneck, self.up = net.bottleneck, net.upsamples  # which safetensors does not store
+        self.down = nn.ModuleList(
+            [net.input_block, *net.downsamples]
+        )  # MONAI's network holds each block twice,
+        self.bottleneck, self.up = net.bottleneck, net.upsamples  # which safetensors cannot store
         self.out, self.heads = net.output_block, net.deep_supervision_heads
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
-        """Logits `(B, classes, X, Y, Z)` from the image `(B, 1, X, Y, Z)`."""
+        """Return logits `(B, classes, X, Y, Z)` of the image `(B, 1, X, Y, Z)`."""
         return self.deep(image, maps)[0][1]
 
     def deep(self, image: Tensor, maps: list[Tensor]) -> list[tuple[float, Tensor]]:
-        """Weights that sum to 1, and logits at full resolution: the final ones, then those of coarser
-        levels."""
+        """Return weights that sum to 1 and logits at full resolution: the final ones, then those of coarser
+        levels.
+        """
         x, y, z = image.shape[2:]
         features = F.pad(image, [p for n in (z, y, x) for p in (0, -n % self.multiple)])
         size, skips, levels = features.shape[2:], [], []

@@ -1,5 +1,6 @@
-"""The default head: a decoder that a laptop can train. At most 2 M parameters, no convolution at full
-resolution."""
+"""The default head: a decoder that trains on a laptop. At most 2 M parameters, no full-resolution
+convolution.
+"""
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -7,15 +8,19 @@ from torch.nn import functional as F
 
 
 class Light(nn.Module):
-    """From the deepest map upwards in factors of two; maps are added where their stride comes by, the image
-    by a strided stem.
+    """Decoder from the deepest map upwards in factors of two; each map is added at its stride, the image by a
+    strided stem.
 
-    The last level works at stride 2 and says for each of its cells what the eight voxels in it are (sub-pixel
+    The last level works at stride 2 and predicts for each of its cells the eight voxels in it (sub-pixel
     convolution, arXiv 1609.05158): a U-shaped decoder spends half of its time on a few channels at full
     resolution.
 
     Args:
+        channels: channels of the encoder's maps.
+        strides: strides of the encoder's maps, powers of two.
+        classes: number of classes, including the background.
         width: channels at stride 2; they double with each level, up to `top`.
+        top: largest number of channels.
     """
 
     def __init__(
@@ -47,7 +52,7 @@ class Light(nn.Module):
         self.finish = nn.Sequential(*_norm(width), nn.Conv3d(width, 8 * classes, 3, padding=1))
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
-        """Logits `(B, classes, X, Y, Z)` from the image `(B, 1, X, Y, Z)` and the encoder's maps of it."""
+        """Return logits `(B, classes, X, Y, Z)` from the image `(B, 1, X, Y, Z)` and the encoder's maps."""
         size = image.shape[2:]
         even = F.pad(image, [p for n in reversed(size) for p in (0, n % 2)])
         sums: list[Tensor | None] = [None] * len(self.levels)
@@ -55,16 +60,16 @@ class Light(nn.Module):
             sums[level] = _add(sums[level], project(features))
         sums[-1] = _add(sums[-1], self.stem(even))
         x = self.fuse[0](sums[0])
-        for narrow, fuse, found in zip(self.narrow, self.fuse[1:], sums[1:], strict=True):
+        for narrow, fuse, skip in zip(self.narrow, self.fuse[1:], sums[1:], strict=True):
             x = F.interpolate(narrow(x), scale_factor=2.0, mode="trilinear")
-            x = fuse(x if found is None else _add(x, found))
+            x = fuse(x if skip is None else _add(x, skip))
         cells = self.finish(x)  # (B, classes * 8, X / 2, Y / 2, Z / 2)
         voxels = rearrange(cells, "b (c i j k) x y z -> b c (x i) (y j) (z k)", i=2, j=2, k=2)
         return _cut(voxels, list(size))
 
 
 class _Fuse(nn.Module):
-    """Norm, convolution, twice, with a residual."""
+    """Norm and convolution, twice, with a residual."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -83,7 +88,7 @@ def _conv(inside: int, outside: int) -> nn.Module:
 
 
 def _add(x: Tensor | None, y: Tensor) -> Tensor:
-    """The sum on the smaller grid of the two: a coarser map reaches further into the padding."""
+    """Return the sum on the smaller of the two grids: a coarser map extends further into the padding."""
     if x is None:
         return y
     size = [min(a, b) for a, b in zip(x.shape[2:], y.shape[2:], strict=True)]

@@ -1,11 +1,11 @@
-"""The plainest head: what a linear map of the features knows about the classes."""
+"""The simplest head: what a linear map of the features knows about the classes."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 class Linear(nn.Module):
-    """Each map through a 1x1x1 convolution, brought to full resolution linearly, and summed."""
+    """Apply a 1x1x1 convolution to each map, interpolate to full resolution, and sum."""
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int) -> None:
         super().__init__()
@@ -13,7 +13,7 @@ class Linear(nn.Module):
         self.strides = strides
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
-        """Logits `(B, classes, X, Y, Z)` from the image `(B, 1, X, Y, Z)` and the encoder's maps of it."""
+        """Return logits `(B, classes, X, Y, Z)` from the image `(B, 1, X, Y, Z)` and the encoder's maps."""
         size = image.shape[2:]
         total = None
         for project, stride, features in zip(self.project, self.strides, maps, strict=True):

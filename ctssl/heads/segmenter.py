@@ -13,21 +13,20 @@ from ctssl.encoders.pretrained import Pretrained, on_class
 from ctssl.heads import HEADS
 from ctssl.volume.volume import Volume
 
-WIDEST_WINDOW = 512  # voxels along each side of a piece
+WIDEST_WINDOW = 512  # largest side of the sliding window in voxels
 
 
 class Segmenter(nn.Module):
-    """`forward(x)`: `(B, 1, X, Y, Z)` as `preprocess` gives it -> logits `(B, classes, X, Y, Z)`.
+    """Encoder and head: preprocessed images `(B, 1, X, Y, Z)` -> logits `(B, classes, X, Y, Z)`.
 
     Args:
-        encoder: an encoder (`ctssl.load`); its `spec` says how scans are prepared.
-        head: a key of `ctssl.heads.HEADS`.
-        classes: with the background.
-        labels: names of the classes, `{1: "tumour"}`.
-        window: voxels along each side of the pieces in which `segment` works, those of the crops of the
-            training.
-        parent: name of the pretrained encoder, for `config.json`.
-        threshold: probability (0 to 1) from which on `segment` takes a label instead of the background.
+        encoder: an encoder (`ctssl.load`); its `spec` defines the preprocessing.
+        head: key of `ctssl.heads.HEADS`.
+        classes: number of classes, including the background.
+        labels: name of each class but the background, `{1: "tumour"}`.
+        window: side of the sliding window of `segment` in voxels, the same as that of the training crops.
+        parent: name of the starting weights, for `config.json`.
+        threshold: probability (0 to 1) from which on `segment` prefers a label to the background.
     """
 
     def __init__(
@@ -43,15 +42,16 @@ class Segmenter(nn.Module):
     ) -> None:
         super().__init__()
         if head not in HEADS:
-            raise ValueError(f"no head is called {head!r}; there are {sorted(HEADS)}")
+            raise ValueError(f"unknown head {head!r}; use {', '.join(sorted(HEADS))}")
         if classes < 2:
-            raise ValueError(f"classes={classes}: at least 2, the background is one")
+            raise ValueError(f"invalid classes={classes} (must be at least 2, including the background)")
         if labels and sorted(labels) != list(range(1, classes)):
             raise ValueError(
-                f"labels {sorted(labels)}: for {classes} classes with the background, name 1 to {classes - 1}"
+                f"invalid labels {sorted(labels)}; for {classes} classes with the background, name 1 "
+                f"to {classes - 1}"
             )
         if not 1 <= window <= WIDEST_WINDOW:
-            raise ValueError(f"window={window}: 1 to {WIDEST_WINDOW} voxels")
+            raise ValueError(f"invalid window={window} (must be 1 to {WIDEST_WINDOW} voxels)")
         self.encoder = encoder
         kind: Any = HEADS[head]
         whole = {"crop": window} if getattr(kind, "whole", False) else {}
@@ -66,23 +66,26 @@ class Segmenter(nn.Module):
 
     @property
     def threshold(self) -> float:
-        """Probability from which on `segment` takes a label instead of the background; `ValueError` for one
-        that is none."""
+        """Return the probability from which on `segment` prefers a label to the background.
+
+        Setting it raises `ValueError` unless the value lies between 0 and 1.
+        """
         return self._threshold
 
     @threshold.setter
     def threshold(self, value: float) -> None:
         if not 0 < value < 1:
-            raise ValueError(f"threshold={value:g}: a probability between 0 and 1")
+            raise ValueError(f"invalid threshold={value:g} (must be between 0 and 1)")
         self._threshold = value
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits `(B, classes, X, Y, Z)` of a preprocessed image `(B, 1, X, Y, Z)`."""
+        """Return logits `(B, classes, X, Y, Z)` of a preprocessed image `(B, 1, X, Y, Z)`."""
         return self.head(image, self.encoder(image))
 
     def supervised(self, image: Tensor) -> list[tuple[float, Tensor]]:
-        """Weights and logits that a training takes its loss from: one pair, or several for a head with deep
-        supervision."""
+        """Return (weight, logits) pairs for the training loss: one, or several for a head with deep
+        supervision.
+        """
         maps = self.encoder(image)
         return self.head.deep(image, maps) if hasattr(self.head, "deep") else [(1.0, self.head(image, maps))]  # type: ignore[operator]
 
@@ -90,7 +93,7 @@ class Segmenter(nn.Module):
 
     @property
     def spec(self):
-        """That of the encoder."""
+        """Return the spec of the encoder."""
         return self.encoder.spec
 
     def segment(
@@ -102,10 +105,20 @@ class Segmenter(nn.Module):
         max_memory_gb: float = 8.0,
         progress: bool = False,
     ) -> Volume:
-        """Labels (uint8) of a scan of any size, on the scan's own grid. `source`: what `ctssl.read` takes.
+        """Segment a scan of any size.
 
-        `overlap`: share of a window that the next one sees again. `tta`: average over all mirrorings, eight
-        times the work. `max_memory_gb`: that the process may take; `ValueError` when the scan needs more.
+        Args:
+            source: anything that `ctssl.read` accepts.
+            overlap: share by which neighbouring windows overlap.
+            tta: average over all mirrorings, which takes eight times as long.
+            max_memory_gb: memory limit of the process in GB.
+            progress: show a progress bar.
+
+        Returns:
+            Labels (uint8) on the scan's own grid.
+
+        Raises:
+            ValueError: the scan is not a CT in HU, or needs more memory than allowed.
         """
         from ctssl.inference.masks import segment
         from ctssl.inference.windows import Windows
@@ -121,7 +134,10 @@ class Segmenter(nn.Module):
         max_memory_gb: float = 8.0,
         progress: bool = False,
     ) -> dict[str, Volume]:
-        """For each label the probability (float32, 0..1) of every voxel, on the scan's own grid."""
+        """Return for each label the probability (float32, 0 to 1) of every voxel, on the scan's own grid.
+
+        Arguments and errors are those of `segment`.
+        """
         from ctssl.inference.masks import probabilities
         from ctssl.inference.windows import Windows
 
@@ -136,7 +152,7 @@ class Segmenter(nn.Module):
         offline: bool | None = None,
         device: str = "cpu",
     ) -> Segmenter:
-        """`ctssl.load_segmenter(...)`."""
+        """Load a segmenter; see `ctssl.load_segmenter`."""
         from ctssl.loading import load_segmenter
 
         return load_segmenter(source, revision=revision, offline=offline, device=device)
@@ -151,11 +167,16 @@ class Segmenter(nn.Module):
         config: Mapping[str, Any] | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Path:
-        """Write a folder that `ctssl.load_segmenter` reads; `extra` are more files, `config` more entries of
-        its config.
+        """Write a folder that `ctssl.load_segmenter` reads, and return its path.
 
-        `metadata`: where the weights come from, for their header; None: as they were loaded, or who their
-        parent is.
+        Args:
+            folder: folder to write.
+            overwrite: write into a folder that is not empty.
+            half: store the weights as fp16.
+            extra: more files, content by name.
+            config: more entries of `config.json`.
+            metadata: provenance for the header of the weights. Default: as loaded, or the starting weights as
+                parent.
         """
         from ctssl.encoders.pretrained import encoder_config
         from ctssl.hub.folder import write_folder
@@ -185,27 +206,26 @@ class Segmenter(nn.Module):
 
 
 def segmenter_settings(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Arguments of `Segmenter` from a `config.json`."""
+    """Return the arguments of `Segmenter` from a `config.json`. Raises `ValueError` for invalid entries."""
     try:
         labels = {int(k): str(v) for k, v in config["labels"].items()}
         head, window, parent = config["head"], int(config["window"]), str(config.get("parent", ""))
         threshold = float(config.get("threshold", 0.5))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(
-            f"{folder}/config.json is not that of a segmenter ({error!r}); export it again"
+            f"{folder}/config.json does not describe a segmenter ({error!r}); export it again"
         ) from error
     if not labels or sorted(labels) != list(range(1, len(labels) + 1)) or len(labels) > 255:
         raise ValueError(
-            f"{folder}/config.json names the labels {sorted(labels)[:6]}; they are 1, 2, ... up to 255"
+            f"{folder}/config.json: invalid labels {sorted(labels)[:6]} (must be 1, 2, ... up to 255)"
         )
     if not isinstance(head, str) or not 1 <= window <= WIDEST_WINDOW:
         raise ValueError(
-            f"{folder}/config.json has the head {head!r} and windows of {window} voxels (1 to {WIDEST_WINDOW})"
+            f"{folder}/config.json: invalid head {head!r} or window {window} (must be 1 to "
+            f"{WIDEST_WINDOW} voxels)"
         )
     if not 0 < threshold < 1:
-        raise ValueError(
-            f"{folder}/config.json has the threshold {threshold:g}; it is a probability between 0 and 1"
-        )
+        raise ValueError(f"{folder}/config.json: invalid threshold {threshold:g} (must be between 0 and 1)")
     return dict(
         head=head, classes=len(labels) + 1, labels=labels, window=window, parent=parent, threshold=threshold
     )

@@ -1,5 +1,6 @@
-"""Swin UNETR's decoder (arXiv 2201.01266), which is the paper's too: residual blocks as skips, many channels
-everywhere."""
+"""Swin UNETR's decoder (arXiv 2201.01266), also the paper's: residual blocks as skips, many channels
+everywhere.
+"""
 
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
@@ -8,14 +9,14 @@ from ctssl.heads.unetr import fit, skip_levels
 
 
 class SwinUnetr(nn.Module):
-    """Levels at strides 1, 2, 4 ... above the deepest map, each with a residual block on what serves as its
-    skip.
+    """Decoder levels at strides 1, 2, 4 ... above the deepest map, each with a residual block on its skip.
 
     On maps of strides 2, 4, 8, 16, 32 it equals MONAI's `SwinUNETR` and the paper's network (arXiv
-    2405.08657): which of the two depends on the encoder, whose maps are taken after (MONAI) or before merging
-    (the paper). The map next to the deepest is a skip as it is. Elsewhere the pattern goes on: channels halve
-    with each finer level, full resolution has those of stride 2, a level without a map gets its skip from
-    patches of the image, and maps that share a stride (ViT) are brought up to the finer levels.
+    2405.08657); which of the two depends on the encoder, whose maps are taken after (MONAI) or before merging
+    (the paper). The map next to the deepest is used as a skip unchanged. On other strides the pattern
+    continues: channels halve with each finer level, full resolution has as many as stride 2, a level without
+    a map gets its skip from patches of the image, and maps that share a stride (ViT) are upsampled to the
+    finer levels.
     """
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int) -> None:
@@ -41,11 +42,12 @@ class SwinUnetr(nn.Module):
         self.out = nn.Conv3d(widths[0], classes, 1)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
-        """Logits `(B, classes, X, Y, Z)` from the image `(B, 1, X, Y, Z)` and the encoder's maps of it."""
+        """Return logits `(B, classes, X, Y, Z)` from the image `(B, 1, X, Y, Z)` and the encoder's maps."""
         if maps[-1].shape[2:].numel() == 1:
             raise ValueError(
-                f"this head normalises over the deepest map, which has one voxel for an image of {tuple(image.shape[2:])}; "
-                f"give crops of more than {2 * self.strides[-1]} voxels along some axis"
+                f"crop {tuple(image.shape[2:])} is too small: this head normalises over the deepest "
+                "map, which has "
+                f"only one voxel; use crops of more than {2 * self.strides[-1]} voxels along some axis"
             )
         size = image.shape[2:]
         full = [n * 2 * self.strides[-1] for n in maps[-1].shape[2:]]
@@ -66,14 +68,14 @@ def _block(inside: int, outside: int) -> nn.Module:
 
 
 def _of_image(width: int, stride: int) -> nn.Module:
-    """A skip for a level without a map."""
+    """Return the skip of a level without a map: patches of the image."""
     if stride == 1:
         return _block(1, width)
     return nn.Sequential(nn.Conv3d(1, width, stride, stride), _block(width, width))
 
 
 def _raised(inside: int, outside: int, ups: int) -> nn.Module:
-    """A block, and `ups` doublings of the grid after it."""
+    """Return a block followed by `ups` doublings of the grid."""
     return nn.Sequential(
         _block(inside, outside), *(nn.ConvTranspose3d(outside, outside, 2, 2) for _ in range(ups))
     )

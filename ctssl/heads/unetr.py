@@ -1,5 +1,6 @@
 """A U-shaped decoder for any encoder (UNETR, arXiv 2103.10504): maps as skips, convolutions where there are
-none."""
+none.
+"""
 
 from collections.abc import Sequence
 
@@ -14,10 +15,13 @@ NORM = ("instance", {"affine": True})
 class Unetr(nn.Module):
     """Decoder levels at strides 1, 2, 4 ... to the deepest map.
 
-    A map serves as skip at its own stride; maps that share a stride (ViT) are brought up to the next finer
-    free levels; levels without a map get a skip from convolutions on the image.
+    A map is the skip at its own stride; maps that share a stride (ViT) are upsampled to the next finer free
+    levels; levels without a map get a skip from convolutions on the image.
 
     Args:
+        channels: channels of the encoder's maps.
+        strides: strides of the encoder's maps, powers of two.
+        classes: number of classes, including the background.
         width: channels at full resolution; they double with each level, at most to those of the deepest map.
     """
 
@@ -55,7 +59,7 @@ class Unetr(nn.Module):
         self.out = nn.Conv3d(below, classes, 1)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
-        """Logits `(B, classes, X, Y, Z)` from the image `(B, 1, X, Y, Z)` and the encoder's maps of it."""
+        """Return logits `(B, classes, X, Y, Z)` from the image `(B, 1, X, Y, Z)` and the encoder's maps."""
         size, full = image.shape[2:], [n * 2**self.levels for n in maps[-1].shape[2:]]
         pads = [p for n, f in zip(reversed(size), reversed(full), strict=True) for p in (0, f - n)]
         sources: dict[int, list[Tensor]] = {k: [] for k in range(self.levels)}
@@ -79,23 +83,36 @@ def _block(inside: int, outside: int, *, stride: int = 1) -> nn.Module:
 
 
 def skip_levels(strides: tuple[int, ...], *, head: str) -> list[int | None]:
-    """The level (of stride `2**level`) that each map but the deepest serves: its own, or the next finer one
-    that is free."""
+    """Return the level (of stride `2**level`) that each map but the deepest serves: its own, or the next
+    finer free one.
+
+    Args:
+        strides: strides of the encoder's maps, finest first.
+        head: name of the head, for the message.
+
+    Raises:
+        ValueError: a stride is not a power of two.
+
+    >>> skip_levels((8, 8, 8), head="unetr")
+    [1, 2]
+    """
     if any(s & (s - 1) for s in strides) or strides[-1] < 2:
         raise ValueError(
             f"head {head!r} needs strides that are powers of two, got {strides}; head 'linear' takes any"
         )
-    found: list[int | None] = []
+    levels: list[int | None] = []
     free = strides[-1].bit_length() - 1
     for s in strides[-2::-1]:
         level = min(s.bit_length() - 1, free - 1)
         free = level if level >= 0 else free
-        found.insert(0, level if level >= 0 else None)
-    return found
+        levels.insert(0, level if level >= 0 else None)
+    return levels
 
 
 def fit(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Zeros at the far border (the deepest map rounds sizes up further than the finer ones)."""
+    """Pad with zeros at the far border to `size` (the deepest map rounds sizes up further than the finer
+    ones).
+    """
     if list(x.shape[2:]) == list(size):
         return x
     pads = [p for n, want in zip(reversed(x.shape[2:]), reversed(size), strict=True) for p in (0, want - n)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from ctssl.datasets.case import Case, read_case
 from ctssl.datasets.scans import list_scans
-from ctssl.evaluation.scores import labels_in, read_mask, same_grid
+from ctssl.evaluation.scores import check_same_grid, labels_in, read_mask
 from ctssl.files.atomic import file_sha256
 from ctssl.files.text import read_json
 from ctssl.shifts.stamps import named
@@ -120,7 +120,7 @@ def known_labels(folder: Path, cases: list[Case], places: list[tuple[str, int]])
         for place in places:
             mask, file = read_mask(files[place][case.name]), files[place][case.name]
             found[file] = labels_in(mask)
-            same_grid(mask, truth, name=str(file))
+            check_same_grid(mask, truth, name=str(file))
     every = set().union(*found.values())
     if every and true and not every & true:
         raise ValueError(
