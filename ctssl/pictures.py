@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -12,7 +15,17 @@ from ctssl.files.atomic import write_whole
 from ctssl.volume.grids import resample, working_grid
 from ctssl.volume.volume import Volume
 
-COLOURS = ((0.90, 0.15, 0.20), (0.10, 0.60, 0.95), (0.20, 0.75, 0.30), (0.95, 0.70, 0.10))
+COLOURS = (
+    (0.90, 0.15, 0.20),
+    (0.10, 0.60, 0.95),
+    (0.20, 0.75, 0.30),
+    (0.95, 0.70, 0.10),
+    (0.65, 0.30, 0.85),
+    (0.10, 0.80, 0.80),
+    (0.95, 0.45, 0.70),
+    (0.60, 0.45, 0.25),
+)
+"""Of labels 1, 2, ...; after the last one they begin again."""
 
 
 def display_grid(volume: Volume, *others: np.ndarray | Volume, spacing_mm: float = 1.5) -> list[np.ndarray]:
@@ -23,6 +36,71 @@ def display_grid(volume: Volume, *others: np.ndarray | Volume, spacing_mm: float
     return [resample(a, volume.affine, shape, affine, fill=f) for a, f in zip(arrays, fills, strict=True)]
 
 
+@dataclass(frozen=True)
+class Cuts:
+    """Three slices through a scan, small enough to keep: axial, coronal, sagittal.
+
+    `ct`: HU; `masks`: by label; `truth`: None where there is none.
+    """
+
+    ct: list[np.ndarray]
+    masks: dict[int, list[np.ndarray]]
+    truth: list[np.ndarray] | None
+
+
+def cut_slices(volume: Volume, mask: Volume, truth: Volume | None = None) -> Cuts:
+    """Cut a scan where most of the truth, or else of the mask, is seen along each axis."""
+    labels = _labels(mask)
+    arrays = display_grid(
+        volume, *(Volume((mask.array == k).astype(np.float32), mask.affine) for k in labels)
+    )
+    ct, masks = arrays[0], [m > 0.5 for m in arrays[1:]]
+    true = None
+    if truth is not None:
+        true = display_grid(volume, Volume((truth.array > 0).astype(np.float32), truth.affine))[1]
+    where = _centre(np.any(masks, 0) if masks else np.zeros_like(ct, bool), true)
+
+    def cuts(array: np.ndarray) -> list[np.ndarray]:
+        return [_cut(array, axis, where[axis]) for axis in (2, 1, 0)]
+
+    found = {k: cuts(one) for k, one in zip(labels, masks, strict=True)}
+    return Cuts(cuts(ct), found, None if true is None else cuts(true))
+
+
+def draw_cuts(
+    cuts: Cuts,
+    path: str | os.PathLike | BytesIO,
+    *,
+    window_hu: tuple[float, float] = (-160.0, 240.0),
+    title: str = "",
+    names: Mapping[int, str] | None = None,
+) -> None:
+    """Draw slices with the mask in colour, one for each label, and the truth as a white line.
+
+    Args:
+        cuts: of `cut_slices`.
+        path: PNG file, or a buffer.
+        window_hu: from black to white.
+        names: of the labels, for a legend.
+    """
+    figure, axes = _figure(3)
+    for number, (name, ax) in enumerate(zip(("axial", "coronal", "sagittal"), axes, strict=True)):
+        picture = _grey(cuts.ct[number], window_hu)
+        for label, masks in cuts.masks.items():
+            chosen = masks[number]
+            picture[chosen] = 0.55 * picture[chosen] + 0.45 * np.array(_colour(label))
+        ax.imshow(picture)
+        if cuts.truth is not None and (cuts.truth[number] > 0.5).any():
+            ax.contour(cuts.truth[number], levels=[0.5], colors="white", linewidths=0.8)
+        ax.set_title(name, fontsize=9)
+    if names and cuts.masks:
+        from matplotlib.patches import Patch
+
+        patches = [Patch(color=_colour(k), label=names.get(k, f"label {k}")) for k in cuts.masks]
+        figure.legend(handles=patches, loc="outside lower center", ncols=min(6, len(patches)), fontsize=8)
+    _write(figure, path, title)
+
+
 def overlay(
     volume: Volume,
     mask: Volume,
@@ -31,30 +109,11 @@ def overlay(
     window_hu: tuple[float, float] = (-160.0, 240.0),
     title: str = "",
     outline: Volume | None = None,
+    names: Mapping[int, str] | None = None,
 ) -> None:
-    """Three slices through the largest cut of the mask, with the mask in colour; `outline` is drawn as a
-    white line."""
-    arrays = display_grid(
-        volume, *(Volume((mask.array == k).astype(np.float32), mask.affine) for k in _labels(mask))
-    )
-    ct, masks = arrays[0], [m > 0.5 for m in arrays[1:]]
-    truth = (
-        display_grid(volume, Volume((outline.array > 0).astype(np.float32), outline.affine))[1]
-        if outline
-        else None
-    )
-    where = [int(w) for w in _centre(np.any(masks, 0) if masks else np.zeros_like(ct, bool), truth)]
-    figure, axes = _figure(3)
-    for axis, name, ax in zip((2, 1, 0), ("axial", "coronal", "sagittal"), axes, strict=True):
-        picture = _grey(_cut(ct, axis, where[axis]), window_hu)
-        for number, one in enumerate(masks):
-            chosen = _cut(one, axis, where[axis])
-            picture[chosen] = 0.55 * picture[chosen] + 0.45 * np.array(COLOURS[number % len(COLOURS)])
-        ax.imshow(picture)
-        if truth is not None and (_cut(truth, axis, where[axis]) > 0.5).any():
-            ax.contour(_cut(truth, axis, where[axis]), levels=[0.5], colors="white", linewidths=0.8)
-        ax.set_title(name, fontsize=9)
-    _write(figure, path, title)
+    """Draw three slices through the largest cut of a mask, with the mask in colour; `outline` (the truth) is
+    a white line. For the other arguments see `draw_cuts`."""
+    draw_cuts(cut_slices(volume, mask, outline), path, window_hu=window_hu, title=title, names=names)
 
 
 def features(
@@ -94,6 +153,10 @@ def principal_colours(feature_map: np.ndarray, tissue: np.ndarray) -> np.ndarray
     return colours
 
 
+def _colour(label: int) -> tuple[float, float, float]:
+    return COLOURS[(label - 1) % len(COLOURS)]
+
+
 def _labels(mask: Volume) -> list[int]:
     return [int(v) for v in np.unique(mask.array) if v > 0]
 
@@ -128,6 +191,8 @@ def _figure(columns: int):
 
 def _write(figure, path: str | os.PathLike | BytesIO, title: str) -> None:
     if title:
+        width = int(12 * figure.get_size_inches()[0])  # characters
+        title = "\n".join(textwrap.wrap(title, width))
         figure.suptitle(title, fontsize=10, parse_math=False)  # names of files may hold $
     if isinstance(path, BytesIO):
         figure.savefig(path, dpi=110, format="png")

@@ -93,7 +93,7 @@ def test_every_fault_of_a_case_is_named(labelled, ball):
     assert {case: p.level for case, p in found.items()} == expected
     assert "7.0 mm apart" in found["apart"].message and "case0" in found["twice"].message
     with pytest.raises(ValueError) as refused:
-        datasets.refuse(list(found.values()), 11)
+        datasets.check_problems(list(found.values()), 11)
     assert "7 of 11" in str(refused.value) and all(
         case in str(refused.value) for case in expected if case != "empty"
     )

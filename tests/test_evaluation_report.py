@@ -114,7 +114,7 @@ def test_what_was_not_predicted_is_said(folders, capsys):
     found = ctssl.evaluate(folders / "this", folders / "truth")
     assert len(found.cases) == 6 and found.missing == ["c2", "c5"]
     assert main(["evaluate", str(folders / "this"), str(folders / "truth")]) == 0
-    assert "2 true masks have no prediction and do not count: c2, c5" in capsys.readouterr().out
+    assert "2 true masks have no prediction and are not counted: c2, c5" in capsys.readouterr().out
 
 
 def test_maps_of_probabilities_are_no_masks(folders):

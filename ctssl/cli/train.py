@@ -9,8 +9,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import ctssl
+if TYPE_CHECKING:
+    from ctssl.finetuning.report import Report
+    from ctssl.finetuning.request import Request
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -79,6 +82,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "the second half of the training (default: 5)",
     )
     sub.add_argument(
+        "--dry-run", action="store_true", help="check the cases and print the plan, without training"
+    )
+    sub.add_argument(
         "--resume", action="store_true", help="insist on an unfinished training in OUT, which goes on anyway"
     )
     sub.add_argument("--batch", type=int, help="crops per step and device (default: 4, or 2 large ones)")
@@ -142,19 +148,52 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _finetune(args: argparse.Namespace) -> None:
-    from ctssl.finetuning.settings import Settings
+    from ctssl.datasets.layouts import find_cases
+    from ctssl.finetuning.request import check_request
+    from ctssl.finetuning.run import finetune_folds, prepare_job, run
 
     if args.fold is not None and args.folds is None:
         raise ValueError("--fold needs --folds")
-    if args.folds is not None and args.folds < 2:
-        raise ValueError(f"--folds {args.folds}: give at least 2")
-    every = args.folds is not None and args.fold is None
-    begun = [
-        *Path(args.out).glob("**/.unfinished/state.json"),
-        *(Path(args.out).glob("fold*/report.json") if every else []),
-    ]
+    request, every = _request(args), args.folds is not None and args.fold is None
+    check_request(request)
+    begun = list(request.out.glob("**/.unfinished/state.json"))
+    begun += list(request.out.glob("fold*/report.json")) if every else []
     if args.resume and not begun:
         raise FileNotFoundError(f"{args.out} holds no unfinished training; leave out --resume to start one")
+    dataset = find_cases(args.data, images=args.images, labels=args.labels, roi=args.roi)
+    if args.dry_run:
+        print(prepare_job(request, dataset).describe())
+        return
+    reports = finetune_folds(request, dataset) if every else [run(request, dataset)]
+    if "RANK" in os.environ:  # of torchrun: none ends while another still talks to it
+        from torch import distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if int(os.environ.get("RANK", 0)) > 0:  # the first one speaks
+        return
+    for note in dict.fromkeys(note for report in reports for note in report.warnings):
+        print(f"warning: {note}", file=sys.stderr)
+    if args.json:
+        results = [_as_json(report) for report in reports]
+        print(json.dumps(results if every else results[0]))
+        return
+    for report in reports:
+        _print_report(report)
+    if every:
+        mean = sum(report.mean_dsc for report in reports) / len(reports)
+        print(f"{'mean of ' + str(len(reports)) + ' folds':24} DSC {mean:.3f}")
+    if not all(report.learned for report in reports):
+        print(f"\n{reports[0].folder} was written, but it has learned nothing: every measured DSC is 0.000")
+        return
+    print(f"\n{reports[0].folder} is ready. Next: ctssl segment SCAN OUT.nii.gz --model {reports[0].folder}")
+
+
+def _request(args: argparse.Namespace) -> Request:
+    """What was asked for, from the command line."""
+    from ctssl.finetuning.request import Request
+    from ctssl.finetuning.settings import Settings
+
     keys = (
         "steps",
         "minutes",
@@ -167,72 +206,48 @@ def _finetune(args: argparse.Namespace) -> None:
         "patience",
         "shift_augment",
     )
-    chosen = {key: getattr(args, key) for key in keys}
-    settings = Settings(
-        **{key: value for key, value in chosen.items() if value is not None},
-        freeze=args.freeze is not None,
-        bf16=args.bf16,
+    chosen = {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
+    return Request(
+        Path(args.out),
+        args.model,
+        Settings(**chosen, freeze=args.freeze is not None, bf16=args.bf16),
+        head=args.head,
+        hold_out=_hold_out(args.hold_out),
+        few_shot=args.few_shot,
+        folds=args.folds,
+        fold=args.fold or 0,
+        spacing_mm=args.spacing,
+        window_hu=tuple(args.window) if args.window else None,
+        from_scratch=args.from_scratch,
+        device=args.device,
+        max_memory_gb=args.max_memory,
+        overwrite=args.overwrite,
+        progress=not args.json,
     )
-    wanted = list(range(args.folds or 0)) if every else [args.fold or 0]
-    reports = [
-        ctssl.finetune(
-            args.data,
-            images=args.images,
-            labels=args.labels,
-            roi=args.roi,
-            model=args.model,
-            head=args.head,
-            out=Path(args.out) / f"fold{fold}" if every else args.out,
-            hold_out=_hold_out(args.hold_out),
-            folds=args.folds,
-            fold=fold,
-            few_shot=args.few_shot,
-            spacing_mm=args.spacing,
-            window_hu=tuple(args.window) if args.window else None,
-            settings=settings,
-            from_scratch=args.from_scratch,
-            device=args.device,
-            max_memory_gb=args.max_memory,
-            overwrite=args.overwrite,
-            keep=every and not args.overwrite,
-            progress=not args.json,
-        )
-        for fold in wanted
-    ]
-    if "RANK" in os.environ:  # of torchrun: none ends while another still talks to it
-        from torch import distributed as dist
 
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    if int(os.environ.get("RANK", 0)) > 0:  # the first one speaks
+
+def _as_json(report: Report) -> dict[str, Any]:
+    return {
+        "model": str(report.folder),
+        "warnings": report.warnings,
+        "held_out": report.held_out,
+        "mean_dsc": report.mean_dsc if report.held_out else None,
+        "train": report.train,
+    }
+
+
+def _print_report(report: Report) -> None:
+    """DSC of every held-out case; its mean by label, with the number of cases that have it."""
+    for case, scores in report.held_out.items():
+        text = "  ".join(f"{name} DSC {value:.3f}" for name, value in scores.items())
+        print(f"{case:24} {text or 'no label that the model knows'}")
+    if not report.held_out:
         return
-    for note in dict.fromkeys(note for report in reports for note in report.warnings):
-        print(f"warning: {note}", file=sys.stderr)
-    if args.json:
-        results = [
-            {
-                "model": str(report.folder),
-                "warnings": report.warnings,
-                "held_out": report.held_out,
-                "mean_dsc": report.mean_dsc if report.held_out else None,
-                "train": report.train,
-            }
-            for report in reports
-        ]
-        print(json.dumps(results if every else results[0]))
-        return
-    for report in reports:
-        for case, scores in report.held_out.items():
-            print(f"{case:24} " + "  ".join(f"{name} DSC {value:.3f}" for name, value in scores.items()))
-        if report.held_out:
-            print(
-                f"{'mean of ' + str(len(report.held_out)) + ' held-out cases':24} DSC {report.mean_dsc:.3f}"
-            )
-    if every:
-        print(
-            f"{'mean of ' + str(len(reports)) + ' folds':24} DSC {sum(r.mean_dsc for r in reports) / len(reports):.3f}"
-        )
-    print(f"\n{reports[0].folder} is ready. Next: ctssl segment SCAN OUT.nii.gz --model {reports[0].folder}")
+    by_label = report.by_label()
+    if len(by_label) > 1:
+        for name, (mean, count) in by_label.items():
+            print(f"{name + ', ' + str(count) + ' cases':24} DSC {mean:.3f}")
+    print(f"{'mean of ' + str(len(report.held_out)) + ' held-out cases':24} DSC {report.mean_dsc:.3f}")
 
 
 def _hold_out(text: str | None) -> float | list[str] | None:

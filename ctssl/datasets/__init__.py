@@ -9,8 +9,9 @@ from ctssl.datasets.case import Case as Case
 from ctssl.datasets.case import Dataset as Dataset
 from ctssl.datasets.case import read_case as read_case
 from ctssl.datasets.checks import Problem as Problem
+from ctssl.datasets.checks import check_problems as check_problems
 from ctssl.datasets.checks import problems as problems
-from ctssl.datasets.checks import refuse as refuse
+from ctssl.datasets.checks import survey as survey
 from ctssl.datasets.layouts import LAYOUTS as LAYOUTS
 from ctssl.datasets.layouts import find_cases as find_cases
 from ctssl.datasets.manifest import read_manifest as read_manifest

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ctssl.datasets.case import Case, Dataset, read_case
 from ctssl.datasets.seen import seen_by
+from ctssl.hub.folder import ModelFolder
 from ctssl.lint import Finding, lint, outside_body
 from ctssl.volume.volume import Volume, voxel_hash
 
@@ -26,96 +29,162 @@ class Problem(Finding):
     case: str = ""
 
 
+@dataclass(frozen=True)
+class Surveyed:
+    """What is kept of a case that could be read. `scan_hash`: salted, of its voxels; `content`: of scan, mask
+    and grid; `grid`: the scan without its voxels; `labels`: that occur in the mask."""
+
+    scan_hash: str
+    content: str
+    grid: Volume
+    labels: set[int]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Every case, read once: what is wrong with it (errors first), and what is kept of it, by name."""
+
+    problems: list[Problem]
+    cases: dict[str, Surveyed]
+
+
 def problems(
     dataset: Dataset,
     *,
-    model: str | os.PathLike | None = None,
+    model: str | os.PathLike | ModelFolder | None = None,
     whole: bool = True,
     progress: bool = False,
-    look: Callable[[Case, Volume, Volume, set[int]], object] | None = None,
 ) -> list[Problem]:
-    """Read every case and say what is wrong with it, errors first. An empty list: nothing found.
-
-    `whole`: False for a part of some data, in which a label may be missing. `look` is called with each case
-    that could be read, its scan, its mask and the labels in it.
+    """Read every case and list what is wrong with it, errors first; empty where nothing is.
 
     Errors: unreadable, not a CT in HU, scan and mask on different grids, unknown label values, the same scan
     twice, a patient in two splits, labels that are not 1, 2, ... Warnings: an empty mask, one that lies
-    outside the body, a label that no other case has, what `ctssl.lint` doubts, and a scan on which `model`,
-    or the encoder that it came from, was trained (exact copies only: a model's folder holds salted hashes of
-    voxels and the SeriesInstanceUIDs that are known).
+    outside the body, a label that no other case has, what `ctssl.lint` finds suspicious, and a scan on which
+    `model`, or the encoder that it came from, was trained (exact copies only: a model's folder holds salted
+    hashes of voxels and the SeriesInstanceUIDs that are known).
+
+    Args:
+        dataset: the cases; see `find_cases`.
+        model: also look for scans that this model was trained on.
+        whole: False for a part of some data, in which a label may be missing.
+    """
+    seen = seen_by(model)
+    found = survey(dataset, seen=seen, model=str(model), whole=whole, progress=progress).problems
+    if model is not None and not seen:
+        text = "no list of the scans that it was pretrained on: whether these are among them is unknown"
+        found.append(Problem("warning", "unknown-pretraining", text, str(model)))
+    return found
+
+
+def survey(
+    dataset: Dataset,
+    *,
+    seen: dict[str, Any] | None = None,
+    salt: str = "",
+    model: str = "the model",
+    whole: bool = True,
+    look: Callable[[Case, Volume, Volume], object] | None = None,
+    progress: bool = False,
+) -> Survey:
+    """Read and check every case once; see `problems`.
+
+    Args:
+        seen: `seen.json` of the model, whose salt then counts.
+        salt: of the hashes of voxels, where `seen` has none.
+        model: its name, for messages.
+        look: called with each case that could be read, its scan and its mask.
     """
     from tqdm import tqdm
 
-    found: list[Problem] = []
-    first: dict[str, Case] = {}
-    held: dict[str, set[int]] = {}
-    pretrained = seen_by(model)
-    if model is not None and not pretrained:
-        text = "nothing says which scans it was pretrained on, if it was: whether these are among them cannot be told"
-        found.append(Problem("warning", "unknown-pretraining", text, str(model)))
-    salt = pretrained.get("salt", "")
-    known, labelled, uids = (set(pretrained.get(key, [])) for key in ("voxels", "labelled", "series"))
+    seen, found, kept = seen or {}, [], {}
+    salt = seen.get("salt", salt)
     for case in tqdm(dataset.cases, desc="checking cases", disable=not progress):
-
-        def say(level: str, code: str, message: str, name: str = case.name) -> None:
-            found.append(Problem(level, code, message.removeprefix(f"{name}: "), name))
-
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 scan, mask = read_case(case)
         except (ValueError, OSError, EOFError, ImportError, MemoryError) as error:
-            say("error", "unreadable", str(error))
+            found.append(Problem("error", "unreadable", _short(error, case), case.name))
             continue
-        for finding in lint(scan):
-            say(finding.level, finding.code, finding.message)
-        values = {int(v) for v in np.unique(mask.array)} - {0}
-        if not values:
-            say("warning", "empty", "the mask is empty: nothing to learn or to judge, if there is a tumour")
-        elif outside_body(scan, mask):
-            say(
-                "warning",
-                "outside",
-                "the whole mask lies in the air around the body; is it that of another patient?",
-            )
-        held[case.name] = values
+        found += [Problem(one.level, one.code, _short(one.message, case), case.name) for one in lint(scan)]
+        kept[case.name] = one = _surveyed(scan, mask, salt)
+        found += _mask_problems(case, scan, mask, one.labels, dataset.names)
+        found += _seen_problems(case, one.scan_hash, seen, model)
         if look is not None:
-            look(case, scan, mask, values)
-        unknown = sorted(values - set(dataset.names)) if dataset.names else []
-        if unknown:
-            say(
-                "error",
-                "labels",
-                f"the mask holds {unknown}, but dataset.json names only {sorted(dataset.names)}",
-            )
-        own = voxel_hash(scan)
-        if own in first:
-            say(
-                "error",
-                "duplicate",
-                f"the same scan as {first[own].name}, voxel by voxel; keep one of the two",
-            )
-        first.setdefault(own, case)
-        salted = voxel_hash(scan, salt)
-        if salted in labelled:
-            text = f"{model} was trained on this very scan, and a mask of it: do not test on it"
-            say("warning", "pretrained", text)
-        elif salted in known or case.series in uids:
-            say(
-                "warning",
-                "pretrained",
-                f"{model} was pretrained on this very scan (without its mask): do not test on it. Only exact copies, and series "
-                "that are known, are found",
-            )
-    found += [] if dataset.names else _odd_labels(held, missing=0 if whole else MISSING)
-    splits: dict[str, Case] = {}
-    for case in dataset.cases:
-        other = splits.setdefault(case.patient, case)
+            look(case, scan, mask)
+    found += _duplicates(kept)
+    if not dataset.names:
+        found += _odd_labels(
+            {name: one.labels for name, one in kept.items()}, missing=0 if whole else MISSING
+        )
+    found += _torn_patients(dataset.cases)
+    return Survey(sorted(found, key=lambda problem: problem.level != "error"), kept)
+
+
+def _surveyed(scan: Volume, mask: Volume, salt: str) -> Surveyed:
+    own = voxel_hash(scan, salt)
+    digest = hashlib.sha256(f"{own} {np.round(scan.affine, 4).tolist()}".encode())
+    digest.update(np.ascontiguousarray(mask.array).tobytes())
+    labels = {int(v) for v in np.unique(mask.array)} - {0}
+    grid = replace(scan, array=np.broadcast_to(np.float32(0), scan.shape))
+    return Surveyed(own, digest.hexdigest(), grid, labels)
+
+
+def _mask_problems(
+    case: Case, scan: Volume, mask: Volume, labels: set[int], names: dict[int, str]
+) -> list[Problem]:
+    found = []
+    if not labels:
+        text = "the mask is empty: nothing to learn or to judge, if there is a tumour"
+        found.append(Problem("warning", "empty", text, case.name))
+    elif outside_body(scan, mask):
+        text = "the whole mask lies in the air around the body; is it that of another patient?"
+        found.append(Problem("warning", "outside", text, case.name))
+    if names and (unknown := sorted(labels - set(names))):
+        text = f"the mask holds {unknown}, but dataset.json names only {sorted(names)}"
+        found.append(Problem("error", "labels", text, case.name))
+    return found
+
+
+def _seen_problems(case: Case, scan_hash: str, seen: dict[str, Any], model: str) -> list[Problem]:
+    """Whether a model was trained on a scan."""
+    text = ""
+    if scan_hash in seen.get("labelled", []):
+        text = f"{model} was trained on this very scan, and a mask of it: do not test on it"
+    elif scan_hash in seen.get("voxels", []) or case.series in seen.get("series", []):
+        text = (
+            f"{model} was pretrained on this very scan (without its mask): do not test on it. Only exact copies, "
+            "and series that are known, are found"
+        )
+    return [Problem("warning", "pretrained", text, case.name)] if text else []
+
+
+def _duplicates(kept: dict[str, Surveyed]) -> list[Problem]:
+    """Scans that are the same, voxel by voxel."""
+    first: dict[str, str] = {}
+    twins = [(name, first.setdefault(one.scan_hash, name)) for name, one in kept.items()]
+    return [
+        Problem("error", "duplicate", f"the same scan as {other}, voxel by voxel; keep one of the two", name)
+        for name, other in twins
+        if name != other
+    ]
+
+
+def _torn_patients(cases: list[Case]) -> list[Problem]:
+    """Patients in more than one split."""
+    first: dict[str, Case] = {}
+    found = []
+    for case in cases:
+        other = first.setdefault(case.patient, case)
         if other.split != case.split:
-            text = f"patient {case.patient} is in {other.split or 'no split'!r} ({other.name}) and {case.split or 'no split'!r}"
+            sides = f"{other.split or 'no split'!r} ({other.name}) and {case.split or 'no split'!r}"
+            text = f"patient {case.patient} is in {sides}"
             found.append(Problem("error", "patient", text, case.name))
-    return sorted(found, key=lambda problem: problem.level != "error")
+    return found
+
+
+def _short(message: Any, case: Case) -> str:
+    return str(message).removeprefix(f"{case.name}: ")
 
 
 def _odd_labels(held: dict[str, set[int]], *, missing: int) -> list[Problem]:
@@ -142,7 +211,7 @@ def _odd_labels(held: dict[str, set[int]], *, missing: int) -> list[Problem]:
     return found
 
 
-def refuse(found: list[Problem], cases: int) -> None:
+def check_problems(found: list[Problem], cases: int) -> None:
     """Raise `ValueError` naming every error at once, if there is one."""
     errors = [f"  {p.case}: {p.message}" for p in found if p.level == "error"]
     if errors:

@@ -1,4 +1,4 @@
-"""Two folders of masks to a report: a row per case, a table per stratum, one set of masks against another."""
+"""Evaluate two folders of masks: a row per case, a table per stratum, a paired comparison."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from typing import Any
 from ctssl.datasets.scans import require_scans
 from ctssl.evaluation.scores import METRICS, labels_of, read_mask, score_masks
 from ctssl.evaluation.statistics import FEWEST, paired, summary
-from ctssl.evaluation.tables import as_plain, facts_of, markdown_table
+from ctssl.evaluation.tables import as_plain, read_facts
 from ctssl.files.atomic import write_whole
+from ctssl.files.text import markdown_table
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`cases`: one row per case and label. `strata`: one row per stratum. `paired`: against the other masks,
-    if given. `missing`: true masks without a prediction, which do not count."""
+    """Result of `evaluate`.
+
+    Attributes:
+        cases: one row per case and label.
+        strata: one row per stratum.
+        paired: one row per metric, comparing with the other masks; empty without them.
+        tolerance_mm: tolerance of the surface Dice in mm.
+        missing: true masks without a prediction, which are not counted.
+    """
 
     cases: list[dict[str, Any]]
     strata: list[dict[str, Any]]
@@ -29,17 +37,19 @@ class Evaluation:
     missing: list[str] = field(default_factory=list)
 
     def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
-        """`cases.csv`, `report.json`, `report.md` and, with paired results, `paired.png`. Raises
-        `FileExistsError` where one of them is there, unless it may be overwritten."""
+        """Write `cases.csv`, `report.json`, `report.md` and, with paired results, `paired.png` to a folder.
+
+        Raises `FileExistsError` if one of them exists and `overwrite` is False.
+        """
         folder = Path(folder)
-        there = [
+        existing = [
             name
             for name in ("cases.csv", "report.json", "report.md", "paired.png")
             if (folder / name).exists()
         ]
-        if there and not overwrite:
+        if existing and not overwrite:
             raise FileExistsError(
-                f"{folder} holds a {there[0]}; choose another folder, or overwrite it on purpose"
+                f"{folder} holds a {existing[0]}; choose another folder, or pass overwrite=True (--overwrite)"
             )
         folder.mkdir(parents=True, exist_ok=True)
         rows = io.StringIO(newline="")
@@ -54,21 +64,26 @@ class Evaluation:
         return folder
 
     def plain(self) -> dict[str, Any]:
-        """Everything, for JSON: what is not defined (NaN) is null."""
+        """Return everything for JSON; undefined values (NaN) become null."""
         return as_plain(asdict(self))
 
     def markdown(self) -> str:
-        """The strata, and the paired comparison, as tables."""
-        text = f"DSC, HD95 in mm, NSD at {self.tolerance_mm:g} mm; means with 95% bootstrap intervals over patients.\n\n"
+        """Return the strata and the paired comparison as Markdown tables."""
+        text = (
+            f"DSC, HD95 in mm, NSD at {self.tolerance_mm:g} mm; means with 95% bootstrap intervals "
+            "over patients.\n\n"
+        )
         if self.missing:
             shown = ", ".join(self.missing[:5]) + (" ..." if len(self.missing) > 5 else "")
-            text += f"**{len(self.missing)} true masks have no prediction and do not count: {shown}**\n\n"
+            text += f"**{len(self.missing)} true masks have no prediction and are not counted: {shown}**\n\n"
         text += markdown_table(self.strata)
         if self.paired:
             text += (
-                "\nPaired by patient, first minus second; Wilcoxon signed-rank, two-sided, Holm over the rows; no p below "
-                f"{FEWEST} patients. `undefined`: rows without a value on one side (HD95 of an empty mask), which do not count: "
-                "misses show in DSC and NSD.\n\n"
+                "\nPaired by patient, first minus second; Wilcoxon signed-rank test, two-sided, "
+                "Holm-corrected "
+                f"over the rows; no p-value below {FEWEST} patients. `undefined`: rows without a value "
+                "on one "
+                "side (HD95 of an empty mask), which are not counted: misses show in DSC and NSD.\n\n"
             )
             text += markdown_table(self.paired)
         return text
@@ -105,52 +120,59 @@ def evaluate(
     """Compare masks of the same names in two folders.
 
     Args:
-        table: CSV with a row per case: `id` or `case` as the files are named (or `image`, whose file's name
-            it is), `patient` if several cases share one, and the columns that `by` names.
-        by: columns of the table; every value becomes a stratum of its own.
+        predictions: folder of predicted masks.
+        labels: folder of true masks.
+        table: CSV with a row per case: `id` or `case` as the files are named (or `image`, whose file name is
+            used), `patient` if several cases share one, and the columns that `by` names.
+        by: columns of the table; each value becomes a stratum.
         against: a second folder of predictions for the same cases.
-        tolerance_mm: of the surface Dice.
+        tolerance_mm: tolerance of the surface Dice in mm.
+        progress: show a progress bar.
 
-    A true mask without a prediction does not count and is listed in `missing`. Raises `ValueError` or
-    `FileNotFoundError` for predictions without a true mask, and for masks that do not fit.
+    Returns:
+        The scores. True masks without a prediction are not counted and listed in `missing`.
+
+    Raises:
+        FileNotFoundError: a prediction has no true mask.
+        ValueError: two masks are on different grids, or the table does not fit.
     """
     from tqdm import tqdm
 
-    truth, found = (require_scans(Path(folder), unlabelled=False) for folder in (labels, predictions))
+    truth, predicted = (require_scans(Path(folder), unlabelled=False) for folder in (labels, predictions))
     other = require_scans(Path(against), unlabelled=False) if against is not None else {}
-    _complete(found, truth, predictions)
+    _check_partners(predicted, truth, predictions)
     if against is not None:
-        _complete(found, other, against)
-    facts = facts_of(Path(table), by, sorted(found)) if table is not None else {}
+        _check_partners(predicted, other, against)
+    facts = read_facts(Path(table), by, sorted(predicted)) if table is not None else {}
     if by and table is None:
         raise ValueError(f"by={by} needs a table with these columns (--table cases.csv)")
     rows: list[dict[str, Any]] = []
-    pairs: list[dict[str, Any]] = []  # also of labels that the other masks alone have
-    for name in tqdm(sorted(found), desc="cases", disable=not progress):
-        true, mine = read_mask(truth[name]), read_mask(found[name])
+    pairs: list[dict[str, Any]] = []  # includes labels that only the other masks have
+    for name in tqdm(sorted(predicted), desc="cases", disable=not progress):
+        true, mine = read_mask(truth[name]), read_mask(predicted[name])
         twin = read_mask(other[name]) if against is not None else None
         own = labels_of(true, mine)
         wanted = own if twin is None else labels_of(true, mine, twin)
-        found_rows = score_masks(mine, true, name=name, tolerance_mm=tolerance_mm, labels=wanted)
+        scores = score_masks(mine, true, name=name, tolerance_mm=tolerance_mm, labels=wanted)
         if twin is not None:
             others = score_masks(twin, true, name=name, tolerance_mm=tolerance_mm, labels=wanted)
-            for row, second in zip(found_rows, others, strict=True):
+            for row, second in zip(scores, others, strict=True):
                 row |= {f"other_{key}": second[key] for key in METRICS}
-        found_rows = [row | {"patient": name} | facts.get(name, {}) for row in found_rows]
-        rows += [row for row in found_rows if row["label"] in own]
-        pairs += found_rows
+        scores = [row | {"patient": name} | facts.get(name, {}) for row in scores]
+        rows += [row for row in scores if row["label"] in own]
+        pairs += scores
     strata = [summary(rows, "all", "")]
     for column in by:
         for value in sorted({str(row[column]) for row in rows}):
             strata.append(summary([row for row in rows if str(row[column]) == value], column, value))
-    missing = sorted(set(truth) - set(found))
+    missing = sorted(set(truth) - set(predicted))
     return Evaluation(rows, strata, paired(pairs) if against is not None else [], tolerance_mm, missing)
 
 
-def _complete(found: dict[str, Path], wanted: dict[str, Path], folder: Any) -> None:
-    lonely = sorted(set(found) - set(wanted))
+def _check_partners(predicted: dict[str, Path], wanted: dict[str, Path], folder: Any) -> None:
+    lonely = sorted(set(predicted) - set(wanted))
     if lonely:
         raise FileNotFoundError(
-            f"{len(lonely)} masks have no partner of their name ({', '.join(lonely[:5])}); the masks of "
-            f"{folder} and of the labels must be called the same"
+            f"{len(lonely)} masks have no mask of the same name ({', '.join(lonely[:5])}); give the masks in "
+            f"{folder} and the labels the same file names"
         )

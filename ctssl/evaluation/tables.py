@@ -1,4 +1,4 @@
-"""Tables: columns of a user's CSV by case, Markdown and JSON out."""
+"""Read a user's table by case, and convert results for JSON."""
 
 from __future__ import annotations
 
@@ -12,8 +12,17 @@ from ctssl.evaluation.scores import RESERVED
 from ctssl.files.text import read_table
 
 
-def facts_of(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dict[str, str]]:
-    """For each case what the table says in the columns `by`, and its patient."""
+def read_facts(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dict[str, str]]:
+    """Read for each case the columns `by` of a CSV, and its patient.
+
+    Args:
+        path: the CSV, with a column `id`, `case` or `image`.
+        by: columns to read.
+        names: cases that must have a row.
+
+    Raises:
+        ValueError: a column or row is missing, a case has several rows, or a column has a reserved name.
+    """
     columns, listed = read_table(path)
     key = next((c for c in ("id", "case", "image") if c in columns), None)
     missing = [c for c in by if c not in columns]
@@ -25,8 +34,8 @@ def facts_of(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dic
     taken = [c for c in by if c in RESERVED]
     if taken:
         raise ValueError(
-            f"{path}: a stratum cannot be called {', '.join(taken)}, as the results have such a column of their "
-            "own; rename the column of the table"
+            f"{path}: reserved column name {', '.join(taken)}; the results have a column of that name, "
+            "so rename the column of the table"
         )
 
     def name_of(row: dict[str, str]) -> str:
@@ -38,7 +47,7 @@ def facts_of(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dic
         raise ValueError(f"{path} has more than one row for {', '.join(doubled[:5])}; keep one of each")
     absent = [name for name in names if name not in rows]
     if absent:
-        raise ValueError(f"{path} has no row for {', '.join(absent[:5])} ({len(absent)} cases)")
+        raise ValueError(f"{path} has no row for {', '.join(absent[:5])} ({len(absent)} cases); add them")
     return {
         name: {
             column: rows[name][column]
@@ -48,28 +57,12 @@ def facts_of(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, dic
     }
 
 
-def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """Rows with the same keys; NaN is a dash."""
-
-    def cell(value: Any) -> str:
-        return (
-            "-"
-            if isinstance(value, float) and math.isnan(value)
-            else f"{value:.3g}"
-            if isinstance(value, float)
-            else str(value)
-        )
-
-    columns = list(rows[0])
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return (
-        "\n".join(lines + ["| " + " | ".join(cell(row.get(c, "")) for c in columns) + " |" for row in rows])
-        + "\n"
-    )
-
-
 def as_plain(value: Any) -> Any:
-    """NaN as null: JSON has no word for it."""
+    """Replace NaN by None, recursively: JSON has no NaN.
+
+    >>> as_plain({"dsc": [0.5, math.nan]})
+    {'dsc': [0.5, None]}
+    """
     if isinstance(value, dict):
         return {key: as_plain(v) for key, v in value.items()}
     if isinstance(value, list):

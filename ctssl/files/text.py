@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
         for row in reader:
             if None in row:
                 raise ValueError(
-                    f"{path}, line {reader.line_num}: more cells than the {len(columns)} columns; put a cell with "
+                    f"{path}, line {reader.line_num}: more cells than the {len(columns)} columns; put "
+                    "a cell with "
                     "a comma into quotes"
                 )
             rows.append((reader.line_num, {key: (value or "").strip() for key, value in row.items()}))
@@ -64,3 +66,34 @@ def _text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it again as UTF-8") from error
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """Return rows with the same keys as a Markdown table; NaN is a dash, "" for no rows."""
+
+    def cell(value: Any) -> str:
+        return (
+            "-"
+            if isinstance(value, float) and math.isnan(value)
+            else f"{value:.3g}"
+            if isinstance(value, float)
+            else str(value)
+        )
+
+    if not rows:
+        return ""
+    columns = list(rows[0])
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return (
+        "\n".join(lines + ["| " + " | ".join(cell(row.get(c, "")) for c in columns) + " |" for row in rows])
+        + "\n"
+    )
+
+
+def csv_cell(value: Any) -> Any:
+    """Return a value for a CSV: text that a spreadsheet would take for a formula gets a quote in front.
+
+    >>> csv_cell("=1+1")
+    "'=1+1"
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")) else value

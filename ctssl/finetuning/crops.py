@@ -1,29 +1,32 @@
-"""The crops that a training draws, and those on which it is judged."""
+"""The crops that a training draws."""
 
 from __future__ import annotations
 
 import itertools
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ctssl.finetuning.settings import Settings
 from ctssl.sampling import augment, crop_at, degrade, random_matrix, random_part, random_placement, warp
 
-if TYPE_CHECKING:
-    pass
-from ctssl.finetuning.settings import Settings
 
-Scans = list[tuple[np.ndarray, np.ndarray]]  # image 0..1 and labels, on the model's grid
-JUDGED = 3  # crops of each validation scan
+class Scan(NamedTuple):
+    """A prepared case: image `(X, Y, Z)` float16 0 to 1, labels uint8, on the working grid `affine`."""
+
+    image: np.ndarray
+    labels: np.ndarray
+    affine: np.ndarray
+    name: str
 
 
 def batches(
-    scans: Scans, settings: Settings, start: int, *, rank: int = 0, workers: int = 0
+    scans: list[Scan], settings: Settings, start: int, *, rank: int = 0, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What `draw` gives for the steps from `start` on, without end; `workers` processes draw ahead."""
     steps: Any = itertools.count(start)
@@ -42,20 +45,20 @@ def workers_for(device: torch.device) -> int:
 class _Steps(Dataset[tuple[Tensor, Tensor]]):
     """The crops of every step, by its number."""
 
-    def __init__(self, scans: Scans, settings: Settings, rank: int) -> None:
+    def __init__(self, scans: list[Scan], settings: Settings, rank: int) -> None:
         self.scans, self.settings, self.rank = scans, settings, rank
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         return draw(self.scans, self.settings, step, rank=self.rank)
 
 
-def draw(scans: Scans, settings: Settings, step: int, *, rank: int = 0) -> tuple[Tensor, Tensor]:
+def draw(scans: list[Scan], settings: Settings, step: int, *, rank: int = 0) -> tuple[Tensor, Tensor]:
     """Images `(B, 1, S, S, S)` and labels of a step. Each crop depends on the settings, the step and its
     number alone."""
     pairs = []
     for number in range(rank * settings.batch, (rank + 1) * settings.batch):
         rng = np.random.default_rng([settings.seed, step, number])
-        image, label = scans[rng.integers(len(scans))]
+        image, label, *_ = scans[rng.integers(len(scans))]
         pairs.append(augmented(image, label, settings, rng))
     images, labels = (np.stack(column) for column in zip(*pairs, strict=True))
     return torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64))[:, None]
@@ -90,20 +93,3 @@ def augmented(
     one, moved = augment(one, two, rng, intensity=settings.intensity)
     assert moved is not None
     return degrade(one, rng, chance=settings.degrade), moved
-
-
-def judged_crops(scans: Scans, settings: Settings) -> list[tuple[Tensor, Tensor]]:
-    """The same crops at every evaluation: `(1, 1, S, S, S)` images and their labels."""
-    found = []
-    for number, (image, label) in enumerate(scans):
-        rng = np.random.default_rng([settings.seed, number])
-        for _ in range(JUDGED):
-            start = random_placement(image.shape, settings.crop, rng, labelled(label, settings, rng))
-            one, two = crop_at(image, start, settings.crop), crop_at(label, start, settings.crop)
-            found.append(
-                (
-                    torch.from_numpy(one.astype(np.float32))[None, None],
-                    torch.from_numpy(two.copy())[None, None],
-                )
-            )
-    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,80 +18,147 @@ from ctssl import precision
 
 if TYPE_CHECKING:
     from ctssl.heads.segmenter import Segmenter
-from ctssl.finetuning.crops import Scans, batches, judged_crops, workers_for
+from ctssl.finetuning.crops import Scan, batches, workers_for
 from ctssl.finetuning.settings import Settings
-from ctssl.finetuning.state import Progress, keep, resume
+from ctssl.finetuning.state import Progress, load_state, save_state
+from ctssl.finetuning.threshold import validate
 
 TIMED = 10  # steps from which the speed is known
+CHOOSING = 5  # validation cases from which on weights are chosen by them; fewer reverse rankings
 
 
 def fit(
     net: Segmenter,
-    scans: Scans,
-    judge: Scans,
+    scans: list[Scan],
+    validating: list[Scan],
     settings: Settings,
     *,
-    unfinished: Path,
-    facts: dict[str, Any],
+    folder: Path,
+    identity: dict[str, Any],
+    from_scratch: bool,
     progress: bool,
 ) -> list[dict[str, float]]:
-    """Train in place, from where a training with the same facts stopped; returns the curve (step, loss, dsc
-    on `judge` if there is any).
+    """Train in place, from where a training of the same identity stopped.
 
-    On several devices each draws its own crops and the gradients are averaged.
+    With `CHOOSING` or more validation cases the weights with the best DSC on these whole scans are kept and a
+    training without progress ends early; with fewer, the last weights are kept. On several devices each draws
+    its own crops and the gradients are averaged.
+
+    Args:
+        net: on its device.
+        scans: to learn from, on the working grid.
+        validating: whole scans that the DSC is measured on.
+        folder: for the state of the training.
+        identity: what the training follows from, as JSON holds it.
+        from_scratch: whether the encoder has initial weights, which then learn at the head's rate.
+
+    Returns:
+        The curve: step, loss and (with validation cases) DSC at each evaluation.
+
+    Raises:
+        ValueError: the loss is not finite, or `folder` holds another training.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device = next(net.parameters()).device
-    half = settings.bf16 or device.type == "cuda"
-    opt = torch.optim.AdamW(groups(net, settings, from_scratch=facts["from_scratch"]))
-    average = averaged(net, settings)
-    kept: Any = net if average is None else average.module
-    identity = {**facts, "settings": asdict(settings), "world": world}
-    now = resume(unfinished, net, average, opt, identity)
-    now = now or Progress(0, None if settings.minutes else settings.steps, [], {})
-    crops = batches(scans, settings, now.step, rank=rank, workers=workers_for(device))
-    judged, losses = judged_crops(judge, settings), []
-    began = saved = time.monotonic()
-    bar = tqdm(total=now.steps, initial=now.step, desc="training", disable=not progress or rank > 0)
+    run = _Run(net, settings, {**identity, "world": _world()[1]}, folder, from_scratch)
+    now, choosing = run.now, len(validating) >= CHOOSING
+    crops = batches(scans, settings, now.step, rank=run.rank, workers=workers_for(run.device))
+    bar = tqdm(total=now.steps, initial=now.step, desc="training", disable=not progress or run.rank > 0)
     while now.steps is None or now.step < now.steps:
-        ready(net, settings)
-        for group in opt.param_groups:
+        run.descend(*next(crops))
+        if run.clock.due(now):
+            now.steps = bar.total = agreed(run.clock.steps(now), run.world)
+        if now.steps and due(now.step, now.steps, settings.evaluations):
+            run.evaluate(validating, choosing=choosing)
+            if choosing and agreed(now.since_best(), run.world) >= settings.patience:
+                now.steps = now.step  # where it ends
+        bar.set_postfix(run.shown(), refresh=False)
+        bar.update()
+        run.save_if_due()
+    bar.close()
+    run.save()  # what follows may fail, and is not to cost the training
+    net.load_state_dict(now.best or run.kept.state_dict())
+    return now.curve
+
+
+class _Run:
+    """The parts of a training that is on its way."""
+
+    def __init__(
+        self, net: Segmenter, settings: Settings, identity: dict[str, Any], folder: Path, from_scratch: bool
+    ) -> None:
+        self.net, self.settings, self.folder = net, settings, folder
+        self.rank, self.world = _world()
+        self.device = next(net.parameters()).device
+        self.half = settings.bf16 or self.device.type == "cuda"
+        self.opt = torch.optim.AdamW(groups(net, settings, from_scratch=from_scratch))
+        self.average = averaged(net, settings)
+        self.kept: Any = net if self.average is None else self.average.module
+        self.identity = identity
+        steps = None if settings.minutes else settings.steps
+        self.now = load_state(folder, net, self.average, self.opt, identity) or Progress(0, steps, [], {})
+        self.clock = Clock(settings.minutes, self.now.step)
+        self.losses: list[float] = []
+        self.saved = time.monotonic()
+
+    def descend(self, image: Tensor, label: Tensor) -> None:
+        """One step of the optimiser."""
+        now, settings = self.now, self.settings
+        make_ready(self.net, settings)
+        for group in self.opt.param_groups:
             group["lr"] = group["peak"] * rate(now.step, now.steps or 10 * TIMED, settings.warmup)
-        losses.append(descend(net, opt, *next(crops), half=half, world=world))
-        if not math.isfinite(losses[-1]):
+        self.losses.append(descend(self.net, self.opt, image, label, half=self.half, world=self.world))
+        if not math.isfinite(self.losses[-1]):
             raise ValueError(
                 f"step {now.step}: the loss is not finite; lower the learning rate ({settings.lr})"
             )
         now.step += 1
-        if average is not None:
-            average.update(net, now.step)
-        if now.steps is None and now.step == TIMED:
-            seconds = 60 * (settings.minutes or 0)
-            now.steps = bar.total = agreed(
-                max(now.step, round(seconds * TIMED / (time.monotonic() - began))), world
-            )
-        if now.steps and due(now.step, now.steps, settings.evaluations):
-            loss = float(np.mean(losses[-50:]))
-            if not judged:
-                now.curve.append({"step": now.step, "loss": loss})
-            else:
-                now.evaluated(kept, loss, crop_dsc(kept, judged, device, half=half))
-                if agreed(now.since_best(), world) >= settings.patience:
-                    now.steps = now.step  # where it ends
-                    break
-        shown = {"loss": f"{np.mean(losses[-30:]):.3f}"}
-        if judged and now.curve:
-            shown["dsc"] = f"{now.curve[-1]['dsc']:.3f}"
-        bar.set_postfix(shown, refresh=False)
-        bar.update()
-        if rank == 0 and now.steps is not None and time.monotonic() - saved > 60 * settings.save_minutes:
-            keep(unfinished, net, average, opt, identity, now)
-            saved = time.monotonic()
-    bar.close()
-    if rank == 0:  # what follows may fail, and is not to cost the training
-        keep(unfinished, net, average, opt, identity, now)
-    net.load_state_dict(now.best or kept.state_dict())
-    return now.curve
+        if self.average is not None:
+            self.average.update(self.net, now.step)
+
+    def evaluate(self, validating: list[Scan], *, choosing: bool) -> None:
+        """Add a point to the curve, and keep the weights if they are to be chosen and the best."""
+        row = {"step": self.now.step, "loss": float(np.mean(self.losses[-50:]))}
+        if validating:
+            row["dsc"] = validate(self.kept, validating, half=self.half)
+        self.now.curve.append(row)
+        if choosing:
+            self.now.keep_if_best(self.kept)
+
+    def shown(self) -> dict[str, str]:
+        """What the progress bar shows."""
+        text = {"loss": f"{np.mean(self.losses[-30:]):.3f}"}
+        if self.now.curve and "dsc" in self.now.curve[-1]:
+            text["dsc"] = f"{self.now.curve[-1]['dsc']:.3f}"
+        return text
+
+    def save_if_due(self) -> None:
+        due_now = time.monotonic() - self.saved > 60 * self.settings.save_minutes
+        if due_now and self.now.steps is not None:
+            self.save()
+
+    def save(self) -> None:
+        """Write the state, on the first device."""
+        if self.rank == 0:
+            save_state(self.folder, self.net, self.average, self.opt, self.identity, self.now)
+        self.saved = time.monotonic()
+
+
+class Clock:
+    """How many steps fit into the minutes of a training: known after ten steps, corrected after every
+    evaluation, whose time counts too. A training that goes on keeps the number that it had."""
+
+    def __init__(self, minutes: float | None, step: int) -> None:
+        self.seconds = None if minutes is None or step else 60 * minutes
+        self.began, self.evaluations = time.monotonic(), 0
+
+    def due(self, now: Progress) -> bool:
+        """Tell whether the number of steps has to be estimated (again)."""
+        evaluated, self.evaluations = len(now.curve) > self.evaluations, len(now.curve)
+        return self.seconds is not None and (now.step == TIMED or (evaluated and now.step > TIMED))
+
+    def steps(self, now: Progress) -> int:
+        """Estimate the number of steps from the pace so far; never fewer than were made."""
+        spent = time.monotonic() - self.began
+        return max(now.step, round(now.step * (self.seconds or 0.0) / spent))
 
 
 @cache
@@ -120,7 +186,7 @@ def descend(
     return loss.item()
 
 
-def ready(net: Segmenter, settings: Settings) -> None:
+def make_ready(net: Segmenter, settings: Settings) -> None:
     net.train()
     if settings.freeze:
         net.encoder.eval()
@@ -130,7 +196,7 @@ def averaged(net: nn.Module, settings: Settings) -> Any:
     """timm's average of the weights, slow to start with; None when it is not wanted."""
     if not settings.ema:
         return None
-    from timm.utils.model_ema import ModelEmaV3
+    from timm.utils import ModelEmaV3
 
     return ModelEmaV3(net, decay=settings.ema, use_warmup=True)
 
@@ -146,7 +212,7 @@ def groups(net: Segmenter, settings: Settings, *, from_scratch: bool) -> list[di
     peak = settings.lr if from_scratch else settings.encoder_lr
     if settings.layer_decay == 1.0 or from_scratch:
         return [{"params": list(net.encoder.parameters()), "peak": peak, "weight_decay": decay}, head]
-    from timm.optim._param_groups import param_groups_layer_decay
+    from timm.optim import param_groups_layer_decay
 
     layers = param_groups_layer_decay(
         net.encoder, decay, weight_decay_exclude_1d=False, layer_decay=settings.layer_decay
@@ -162,24 +228,6 @@ def rate(step: int, steps: int, warmup: float) -> float:
         if step < warm
         else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
     )
-
-
-@torch.inference_mode()
-def crop_dsc(
-    net: Any, crops: list[tuple[Tensor, Tensor]], device: torch.device, *, half: bool = False
-) -> float:
-    """Mean over the labels of the DSC over all voxels of all crops together (nnU-Net's pseudo Dice)."""
-    net.eval()
-    hits = torch.zeros(net.classes)
-    sizes = torch.zeros(net.classes)
-    for image, label in crops:
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            found = net(image.to(device)).argmax(1, keepdim=True).cpu()
-        for k in range(1, net.classes):
-            hits[k] += ((found == k) & (label == k)).sum()
-            sizes[k] += (found == k).sum() + (label == k).sum()
-    there = sizes[1:] > 0
-    return float((2 * hits[1:][there] / sizes[1:][there]).mean()) if there.any() else 0.0
 
 
 def due(step: int, steps: int, evaluations: int) -> bool:
@@ -205,3 +253,8 @@ def agreed(value: int, world: int) -> int:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def _world() -> tuple[int, int]:
+    """This process's number, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

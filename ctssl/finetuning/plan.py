@@ -1,5 +1,7 @@
-"""How a segmenter is to see scans, from the tumours that it is to find: spacing, HU window and crop
-(nnU-Net's planning)."""
+"""How a segmenter is to see scans, derived from the labelled structures: spacing, HU window, crop and batch.
+
+After nnU-Net's planning (Isensee et al. 2021, arXiv 1809.10486), with rules of our own for spacing and crop.
+"""
 
 from __future__ import annotations
 
@@ -11,93 +13,127 @@ from scipy import ndimage
 from ctssl.volume.volume import Volume
 from ctssl.zoo import Preprocess
 
-LOOKED_AT = 2000  # voxels of each label in a case
+SAMPLED = 2000  # voxels of each label in a case
 NARROWEST_HU = 200.0
-COARSER = 2.0  # than the encoder's own spacing: of large tumours a crop then shows the surroundings, in a fraction of the time
+COARSER = 2.0  # times the encoder's own spacing: crops then show what is around a large tumour, in less time
+FEW_LABELS = 3  # up to which the smallest structure decides, as a tumour in an organ has to
+STRIDE, SMALLEST_CROP = 16, 32  # voxels: what a crop is a multiple of, and its least
 
 
 @dataclass(frozen=True)
-class Tumours:
-    """Of one case, or the median over cases. `diameters_mm`: for each label that of its largest piece, as a
-    ball of its volume; `finest_mm`: the scan's finest spacing; `hu`: of labelled voxels, as many of each
-    label and case."""
+class Structures:
+    """The labelled structures of one case, or what cases have in common.
+
+    `diameters_mm`: by label, of a ball as large as the largest piece. `hu`: by label, of some of its voxels.
+    `finest_mm`: the scan's finest spacing. `extent_mm`: the scan's shortest side.
+    """
 
     diameters_mm: dict[int, float]
+    hu: dict[int, np.ndarray]
     finest_mm: float
-    hu: np.ndarray
+    extent_mm: float
 
     @property
     def diameter_mm(self) -> float:
-        """That of the label with the smallest pieces (a tumour, where its organ is labelled too); 0 without
-        any label."""
-        return min(self.diameters_mm.values(), default=0.0)
+        """Diameter that decides: of up to three labels the smallest, of more the lower quartile, so that one
+        small structure of many does not decide alone; 0 without any label."""
+        sizes = list(self.diameters_mm.values())
+        if not sizes:
+            return 0.0
+        return min(sizes) if len(sizes) <= FEW_LABELS else float(np.quantile(sizes, 0.25))
 
 
-def measure(scan: Volume, mask: Volume) -> Tumours:
-    """Look at one case."""
-    diameters, some = {}, [np.zeros(0, scan.array.dtype)]
-    for label in np.unique(mask.array[mask.array > 0]):
+@dataclass(frozen=True)
+class Plan:
+    """`preprocess`: spacing and window; `crop`: voxels along each side; `batch`: crops per step and device."""
+
+    preprocess: Preprocess
+    crop: int
+    batch: int
+
+
+def measure(scan: Volume, mask: Volume) -> Structures:
+    """Measure the labelled structures of one case."""
+    diameters, hu = {}, {}
+    for label in map(int, np.unique(mask.array[mask.array > 0])):
         of_label = mask.array == label
         counts = np.bincount(ndimage.label(of_label)[0].ravel())[1:]  # type: ignore[index]
         volume = counts.max() * abs(np.linalg.det(mask.affine[:3, :3]))
-        diameters[int(label)] = 2 * (3 * volume / (4 * np.pi)) ** (1 / 3)
+        diameters[label] = 2 * (3 * volume / (4 * np.pi)) ** (1 / 3)
         inside = scan.array[of_label]
-        some.append(inside[np.linspace(0, len(inside) - 1, min(len(inside), LOOKED_AT)).astype(int)])
-    return Tumours(diameters, min(scan.spacing_mm), np.concatenate(some))
+        hu[label] = inside[np.linspace(0, len(inside) - 1, min(len(inside), SAMPLED)).astype(int)]
+    extent = min(n * s for n, s in zip(scan.shape, scan.spacing_mm, strict=True))
+    return Structures(diameters, hu, min(scan.spacing_mm), extent)
 
 
-def together(cases: list[Tumours]) -> Tumours:
-    """What the cases have in common."""
+def pool(cases: list[Structures]) -> Structures:
+    """Return what cases have in common: median sizes by label, all sampled HU."""
     labels = sorted({label for case in cases for label in case.diameters_mm})
-    of_label = {k: [case.diameters_mm[k] for case in cases if k in case.diameters_mm] for k in labels}
-    return Tumours(
-        {k: float(np.median(found)) for k, found in of_label.items()},
+    return Structures(
+        {k: float(np.median([c.diameters_mm[k] for c in cases if k in c.diameters_mm])) for k in labels},
+        {k: np.concatenate([c.hu[k] for c in cases if k in c.hu]) for k in labels},
         float(np.median([case.finest_mm for case in cases])),
-        np.concatenate([case.hu for case in cases]),
+        float(np.median([case.extent_mm for case in cases])),
     )
 
 
-def plan(
-    cases: list[Tumours],
+def make_plan(
+    cases: list[Structures],
     own: Preprocess,
     *,
-    spacing_mm: float | None,
-    window_hu: tuple[float, float] | None,
-    crop: int,
-) -> tuple[Preprocess, int]:
-    """How scans are prepared, and the voxels along a crop: what is given (`crop` 0: nothing), the rest from
-    the cases' tumours.
+    spacing_mm: float | None = None,
+    window_hu: tuple[float, float] | None = None,
+    crop: int = 0,
+    batch: int = 0,
+) -> Plan:
+    """Plan a fine-tuning: what is given, and the rest derived from the labelled structures.
 
-    `own`: what the encoder was trained on; the spacing is at most `COARSER` times its own, and its window is
-    taken where nothing is labelled.
+    Args:
+        cases: of the training cases.
+        own: what the encoder was trained on; taken where nothing is labelled.
+        spacing_mm: working spacing in mm.
+        window_hu: lower and upper HU.
+        crop: voxels along each side of a crop; 0 derives it.
+        batch: crops per step and device; 0 derives it from the crop.
     """
-    tumours = together(cases)
-    found = Preprocess(
-        spacing_mm or fitting_spacing(tumours, own.spacing_mm),
-        window_hu or fitting_window(tumours, own.window_hu),
+    common = pool(cases)
+    preprocess = Preprocess(
+        spacing_mm or derive_spacing(common, own.spacing_mm),
+        window_hu or derive_window(common, own.window_hu),
     )
-    return found, crop or fitting_crop(tumours, found.spacing_mm)
+    crop = crop or derive_crop(common, preprocess.spacing_mm)
+    return Plan(preprocess, crop, batch or min(32, max(1, round(4 * (64 / crop) ** 2))))
 
 
-def fitting_spacing(tumours: Tumours, own: float) -> float:
-    """A tenth of the tumours' diameter in mm, not finer than the scans are, nor coarser than `COARSER` times
-    the encoder's `own` spacing, which is taken where there is nothing."""
-    if not tumours.diameter_mm:
+def derive_spacing(common: Structures, own: float) -> float:
+    """Return a tenth of the structures' diameter in mm, not finer than the scans, nor coarser than `COARSER`
+    times the encoder's `own` spacing, which is taken where nothing is labelled."""
+    if not common.diameter_mm:
         return own
-    return round(min(COARSER * own, max(tumours.diameter_mm / 10, tumours.finest_mm)), 2)
+    return round(min(COARSER * own, max(common.diameter_mm / 10, common.finest_mm)), 2)
 
 
-def fitting_window(tumours: Tumours, otherwise: tuple[float, float]) -> tuple[float, float]:
-    """HU from which to which contrast is kept: what 99% of the labelled voxels are (nnU-Net's rule for CT),
-    and a quarter of that more on either side, for what is around them. At least 200 HU wide; `otherwise`
-    where nothing is labelled."""
-    if not len(tumours.hu):
+def derive_window(common: Structures, otherwise: tuple[float, float]) -> tuple[float, float]:
+    """Return the window in HU: what 99% of the labelled voxels are, and a quarter of that more on either side
+    for what is around them; at least 200 HU wide.
+
+    Of more than three labels the quartiles of their ranges decide, so that one bony label of seven does not
+    stretch the window. `otherwise`: where nothing is labelled.
+    """
+    if not common.hu:
         return otherwise
-    low, high = np.percentile(tumours.hu, (0.5, 99.5))
+    if len(common.hu) <= FEW_LABELS:
+        low, high = np.percentile(np.concatenate(list(common.hu.values())), (0.5, 99.5))
+    else:
+        ranges = np.array([np.percentile(values, (0.5, 99.5)) for values in common.hu.values()])
+        low, high = np.quantile(ranges[:, 0], 0.25), np.quantile(ranges[:, 1], 0.75)
     margin = max((high - low) / 4, (NARROWEST_HU - (high - low)) / 2)
     return max(-1020.0, 10.0 * round((low - margin) / 10)), 10.0 * round((high + margin) / 10)
 
 
-def fitting_crop(tumours: Tumours, spacing_mm: float) -> int:
-    """Voxels along a crop: large tumours need more around them."""
-    return 96 if tumours.diameter_mm / spacing_mm > 32 else 64
+def derive_crop(common: Structures, spacing_mm: float) -> int:
+    """Return the voxels along each side of a crop: 64, or 96 for large structures, which need more around
+    them; not more than the scans have."""
+    wanted = 96 if common.diameter_mm / spacing_mm > 32 else 64
+    room = int(common.extent_mm / spacing_mm) // STRIDE * STRIDE
+    return min(wanted, max(SMALLEST_CROP, room))

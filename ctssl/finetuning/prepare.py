@@ -1,112 +1,156 @@
-"""Labelled scans to arrays that a training reads: sides, a survey of every case, and the working grid."""
+"""Labelled scans to what a training reads: who trains and who is held out, a survey of every case, and arrays on
+the working grid."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, NamedTuple
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from ctssl.datasets import checks
 from ctssl.datasets.case import Case, Dataset, read_case
-from ctssl.datasets.checks import Problem, problems, refuse
-from ctssl.datasets.splits import divide, few, side_of
-from ctssl.finetuning.plan import Tumours, measure
-from ctssl.lint import check
+from ctssl.datasets.splits import divide, few, part, side_of, validation
+from ctssl.finetuning.crops import Scan
+from ctssl.finetuning.plan import Structures, measure
+from ctssl.finetuning.request import Request
 from ctssl.shifts.copies import shifted_copies
 from ctssl.volume.grids import prepare, resample
-from ctssl.volume.volume import Volume, voxel_hash
+from ctssl.volume.volume import Volume
 from ctssl.zoo import Preprocess
 
 
-def sides(
-    cases: list[Case], hold_out: float | list[str] | None, few_shot: int | None, seed: int
-) -> tuple[list[Case], list[Case], list[str]]:
-    """Cases to train on and cases held out; and the names of those to train on that are to choose the
-    weights, where the table says so (they come on top of the few of `few_shot`)."""
+@dataclass(frozen=True)
+class Sides:
+    """Who does what. `learning` and `validating` are the training cases; `named` are names of validating
+    cases that a table gives, empty where they were drawn."""
+
+    learning: list[Case]
+    validating: list[Case]
+    held_out: list[Case]
+    named: list[str]
+
+    @property
+    def training(self) -> list[Case]:
+        """All training cases; those that validate last."""
+        return [*self.learning, *self.validating]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a survey of the cases keeps: problems and records (`ctssl.datasets.checks`), and measurements.
+
+    `salt`: of the hashes of voxels.
+    """
+
+    records: checks.Survey
+    structures: dict[str, Structures]
+    salt: str
+
+    def content(self, cases: list[Case]) -> str:
+        """Hash of the content of these cases, and of the structures that are taken from them."""
+        texts = (f"{case.name} {self.records.cases[case.name].content} {case.roi}" for case in cases)
+        return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()
+
+    def labels(self, cases: list[Case]) -> set[int]:
+        """Labels that occur in these cases."""
+        return set().union(*(self.records.cases[case.name].labels for case in cases))
+
+
+def choose_sides(cases: list[Case], request: Request) -> Sides:
+    """Divide the cases. The validation cases of a table come on top of the few of `few_shot`."""
+    seed, settings = request.settings.seed, request.settings
+    hold_out = part(cases, request.folds, request.fold, seed) if request.folds else request.hold_out
     train, held = divide(cases, hold_out, seed)
-    told = [case for case in train if hold_out is None and case.split and side_of(case) == "val"]
-    rest = [case for case in train if case not in told]
+    named = [case for case in train if hold_out is None and case.split and side_of(case) == "val"]
+    rest = [case for case in train if case not in named]
     if not rest:
         raise ValueError(
-            f"all {len(told)} cases are to choose the weights (split val), and none is left to learn from"
+            f"all {len(named)} training cases are for validation (split val), and none is left to learn from"
         )
-    rest = few(rest, few_shot, seed) if few_shot is not None else rest
-    return rest + told, held, [case.name for case in told]
+    rest = few(rest, request.few_shot, seed) if request.few_shot is not None else rest
+    if named:
+        return Sides(rest, named, held, [case.name for case in named])
+    drawn = set(validation(rest, settings.validation, seed))
+    learning = [case for case in rest if case.name not in drawn]
+    return Sides(learning, [case for case in rest if case.name in drawn], held, [])
 
 
-class Survey(NamedTuple):
-    """Of every case: its tumours, the salted hash of its voxels, and its grid (a scan without voxels). The
-    labels that occur, and what is doubtful."""
-
-    tumours: dict[str, Tumours]
-    hashes: dict[str, str]
-    grids: dict[str, Volume]
-    labels: set[int]
-    doubts: list[str]
-
-
-def survey(
-    dataset: Dataset, held: list[Case], *, whole: bool, model: Any, salt: str, progress: bool
+def survey_cases(
+    dataset: Dataset, *, seen: dict[str, Any], model: str, whole: bool, progress: bool
 ) -> Survey:
-    """Read every case once. Raises for what is wrong."""
-    tumours: dict[str, Tumours] = {}
-    hashes: dict[str, str] = {}
-    grids: dict[str, Volume] = {}
-    there: set[int] = set()
+    """Read every case once, check it and measure its labelled structures.
 
-    def look(case: Case, scan: Volume, mask: Volume, labels: set[int]) -> None:
-        tumours[case.name], hashes[case.name] = measure(scan, mask), voxel_hash(scan, salt)
-        grids[case.name] = replace(scan, array=np.broadcast_to(np.float32(0), scan.shape))
-        there.update(labels)
+    Args:
+        seen: `seen.json` of the starting weights.
+        model: what they are called, for messages.
+        whole: False for a part of some data, in which a label may be missing.
 
-    found = problems(dataset, model=model, whole=whole, progress=progress, look=look)
-    refuse(found, len(dataset.cases))
-    return Survey(tumours, hashes, grids, there, doubtful(found, {case.name for case in held}))
+    Raises `ValueError` naming every error at once.
+    """
+    structures: dict[str, Structures] = {}
+
+    def look(case: Case, scan: Volume, mask: Volume) -> None:
+        structures[case.name] = measure(scan, mask)
+
+    names = "\n".join(sorted(case.name for case in dataset.cases))
+    salt = hashlib.sha256(names.encode()).hexdigest()[:16]
+    found = checks.survey(
+        dataset, seen=seen, salt=salt, model=model, whole=whole, look=look, progress=progress
+    )
+    checks.check_problems(found.problems, len(dataset.cases))
+    return Survey(found, structures, seen.get("salt", salt))
 
 
-def doubtful(found: list[Problem], held: set[str]) -> list[str]:
-    """The warnings that concern a training: that an encoder has seen a scan matters for those it is judged
-    on."""
+def survey_warnings(survey: Survey, sides: Sides) -> list[str]:
+    """Return the warnings that concern a training: that the starting weights have seen a scan matters for
+    those it is judged on."""
+    held = {case.name for case in sides.held_out}
+    ours = held | {case.name for case in sides.training}
     return [
         f"{p.case}: {p.message}"
-        for p in found
-        if p.level == "warning"
-        and p.code != "unknown-pretraining"
-        and (p.code != "pretrained" or p.case in held)
+        for p in survey.records.problems
+        if p.level == "warning" and p.case in ours and (p.code != "pretrained" or p.case in held)
     ]
 
 
-def named(
-    given: dict[int, str] | None, found: dict[int, str], classes: int
-) -> tuple[dict[int, str] | None, int]:
-    """Names of the labels, and how many classes there are with the background."""
-    if given and sorted(given) != list(range(1, classes)):
-        raise ValueError(f"names for labels {sorted(given)}, but the masks hold labels 1..{classes - 1}")
-    if given or not found:
-        return given, classes
-    classes = max(classes, max(found) + 1)
-    return {k: found.get(k, f"class {k}") for k in range(1, classes)}, classes
+def name_labels(
+    given: dict[int, str] | None, known: dict[int, str], labels: set[int]
+) -> dict[int, str] | None:
+    """Name the labels that are learned: as given, as the data says, or (None) by their numbers.
+
+    Args:
+        given: by the user; has to name every label.
+        known: by `dataset.json`, which may name more labels than the masks hold.
+        labels: that occur in the masks of the training cases.
+    """
+    highest = max(labels, default=0)
+    if given and sorted(given) != list(range(1, highest + 1)):
+        raise ValueError(f"names for labels {sorted(given)}, but the masks hold labels 1..{highest}")
+    if given:
+        return given
+    highest = max(highest, max(known, default=0))
+    return {k: known.get(k, f"class {k}") for k in range(1, highest + 1)} if known else None
 
 
 def prepare_cases(
     cases: list[Case], preprocess: Preprocess, *, progress: bool, copies: int = 0, seed: int = 0
-) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
-    """(image 0..1 float16, labels uint8) of each case and its shifted copies on the model's grid; the number
-    of classes."""
-    done, top = [], 0
+) -> list[Scan]:
+    """Read cases again and bring them, and `copies` shifted copies of each, onto the working grid."""
+    scans = []
     for number, case in enumerate(tqdm(cases, desc="preparing scans", disable=not progress)):
         scan, mask = read_case(case)
-        image = prepare(check(scan), preprocess)
+        image = prepare(scan, preprocess)
         labels = onto_grid(mask, image)
         images = [image, *(prepare(c, preprocess) for c in shifted_copies(scan, copies, seed=seed + number))]
-        done += [(one.array.astype(np.float16), labels) for one in images]
-        top = max(top, int(mask.array.max()))
-    return done, top + 1
+        scans += [Scan(one.array.astype(np.float16), labels, image.affine, case.name) for one in images]
+    return scans
 
 
 def onto_grid(mask: Volume, grid: Volume) -> np.ndarray:
-    """Labels on another grid, each voxel the label that fills most of it."""
+    """Bring labels onto another grid: each voxel gets the label that fills most of it."""
     classes = int(mask.array.max()) + 1
     shares = np.stack(
         [
@@ -115,3 +159,8 @@ def onto_grid(mask: Volume, grid: Volume) -> np.ndarray:
         ]
     )
     return shares.argmax(0).astype(np.uint8)
+
+
+def sub_dataset(dataset: Dataset, cases: list[Case], names: dict[int, str] | None) -> Dataset:
+    """Return a part of a dataset, with the user's names of the labels if there are any."""
+    return replace(dataset, cases=cases, names=names or dataset.names)

@@ -1,21 +1,38 @@
-"""What comes out of a fine-tuning, and the files that it leaves beside the weights."""
+"""What comes out of a fine-tuning, and the files that it leaves beside the weights: scores of every held-out
+case, curves, pictures, and a card."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from ctssl.datasets.seen import SEEN
+from ctssl.evaluation.scores import labels_of, score_masks
+from ctssl.files.text import csv_cell, markdown_table
+from ctssl.finetuning.settings import Settings
+from ctssl.hub.card import Card, pictures
+from ctssl.pictures import Cuts, cut_slices, draw_cuts
+from ctssl.volume.volume import Volume
+
+TOLERANCE_MM = 2.0
+WRITTEN = ("README.md", "best.png", "cases.csv", "curves.png", "median.png", "report.json", SEEN, "worst.png")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came out: the folder of the segmenter, the DSC of every held-out case for every label, and how it
-    got there.
+    """What came out of a fine-tuning.
 
-    `curve`: step, loss and (with validation cases) their DSC at each evaluation; `validated`: the patients'
-    cases that chose the weights; `warnings`: what is doubtful about the cases.
+    `folder`: of the segmenter. `held_out`: DSC by case and label, as `ctssl evaluate` scores them: a label
+    that neither the case nor the mask has is left out. `train`: names of the training cases, `validated` of
+    those among them that served as validation set. `curve`: step, loss and (with validation cases) DSC at
+    each evaluation. `warnings`: what is suspicious about cases or result.
     """
 
     folder: Path
@@ -28,9 +45,236 @@ class Report:
 
     @property
     def mean_dsc(self) -> float:
-        """Mean over held-out cases of each case's mean over labels; NaN when none was held out."""
-        return (
-            float(np.mean([np.mean(list(case.values())) for case in self.held_out.values()]))
-            if self.held_out
-            else math.nan
+        """Mean over held-out cases of each case's mean over its labels; NaN when none was held out."""
+        scores = [np.mean(list(case.values())) for case in self.held_out.values() if case]
+        return float(np.mean(scores)) if scores else math.nan
+
+    def by_label(self) -> dict[str, tuple[float, int]]:
+        """Mean DSC and number of cases of each label that a held-out case, or its mask, has."""
+        names = dict.fromkeys(name for case in self.held_out.values() for name in case)
+        scores = {name: [case[name] for case in self.held_out.values() if name in case] for name in names}
+        return {name: (float(np.mean(values)), len(values)) for name, values in scores.items()}
+
+    @property
+    def learned(self) -> bool:
+        """False where every DSC that was measured, of validation and held-out cases, is 0.000."""
+        measured = [row["dsc"] for row in self.curve if "dsc" in row]
+        measured += [value for case in self.held_out.values() for value in case.values()]
+        return not measured or max(measured) >= 0.0005
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A held-out case: a row of scores for each label, and the slices for its picture."""
+
+    rows: list[dict[str, Any]]
+    cuts: Cuts
+
+    @property
+    def dsc(self) -> dict[str, float]:
+        """By label."""
+        return {row["label"]: row["dsc"] for row in self.rows}
+
+
+def judge(mask: Volume, truth: Volume, scan: Volume, labels: dict[int, str]) -> Judged:
+    """Score a mask against the truth on the same grid, label by label, as `ctssl evaluate` does.
+
+    `labels`: names of the labels that the model knows; others of the truth do not count.
+    """
+    known = [k for k in labels_of(truth, mask) if k in labels]
+    rows = score_masks(mask, truth, name=truth.name, tolerance_mm=TOLERANCE_MM, labels=known) if known else []
+    named = [{**{k: v for k, v in row.items() if k != "case"}, "label": labels[row["label"]]} for row in rows]
+    return Judged(named, cut_slices(scan, mask, truth))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """How a segmenter was made: for `report.json` and the card. `model`: name of the starting weights."""
+
+    train: list[str]
+    data: str
+    validated: list[str]
+    model: str
+    from_scratch: bool
+    head: str
+    spacing_mm: float
+    window_hu: tuple[float, float]
+    threshold: float
+
+
+def result_files(
+    report: Report,
+    judged: dict[str, Judged],
+    facts: Facts,
+    settings: Settings,
+    *,
+    labels: dict[int, str],
+    identity: dict[str, Any],
+) -> dict[str, str | bytes]:
+    """Return name and content of every file for the segmenter's folder, some of `WRITTEN`.
+
+    Args:
+        labels: that are learned and judged.
+        identity: of the request; see `ctssl.finetuning.request`.
+    """
+    text = {
+        "held_out": report.held_out,
+        "mean_dsc": None if math.isnan(report.mean_dsc) else report.mean_dsc,
+        **asdict(facts),
+        "warnings": report.warnings,
+        "curve": report.curve,
+        "seconds": round(report.seconds, 1),
+        "settings": asdict(settings),
+        "asked": identity,
+    }
+    files: dict[str, str | bytes] = {"report.json": json.dumps(text, indent=1) + "\n"}
+    if judged:
+        files["cases.csv"] = _cases_csv(judged)
+        files |= _portraits(report, judged, facts, labels)
+    if report.curve:
+        files["curves.png"] = _curves(report.curve)
+    return files | {"README.md": _card(report, judged, facts, settings, labels, list(files))}
+
+
+def _cases_csv(judged: dict[str, Judged]) -> str:
+    """`cases.csv`: a row for each case and label."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    rows = [{"case": name, **row} for name, one in judged.items() for row in one.rows]
+    if rows:
+        writer.writerow(rows[0])
+    for row in rows:
+        writer.writerow([round(v, 4) if isinstance(v, float) else csv_cell(v) for v in row.values()])
+    return text.getvalue()
+
+
+def _portraits(
+    report: Report, judged: dict[str, Judged], facts: Facts, labels: dict[int, str]
+) -> dict[str, bytes]:
+    """PNG of the worst, the median and the best held-out case: the mask in colour, the truth as a white
+    line."""
+    ranked = sorted(
+        (name for name, case in report.held_out.items() if case),
+        key=lambda name: np.mean(list(report.held_out[name].values())),
+    )
+    if not ranked:
+        return {}
+    found = {}
+    for place, name in (("worst", ranked[0]), ("median", ranked[len(ranked) // 2]), ("best", ranked[-1])):
+        scores = ", ".join(f"{label} DSC {value:.2f}" for label, value in judged[name].dsc.items())
+        picture = io.BytesIO()
+        title = f"{place} held-out case, {name}: {scores}"
+        draw_cuts(judged[name].cuts, picture, window_hu=facts.window_hu, title=title, names=labels)
+        found[f"{place}.png"] = picture.getvalue()
+    return found
+
+
+def _curves(curve: list[dict[str, float]]) -> bytes:
+    """PNG of the loss, and the validation DSC where there is one, over the steps."""
+    from matplotlib.figure import Figure
+
+    titles = {
+        key: title for key, title in (("loss", "training loss"), ("dsc", "validation DSC")) if key in curve[0]
+    }
+    figure, picture = Figure(figsize=(3.2 * len(titles), 2.6), layout="constrained"), io.BytesIO()
+    for axes, (key, title) in zip(
+        figure.subplots(1, len(titles), squeeze=False)[0], titles.items(), strict=True
+    ):
+        axes.plot([row["step"] for row in curve], [row[key] for row in curve], lw=1.4, marker=".")
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+    figure.savefig(picture, dpi=100, format="png")
+    return picture.getvalue()
+
+
+def _card(
+    report: Report,
+    judged: dict[str, Judged],
+    facts: Facts,
+    settings: Settings,
+    labels: dict[int, str],
+    files: list[str],
+) -> str:
+    """`README.md` of the segmenter. Every number was measured on the held-out cases."""
+    name = report.folder.resolve().name
+    start = f"`{facts.model or 'an encoder'}`" + (", initial weights" if facts.from_scratch else "")
+    low, high = facts.window_hu
+    limits = (
+        "Made by `ctssl finetune` from few labelled scans. It is not a medical device and must not be used for "
+        "diagnosis.\n"
+    )
+    limits += (
+        f"It was judged on {len(judged)} held-out cases of the same data, which says little about scans from "
+        "elsewhere."
+        if judged
+        else "**It has not been judged: no case was held out.**"
+    )
+    sections = [("Training", _training(report, facts, settings))]
+    if report.warnings:
+        sections.append(("Warnings", "\n".join(f"- {note}" for note in report.warnings)))
+    if judged:
+        text = f"Whole scans on their own grid; NSD at {TOLERANCE_MM:g} mm. All rows: `cases.csv`.\n\n"
+        sections.append(("Held-out cases", text + markdown_table(_summary(judged, labels))))
+    return Card(
+        title=name,
+        front={"pipeline_tag": "image-segmentation", **_results(report, name)},
+        limits=limits,
+        about=f"It segments {', '.join(labels.values())} in CT. Encoder: {start}; head: {facts.head}; working "
+        f"spacing {facts.spacing_mm:g} mm, windows of {settings.crop} voxels, {low:g} to {high:g} HU.",
+        code=f'mask = ctssl.load_segmenter("{name}").segment("scan.nii.gz")',
+        sections=[*sections, ("", pictures(files))],
+    ).render()
+
+
+def _training(report: Report, facts: Facts, settings: Settings) -> str:
+    """How it was trained, in a sentence or two."""
+    text = f"{len(report.train) - len(report.validated)} training cases, {report.seconds / 60:.0f} minutes."
+    if report.validated:
+        best = max(row["dsc"] for row in report.curve)
+        text += (
+            f" {len(report.validated)} validation cases (best DSC of {len(report.curve)} evaluations: {best:.3f}); "
+            f"threshold {facts.threshold:g}."
         )
+    usual = asdict(type(settings)())
+    changed = [f"{key} {value}" for key, value in asdict(settings).items() if value != usual[key]]
+    return text + (f" Settings other than the defaults: {', '.join(changed)}." if changed else "")
+
+
+def _summary(judged: dict[str, Judged], labels: dict[int, str]) -> list[dict[str, Any]]:
+    """Mean and median of each score and label. Cases without a distance (an empty mask) are counted."""
+    table = []
+    for name in labels.values():
+        rows = [row for one in judged.values() for row in one.rows if row["label"] == name]
+        if not rows:
+            continue
+        column = {key: np.array([row[key] for row in rows]) for key in ("dsc", "hd95_mm", "nsd")}
+        known = column["hd95_mm"][np.isfinite(column["hd95_mm"])]
+        missing = f" ({len(rows) - len(known)} without)" if len(known) < len(rows) else ""
+        table.append(
+            {
+                "label": name,
+                "cases": len(rows),
+                "mean DSC": f"{column['dsc'].mean():.3f}",
+                "median DSC": f"{np.median(column['dsc']):.3f}",
+                "median HD95 (mm)": f"{np.median(known):.1f}{missing}" if len(known) else "-",
+                "mean NSD": f"{column['nsd'].mean():.3f}",
+            }
+        )
+    return table
+
+
+def _results(report: Report, name: str) -> dict[str, Any]:
+    """The mean DSC of the held-out cases, for the Hub."""
+    from huggingface_hub import EvalResult
+
+    if math.isnan(report.mean_dsc):
+        return {}
+    result = EvalResult(
+        "image-segmentation",
+        "own",
+        f"{len(report.held_out)} held-out cases of the user's own data",
+        "dice",
+        round(report.mean_dsc, 4),
+        metric_name="mean DSC",
+    )
+    return {"eval_results": [result], "model_name": name}

@@ -1,45 +1,48 @@
-"""From labelled scans to a segmenter: which cases, at what spacing, from which weights, and how good it
-became."""
+"""From labelled scans to a segmenter: which cases, at what spacing, from which weights, and how good it became."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from ctssl.finetuning.outcome import WRITTEN, Judged, files, judge
 from torch import distributed as dist
-from torch import nn
 from tqdm import tqdm
 
 from ctssl.datasets.case import Case, Dataset, read_case
-from ctssl.datasets.checks import problems, refuse
+from ctssl.datasets.checks import check_problems, problems
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.seen import SEEN, seen_after, seen_by
-from ctssl.datasets.splits import astride, part, validation
-from ctssl.finetuning.loop import fit
-from ctssl.finetuning.plan import plan
-from ctssl.finetuning.prepare import named, prepare_cases, sides, survey
-from ctssl.finetuning.report import Report
-from ctssl.finetuning.request import content_of, finished, refuse_request, request
+from ctssl.datasets.splits import astride
+from ctssl.finetuning.loop import CHOOSING, fit
+from ctssl.finetuning.plan import Plan, make_plan
+from ctssl.finetuning.prepare import (
+    Sides,
+    Survey,
+    choose_sides,
+    name_labels,
+    prepare_cases,
+    sub_dataset,
+    survey_cases,
+    survey_warnings,
+)
+from ctssl.finetuning.report import WRITTEN, Facts, Judged, Report, judge, result_files
+from ctssl.finetuning.request import Request, check_request, finished, identity_of
 from ctssl.finetuning.settings import Settings
-from ctssl.finetuning.start import BASELINES, fresh, start
-from ctssl.finetuning.threshold import choose
+from ctssl.finetuning.start import Start, check_model, open_start
+from ctssl.finetuning.threshold import choose_threshold
 from ctssl.hub.provenance import facts as metadata_of
-from ctssl.hub.provenance import fingerprint_of
-from ctssl.inference.masks import plan as room_for
-from ctssl.inference.masks import segment
-from ctssl.inference.windows import MEMORY_GB, Windows
+from ctssl.inference.masks import onto, plan, probabilities_of
+from ctssl.inference.windows import MEMORY_GB
 from ctssl.loading import choose_device, segmenter
-from ctssl.zoo import ModelSpec
+from ctssl.volume.grids import prepare
 
 PATIENCE = timedelta(days=1)  # for which the other devices wait while the first one judges whole scans
-RECIPE = ("head", "spacing_mm", "window_hu", "from_scratch")  # beside the settings
 
 
 def finetune(
@@ -66,199 +69,348 @@ def finetune(
     keep: bool = False,
     progress: bool = True,
 ) -> Report:
-    """Train a segmenter on labelled scans, and score it on cases it has not seen, whole and on their own grid.
+    """Train a segmenter on labelled scans, and score it on held-out cases, whole and on their own grid.
 
     Args:
         data: folder or CSV in a layout that `ctssl.datasets.find_cases` knows; or give `images` and `labels`
             apart.
         roi: the structure to learn, where RTSTRUCT or SEG files hold several.
-        out: folder for the segmenter (`ctssl.load_segmenter(out)`). Started again, an interrupted training
+        out: folder for the segmenter (`ctssl.load_segmenter(out)`). Called again, an interrupted training
             goes on.
-        model: a name, folder or repository for `ctssl.load`, an encoder, or a baseline: `swin-scratch`,
-            `vit-scratch` (the published encoders, untrained) or `dynunet` (nnU-Net's network), under the same
-            recipe.
+        model: starting weights: a name, folder or repository for `ctssl.load`, an encoder, or a baseline:
+            `swin-scratch`, `vit-scratch` (the published encoders, untrained) or `dynunet` (nnU-Net's network).
         hold_out: share of the patients to hold out (drawn by `settings.seed`), or names of cases; 0 trains on
-            all. None: what the table's column `split` calls test (then what it calls val chooses the
-            weights), or a fifth.
-        few_shot: train on so many of the patients only, drawn by `settings.seed`; the held-out cases stay the
-            same.
-        folds, fold: hold out part `fold` of `folds` equal parts of the patients instead.
-        spacing_mm: at which the segmenter works. None: a tenth of the median tumour's diameter, between the
-            scans' own and twice the encoder's (and `settings.crop` follows from both).
-        window_hu: from which to which HU it sees contrast, `(low, high)`. None: what 99% of the labelled
-            voxels are and a quarter of that more on either side; the encoder's own for `freeze`.
+            all. None: the cases that a column `split` calls test (those it calls val are the validation set),
+            or a fifth.
+        few_shot: train on this many patients only, drawn by `settings.seed`; the held-out cases stay the same.
+        folds, fold: hold out fold number `fold` of `folds` equal parts of the patients instead.
+        spacing_mm: working spacing in mm. None: a tenth of the median tumour's diameter, between the scans'
+            own and twice the encoder's.
+        window_hu: window in HU, `(low, high)`. None: what 99% of the labelled voxels are and a quarter of that
+            more on either side; the encoder's own for `freeze`.
         names: of the labels, `{1: "tumour"}`.
-        from_scratch: forget the pretrained weights, to see what they are worth.
-        max_memory_gb: that segmenting a held-out scan may take.
+        from_scratch: use initial weights, to see what the pretrained ones are worth.
+        max_memory_gb: memory limit in GB for segmenting a held-out scan.
         overwrite: replace a finished segmenter in `out`.
-        keep: where `out` holds the segmenter of this very request (encoder, cases, settings), return its
-            report and do nothing.
+        keep: where `out` holds the segmenter of this very request (starting weights, cases, settings), return
+            its report and do nothing.
 
-    Raises `ValueError` or `FileNotFoundError` for data that cannot be used, before any training.
+    Raises:
+        FileNotFoundError: data or model are missing.
+        FileExistsError: `out` holds something that would be replaced.
+        ValueError: data or arguments cannot be used; before any training.
     """
-    settings, out = settings or Settings(), Path(out)
-    refuse_request(
-        out,
-        overwrite=overwrite or keep,
+    request = Request(
+        Path(out),
+        model,
+        settings or Settings(),
         head=head,
-        folds=folds,
         hold_out=hold_out,
-        spacing_mm=spacing_mm,
-        window_hu=window_hu,
-    )
-    rank, where = device_of(device)
-    progress = progress and rank == 0
-    dataset = find_cases(data, images=images, labels=labels, roi=roi)
-    chosen = part(dataset.cases, folds, fold, settings.seed) if folds else hold_out
-    if chosen is None and astride(dataset.cases):
-        refuse(problems(dataset, progress=progress), len(dataset.cases))  # everything that is wrong, at once
-    train, held, told = sides(dataset.cases, chosen, few_shot, settings.seed)
-    encoder, origin, head = start(model, head)
-    from_scratch = from_scratch or origin in BASELINES
-    known = encoder.spec or ModelSpec("", "encoder", encoder.architecture)
-    how = asdict(replace(settings, save_minutes=0.0))  # which changes nothing
-    weights = known.sha256 or (origin if origin in BASELINES else fingerprint_of(encoder))
-    content = content_of([*train, *held])
-    asked = request(
-        train,
-        held,
-        weights,
-        data=content,
-        validated=told,
-        settings=how,
-        head=head,
+        few_shot=few_shot,
+        folds=folds,
+        fold=fold,
         spacing_mm=spacing_mm,
         window_hu=window_hu,
         names=names,
         from_scratch=from_scratch,
-    )
-    if keep and (kept := finished(out, asked, overwrite=overwrite)):
-        return kept
-    parent = None if from_scratch or isinstance(model, nn.Module) else model
-    before = seen_by(parent)
-    salt = before.get("salt", out.resolve().name)
-    found = survey(
-        Dataset([*train, *held], names or dataset.names),
-        held,
-        whole=few_shot is None,
-        model=parent,
-        salt=salt,
+        device=device,
+        max_memory_gb=max_memory_gb,
+        overwrite=overwrite,
+        keep=keep,
         progress=progress,
     )
-    if settings.freeze:  # what it was trained on
-        window_hu = window_hu or known.preprocess.window_hu
-    preprocess, crop = plan(
-        [found.tumours[case.name] for case in train],
-        known.preprocess,
-        spacing_mm=spacing_mm,
-        window_hu=window_hu,
-        crop=settings.crop,
-    )
-    settings = replace(settings, crop=crop, batch=settings.batch or max(1, round(4 * (64 / crop) ** 2)))
-    encoder.spec = replace(known, preprocess=preprocess)
-    judges = told or validation(train, settings.validation, settings.seed)
-    taught, judging = ([case for case in train if (case.name in judges) == side] for side in (False, True))
-    learn, classes = prepare_cases(
-        taught, preprocess, copies=settings.shift_augment, seed=settings.seed, progress=progress
-    )
-    test, more = prepare_cases(judging, preprocess, progress=progress)
-    if classes == 1:
-        raise ValueError(f"all {len(taught)} masks are empty: nothing to learn from")
-    names, classes = named(names, dataset.names, max(classes, more))
-    if from_scratch:
-        encoder = fresh(encoder, settings.seed)
-    torch.manual_seed(settings.seed)
-    net = segmenter(encoder, head=head, classes=classes, labels=names, window=settings.crop)
-    net.parent = "" if from_scratch else origin
-    for case in [*held, *judging]:  # what will be segmented whole: now, not after hours of work
-        room_for(net, found.grids[case.name], max_memory_gb)
-    unheard = [
-        f"label {k}: only held-out cases have it, so it is neither learned nor judged"
-        for k in sorted(found.labels - set(net.labels))
-    ]
+    check_request(request)
+    check_model(model)
+    return run(request, find_cases(data, images=images, labels=labels, roi=roi))
+
+
+def run(request: Request, dataset: Dataset, *, survey: Survey | None = None) -> Report:
+    """Carry out a request; see `finetune`. `survey`: of all cases, where it was made before."""
+    rank, device = join_devices(request.device)
+    request = request if rank == 0 else replace(request, progress=False)
+    job = prepare_job(request, dataset, survey)
+    if report := finished(request, job.identity):
+        return report
+    say = tqdm.write if request.progress else (lambda _: None)
+    say(job.describe())
+    learning, validating = prepare_scans(job)
+    net = build_network(job)
+    request.unfinished.mkdir(parents=True, exist_ok=True)  # from here on the folder is ours
     began = time.monotonic()
-    facts = {
-        "train": [c.name for c in train],
-        "data": content,
-        "validated": judges,
-        "model": origin,
-        "from_scratch": from_scratch,
-        "head": head,
-        "spacing_mm": preprocess.spacing_mm,
-        "window_hu": list(preprocess.window_hu),
-    }
-    (out / ".unfinished").mkdir(parents=True, exist_ok=True)  # from here on the folder is ours
     curve = fit(
-        net.to(where), learn, test, settings, unfinished=out / ".unfinished", facts=facts, progress=progress
+        net.to(device),
+        learning,
+        validating,
+        job.settings,
+        folder=request.unfinished,
+        identity=job.identity,
+        from_scratch=job.start.from_scratch,
+        progress=request.progress,
     )
     seconds = time.monotonic() - began
     net.eval()
+    judged: dict[str, Judged] = {}
     if rank == 0:
-        net.threshold = facts["threshold"] = choose(
-            net, judging, [mask for _, mask in test], progress=progress
-        )
-    judgeable = {
-        k: name for k, name in net.labels.items() if k in found.labels
-    }  # nothing can be said of what nobody has
-    judged = (
-        judged_cases(net, held, judgeable, max_memory_gb=max_memory_gb, progress=progress)
-        if rank == 0
-        else {}
-    )
-    scores = {name: one.dsc for name, one in judged.items()}
-    report = Report(out, scores, facts["train"], judges, curve, seconds, found.doubts + unheard)
+        net.threshold = choose_threshold(net, validating, progress=request.progress)
+        judged = judge_cases(net, job)
+    report = report_of(job, judged, curve, seconds)
     if rank == 0:
-        extra = files(
-            report,
-            judged,
-            settings,
-            facts,
-            cases={case.name: case for case in held},
-            labels=judgeable,
-            asked=asked,
-        )
-        extra[SEEN] = seen_after(before, [found.hashes[case.name] for case in train], salt=salt)
-        net.cpu().save_pretrained(
-            out, overwrite=True, extra=extra, metadata=provenance(report, known, facts, settings)
-        )
-        for name in set(WRITTEN) - set(extra):  # of the model that was there before
-            (out / name).unlink(missing_ok=True)
-        shutil.rmtree(out / ".unfinished", ignore_errors=True)
+        save(net.cpu(), job, report, judged)
     if dist.is_initialized():
         dist.barrier()
     return report
 
 
-def provenance(
-    report: Report, parent: ModelSpec, facts: dict[str, Any], settings: Settings
-) -> dict[str, str]:
-    """The metadata of the segmenter: its recipe, its cases (a hash of their names), its parent, and how good
-    it is."""
+def finetune_folds(request: Request, dataset: Dataset) -> list[Report]:
+    """Train a segmenter for every fold, each into `out/foldI`, from one survey of the cases.
+
+    Folds that are finished are kept; call it again to go on. `out/folds.json` gets the summary.
+
+    Args:
+        request: with `folds`; `fold` and `keep` are set here.
+        dataset: all cases.
+    """
+    from ctssl.finetuning.folds import save_folds
+
+    check_request(request)
+    if not request.folds:
+        raise ValueError("folds: give the number of folds, at least 2")
+    requests = [
+        replace(request, fold=i, out=request.out / f"fold{i}", keep=not request.overwrite)
+        for i in range(request.folds)
+    ]
+    for one in requests:
+        check_request(one)
+        choose_sides(dataset.cases, one)
+    survey = _survey(request, dataset, dataset.cases)
+    reports = [run(one, dataset, survey=survey) for one in requests]
+    if join_devices(request.device)[0] == 0:
+        save_folds(request.out / "folds.json", reports)
+    return reports
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request with everything that is derived from it before a training: who trains, from what, and how."""
+
+    request: Request
+    dataset: Dataset
+    sides: Sides
+    start: Start
+    survey: Survey
+    plan: Plan
+    identity: dict[str, Any]
+
+    @property
+    def settings(self) -> Settings:
+        """The user's, with crop and batch as planned."""
+        return replace(self.request.settings, crop=self.plan.crop, batch=self.plan.batch)
+
+    @property
+    def content(self) -> str:
+        """Hash of the content of all cases."""
+        return self.survey.content([*self.sides.training, *self.sides.held_out])
+
+    def describe(self) -> str:
+        """The plan, for people, before any training."""
+        pre, sides, settings = self.plan.preprocess, self.sides, self.settings
+        labels = sorted(self.survey.labels([*sides.training, *sides.held_out]))
+        length = f"{settings.minutes:g} minutes" if settings.minutes else f"{settings.steps} steps"
+        start = self.start.name or "an encoder"
+        note = (
+            ""
+            if len(sides.validating) >= CHOOSING
+            else (f" (fewer than {CHOOSING}: the last weights are kept)" if sides.validating else "")
+        )
+        return (
+            f"cases     {len(sides.learning)} to train on, {len(sides.validating)} for validation{note}, "
+            f"{len(sides.held_out)} held out; labels {', '.join(map(str, labels)) or 'none'}\n"
+            f"model     {start}{' (initial weights)' if self.start.from_scratch else ''}, head {self.start.head}\n"
+            f"scans     {pre.spacing_mm:g} mm, {pre.window_hu[0]:g} to {pre.window_hu[1]:g} HU\n"
+            f"training  {length}, {settings.batch} crops of {settings.crop} voxels a step"
+        )
+
+
+def prepare_job(request: Request, dataset: Dataset, survey: Survey | None = None) -> Job:
+    """Derive everything that a training needs from a request; every case is read once.
+
+    Raises as `finetune` does.
+    """
+    if request.folds is None and request.hold_out is None and astride(dataset.cases):
+        check_problems(problems(dataset, progress=request.progress), len(dataset.cases))
+    sides = choose_sides(dataset.cases, request)
+    cases = [*sides.training, *sides.held_out]
+    start = open_start(
+        request.model, request.head, from_scratch=request.from_scratch, seed=request.settings.seed
+    )
+    survey = survey or _survey(request, dataset, cases, start)
+    own = start.spec.preprocess
+    window = request.window_hu or (own.window_hu if request.settings.freeze else None)
+    made = make_plan(
+        [survey.structures[case.name] for case in sides.training],
+        own,
+        spacing_mm=request.spacing_mm,
+        window_hu=window,
+        crop=request.settings.crop,
+        batch=request.settings.batch,
+    )
+    identity = identity_of(
+        request,
+        train=[case.name for case in sides.training],
+        held_out=[case.name for case in sides.held_out],
+        validated=sides.named,
+        data=survey.content(cases),
+        weights=start.weights,
+        head=start.head,
+    )
+    return Job(request, dataset, sides, start, survey, made, identity)
+
+
+def _survey(request: Request, dataset: Dataset, cases: list[Case], start: Start | None = None) -> Survey:
+    """Read the cases once, against what the starting weights have seen."""
+    if start is None:
+        start = open_start(
+            request.model, request.head, from_scratch=request.from_scratch, seed=request.settings.seed
+        )
+    return survey_cases(
+        sub_dataset(dataset, cases, request.names),
+        seen=seen_by(start.folder),
+        model=str(request.model),
+        whole=request.few_shot is None,
+        progress=request.progress,
+    )
+
+
+def prepare_scans(job: Job) -> tuple[list[Any], list[Any]]:
+    """Bring the training cases, and those for validation, onto the working grid.
+
+    Raises `ValueError` where nothing is labelled.
+    """
+    preprocess, settings = job.plan.preprocess, job.settings
+    if not job.survey.labels(job.sides.learning):
+        raise ValueError(f"all {len(job.sides.learning)} masks are empty: nothing to learn from")
+    learning = prepare_cases(
+        job.sides.learning,
+        preprocess,
+        copies=settings.shift_augment,
+        seed=settings.seed,
+        progress=job.request.progress,
+    )
+    return learning, prepare_cases(job.sides.validating, preprocess, progress=job.request.progress)
+
+
+def build_network(job: Job) -> Any:
+    """Put the head on the encoder. Raises `ValueError` for held-out scans that memory is too small for: now,
+    not after hours of work."""
+    names = name_labels(job.request.names, job.dataset.names, job.survey.labels(job.sides.training))
+    classes = 1 + (len(names) if names else max(job.survey.labels(job.sides.training)))
+    encoder = job.start.encoder
+    encoder.spec = replace(job.start.spec, preprocess=job.plan.preprocess)
+    torch.manual_seed(job.settings.seed)
+    net = segmenter(encoder, head=job.start.head, classes=classes, labels=names, window=job.plan.crop)
+    net.parent = "" if job.start.from_scratch else job.start.name
+    for case in job.sides.held_out:
+        plan(net, job.survey.records.cases[case.name].grid, job.request.max_memory_gb)
+    return net
+
+
+def judge_cases(net: Any, job: Job) -> dict[str, Judged]:
+    """Segment and score the held-out cases, each on its own grid."""
+    judged, cases = {}, job.sides.held_out
+    labels = judged_labels(net.labels, job)
+    for case in tqdm(cases, desc="held-out cases", disable=not job.request.progress or not cases):
+        scan, truth = read_case(case)
+        slices = plan(net, scan, job.request.max_memory_gb)
+        found, affine = probabilities_of(net, prepare(scan, job.plan.preprocess))
+        array = onto(found, affine, scan, slices, threshold=net.threshold)
+        judged[case.name] = judge(replace(scan, array=array), truth, scan, labels)
+    return judged
+
+
+def judged_labels(labels: dict[int, str], job: Job) -> dict[int, str]:
+    """Return the labels of a network that any case has: nothing can be said of the others."""
+    known = job.survey.labels([*job.sides.training, *job.sides.held_out])
+    return {k: name for k, name in labels.items() if k in known}
+
+
+def report_of(job: Job, judged: dict[str, Judged], curve: list[dict[str, float]], seconds: float) -> Report:
+    """Sum up a training, with what is suspicious about cases and result."""
+    learned = job.survey.labels(job.sides.training)
+    warnings = survey_warnings(job.survey, job.sides)
+    warnings += [
+        f"label {k}: only held-out cases have it, so it is neither learned nor judged"
+        for k in sorted(job.survey.labels(job.sides.held_out) - learned - set(job.dataset.names))
+    ]
+    validating = [case.name for case in job.sides.validating]
+    if 0 < len(validating) < CHOOSING:
+        warnings.append(
+            f"{len(validating)} validation cases are too few to choose weights by: the last ones were kept"
+        )
+    report = Report(
+        job.request.out,
+        {name: one.dsc for name, one in judged.items()},
+        [case.name for case in job.sides.training],
+        validating,
+        curve,
+        seconds,
+        warnings,
+    )
+    if not report.learned:
+        warnings.append(
+            "NOTHING WAS LEARNED: every measured DSC is 0.000. Train longer (--steps, --minutes), check the "
+            "masks (ctssl check), and try smaller crops (--crop) or a finer spacing (--spacing)"
+        )
+    return report
+
+
+def save(net: Any, job: Job, report: Report, judged: dict[str, Judged]) -> None:
+    """Write the segmenter and everything beside it, and remove the state of the training."""
+    request, start, pre = job.request, job.start, job.plan.preprocess
+    facts = Facts(
+        train=report.train,
+        data=job.content,
+        validated=report.validated,
+        model=start.name,
+        from_scratch=start.from_scratch,
+        head=start.head,
+        spacing_mm=pre.spacing_mm,
+        window_hu=pre.window_hu,
+        threshold=net.threshold,
+    )
+    labels = judged_labels(net.labels, job)
+    files = result_files(report, judged, facts, job.settings, labels=labels, identity=job.identity)
+    before = seen_by(start.folder)
+    hashes = [job.survey.records.cases[case.name].scan_hash for case in job.sides.training]
+    files[SEEN] = seen_after(before, hashes, salt=job.survey.salt)
+    net.save_pretrained(request.out, overwrite=True, extra=files, metadata=_metadata(report, job, facts))
+    for name in set(WRITTEN) - set(files):  # of the model that was there before
+        (request.out / name).unlink(missing_ok=True)
+    shutil.rmtree(request.unfinished, ignore_errors=True)
+
+
+def _metadata(report: Report, job: Job, facts: Facts) -> dict[str, str]:
+    """The metadata of the segmenter: its recipe, its cases (a hash of their names), its starting weights, and
+    how good it is."""
+    settings, spec = job.settings, job.start.spec
     steps = report.curve[-1]["step"] if report.curve else settings.steps if settings.minutes is None else None
     world = dist.get_world_size() if dist.is_initialized() else 1
-    scratch = facts["from_scratch"]
-    found = metadata_of(
-        recipe={**asdict(settings), **{key: facts[key] for key in RECIPE}},
+    recipe = {key: asdict(facts)[key] for key in ("head", "spacing_mm", "window_hu", "from_scratch")}
+    parent = f"{facts.model} sha256:{spec.sha256}" if spec.sha256 else facts.model
+    told = metadata_of(
+        recipe={**asdict(settings), **recipe},
         manifest=report.train,
-        parent=""
-        if scratch
-        else f"{facts['model']} sha256:{parent.sha256}"
-        if parent.sha256
-        else facts["model"],
-        pretext="" if scratch else parent.pretext,
-        licence="" if scratch else parent.licence,
+        parent="" if facts.from_scratch else parent,
+        pretext=spec.pretext,
+        licence=spec.licence,
         samples="" if steps is None else int(steps) * settings.batch * world,
     )
-    judged = (
-        {"held_out": str(len(report.held_out)), "mean_dsc": f"{report.mean_dsc:.3f}"}
-        if report.held_out
-        else {}
-    )
-    return found | {"cases": str(len(report.train))} | judged
+    if report.held_out:
+        told |= {"held_out": str(len(report.held_out)), "mean_dsc": f"{report.mean_dsc:.3f}"}
+    return told | {"cases": str(len(report.train))}
 
 
-def device_of(device: str) -> tuple[int, torch.device]:
-    """This process's rank (0 unless torchrun started several) and its device."""
+def join_devices(device: str) -> tuple[int, torch.device]:
+    """Return this process's rank (0 unless torchrun started several) and its device."""
     where, local = choose_device(device), int(os.environ.get("LOCAL_RANK", 0))
     if where.type == "cuda":
         where = torch.device("cuda", local if where.index is None else where.index)
@@ -266,14 +418,3 @@ def device_of(device: str) -> tuple[int, torch.device]:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
     return dist.get_rank() if dist.is_initialized() else 0, where
-
-
-def judged_cases(
-    net: Any, cases: list[Case], labels: dict[int, str], *, max_memory_gb: float, progress: bool
-) -> dict[str, Judged]:
-    """What the segmenter says of these labels in each held-out case, on the case's own grid."""
-    found = {}
-    for case in tqdm(cases, desc="held-out cases", disable=not progress or not cases):
-        scan, mask = read_case(case)
-        found[case.name] = judge(segment(net, scan, Windows(max_memory_gb=max_memory_gb)), mask, labels)
-    return found

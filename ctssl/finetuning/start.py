@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +14,11 @@ from torch import nn
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
 from ctssl.heads import HEADS
+from ctssl.hub.folder import ModelFolder
+from ctssl.hub.lookup import open_model
+from ctssl.hub.provenance import fingerprint_of
 from ctssl.loading import load
-from ctssl.zoo import info, list_models
+from ctssl.zoo import ModelSpec, info, list_models
 
 BASELINES: dict[str, Callable[[], Any]] = {
     "swin-scratch": lambda: published("swin"),
@@ -23,25 +28,67 @@ BASELINES: dict[str, Callable[[], Any]] = {
 """What can be trained without any pretraining, by name."""
 
 
-def start(model: Any, head: str) -> tuple[Any, str, str]:
-    """The encoder to train, what it is called, and the head that belongs on it."""
-    if isinstance(model, str) and model in BASELINES:
-        return BASELINES[model](), model, model if model in HEADS else head
-    encoder: Any = (
-        copy.deepcopy(model) if isinstance(model, nn.Module) else load(model)
-    )  # the caller's stays as it is
-    return encoder, encoder.spec.name if encoder.spec else "", head
+@dataclass(frozen=True)
+class Start:
+    """What a fine-tuning starts from.
+
+    `name`: what the weights are called. `weights`: their sha256, or the name of a baseline. `folder`: where
+    they come from, None for a module or without pretraining. `from_scratch`: whether initial weights are
+    used, in which case `spec` says nothing about any pretraining.
+    """
+
+    encoder: Any
+    name: str
+    weights: str
+    head: str
+    spec: ModelSpec
+    folder: ModelFolder | None
+    from_scratch: bool
+
+
+def open_start(model: Any, head: str, *, from_scratch: bool, seed: int) -> Start:
+    """Load the encoder to train.
+
+    Args:
+        model: a baseline of `BASELINES`, what `ctssl.load` takes, or an encoder (which stays as it is).
+        head: the head that was asked for; `dynunet` brings its own.
+        from_scratch: use initial weights, drawn with `seed`.
+    """
+    encoder: Any
+    baseline, folder = isinstance(model, str) and model in BASELINES, None
+    if baseline:
+        encoder = BASELINES[model]()
+        head = model if model in HEADS else head
+    elif isinstance(model, nn.Module):
+        encoder = copy.deepcopy(model)
+    else:
+        folder = open_model(model)
+        encoder = load(folder)
+    spec = encoder.spec or ModelSpec("", "encoder", encoder.architecture)
+    name = model if baseline else spec.name
+    weights = spec.sha256 or (name if baseline else fingerprint_of(encoder))
+    if from_scratch or baseline:
+        encoder = fresh(encoder, seed)
+        spec = ModelSpec("", "encoder", encoder.architecture, encoder.config, spec.preprocess)
+        return Start(encoder, name, weights, head, spec, None, True)
+    return Start(encoder, name, weights, head, spec, folder, False)
 
 
 def published(kind: str) -> Any:
-    """An encoder of the shape that is published, untrained."""
+    """Return an untrained encoder of the shape that is published."""
     name = next(name for name in list_models() if info(name).kind == "encoder" and info(name).encoder == kind)
     return ENCODERS[kind](**info(name).encoder_args)
 
 
 def fresh(encoder: Any, seed: int) -> Any:
-    """An encoder of the same shape with initial weights, for the same kind of input."""
+    """Return an encoder of the same shape with initial weights, for the same kind of input."""
     torch.manual_seed(seed)
     untrained = type(encoder)(**encoder.config)
     untrained.spec = encoder.spec
     return untrained
+
+
+def check_model(model: Any) -> None:
+    """Raise `TypeError` for a model that is neither a name, a folder nor an encoder."""
+    if not isinstance(model, (str, os.PathLike, nn.Module)):
+        raise TypeError(f"model={model!r}: give a name, a folder, a repository or an encoder")

@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ctssl.files.atomic import write_weights, write_whole
 
-if TYPE_CHECKING:
-    pass
-
 SMOOTH = 0.9  # weight of the past in the average of validation DSCs
 
 
 @dataclass
 class Progress:
-    """Where a training is: steps done and to do, loss and (where there are validation cases) DSC so far, the
-    best weights by the latter."""
+    """Where a training is: steps done and to do, loss and (with validation cases) DSC so far, and, where
+    weights are chosen, the best ones."""
 
     step: int
     steps: int | None
@@ -29,31 +26,29 @@ class Progress:
     best: dict[str, Tensor]
 
     def smoothed(self) -> list[float]:
-        """The moving average of the validation DSC after each evaluation."""
-        found: list[float] = []
+        """Moving average of the validation DSC after each evaluation."""
+        averages: list[float] = []
         for row in self.curve:
-            found.append(row["dsc"] if not found else SMOOTH * found[-1] + (1 - SMOOTH) * row["dsc"])
-        return found
+            averages.append(row["dsc"] if not averages else SMOOTH * averages[-1] + (1 - SMOOTH) * row["dsc"])
+        return averages
 
-    def evaluated(self, net: nn.Module, loss: float, dsc: float) -> None:
-        """Add an evaluation; keep the weights if it was the best so far."""
-        self.curve.append({"step": self.step, "loss": loss, "dsc": dsc})
+    def keep_if_best(self, net: nn.Module) -> None:
+        """Keep the weights if the last evaluation was the best so far."""
         if self.since_best() == 0:
             self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
 
     def since_best(self) -> int:
         """Evaluations since the last one whose average was as good as any in the second half of the training.
-        Before that the learning rate is high, and weights that look good on a few crops are luck: the latest
-        are kept."""
+        Before that the learning rate is high, and weights that look good are luck: the latest are kept."""
         late = [2 * row["step"] > (self.steps or 0) for row in self.curve]
         scores = [score if there else 0.0 for score, there in zip(self.smoothed(), late, strict=True)]
         return scores[::-1].index(max(scores)) if scores else 0
 
 
-def keep(
+def save_state(
     folder: Path, net: nn.Module, average: Any, opt: torch.optim.Optimizer, identity: dict, now: Progress
 ) -> None:
-    """Everything a training needs to go on: safetensors and JSON, replaced as one file each."""
+    """Write everything a training needs to go on: safetensors and JSON, replaced as one file each."""
     state = {f"net.{k}": v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     state |= {f"best.{k}": v for k, v in now.best.items()}
     if average is not None:
@@ -70,10 +65,13 @@ def keep(
             old.unlink()
 
 
-def resume(
+def load_state(
     folder: Path, net: nn.Module, average: Any, opt: torch.optim.Optimizer, identity: dict
 ) -> Progress | None:
-    """Where to go on from; None where there is nothing to resume."""
+    """Restore a training from its folder; None where there is nothing to resume.
+
+    Raises `ValueError` for a damaged state, and for that of another training.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

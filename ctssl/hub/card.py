@@ -1,8 +1,9 @@
-"""The card of a user's own model on the Hub, from its `config.json` and its weights' metadata alone."""
+"""Model cards: one writer for all of them, and the card of a user's own model on the Hub."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,75 +19,96 @@ HUB_LICENCES = (
 )
 SAYS = {
     "code": "written by",
-    "parent": "started from",
-    "pretext": "pretext",
+    "parent": "starting weights",
+    "pretext": "pretext task",
     "samples": "samples seen",
     "licence": "licence",
-    "cases": "cases to train on",
-    "held_out": "cases held out",
+    "cases": "training cases",
+    "held_out": "held-out cases",
     "mean_dsc": "mean DSC on these",
     "recipe_sha256": "sha256 of the settings",
     "manifest_sha256": "sha256 of the list of scans",
 }
 
 
-def card(folder: Path, repo: str, told: dict[str, str]) -> str:
-    """`README.md` for a model folder that goes to `repo`; `told`: its metadata. Names no case and shows no
-    picture."""
+@dataclass(frozen=True)
+class Card:
+    """A model card: `README.md` of a model folder.
+
+    Args:
+        title: name of the model.
+        front: arguments of `huggingface_hub.ModelCardData`, which the Hub reads.
+        limits: what it must not be used for; comes first.
+        about: what it is.
+        code: Python that uses it.
+        sections: heading and text; an empty heading adds the text alone.
+    """
+
+    title: str
+    front: dict[str, Any]
+    limits: str
+    about: str
+    code: str
+    sections: list[tuple[str, str]] = field(default_factory=list)
+
+    def render(self) -> str:
+        """Return the card as Markdown."""
+        from huggingface_hub import ModelCardData
+
+        common = {"library_name": "ctssl", "tags": ["ct", "medical-imaging", "3d"]}
+        front = ModelCardData(**{**common, **self.front}).to_yaml().strip()
+        parts = [
+            f"---\n{front}\n---\n# {self.title}",
+            f"**Limits first.** {self.limits}",
+            self.about,
+            f"```python\nimport ctssl\n\n{self.code}\n```",
+        ]
+        parts += [f"## {heading}\n{text}" if heading else text for heading, text in self.sections]
+        return "\n\n".join(part.strip("\n") for part in parts if part.strip("\n")) + "\n"
+
+
+def pictures(names: list[str]) -> str:
+    """Return the Markdown of the pictures among the files of a folder."""
+    return "\n\n".join(f"![{name.removesuffix('.png')}]({name})" for name in names if name.endswith(".png"))
+
+
+def card(folder: Path, repo: str, origin: dict[str, str]) -> str:
+    """Return `README.md` of a model folder that goes to the Hub repository `repo`.
+
+    It is made of `config.json` and the metadata of the weights alone: it names no case and shows no picture.
+    """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     segmenter = config["kind"] == "segmenter"
     labels = ", ".join(config.get("labels", {}).values())
     pre = config["preprocess"]
-    use = (
-        f'mask = ctssl.load_segmenter("{repo}").segment("scan.nii.gz")'
-        if segmenter
-        else f'features = ctssl.load("{repo}").embed("scan.nii.gz")'
-    )
     what = f"A segmenter of {labels} in CT, head `{config['head']}`" if segmenter else "An encoder for CT"
     judged = "**How good it is has not been written down.**"
-    if told.get("mean_dsc"):
+    if origin.get("mean_dsc"):
         judged = (
-            f"It was judged on {told.get('held_out')} held-out cases of its maker's own data (mean DSC "
-            f"{told['mean_dsc']}), which says little about scans from elsewhere."
+            f"It was judged on {origin.get('held_out')} held-out cases of its maker's own data (mean DSC "
+            f"{origin['mean_dsc']}), which says little about scans from elsewhere."
         )
-    rows = "\n".join(f"| {words} | {told[key]} |" for key, words in SAYS.items() if told.get(key))
-    return f"""---
-{front_matter(config, segmenter)}
----
-# {repo.split("/")[1]}
-
-**Limits first.** It is not a medical device and must not be used for diagnosis. {judged}
-
-{what}: {config["encoder"]} with {config["parameters"] / 1e6:.2f} M parameters. Scans are prepared at
-{pre["spacing_mm"]:g} mm, {pre["window_hu"][0]:g} to {pre["window_hu"][1]:g} HU.
-
-```python
-import ctssl
-
-{use}
-```
-
-## Where it comes from
-
-| | |
-|---|---|
-{rows}
-
-`ctssl info {repo}` shows this from the weights themselves.
-"""
-
-
-def front_matter(config: dict[str, Any], segmenter: bool) -> str:
-    """What the Hub reads."""
-    from huggingface_hub import ModelCardData
-
+    rows = "\n".join(f"| {words} | {origin[key]} |" for key, words in SAYS.items() if origin.get(key))
     licence = str(config.get("licence", "")).lower()
     known = licence in HUB_LICENCES
-    data = ModelCardData(
-        library_name="ctssl",
-        pipeline_tag="image-segmentation" if segmenter else "image-feature-extraction",
-        tags=["ct", "medical-imaging", "3d", config["encoder"]],
-        license=licence if known else "other",
-        license_name=None if known else "not-stated",
-    )
-    return data.to_yaml().strip()
+    return Card(
+        title=repo.split("/")[1],
+        front={
+            "pipeline_tag": "image-segmentation" if segmenter else "image-feature-extraction",
+            "tags": ["ct", "medical-imaging", "3d", config["encoder"]],
+            "license": licence if known else "other",
+            "license_name": None if known else "not-stated",
+        },
+        limits=f"It is not a medical device and must not be used for diagnosis. {judged}",
+        about=f"{what}: {config['encoder']} with {config['parameters'] / 1e6:.2f} M parameters. Scans are prepared at\n"
+        f"{pre['spacing_mm']:g} mm, {pre['window_hu'][0]:g} to {pre['window_hu'][1]:g} HU.",
+        code=f'mask = ctssl.load_segmenter("{repo}").segment("scan.nii.gz")'
+        if segmenter
+        else f'features = ctssl.load("{repo}").embed("scan.nii.gz")',
+        sections=[
+            (
+                "Where it comes from",
+                f"| | |\n|---|---|\n{rows}\n\n`ctssl info {repo}` shows this from the weights themselves.",
+            )
+        ],
+    ).render()

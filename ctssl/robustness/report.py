@@ -14,8 +14,9 @@ import numpy as np
 
 from ctssl.datasets.case import Case, read_case
 from ctssl.evaluation.statistics import summary
-from ctssl.evaluation.tables import as_plain, markdown_table
+from ctssl.evaluation.tables import as_plain
 from ctssl.files.atomic import write_whole
+from ctssl.files.text import markdown_table
 from ctssl.robustness.curves import (
     Row,
     against_clean,

@@ -1,0 +1,35 @@
+"""The summary of a cross-validation, saved beside its folds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctssl.files.atomic import write_whole
+from ctssl.finetuning.report import Report
+
+
+def summarise(reports: list[Report]) -> dict[str, Any]:
+    """Return the DSC of every fold, and over all held-out cases together: by label with their number."""
+    everyone = {name: case for report in reports for name, case in report.held_out.items()}
+    labels = dict.fromkeys(label for case in everyone.values() for label in case)
+    values = {label: [case[label] for case in everyone.values() if label in case] for label in labels}
+    return {
+        "folds": [
+            {"folder": report.folder.name, "mean_dsc": report.mean_dsc, "held_out": len(report.held_out)}
+            for report in reports
+        ],
+        "mean_dsc": float(np.mean([report.mean_dsc for report in reports])),
+        "labels": {
+            label: {"mean_dsc": float(np.mean(found)), "cases": len(found)} for label, found in values.items()
+        },
+        "cases": everyone,
+    }
+
+
+def save_folds(path: Path, reports: list[Report]) -> Path:
+    """Write `summarise` as JSON, whole or not at all."""
+    return write_whole(path, json.dumps(summarise(reports), indent=1) + "\n")
