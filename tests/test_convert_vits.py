@@ -117,7 +117,7 @@ def test_what_a_vit_does_not_tell_is_asked_for(tmp_path):
         import_checkpoint(file, **(told | {"spacing_mm": None}))
     with pytest.raises(ValueError, match="--grid 2 2 2 makes 8"):
         import_checkpoint(file, **told, grid=(2, 2, 2))
-    with pytest.raises(ValueError, match="--merging is nothing that timm-vit asks for"):
+    with pytest.raises(ValueError, match="--merging does not apply to timm-vit checkpoints"):
         import_checkpoint(file, **told, merging="1.4")
     import_checkpoint(file, **told, grid=(4, 2, 8))
     assert ctssl.load(tmp_path / "out").config["grid"] == (4, 2, 8)

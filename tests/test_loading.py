@@ -171,7 +171,7 @@ def test_an_encoder_is_not_a_segmenter(folder):
 
 
 def test_from_pretrained_on_an_instance_is_refused(encoder, folder, tmp_path):
-    with pytest.raises(TypeError, match="leaves this one as it is"):
+    with pytest.raises(TypeError, match="does not change this one"):
         encoder.from_pretrained(folder)
     with pytest.raises(TypeError, match=r"Segmenter.from_pretrained\(...\)"):
         Segmenter(encoder, head="linear").from_pretrained(folder)

@@ -1,8 +1,8 @@
-"""Other people's checkpoints in; MONAI, torch.export and ONNX out.
+"""Import checkpoints of other projects; export to MONAI, torch.export and ONNX.
 
 Import `import_checkpoint`, `to_monai`, `to_onnx`, `to_program` from here. The modules: `importing`,
-`checkpoint` (opens a pickle in a process of its own, `unpickle`), `families` (one file for each kind of
-checkpoint), `exporting`.
+`checkpoint` (opens a pickle in a separate process, `unpickle`), `families` (one file per kind of checkpoint),
+`exporting`.
 """
 
 from ctssl.convert.exporting import to_monai as to_monai

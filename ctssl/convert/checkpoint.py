@@ -1,9 +1,9 @@
-"""The tensors of a checkpoint that a stranger made, read without trusting it.
+"""Read the tensors of an untrusted checkpoint.
 
-A `.safetensors` file is data and is read here. A `.pt` or `.pth` file is a pickle: the archive is looked at
-first (sizes, compression), then a process of its own opens it (`ctssl.convert.unpickle`), with
-`weights_only=True`, a time limit and, where the system has one, a memory limit. What comes back is a
-safetensors file.
+A `.safetensors` file is data and is read here. A `.pt` or `.pth` file is a pickle: the archive is inspected
+first (sizes, compression), then a separate process opens it (`ctssl.convert.unpickle`), with
+`weights_only=True`, a time limit and, where the system supports it, a memory limit. It returns a safetensors
+file.
 """
 
 from __future__ import annotations
@@ -20,42 +20,54 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-CEILING = 16 << 30  # bytes of tensors that a checkpoint may hold
-STRUCTURE = 256 << 20  # bytes of the pickle itself, that is, without the tensors
-SPARE = 2 << 30  # bytes of memory beside three times the file: the pickle's own, and the copy that is written
+CEILING = 16 << 30  # most bytes of tensors in a checkpoint
+STRUCTURE = 256 << 20  # most bytes of the pickle itself, without the tensors
+SPARE = 2 << 30  # bytes of memory on top of three times the file, for the pickle and the written copy
 OTHERS = {
-    b"\x1f\x8b": "a gzip file: unpack it first",
-    b"<": "a web page, not the file behind it: download it again",
-    b"\x89HDF": "an HDF5 (Keras) file",
+    b"\x1f\x8b": "a gzip file; unpack it first",
+    b"<": "a web page, not the checkpoint; download it again",
+    b"\x89HDF": "an HDF5 (Keras) file; give a PyTorch or safetensors checkpoint",
 }
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`tensors` by their way through the containers, `state_dict/module.norm.weight`; `skipped` containers
-    and their sizes."""
+    """The tensors of a checkpoint.
+
+    Attributes:
+        tensors: tensors by their path through the containers, `state_dict/module.norm.weight`.
+        skipped: skipped containers and their number of tensors.
+    """
 
     tensors: dict[str, Tensor]
     skipped: dict[str, int] = field(default_factory=dict)
 
 
 def read_checkpoint(file: Path, *, seconds: float = 600.0) -> Checkpoint:
-    """All tensors of a `.safetensors`, `.pt` or `.pth` file; those of optimizers are only counted.
+    """Read all tensors of a `.safetensors`, `.pt` or `.pth` file; those of optimizers are only counted.
 
-    Raises `FileNotFoundError` or `ValueError` with what is wrong. Nothing in the file is run.
+    Nothing in the file is executed.
+
+    Args:
+        file: the checkpoint.
+        seconds: time limit for opening it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a checkpoint, is damaged, or holds more than tensors.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"no file {file}; give a checkpoint: .pt, .pth or .safetensors")
+        raise FileNotFoundError(f"no file {file}; give a checkpoint (.pt, .pth or .safetensors)")
     with open(file, "rb") as opened:
         start = opened.read(64)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < file.stat().st_size:
         return Checkpoint(_read_safetensors(file))
-    _look(file, start)
+    _check_archive(file, start)
     return _open_in_child(file, seconds)
 
 
-def _look(file: Path, start: bytes) -> None:
-    """Refuse what is no checkpoint, and archives whose content is larger than they are."""
+def _check_archive(file: Path, start: bytes) -> None:
+    """Raise `ValueError` unless the file is a checkpoint whose content is not larger than the file."""
     for mark, words in OTHERS.items():
         if start.lstrip().startswith(mark):
             raise ValueError(f"{file} is {words}")
@@ -67,26 +79,27 @@ def _look(file: Path, start: bytes) -> None:
             raise ValueError(
                 f"{file} is not a PyTorch checkpoint (neither a zip archive nor a pickle) and not safetensors"
             )
-        return  # a checkpoint of PyTorch before 1.6: a pickle with the tensors behind it
+        return  # a checkpoint of PyTorch before 1.6: a pickle followed by the tensors
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{file} is not a whole archive ({error}); copy or download it again") from error
+        raise ValueError(f"{file} is not a complete archive ({error}); copy or download it again") from error
     names = [e.filename.partition("/")[2] for e in entries]
     if "constants.pkl" in names:
-        raise ValueError(f"{file} is a TorchScript program, not a checkpoint; ask for the state dict")
+        raise ValueError(f"{file} is a TorchScript program, not a checkpoint; use the state dict")
     if "data.pkl" not in names:
-        raise ValueError(f"{file} is a zip archive but not a PyTorch checkpoint: it has no data.pkl")
+        raise ValueError(f"{file} is a zip archive but not a PyTorch checkpoint (it has no data.pkl)")
     if sum(e.file_size for e in entries) > size or any(
         e.compress_type != zipfile.ZIP_STORED for e in entries
     ):
         raise ValueError(
-            f"{file} unpacks to more than it is: PyTorch never compresses a checkpoint, so it did not write this"
+            f"{file} is compressed or unpacks to more than its size, which PyTorch checkpoints never do; "
+            "get it from another source"
         )
     if any(e.file_size > STRUCTURE for e in entries if e.filename.endswith("data.pkl")):
         raise ValueError(
-            f"{file} has a data.pkl of more than {STRUCTURE} bytes, which no list of weights needs"
+            f"{file} has a data.pkl of more than {STRUCTURE} bytes, too large for a list of weights"
         )
 
 
@@ -119,16 +132,18 @@ def _open_in_child(file: Path, seconds: float) -> Checkpoint:
             )
             answer = json.loads(done.stdout.splitlines()[-1])
         except subprocess.TimeoutExpired as error:
-            raise ValueError(f"{file} was not open after {seconds:g} seconds and was given up") from error
+            raise ValueError(
+                f"{file} was not open after {seconds:g} seconds; raise the limit (seconds=)"
+            ) from error
         except (IndexError, ValueError) as error:
             raise ValueError(
-                f"{file} cannot be opened: the process that tried ended without an answer, "
-                "probably for want of memory or time"
+                f"{file} cannot be opened: the process that opened it was killed, "
+                "probably for lack of memory or time"
             ) from error
         if "error" in answer:
             raise ValueError(
-                f"{file}: {answer['error']}; ask its makers for a state dict or safetensors, which hold "
-                "tensors alone"
+                f"{file}: {answer['error']}; ask the authors for a state dict or safetensors, which hold "
+                "only tensors"
             )
         return Checkpoint(_read_safetensors(out), answer["skipped"])
 

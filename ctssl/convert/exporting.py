@@ -1,4 +1,6 @@
-"""Encoders for places without ctssl: `torch.export` programs and ONNX files, for images of one size."""
+"""Export encoders for use without ctssl: MONAI modules, `torch.export` programs and ONNX files of fixed image
+size.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,21 @@ from ctssl.files.atomic import write_whole
 
 
 def to_program(encoder: nn.Module, *, size: tuple[int, int, int]) -> torch.export.ExportedProgram:
-    """The encoder as a program for images `(1, 1, *size)`; `program.module()(x)` gives its maps, finest
-    first.
+    """Export an encoder as a `torch.export` program, which runs without ctssl.
 
-    The size is fixed because the windows of a Swin are laid out for it. Nothing of ctssl is needed to run it.
+    The image size is fixed, because the windows of a Swin are laid out for it.
+
+    Args:
+        encoder: the encoder.
+        size: image size in voxels.
+
+    Returns:
+        A program; `program.module()(x)` takes `(1, 1, *size)` and returns the maps, finest first.
     """
     x, trains = torch.zeros(1, 1, *size), encoder.training
     try:
         with torch.no_grad():
-            encoder.eval()(x)  # lays the windows out: the program takes them as constants
+            encoder.eval()(x)  # computes the window layout, which becomes a constant of the program
             return torch.export.export(encoder, (x,))
     finally:
         encoder.train(trains)
@@ -33,23 +41,29 @@ def to_program(encoder: nn.Module, *, size: tuple[int, int, int]) -> torch.expor
 def to_onnx(
     encoder: nn.Module, path: str | os.PathLike, *, size: tuple[int, int, int], overwrite: bool = False
 ) -> Path:
-    """Write an ONNX file: input `image` `(1, 1, *size)`, outputs `map0`, `map1`, ..., finest first.
+    """Write an ONNX file with input `image` `(1, 1, *size)` and outputs `map0`, `map1`, ..., finest first.
 
-    Raises `ImportError` without the extra `ctssl[export]`.
+    Args:
+        encoder: the encoder.
+        path: file to write.
+        size: image size in voxels.
+        overwrite: replace an existing file.
+
+    Raises:
+        FileExistsError: the file exists and `overwrite` is False.
+        ImportError: the extra `ctssl[export]` is not installed.
     """
     path = Path(path)
     if path.exists() and not overwrite:
-        raise FileExistsError(
-            f"{path} exists; choose another name, or overwrite it on purpose (overwrite=True)"
-        )
+        raise FileExistsError(f"{path} exists; choose another name, or pass overwrite=True")
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"{error}; ONNX needs more packages: pip install 'ctssl[export]'") from error
+        raise ImportError(f"{error}; ONNX export needs pip install 'ctssl[export]'") from error
     names = [f"map{i}" for i in range(len(encoder.channels))]  # type: ignore[arg-type]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about its own insides
+        warnings.simplefilter("ignore")  # raised by the exporter about its own internals
         program: Any = torch.onnx.export(
             to_program(encoder, size=size),
             input_names=["image"],
@@ -62,13 +76,18 @@ def to_onnx(
 
 
 def to_monai(encoder: nn.Module, *, deepest_only: bool = False) -> nn.Module:
-    """A Swin as MONAI's `SwinTransformer`, for
-    `SwinUNETR(...).swinViT.load_state_dict(to_monai(encoder).state_dict())`.
+    """Convert a Swin to MONAI's `SwinTransformer`.
 
-    Exact for images with more than a window of tokens along each axis at every stage. `deepest_only`: also an
-    encoder whose maps are not MONAI's: then only the last map agrees, after `layer_norm`, and a decoder has
-    to be trained anew. Raises `ValueError`, "not representable: ...", for what MONAI's network cannot
-    compute.
+    Use it with `SwinUNETR(...).swinViT.load_state_dict(to_monai(encoder).state_dict())`. It is exact for
+    images with more than a window of tokens along each axis at every stage.
+
+    Args:
+        encoder: a `Swin`.
+        deepest_only: also convert an encoder whose maps are not MONAI's. Only the last map then agrees, after
+            `layer_norm`, and a decoder has to be trained anew.
+
+    Raises:
+        ValueError: "not representable: ...", if MONAI's network cannot compute the same.
     """
     from monai.networks.nets.swin_unetr import SwinTransformer
 
@@ -111,8 +130,8 @@ def _not_monai(encoder: nn.Module, config: dict[str, Any], deepest_only: bool) -
         ),
         (
             config["maps"] != "after" and not deepest_only,
-            "this encoder gives its maps before merging, through norms of its own; "
-            "MONAI's decoder takes them after merging, without. deepest_only=True exports what agrees, the deepest map",
+            "this encoder gives its maps before merging, through its own norms; MONAI's decoder takes them "
+            "after merging, without norms. deepest_only=True exports the deepest map, which agrees",
         ),
     ]
 

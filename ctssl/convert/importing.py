@@ -1,4 +1,4 @@
-"""Other people's checkpoints as encoders of ctssl."""
+"""Import checkpoints of other projects as ctssl encoders."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ MARKS = (
     "patch_embedding.patch_embeddings.weight",
     "patch_embedding.patch_embeddings.1.weight",
 )
-STRANGERS = {  # keys of networks that people may try, and what to say
+STRANGERS = {  # keys of networks that cannot be imported, and what they are
     r"stages\.0\.blocks\.0\.attn\.bias_table$": "ctssl's own Swin: load its folder with ctssl.load",
     r"^positions$": "ctssl's own ViT: load its folder with ctssl.load",
     r"(cpb_mlp|logit_scale)": "a Swin V2 (SMIT Plus and others), which computes something else",
     r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table$": "a 2D Swin",
-    r"encoder\.stages\.\d+\.\d+\.convs": "an nnU-Net, which is no transformer",
+    r"encoder\.stages\.\d+\.\d+\.convs": "an nnU-Net, which is not a transformer",
     r"swin.*\.hyena|\.mixer\.": "a network with HyenaND blocks",
 }
 OUTSIDE = {
-    r"(^|[./])(teacher|momentum|ema)": "a copy that the training kept (teacher)",
+    r"(^|[./])(teacher|momentum|ema)": "teacher or moving average of the training",
     r"(encoder|decoder)\d+\.|(^|[./])out\.|upsample|transp_conv": "decoder",
     r"head|predict|proj|rotation|contrastive|mask_token|class": "pretext or classification head",
 }
@@ -46,10 +46,15 @@ UNKNOWN_LICENCE = "unknown: that of the source file"
 
 @dataclass(frozen=True)
 class Imported:
-    """The folder that `ctssl.load` reads, and what became of every key of the source (also in its
-    `import.json`).
+    """Result of `import_checkpoint`.
 
-    Each of `keys` has `key`, `action` (taken, renamed, changed, joined, left out), `to`, `how`.
+    Attributes:
+        folder: the folder that `ctssl.load` reads.
+        family: key of `ctssl.convert.families.FAMILIES`.
+        spec: spec of the encoder.
+        keys: what became of each key of the source: `key`, `action` (taken, renamed, changed, joined, left
+            out), `to`, `how`; also written to `import.json`.
+        skipped: containers without weights and their number of tensors.
     """
 
     folder: Path
@@ -60,6 +65,7 @@ class Imported:
 
     @property
     def counts(self) -> dict[str, int]:
+        """Return the number of keys per action."""
         return dict(Counter(entry["action"] for entry in self.keys))
 
 
@@ -79,25 +85,30 @@ def import_checkpoint(
     overwrite: bool = False,
     seconds: float = 600.0,
 ) -> Imported:
-    """Turn a checkpoint of another project into a folder that `ctssl.load` reads.
+    """Convert a checkpoint of another project to a folder that `ctssl.load` reads.
 
     Args:
-        file: `.pt`, `.pth` (opened in a process of its own, tensors only) or `.safetensors`.
+        file: `.pt`, `.pth` (opened in a separate process, tensors only) or `.safetensors`.
         out: folder to write.
-        family: a key of `ctssl.families.FAMILIES`; None: told by the names of the weights.
-        merging: "1.4", "1.5" or "v2": which MONAI trained a MONAI Swin; no file tells.
-        heads, grid, norm_eps: of a ViT: attention heads, tokens along each axis (when not a cube), epsilon of
-            the norms.
-        root: what stands before the encoder's keys, when a file holds several encoders.
-        spacing_mm, window_hu: how scans are prepared; None: as is usual in the family.
-        licence: of the weights, for `config.json`.
-        seconds: to open the file in.
+        family: key of `ctssl.convert.families.FAMILIES`. Default: derived from the names of the weights.
+        merging: "1.4", "1.5" or "v2": the MONAI version that trained a MONAI Swin, which is not in any file.
+        heads: attention heads of a ViT.
+        grid: tokens of a ViT along each axis, if not a cube.
+        norm_eps: epsilon of the norms of a ViT.
+        root: prefix of the encoder's keys, when a file holds several encoders.
+        spacing_mm: working spacing in mm. Default: the usual one of the family.
+        window_hu: HU window. Default: the usual one of the family.
+        licence: licence of the weights, for `config.json`.
+        overwrite: write into a folder that is not empty.
+        seconds: time limit for opening the file.
 
-    Raises `ValueError`, and writes nothing, when anything of the encoder cannot be represented or is missing.
+    Raises:
+        ValueError: some part of the encoder cannot be represented or is missing; nothing is written.
+        FileExistsError: `out` is not empty and `overwrite` is False.
     """
     file, out = Path(file), Path(out)
     if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not empty; choose another --out, or add --overwrite")
+        raise FileExistsError(f"{out} exists and is not empty; choose another --out, or pass --overwrite")
     checkpoint = read_checkpoint(file, seconds=seconds)
     root = _root(checkpoint.tensors, root, file)
     state = {key.removeprefix(root): t for key, t in checkpoint.tensors.items() if key.startswith(root)}
@@ -109,10 +120,10 @@ def import_checkpoint(
         if value is not None and name not in FAMILIES[family].OPTIONS
     ]
     if idle:
-        raise ValueError(f"--{idle[0].replace('_', '-')} is nothing that {family} asks for: its files tell")
+        raise ValueError(f"--{idle[0].replace('_', '-')} does not apply to {family} checkpoints; omit it")
     try:
         translation = FAMILIES[family].translate(state, options)
-        encoder = _filled(translation)
+        encoder = _build(translation)
     except ValueError as error:
         raise ValueError(f"{file} as {family}: {error}") from error
     preprocess = _preprocess(family, spacing_mm, window_hu)
@@ -158,8 +169,8 @@ def import_checkpoint(
 
 
 def _root(tensors: dict[str, Tensor], root: str | None, file: Path) -> str:
-    """What stands before the keys of the encoder."""
-    found = sorted(
+    """Return the prefix of the encoder's keys."""
+    roots = sorted(
         {
             key.removesuffix(mark)
             for key in tensors
@@ -168,27 +179,25 @@ def _root(tensors: dict[str, Tensor], root: str | None, file: Path) -> str:
         }
     )
     if root is not None:
-        if root not in found:
-            raise ValueError(f"nothing in {file} begins with {root!r} and is an encoder; there are {found}")
+        if root not in roots:
+            raise ValueError(f"no encoder in {file} has the prefix {root!r}; use one of {roots}")
         return root
-    students = [
-        name for name in found if name.startswith("student")
-    ]  # SMIT's container: its teacher lags behind
-    if len(found) == 2 and len(students) == 1 and any(name.startswith("teacher") for name in found):
+    students = [name for name in roots if name.startswith("student")]  # SMIT stores the teacher too
+    if len(roots) == 2 and len(students) == 1 and any(name.startswith("teacher") for name in roots):
         return students[0]
-    if len(found) > 1:
-        raise ValueError(f"{file} holds {len(found)} encoders, {found}: say which with --root")
-    if not found:
+    if len(roots) > 1:
+        raise ValueError(f"{file} holds {len(roots)} encoders, {roots}; choose one with --root")
+    if not roots:
         raise ValueError(
-            f"{file} holds no encoder that ctssl knows: {_stranger(tensors)}; known are {', '.join(FAMILIES)}"
+            f"{file} holds no known encoder: {_stranger(tensors)}; known families are {', '.join(FAMILIES)}"
         )
-    return found[0]
+    return roots[0]
 
 
 def _family(state: dict[str, Tensor], family: str | None, file: Path) -> str:
-    """The family that was asked for, once the keys agree; or the only one that they fit."""
+    """Return the requested family if the keys agree, otherwise the only one that they fit."""
     if family is not None and family not in FAMILIES:
-        raise ValueError(f"no family is called {family!r}; there are {', '.join(FAMILIES)}")
+        raise ValueError(f"unknown family {family!r}; use {', '.join(FAMILIES)}")
     if any(re.search("cpb_mlp|logit_scale", key) for key in state):
         raise ValueError(f"{file}: not representable: this is {_stranger(state)}")
     fitting = [name for name, module in FAMILIES.items() if module.looks(state)]
@@ -196,13 +205,13 @@ def _family(state: dict[str, Tensor], family: str | None, file: Path) -> str:
         return str(family)
     if not fitting:
         raise ValueError(
-            f"{file} is of no family that ctssl knows: {_stranger(state)}; known are {', '.join(FAMILIES)}"
+            f"{file} belongs to no known family: {_stranger(state)}; known families are {', '.join(FAMILIES)}"
         )
     if family is not None:
         looks = " or ".join(f"a {FAMILIES[name].TITLE}; use --from {name}" for name in fitting)
-        raise ValueError(f"{file} is no {family} checkpoint: this looks like {looks}")
+        raise ValueError(f"{file} is not a {family} checkpoint: this looks like {looks}")
     if len(fitting) > 1:
-        raise ValueError(f"{file} could be {' or '.join(fitting)}: say which with --from")
+        raise ValueError(f"{file} could be {' or '.join(fitting)}; choose one with --from")
     return fitting[0]
 
 
@@ -213,26 +222,27 @@ def _stranger(tensors: dict[str, Tensor]) -> str:
     return f"its first keys are {list(tensors)[:3]}" if tensors else "it holds no tensors"
 
 
-def _filled(translation: Translation) -> Any:
-    """The encoder, every weight of it from the source, in `.eval()`."""
+def _build(translation: Translation) -> Any:
+    """Build the encoder with every weight from the source, in evaluation mode."""
     encoder: Any = ENCODERS[translation.encoder](**translation.args)
     own, given = encoder.state_dict(), {}
     for key, move in translation.moves.items():
         if move.to is None or move.tensor is None:
             continue
         if move.to in given or move.to not in own:
-            raise ValueError(f"not representable: {key} has no place of its own in our encoder ({move.to})")
+            raise ValueError(f"not representable: {key} has no counterpart in our encoder ({move.to})")
         if move.tensor.shape != own[move.to].shape:
             raise ValueError(
-                f"not representable: {key} is {tuple(move.tensor.shape)}, ours has {tuple(own[move.to].shape)} there"
+                f"not representable: {key} has shape {tuple(move.tensor.shape)}, ours "
+                f"{tuple(own[move.to].shape)}"
             )
         if not move.tensor.is_floating_point() or not torch.isfinite(move.tensor).all():
-            raise ValueError(f"{key} holds infinite, NaN or whole numbers; get the file again")
+            raise ValueError(f"{key} holds infinite, NaN or integer values; download the file again")
         given[move.to] = move.tensor.float()
     missing = sorted(set(own) - set(given))
     if missing:
         raise ValueError(
-            f"the file does not fill the encoder: {len(missing)} of {len(own)} weights are missing, first {missing[0]}"
+            f"the file is incomplete: {len(missing)} of {len(own)} weights are missing, first {missing[0]}"
         )
     encoder.load_state_dict(given, strict=True)
     return encoder.eval()
@@ -243,13 +253,15 @@ def _preprocess(family: str, spacing_mm: float | None, window_hu: tuple[float, f
     window = FAMILIES[family].WINDOW_HU if window_hu is None else window_hu
     if spacing is None or window is None:
         raise ValueError(
-            f"{family} has no usual preparation of scans: add --spacing MM and --window-hu LOW HIGH, "
-            "as the encoder was trained"
+            f"{family} has no usual preprocessing; add --spacing MM and --window-hu LOW HIGH, as the "
+            "encoder was "
+            "trained"
         )
     low, high = map(float, window)
     if not spacing > 0 or not low < high:
         raise ValueError(
-            f"spacing {spacing} mm and window {low:g} to {high:g} HU: the first must be positive, the second rise"
+            f"invalid spacing {spacing} mm (must be > 0) or window {low:g} to {high:g} HU (low must be "
+            "< high)"
         )
     return Preprocess(float(spacing), (low, high))
 
@@ -272,6 +284,6 @@ def _entry(key: str, short: str, moves: dict[str, Move]) -> dict[str, str]:
 
 def _outside(key: str) -> dict[str, str]:
     why = next(
-        (words for pattern, words in OUTSIDE.items() if re.search(pattern, key)), "no part of the encoder"
+        (words for pattern, words in OUTSIDE.items() if re.search(pattern, key)), "not part of the encoder"
     )
     return {"key": key, "action": "left out", "to": "", "how": f"outside the encoder: {why}"}

@@ -1,16 +1,16 @@
-"""The encoders and what they have in common.
+"""The encoders and their common interface.
 
 An encoder is an `nn.Module` with
 
 - `patch_embed(x)`: image `(B, 1, X, Y, Z)` -> token grid `(B, x, y, z, C0)`;
-- `encode(tokens)`: token grid -> feature maps, finest first, map i of shape
-  `(B, channels[i], ceil(X / strides[i]), ...)`. Position enters here, after any masking;
+- `encode(tokens)`: token grid -> feature maps, finest first, map i of shape `(B, channels[i], ceil(X /
+  strides[i]), ...)`. Positions are added here, after any masking;
 - `forward(x)`: `encode(patch_embed(x))`; `channels`, `strides`: one number per map;
 - `forward_intermediates(x, indices=...)`: output `(B, C, x, y, z)` of any block; `attention(x, block=...)`;
-- `config`: the arguments that build it again; `architecture`: its key in `ENCODERS`.
+- `config`: the arguments that it was built with; `architecture`: its key in `ENCODERS`.
 
 Sizes that are not multiples of a stride are padded. There is no mask token and no projection head: those
-belong to a pretraining task, so the state of a trained encoder is the released file.
+belong to a pretraining task, so the state dict of a trained encoder is the released file.
 
 To add one: write `ctssl/encoders/<name>.py` and add a line to `ENCODERS`.
 """

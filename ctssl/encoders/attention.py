@@ -7,10 +7,14 @@ from torch.nn import functional as F
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`(W, H, N, d)` queries, `(W, H, M, d)` keys and values, `(H, N, M)` bias -> `(W, H, N, d)`.
+    """Compute attention of `(W, H, N, d)` queries over `(W, H, M, d)` keys and values, with a bias `(H, N,
+    M)`.
 
-    The bias is given four dimensions: with three, the fused kernel is not used. A program for other runtimes
-    gets plain sums, since each lays the fused kernel's result out in its own way.
+    The bias is expanded to four dimensions: with three, the fused kernel is not used. When exporting, it is
+    computed from plain operations, because other runtimes lay out the fused kernel's result differently.
+
+    Returns:
+        `(W, H, N, d)`.
     """
     if torch.compiler.is_exporting():
         logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
@@ -21,8 +25,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def learns_bias(qkv: Tensor, bias: Tensor) -> bool:
-    """Whether to use `attend_learning_bias`: on a CPU, PyTorch's fused kernel takes no bias that needs a
-    gradient."""
+    """Return whether to use `attend_learning_bias`: on a CPU, PyTorch's fused kernel takes no bias that needs
+    a gradient.
+    """
     return (
         qkv.device.type == "cpu"
         and torch.is_grad_enabled()
@@ -32,17 +37,23 @@ def learns_bias(qkv: Tensor, bias: Tensor) -> bool:
 
 
 def attend_learning_bias(qkv: Tensor, bias: Tensor, padding: Tensor | None = None) -> Tensor:
-    """Rows `(W*N, 3*H*d)` of queries, keys and values, window by window, and `(H, N, M)` bias -> `(W*N,
-    H*d)`.
+    """Compute attention window by window, with an efficient gradient of the bias.
 
-    `padding`: `(2, H, d)`, a key and a value that every window has after its own (then M is N + 1).
+    Args:
+        qkv: rows `(W*N, 3*H*d)` of queries, keys and values.
+        bias: `(H, N, M)`.
+        padding: `(2, H, d)`, a key and a value that each window has in addition to its own (then M is N + 1).
+
+    Returns:
+        `(W*N, H*d)`.
     """
     return _BiasedAttention.apply(qkv, bias.to(qkv.dtype), padding)  # type: ignore[return-value]
 
 
 class _BiasedAttention(torch.autograd.Function):
     """Softmax attention that keeps its weights, sums the bias gradient window by window, and moves each
-    number once."""
+    number once.
+    """
 
     @staticmethod
     def forward(ctx, qkv: Tensor, bias: Tensor, padding: Tensor | None) -> Tensor:
@@ -68,7 +79,7 @@ class _BiasedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads: Tensor):
-        """Gradients of the rows, the bias and the padding, from that of the result `(W*N, H*d)`."""
+        """Return the gradients of rows, bias and padding, given that of the result `(W*N, H*d)`."""
         q, k, v, weights = ctx.saved_tensors
         _, tokens, depth = q.shape
         scale, heads = depth**-0.5, ctx.heads
@@ -77,20 +88,26 @@ class _BiasedAttention(torch.autograd.Function):
             grad, v.transpose(1, 2)
         )  # gradient of the weights, then of the logits, (W*H, N, M)
         logits = torch.ops.aten._softmax_backward_data(logits, weights, -1, weights.dtype)
-        found = q.new_empty(3, *q.shape)
+        gradients = q.new_empty(3, *q.shape)
         padding = None
         if ctx.padded:
             every = product(logits.transpose(1, 2), q, scale), torch.bmm(weights.transpose(1, 2), grad)
             padding = torch.stack([x[:, -1].view(-1, heads, depth).sum(0) for x in every])
-            found[0], found[1], found[2] = product(logits, k, scale), every[0][:, :-1], every[1][:, :-1]
+            gradients[0], gradients[1], gradients[2] = (
+                product(logits, k, scale),
+                every[0][:, :-1],
+                every[1][:, :-1],
+            )
         else:
-            product(logits, k, scale, out=found[0])
-            product(logits.transpose(1, 2), q, scale, out=found[1])
-            torch.bmm(weights.transpose(1, 2), grad, out=found[2])
-        rows = found.view(3, -1, heads, tokens, depth).permute(1, 3, 0, 2, 4).reshape(-1, 3 * heads * depth)
+            product(logits, k, scale, out=gradients[0])
+            product(logits.transpose(1, 2), q, scale, out=gradients[1])
+            torch.bmm(weights.transpose(1, 2), grad, out=gradients[2])
+        rows = (
+            gradients.view(3, -1, heads, tokens, depth).permute(1, 3, 0, 2, 4).reshape(-1, 3 * heads * depth)
+        )
         return rows, logits.view(-1, heads, tokens, logits.shape[-1]).sum(0), padding
 
 
 def product(a: Tensor, b: Tensor, scale: float, *, out: Tensor | None = None) -> Tensor:
-    """`scale * a @ b` of two stacks of matrices, without a copy of either."""
+    """Return `scale * a @ b` of two stacks of matrices, without copying either."""
     return torch.baddbmm(a.new_empty(1), a, b, beta=0, alpha=scale, out=out)

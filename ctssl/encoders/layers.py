@@ -1,4 +1,4 @@
-"""Blocks that both encoders share: the MLP, stochastic depth, and cutting a volume into patch tokens."""
+"""Layers that both encoders share: MLP, stochastic depth, patch embedding."""
 
 from typing import Any
 
@@ -23,7 +23,8 @@ class Mlp(nn.Module):
 class DropPath(nn.Module):
     """Drop a residual branch per sample, in training only (stochastic depth, Huang 2016).
 
-    `drawn`: `(B,)` uniform numbers to decide by, instead of the global generator.
+    Attributes:
+        drawn: uniform numbers `(B,)` that decide, instead of the global generator.
     """
 
     def __init__(self, rate: float = 0.0) -> None:
@@ -32,8 +33,9 @@ class DropPath(nn.Module):
         self.drawn: Tensor | None = None
 
     def draw(self, sample: Tensor) -> Tensor | None:
-        """Factor of each row from the sample it belongs to: 0 or 1 / (1 - rate); None when nothing is
-        dropped."""
+        """Return the factor of each row from the sample it belongs to: 0 or 1 / (1 - rate); None if nothing
+        is dropped.
+        """
         if self.rate == 0.0 or not self.training:
             return None
         drawn = torch.rand(int(sample.max()) + 1, device=sample.device) if self.drawn is None else self.drawn
@@ -41,9 +43,10 @@ class DropPath(nn.Module):
         return (kept / (1.0 - self.rate))[sample]
 
 
-def recomputed(block: nn.Module, *inputs: Any) -> Any:
-    """`block(*inputs)`, computed again in the backward pass, with the draw of its stochastic depth that it
-    has now (the next view has another)."""
+def recompute(block: nn.Module, *inputs: Any) -> Any:
+    """Compute `block(*inputs)` and compute it again in the backward pass, with the current draw of its
+    stochastic depth (the next view draws again).
+    """
     drop: Any = block.drop_path
     now = drop.drawn
 
@@ -58,8 +61,9 @@ def recomputed(block: nn.Module, *inputs: Any) -> Any:
 
 
 class PatchEmbed(nn.Module):
-    """`(B, 1, X, Y, Z)` -> `(B, x, y, z, width)`: one token per patch; the far border is padded with
-    zeros."""
+    """Embed `(B, 1, X, Y, Z)` as `(B, x, y, z, width)`, one token per patch; the far border is padded with
+    zeros.
+    """
 
     def __init__(self, width: int, *, patch: int, norm: bool) -> None:
         super().__init__()
@@ -70,7 +74,7 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 5 or x.shape[1] != 1:
             raise ValueError(
-                f"an encoder takes (B, 1, X, Y, Z), got {tuple(x.shape)}; see encoder.preprocess(volume)"
+                f"an encoder takes (B, 1, X, Y, Z), got {tuple(x.shape)}; use encoder.preprocess(volume)"
             )
         pads = [(-size) % self.patch for size in x.shape[2:]]
         if any(pads):
@@ -80,7 +84,7 @@ class PatchEmbed(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Truncated normal (0.02) for weights, zero biases, as in the published Swin and ViT."""
+    """Draw weights from a truncated normal (0.02) and set biases to zero, as in the published Swin and ViT."""
     if isinstance(module, (nn.Linear, nn.Conv3d)):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -92,10 +96,16 @@ def channels_first(tokens: Tensor) -> Tensor:
 
 
 def block_indices(indices: list[int] | None, count: int) -> list[int]:
-    """Numbers of blocks from 0, for `indices` that may be negative; all of them for None."""
+    """Return block numbers from 0, for `indices` that may be negative; all blocks for None.
+
+    Raises `ValueError` for an index out of range.
+
+    >>> block_indices([0, -1], 6)
+    [0, 5]
+    """
     if indices is None:
         return list(range(count))
     bad = [i for i in indices if not -count <= i < count]
     if bad:
-        raise ValueError(f"block {bad} of {count}: choose from {-count} to {count - 1}")
+        raise ValueError(f"unknown block {bad}; choose from {-count} to {count - 1}")
     return [i % count for i in indices]

@@ -1,5 +1,6 @@
-"""No encoder: the image is the only map. Under it, a head that is a whole network trains like any other
-model."""
+"""The empty encoder: its only map is the image. A head that is a whole network trains on it like any other
+model.
+"""
 
 from typing import Any
 
@@ -9,7 +10,7 @@ from ctssl.encoders.pretrained import Pretrained
 
 
 class Pixels(nn.Module, Pretrained):
-    """`forward(x)`: `(B, 1, X, Y, Z)` -> `[x]`."""
+    """Return the image as the only map: `(B, 1, X, Y, Z)` -> `[x]`."""
 
     architecture = "pixels"
     channels, strides = (1,), (1,)

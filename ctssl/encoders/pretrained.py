@@ -1,4 +1,4 @@
-"""What a model can do beside `forward`: take a scan, embed it, be loaded, saved and shared."""
+"""What a model can do besides `forward`: preprocess a scan, embed it, be loaded, saved and shared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class on_class:
-    """A class method that refuses to be called on an instance, whose weights it would not touch."""
+    """A class method that refuses to be called on an instance, whose weights it would not change."""
 
     def __init__(self, function) -> None:
         self.function = function
@@ -28,17 +28,19 @@ class on_class:
         if instance is not None:
             name = owner.__name__
             raise TypeError(
-                f"from_pretrained returns a new {name} and leaves this one as it is; write "
+                f"from_pretrained returns a new {name} and does not change this one; write "
                 f"model = {name}.from_pretrained(...)"
             )
         return self.function.__get__(owner)
 
 
 class Pretrained:
-    """Methods of encoders.
+    """Methods that all encoders share.
 
-    `architecture`: the encoder's key in `ctssl.encoders.ENCODERS`. `spec`: where the weights come from; None
-    for an encoder that nobody trained. `origin`: the file that they were loaded from.
+    Attributes:
+        architecture: the encoder's key in `ctssl.encoders.ENCODERS`.
+        spec: where the weights come from; None for an untrained encoder.
+        origin: the file that the weights were loaded from.
     """
 
     architecture: str
@@ -46,17 +48,22 @@ class Pretrained:
     origin: Path | None = None
 
     def preprocess(self, volume: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray]) -> Tensor:
-        """What `ctssl.read` takes -> `(1, 1, X, Y, Z)` on the model's grid: RAS+,
-        `spec.preprocess.spacing_mm`, 0..1.
+        """Read a scan and bring it to the model's grid: RAS+, `spec.preprocess.spacing_mm`, 0..1.
 
-        Warns about a doubtful scan and raises `ValueError` for an impossible one; see `ctssl.lint`.
+        Warns about a suspicious scan and raises `ValueError` for an impossible one; see `ctssl.lint`.
+
+        Args:
+            volume: anything that `ctssl.read` accepts.
+
+        Returns:
+            `(1, 1, X, Y, Z)` float32.
         """
         from ctssl.inference.features import preprocess
 
         return preprocess(self, volume)
 
     def embed(self, volume: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray]) -> Tensor:
-        """`(channels[-1],)`: mean of the deepest map over the tissue of a scan of any size."""
+        """Return `(channels[-1],)`: the mean of the deepest map over the tissue of a scan of any size."""
         from ctssl.inference.features import embed
 
         return embed(self, volume)
@@ -70,30 +77,36 @@ class Pretrained:
         offline: bool | None = None,
         device: str = "cpu",
     ) -> Self:
-        """`ctssl.load(...)` that insists on this class."""
+        """Load a model with `ctssl.load`. Raises `ValueError` unless it is of this class."""
         from ctssl.loading import load
 
         model: Any = load(source, revision=revision, offline=offline, device=device)
         if not isinstance(model, cls):  # type: ignore[arg-type]
             raise ValueError(
-                f"{source} is a {type(model).__name__}; use {type(model).__name__}.from_pretrained or ctssl.load"
+                f"{source} is a {type(model).__name__}; use {type(model).__name__}.from_pretrained or "
+                "ctssl.load"
             )
         return model
 
     def save_pretrained(self, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
-        """Write a folder that `ctssl.load` reads (float32). A folder with something in it is kept unless
-        `overwrite`."""
+        """Write a folder that `ctssl.load` reads (float32), and return its path.
+
+        Raises `FileExistsError` if the folder is not empty and `overwrite` is False.
+        """
         from ctssl.hub.folder import write_folder
 
         name = self.spec.name if self.spec else Path(folder).resolve().name
         return write_folder(self, folder, encoder_config(self, name=name), overwrite=overwrite)  # type: ignore[arg-type]
 
     def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
-        """Save to a Hub repository `owner/name`, made if needed, with a generated card; returns the address
-        of the commit.
+        """Upload weights, config and a generated card to a Hub repository; returns the URL of the commit.
 
-        Weights, config and card, nothing of the data. `token`: None takes that of HF_TOKEN or of `hf auth
-        login`.
+        Nothing about the training data is uploaded beyond what config and card say.
+
+        Args:
+            repo: `owner/name`; created if missing.
+            private: create it as a private repository.
+            token: Hub token. Default: that of HF_TOKEN or `hf auth login`.
         """
         from ctssl.hub.client import push
 
@@ -101,7 +114,7 @@ class Pretrained:
 
 
 def encoder_config(encoder: Any, *, name: str) -> dict[str, Any]:
-    """`config.json` of an encoder, without format and sha256."""
+    """Return the `config.json` of an encoder, without format and sha256."""
     spec = encoder.spec or ModelSpec(name=name, kind="encoder", encoder=encoder.architecture)
     return {
         "name": name,

@@ -1,5 +1,6 @@
-"""3D Swin Transformer (Liu 2021), numerically equal to MONAI's and to the paper's, faster on the same
-weights."""
+"""3D Swin Transformer (Liu 2021), numerically equal to MONAI's and to the paper's, and faster on the same
+weights.
+"""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from ctssl.encoders.layers import (
     block_indices,
     channels_first,
     init_weights,
-    recomputed,
+    recompute,
 )
 from ctssl.encoders.pretrained import Pretrained
 from ctssl.encoders.windows import CHUNK_ROWS, TRAINED_ROWS, Group, Layout, layout, relative_index, shrink
@@ -34,16 +35,20 @@ MERGE_ORDERS = {
     ),  # MONAI since 1.5
     "monai-1.4": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1)),
 }
-"""Which neighbours a merging lines up. MONAI before 1.5 took two of them twice and two never: weights of that
-time need it."""
+"""Order in which patch merging concatenates neighbours. MONAI before 1.5 took two of them twice and two
+never; weights trained with it need that order."""
 
 
 class WindowAttention(NamedTuple):
-    """`weights` (B, heads, windows, N, N); `origins` (windows, 3): token-grid place of each window's first
-    slot.
+    """Attention weights of one block.
 
-    N is the window's volume; slot n lies at `origin + unravel(n, window)`. Origins can be negative and slots
-    can lie outside the grid: those query nothing (zero rows).
+    Attributes:
+        weights: `(B, heads, windows, N, N)`, N being the volume of a window.
+        origins: `(windows, 3)`, place of each window's first slot in the token grid.
+        window: tokens of a window along each axis.
+
+    Slot n lies at `origin + unravel(n, window)`. Origins can be negative and slots can lie outside the grid:
+    those have no query (zero rows).
     """
 
     weights: Tensor
@@ -63,16 +68,16 @@ class Attention(nn.Module):
         nn.init.trunc_normal_(self.bias_table, std=0.02)
 
     def window_bias(self, windows: tuple[int, ...]) -> Tensor:
-        """`(heads, N, N)` for a window of this shape."""
+        """Return the bias `(heads, N, N)` of a window of this shape."""
         index = relative_index(windows, self.window, self.sliced_bias, self.bias_table.device)
         return self.bias_table.t()[:, index.flatten()].reshape(self.heads, *index.shape)
 
     def group_bias(self, full: Tensor, group: Group) -> Tensor:
-        """`(heads, N, N)` of the tokens in the grid, `(heads, N, N + 1)` when the window reaches into the
-        padding.
+        """Return the bias `(heads, N, N)` of the tokens in the grid; `(heads, N, N + 1)` if the window
+        extends into the padding.
 
         Padding tokens all have the key and value of a zero vector, so they act as one key whose bias is the
-        logarithm of the sum of theirs.
+        log-sum-exp of theirs.
         """
         if len(group.slots) == full.shape[1]:
             return full
@@ -83,7 +88,9 @@ class Attention(nn.Module):
         return bias
 
     def forward(self, rows: Tensor, spans: list[tuple[int, Tensor]]) -> Tensor:
-        """`(R, C)` rows in window order; `spans` are (windows, bias) pairs that together cover them."""
+        """Attend within windows: `(R, C)` rows in window order; `spans` are (windows, bias) pairs that
+        together cover them.
+        """
         qkv = self.qkv(rows)
         parts = qkv.split([windows * bias.shape[1] for windows, bias in spans]) if len(spans) > 1 else [qkv]
         mixed = [self._attend(part, bias) for part, (_, bias) in zip(parts, spans, strict=True)]
@@ -103,7 +110,7 @@ class Attention(nn.Module):
         return mixed.transpose(1, 2).reshape(-1, width)
 
     def _padding(self, dtype: torch.dtype) -> Tensor:
-        """Key and value `(2, heads, d)` of a zero vector."""
+        """Return key and value `(2, heads, d)` of a zero vector."""
         if self.qkv.bias is None:
             return self.qkv.weight.new_zeros(2, self.heads, self.qkv.in_features // self.heads, dtype=dtype)
         return self.qkv.bias.to(dtype).view(3, self.heads, -1)[1:]
@@ -116,7 +123,8 @@ class Attention(nn.Module):
 
 class Block(nn.Module):
     """Norm, window attention, norm, MLP, with residuals; `shift` moves the windows by half in every second
-    block."""
+    block.
+    """
 
     def __init__(
         self,
@@ -140,7 +148,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, rows: Tensor, plan: Layout, windows: tuple[int, ...]) -> Tensor:
-        """`(B*T, C)` rows in the order of `plan` -> the same."""
+        """Transform `(B*T, C)` rows in the order of `plan`; the result has the same shape and order."""
         full = self.attn.window_bias(windows)
         if torch.is_autocast_enabled(rows.device.type):
             full = full.to(torch.get_autocast_dtype(rows.device.type))
@@ -157,7 +165,7 @@ class Block(nn.Module):
 
 
 class Merge(nn.Module):
-    """Patch merging: 2x2x2 neighbours side by side, norm, linear to twice the width."""
+    """Patch merging: concatenate 2x2x2 neighbours, norm, linear to twice the width."""
 
     def __init__(self, width: int, *, order: str) -> None:
         super().__init__()
@@ -166,7 +174,7 @@ class Merge(nn.Module):
         self.reduction = nn.Linear(8 * width, 2 * width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, x, y, z, C)` -> `(B, ceil(x/2), ceil(y/2), ceil(z/2), 2C)`."""
+        """Merge `(B, x, y, z, C)` to `(B, ceil(x/2), ceil(y/2), ceil(z/2), 2C)`."""
         pads = [size % 2 for size in x.shape[1:4]]
         if any(pads):
             x = F.pad(x, (0, 0, 0, pads[2], 0, pads[1], 0, pads[0]))
@@ -176,13 +184,12 @@ class Merge(nn.Module):
 
 
 def neighbours(x: Tensor, places: tuple[tuple[int, int, int], ...]) -> Tensor:
-    """`(B, x, y, z, C)` -> `(B, x/2, y/2, z/2, 8C)`: the cells of each cube of 2x2x2 one after the other."""
+    """Concatenate the cells of each 2x2x2 cube: `(B, x, y, z, C)` -> `(B, x/2, y/2, z/2, 8C)`."""
     return torch.cat([x[:, i::2, j::2, k::2] for i, j, k in places], -1)
 
 
 class _Neighbours(torch.autograd.Function):
-    """`neighbours` whose gradient writes each cell once, where autograd would add up eight tensors of
-    zeros."""
+    """`neighbours` with a gradient that writes each cell once; autograd would add eight tensors of zeros."""
 
     @staticmethod
     def forward(ctx, x: Tensor, places: tuple[tuple[int, int, int], ...]) -> Tensor:
@@ -193,15 +200,16 @@ class _Neighbours(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads: Tensor):
         batch, x, y, z, channels = grads[0].shape
-        found = grads[0].new_empty(batch, 2 * x, 2 * y, 2 * z, channels // 8)
+        gradient = grads[0].new_empty(batch, 2 * x, 2 * y, 2 * z, channels // 8)
         for (i, j, k), part in zip(ctx.places, grads[0].chunk(8, -1), strict=True):
-            found[:, i::2, j::2, k::2] = part
-        return found, None
+            gradient[:, i::2, j::2, k::2] = part
+        return gradient, None
 
 
 class Conv(nn.Module):
-    """Two 3x3x3 convolutions with instance norm and leaky ReLU, around a residual: Swin UNETR V2's (MONAI
-    `use_v2`)."""
+    """Two 3x3x3 convolutions with instance norm and leaky ReLU and a residual: Swin UNETR V2's (MONAI
+    `use_v2`).
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -209,7 +217,7 @@ class Conv(nn.Module):
         self.conv2 = nn.Conv3d(width, width, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, x, y, z, C)` -> the same."""
+        """Transform `(B, x, y, z, C)`; the result has the same shape."""
         start = channels_first(x).contiguous()
         middle = F.leaky_relu(F.instance_norm(self.conv1(start)), 0.01)
         end = F.leaky_relu(F.instance_norm(self.conv2(middle)) + start, 0.01)
@@ -217,8 +225,7 @@ class Conv(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution, the convolutions before them if any, and the merging that leads to the
-    next."""
+    """Blocks of one resolution, the convolutions before them if any, and the merging to the next one."""
 
     blocks: Any
     merge: Merge | None
@@ -232,27 +239,31 @@ class Stage(nn.Module):
 
 
 class Swin(nn.Module, Pretrained):
-    """3D Swin. `forward(x)`: `(B, 1, X, Y, Z)` -> feature maps `(B, channels[i], ceil(X/strides[i]), ...)`,
+    """3D Swin Transformer: images `(B, 1, X, Y, Z)` -> maps `(B, channels[i], ceil(X/strides[i]), ...)`,
     finest first.
+
+    Attention weights, biases and map order follow arXiv 2103.14030, MONAI `SwinTransformer` and SMIT.
 
     Args:
         width: channels of the first stage; doubled by every merging.
-        depths, heads: blocks and attention heads of each stage.
+        depths: blocks of each stage.
+        heads: attention heads of each stage.
         window: tokens along each side of an attention window.
         patch: voxels along each side of a token.
-        merge_last: merge after the last stage too (the paper and MONAI do).
-        maps: `"before"` gives each stage's output before merging, through its own norm, and the merged end as
-            it is (the paper); `"after"` gives the patch embedding and each merged output through a norm
-            without parameters (MONAI). Weights trained with one are wrong with the other.
-        sliced_bias: MONAI's choice of position bias in windows that a small grid has shrunk.
-        small_grids: what happens on a grid no longer than a window: `"shrink"` takes it whole (MONAI),
-            `"pad"` pads it to the window and shifts it (SMIT). The same on larger grids.
-        merge_order: a key of `MERGE_ORDERS`.
+        mlp_ratio: hidden width of the MLP relative to its width.
+        qkv_bias: learn biases of queries, keys and values.
+        patch_norm: normalise the patch embedding.
+        merge_last: merge after the last stage too (as the paper and MONAI do).
+        maps: `"before"` returns each stage's output before merging, through its own norm, and the merged last
+            output unchanged (the paper); `"after"` returns the patch embedding and each merged output through
+            a norm without parameters (MONAI). Weights trained with one are wrong with the other.
+        sliced_bias: use MONAI's position bias in windows that a small grid has shrunk.
+        small_grids: how to treat a grid no longer than a window: `"shrink"` takes it whole (MONAI), `"pad"`
+            pads it to the window and shifts it (SMIT). Larger grids are treated the same.
+        merge_order: key of `MERGE_ORDERS`.
         convs: residual convolutions before the blocks of each stage (MONAI `use_v2`).
         drop_path: stochastic depth of the last block, growing linearly from 0; training only.
         checkpointing: recompute each block in the backward pass: less memory, about a third more time.
-
-    Attention weights, biases and map order follow arXiv 2103.14030, MONAI `SwinTransformer` and SMIT.
     """
 
     architecture = "swin"
@@ -280,16 +291,18 @@ class Swin(nn.Module, Pretrained):
         super().__init__()
         if small_grids not in ("shrink", "pad") or merge_order not in MERGE_ORDERS:
             raise ValueError(
-                f"small_grids={small_grids!r}: 'shrink' or 'pad'; merge_order={merge_order!r}: one of "
-                f"{sorted(MERGE_ORDERS)}"
+                f"invalid small_grids={small_grids!r} (must be 'shrink' or 'pad') or "
+                f"merge_order={merge_order!r} (must be one of {sorted(MERGE_ORDERS)})"
             )
         if maps not in ("before", "after"):
-            raise ValueError(f"maps={maps!r}: 'before' (merging, the paper) or 'after' (MONAI)")
+            raise ValueError(
+                f"invalid maps={maps!r} (must be 'before' merging, the paper, or 'after', MONAI)"
+            )
         if len(depths) != len(heads):
-            raise ValueError(f"depths {depths} and heads {heads} need one number per stage each")
+            raise ValueError(f"invalid depths={depths}, heads={heads} (both need one number per stage)")
         widths = [width * 2**i for i in range(len(depths))]
         if any(w % h for w, h in zip(widths, heads, strict=True)):
-            raise ValueError(f"heads {heads} do not divide the widths {widths} of the stages")
+            raise ValueError(f"invalid heads={heads} (must divide the widths {widths} of the stages)")
         self.config = dict(
             width=width,
             depths=tuple(depths),
@@ -305,9 +318,8 @@ class Swin(nn.Module, Pretrained):
         )
         rare: dict[str, Any] = dict(small_grids=small_grids, merge_order=merge_order, convs=convs)
         usual: dict[str, Any] = dict(small_grids="shrink", merge_order="each", convs=False)
-        self.config |= {
-            key: value for key, value in rare.items() if value != usual[key]
-        }  # configs of others stay as they are
+        # only unusual values are stored: configs of other models do not change
+        self.config |= {key: value for key, value in rare.items() if value != usual[key]}
         self.maps, self.checkpointing = maps, checkpointing
         self.patch_embed = PatchEmbed(width, patch=patch, norm=patch_norm)
         rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
@@ -343,19 +355,21 @@ class Swin(nn.Module, Pretrained):
         return self.encode(self.patch_embed(x))
 
     def encode(self, tokens: Tensor) -> list[Tensor]:
-        """`(B, x, y, z, C0)` tokens of `patch_embed`, masked or not -> feature maps, finest first."""
+        """Encode tokens `(B, x, y, z, C0)` of `patch_embed`, masked or not, to feature maps, finest first."""
         return self._run(tokens)[0]
 
     def forward_intermediates(self, x: Tensor, *, indices: list[int] | None = None) -> list[Tensor]:
-        """Outputs `(B, C, x, y, z)` of the blocks `indices` (all when None; negative counts from the end)."""
+        """Return outputs `(B, C, x, y, z)` of the blocks `indices` (default: all; negative counts from the
+        end).
+        """
         wanted = block_indices(indices, len(self.blocks))
         outputs = self._run(self.patch_embed(x), keep=set(wanted))[1]
         return [outputs[i] for i in wanted]
 
     def attention(self, x: Tensor, *, block: int) -> WindowAttention:
-        """Attention weights of one block for an image `(B, 1, X, Y, Z)`; see `WindowAttention`."""
+        """Return the attention weights of one block for an image `(B, 1, X, Y, Z)`."""
         (wanted,) = block_indices([block], len(self.blocks))
-        found: list[WindowAttention] = []
+        recorded: list[WindowAttention] = []
         tokens = self.patch_embed(x)
         size, first = _grid(tokens), 0
         for stage in self.stages:
@@ -364,23 +378,23 @@ class Swin(nn.Module, Pretrained):
                 break
             size = (-(-size[0] // 2), -(-size[1] // 2), -(-size[2] // 2))
 
-        def look(module: nn.Module, inputs: tuple[Tensor, Layout, tuple[int, ...]]) -> None:
-            found.append(window_attention(module, *inputs, size=size, batch=len(x)))
+        def record(module: nn.Module, inputs: tuple[Tensor, Layout, tuple[int, ...]]) -> None:
+            recorded.append(window_attention(module, *inputs, size=size, batch=len(x)))
 
-        handle = self.blocks[wanted].register_forward_pre_hook(look)
+        handle = self.blocks[wanted].register_forward_pre_hook(record)
         try:
             self._run(tokens)
         finally:
             handle.remove()
-        return found[0]
+        return recorded[0]
 
     @property
     def blocks(self) -> list[Block]:
-        """Every block, in the order in which data meets it."""
+        """Return every block in forward order."""
         return [block for stage in self.stages for block in stage.blocks]  # type: ignore[attr-defined]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which layer each weight belongs to, for `timm.optim.param_groups_layer_decay`."""
+        """Return which layer each weight belongs to, for `timm.optim.param_groups_layer_decay`."""
         blocks = (r"^stages\.(\d+)", None) if coarse else (r"^stages\.(\d+)\.blocks\.(\d+)", None)
         around = [(r"^stages\.(\d+)\.conv", (-1,)), (r"^stages\.(\d+)\.merge", (999,)), (r"^norms", (99999,))]
         return {"stem": r"^patch_embed", "blocks": [blocks, *around]}
@@ -392,13 +406,13 @@ class Swin(nn.Module, Pretrained):
             if stage.conv is not None:
                 tokens = stage.conv(tokens)
             (batch, *_, width), size = tokens.shape, _grid(tokens)
-            rows, order = tokens.reshape(-1, width), None  # (B*T, C), order None: as in the grid
+            rows, order = tokens.reshape(-1, width), None  # (B*T, C), order None: grid order
             for block in stage.blocks:
                 plan = layout(size, block.window, block.shift, batch, rows.device, block.pads, at_once)
                 rows, order = reorder(rows, order, plan), plan
                 windows = shrink(size, block.window, block.shift, block.pads)[0]
                 if self.checkpointing and torch.is_grad_enabled():
-                    rows = recomputed(block, rows, plan, windows)
+                    rows = recompute(block, rows, plan, windows)
                 else:
                     rows = block(rows, plan, windows)
                 if keep and number in keep:
@@ -417,7 +431,7 @@ class Swin(nn.Module, Pretrained):
 
 
 class _Gather(torch.autograd.Function):
-    """Rows by a permutation; its gradient is the gather by the inverse, not a scatter."""
+    """Permute rows; the gradient is the gather by the inverse permutation, not a scatter."""
 
     @staticmethod
     def forward(ctx, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -431,7 +445,7 @@ class _Gather(torch.autograd.Function):
 
 
 def reorder(rows: Tensor, old: Layout | None, new: Layout) -> Tensor:
-    """Rows from grid order (`old` None) or from another layout into the order of `new`."""
+    """Permute rows from grid order (`old` None) or from another layout into the order of `new`."""
     if old is None:
         return _Gather.apply(rows, new.order, new.inverse)
     if old is new:
@@ -440,7 +454,7 @@ def reorder(rows: Tensor, old: Layout | None, new: Layout) -> Tensor:
 
 
 def unorder(rows: Tensor, plan: Layout) -> Tensor:
-    """Rows back into grid order."""
+    """Permute rows back into grid order."""
     return _Gather.apply(rows, plan.inverse, plan.order)
 
 
@@ -466,8 +480,17 @@ def window_attention(
     size: tuple[int, int, int],
     batch: int,
 ) -> WindowAttention:
-    """The weights a block uses, computed plainly: from each group's tokens into the slots of whole
-    windows."""
+    """Compute the attention weights of a block plainly, from each group's tokens into the slots of whole
+    windows.
+
+    Args:
+        block: the block.
+        rows: its input `(B*T, C)` in the order of `plan`.
+        plan: layout of the rows.
+        windows: tokens of a window along each axis.
+        size: token grid.
+        batch: number of samples.
+    """
     assert isinstance(block, Block)
     attn, shifts = block.attn, shrink(size, block.window, block.shift, block.pads)[1]
     starts = [range(s - w if s else 0, n, w) for n, w, s in zip(size, windows, shifts, strict=True)]
@@ -486,7 +509,7 @@ def window_attention(
             k, _ = attn._with_padding(k, v)
         logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + attn.group_bias(full, group)
         probs = logits.softmax(-1)  # (windows, heads, N, N or N + 1)
-        if len(group.pads):  # share the padding key's weight out as the padding tokens' biases do
+        if len(group.pads):  # distribute the padding key's weight by the padding tokens' biases
             pad_bias = full[:, group.slots][:, :, group.pads]
             probs = torch.cat([probs[..., :-1], probs[..., -1:] * pad_bias.softmax(-1)], -1)
         local = torch.tensor(size)

@@ -14,7 +14,7 @@ from ctssl.encoders.layers import (
     block_indices,
     channels_first,
     init_weights,
-    recomputed,
+    recompute,
 )
 from ctssl.encoders.pretrained import Pretrained
 
@@ -29,7 +29,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`(B, N, C)` -> queries, keys, values, each `(B, heads, N, d)`."""
+        """Split `(B, N, C)` into queries, keys and values, each `(B, heads, N, d)`."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
 
@@ -59,19 +59,23 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module, Pretrained):
-    """3D ViT. `forward(x)`: `(B, 1, X, Y, Z)` -> `maps` feature maps `(B, width, ceil(X/patch), ...)`,
+    """3D Vision Transformer: images `(B, 1, X, Y, Z)` -> `maps` maps `(B, width, ceil(X/patch), ...)`,
     shallowest first.
 
     The maps come from blocks spread evenly over the depth. The last one goes through the final norm, the
     others through a norm without parameters.
 
     Args:
-        width, depth, heads: channels, blocks, attention heads.
+        width: channels.
+        depth: blocks.
+        heads: attention heads.
         patch: voxels along each side of a token.
         grid: tokens along each axis for which positions are learned; other sizes interpolate them.
+        mlp_ratio: hidden width of the MLP relative to its width.
+        qkv_bias: learn biases of queries, keys and values.
         maps: number of feature maps.
-        extra: tokens without a place, which attend with the others and end in no map: class token, registers.
-        norm_eps: of the layer norms; timm's ViTs have 1e-6.
+        extra: tokens without a place, which take part in attention but in no map: class token, registers.
+        norm_eps: epsilon of the layer norms; timm's ViTs use 1e-6.
         drop_path: stochastic depth of the last block, growing linearly from 0; training only.
         checkpointing: recompute each block in the backward pass: less memory, about a third more time.
     """
@@ -96,9 +100,9 @@ class ViT(nn.Module, Pretrained):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"{heads} heads do not divide the width {width}")
+            raise ValueError(f"invalid heads={heads} (must divide the width {width})")
         if not 1 <= maps <= depth:
-            raise ValueError(f"maps={maps}: from 1 to depth={depth}")
+            raise ValueError(f"invalid maps={maps} (must be 1 to depth={depth})")
         self.config = dict(
             width=width,
             depth=depth,
@@ -109,7 +113,7 @@ class ViT(nn.Module, Pretrained):
             qkv_bias=qkv_bias,
             maps=maps,
         )
-        self.config |= {"extra": extra} if extra else {}  # configs of models without stay as they are
+        self.config |= {"extra": extra} if extra else {}  # configs of models without it do not change
         self.config |= {"norm_eps": norm_eps} if norm_eps != 1e-5 else {}
         self.checkpointing = checkpointing
         self.patch_embed = PatchEmbed(width, patch=patch, norm=False)
@@ -129,7 +133,7 @@ class ViT(nn.Module, Pretrained):
         return self.encode(self.patch_embed(x))
 
     def encode(self, tokens: Tensor) -> list[Tensor]:
-        """`(B, x, y, z, C)` tokens of `patch_embed`, masked or not -> feature maps."""
+        """Encode tokens `(B, x, y, z, C)` of `patch_embed`, masked or not, to feature maps."""
         kept = self._run(self._placed(tokens), keep=set(self.taken))
         kept = {i: x[:, : tokens.shape[1:4].numel()] for i, x in kept.items()}  # without the extra tokens
         maps = [F.layer_norm(kept[i], kept[i].shape[-1:]) for i in self.taken[:-1]] + [
@@ -140,9 +144,15 @@ class ViT(nn.Module, Pretrained):
     def encode_tokens(
         self, tokens: Tensor, positions: Tensor, *, grid: tuple[int, ...] | None = None
     ) -> Tensor:
-        """Any choice of tokens `(B, N, C)` at the grid places `positions` `(B, N, 3)` -> `(B, N, C)`, normed.
+        """Encode any choice of tokens, as MAE needs it.
 
-        `grid`: the token grid that the places refer to; by default that of the learned positions.
+        Args:
+            tokens: `(B, N, C)`.
+            positions: `(B, N, 3)`, their places in the token grid.
+            grid: the token grid that the places refer to. Default: that of the learned positions.
+
+        Returns:
+            `(B, N, C)` after the final norm.
         """
         table = self.position_grid(grid or self.positions.shape[:3])
         i, j, k = positions.long().unbind(-1)
@@ -150,14 +160,16 @@ class ViT(nn.Module, Pretrained):
         return self.norm(self._run(placed, keep=set())[-1][:, : tokens.shape[1]])
 
     def position_grid(self, grid: tuple[int, ...]) -> Tensor:
-        """`(*grid, C)`: the learned positions, interpolated where the grid differs from theirs."""
+        """Return `(*grid, C)`: the learned positions, interpolated if the grid differs from theirs."""
         if tuple(grid) == tuple(self.positions.shape[:3]):
             return self.positions
         table = self.positions.float().permute(3, 0, 1, 2)[None]  # (1, C, x, y, z)
         return F.interpolate(table, tuple(grid), mode="trilinear")[0].permute(1, 2, 3, 0)
 
     def forward_intermediates(self, x: Tensor, *, indices: list[int] | None = None) -> list[Tensor]:
-        """Outputs `(B, C, x, y, z)` of the blocks `indices` (all when None; negative counts from the end)."""
+        """Return outputs `(B, C, x, y, z)` of the blocks `indices` (default: all; negative counts from the
+        end).
+        """
         wanted = block_indices(indices, len(self.blocks))
         tokens = self.patch_embed(x)
         kept = self._run(self._placed(tokens), keep=set(wanted))
@@ -165,8 +177,10 @@ class ViT(nn.Module, Pretrained):
         return [channels_first(kept[i][:, :count].unflatten(1, tokens.shape[1:4])) for i in wanted]
 
     def attention(self, x: Tensor, *, block: int) -> Tensor:
-        """Attention weights `(B, heads, N, N)` of one block; token n lies at `unravel(n, token grid)`, extra
-        ones come last."""
+        """Return the attention weights `(B, heads, N, N)` of one block.
+
+        Token n lies at `unravel(n, token grid)`; extra tokens come last.
+        """
         (wanted,) = block_indices([block], len(self.blocks))
         tokens = self._placed(self.patch_embed(x))
         if wanted:
@@ -176,7 +190,7 @@ class ViT(nn.Module, Pretrained):
         return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which layer each weight belongs to, for `timm.optim.param_groups_layer_decay`."""
+        """Return which layer each weight belongs to, for `timm.optim.param_groups_layer_decay`."""
         return {
             "stem": r"^patch_embed|^positions|^extra",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
@@ -187,15 +201,15 @@ class ViT(nn.Module, Pretrained):
         return self._with_extra(placed.flatten(1, 3))  # (B, x*y*z + extra, C)
 
     def _with_extra(self, x: Tensor) -> Tensor:
-        """At the end: attention knows no order, and places keep their numbers."""
+        """Append the extra tokens: attention is order-independent, and the others keep their numbers."""
         return x if self.extra is None else torch.cat([x, self.extra.to(x.dtype).expand(len(x), -1, -1)], 1)
 
     def _run(self, x: Tensor, keep: set[int]) -> dict[int, Tensor]:
-        """Outputs of the blocks `keep`; key -1 is the last one."""
+        """Return outputs of the blocks `keep`; key -1 is the last one."""
         kept = {}
         for i, block in enumerate(self.blocks):
             if self.checkpointing and torch.is_grad_enabled():
-                x = recomputed(block, x)
+                x = recompute(block, x)
             else:
                 x = block(x)
             if i in keep:
@@ -205,8 +219,9 @@ class ViT(nn.Module, Pretrained):
 
 
 def sine_positions(grid: tuple[int, ...], width: int) -> Tensor:
-    """`(*grid, width)`: sines and cosines of each coordinate, a third of the channels each (arXiv
-    1706.03762)."""
+    """Return `(*grid, width)`: sines and cosines of each coordinate, a third of the channels each (arXiv
+    1706.03762).
+    """
     pairs = width // 6
     rates = 1.0 / 10000 ** (torch.arange(pairs) / max(pairs, 1))
     parts = []

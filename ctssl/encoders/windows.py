@@ -1,11 +1,11 @@
-"""Shifted windows as groups of rows: which tokens attend to each other, and in what order to store them.
+"""Shifted windows as groups of rows: which tokens attend to each other, and in what order they are stored.
 
 The published Swin pads the token grid, rolls it by half a window, cuts it into windows and masks every pair
 of tokens that the roll brought together. Those masks only ever split a window along the axes, so the same
-arithmetic needs neither roll nor mask: each axis falls into segments (a short one at the start, whole
-windows, a short one at the end), and the products of segments are blocks of tokens that attend to themselves
-alone. Blocks of one shape form a `Group`. Tokens are kept as rows in group order, so that windows are views
-and every other layer is a plain matrix product.
+result needs neither roll nor mask: each axis is divided into segments (a short one at the start, whole
+windows, a short one at the end), and the products of segments are blocks of tokens that attend only to
+themselves. Blocks of one shape form a `Group`. Tokens are stored as rows in group order, so that windows are
+views and every other layer is a plain matrix product.
 """
 
 from dataclasses import dataclass
@@ -15,27 +15,26 @@ from itertools import product
 import torch
 from torch import Tensor
 
-CHUNK_ROWS = 4096  # rows worked on at a time: keeps the hidden MLP activations inside the processor's cache
-TRAINED_ROWS = (
-    16384  # with gradients, for which all activations are kept anyway, few large operations are faster
-)
+CHUNK_ROWS = 4096  # rows at a time: keeps the hidden MLP activations in the processor's cache
+TRAINED_ROWS = 16384  # with gradients, where all activations are kept anyway, few large operations are faster
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Windows of one shape along one axis: `count` of them from token `start`, each of `real` tokens inside
-    the grid."""
+    """Windows of one shape along one axis: `count` of them from token `start`, each with `real` tokens inside
+    the grid.
+    """
 
     start: int
     count: int
     real: int  # tokens of the window inside the grid
     slot: int  # place of the first of them in the window
-    padded: int  # further tokens of the same region that lie in the padding
+    padded: int  # tokens of the same region that lie in the padding
 
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks of tokens of one shape. `slots` (N,) and `pads` (P,) are flat places in the window."""
+    """Blocks of tokens of one shape. `slots` (N,) and `pads` (P,) are flat indices into the window."""
 
     windows: int
     tokens: int
@@ -58,9 +57,16 @@ class Layout:
 def shrink(
     size: tuple[int, ...], window: int, shift: int, pads: bool = False
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Window and shift per axis: an axis no longer than the window takes it whole and is not shifted.
+    """Return window and shift per axis: an axis no longer than the window is taken whole and not shifted.
 
-    `pads`: SMIT pads such an axis to the window instead, and shifts it like any other.
+    Args:
+        size: token grid.
+        window: tokens along each side of a window.
+        shift: shift in tokens.
+        pads: pad such an axis to the window instead and shift it like any other (SMIT).
+
+    >>> shrink((4, 10, 10), 7, 3)
+    ((4, 7, 7), (0, 3, 3))
     """
     if pads:
         return (window,) * len(size), (shift,) * len(size)
@@ -77,21 +83,21 @@ def segments(size: int, window: int, shift: int) -> list[Segment]:
         starts = range(shift, padded - window, window)
         cuts = [(0, shift, window - shift), *((s, window, 0) for s in starts)]
         cuts.append((padded - window + shift, window - shift, 0))
-    found: list[Segment] = []
+    result: list[Segment] = []
     for start, length, slot in cuts:
         real = min(length, size - start)
-        if real <= 0:  # a window of nothing but padding has no reader
+        if real <= 0:  # a window of padding alone has no effect
             continue
-        last = found[-1] if found else None
+        last = result[-1] if result else None
         if last and (last.real, last.slot, last.padded) == (real, slot, length - real):
-            found[-1] = Segment(last.start, last.count + 1, real, slot, last.padded)
+            result[-1] = Segment(last.start, last.count + 1, real, slot, last.padded)
         else:
-            found.append(Segment(start, 1, real, slot, length - real))
-    return found
+            result.append(Segment(start, 1, real, slot, length - real))
+    return result
 
 
 @lru_cache(maxsize=128)
-@torch.inference_mode(False)  # what is kept must serve training too
+@torch.inference_mode(False)  # cached tensors must be usable in training too
 def layout(
     size: tuple[int, int, int],
     window: int,
@@ -101,7 +107,18 @@ def layout(
     pads: bool = False,
     rows_at_once: int = CHUNK_ROWS,
 ) -> Layout:
-    """Rows, groups and chunks for a token grid; kept, since training asks for the same few over and over."""
+    """Return rows, groups and chunks for a token grid; cached, because training asks for the same few
+    repeatedly.
+
+    Args:
+        size: token grid.
+        window: tokens along each side of a window.
+        shift: shift in tokens.
+        batch: number of samples.
+        device: where the indices live.
+        pads: as for `shrink`.
+        rows_at_once: rows per chunk.
+    """
     windows, shifts = shrink(size, window, shift, pads)
     grid = torch.arange(size[0] * size[1] * size[2]).reshape(size)
     groups, rows = [], []
@@ -124,10 +141,15 @@ def layout(
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
 def relative_index(window: tuple[int, ...], full: int, sliced: bool, device: torch.device) -> Tensor:
-    """(N, N) row of the bias table, made for `full` cubed, of each pair of places in a window.
+    """Return `(N, N)` rows of the bias table, one for each pair of places in a window.
 
-    `sliced`: in a window that a small grid has shrunk, MONAI takes the first N rows and columns of the full
-    window's index, which is another relation than the true one; its weights need the same.
+    Args:
+        window: tokens of the window along each axis.
+        full: side of the full window, which the table was made for.
+        sliced: in a window that a small grid has shrunk, take the first N rows and columns of the full
+            window's index, as MONAI does. These are not the true relative positions, but MONAI's weights need
+            them.
+        device: where the index lives.
     """
     shape = (full,) * 3 if sliced else window
     places = torch.stack(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij"), -1).flatten(0, 2)

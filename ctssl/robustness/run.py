@@ -13,7 +13,7 @@ from typing import Any
 
 from ctssl.datasets.case import Case
 from ctssl.datasets.layouts import find_cases
-from ctssl.evaluation.scores import TAKEN
+from ctssl.evaluation.scores import RESERVED
 from ctssl.evaluation.tables import facts_of
 from ctssl.robustness.curves import (
     Row,
@@ -87,7 +87,7 @@ def measure_robustness(
         raise ValueError(
             "nothing to measure: give labelled scans (DATA), or --pairs with a table of scan pairs"
         )
-    if taken := sorted(set(by) & TAKEN):
+    if taken := sorted(set(by) & RESERVED):
         raise ValueError(
             f"a stratum cannot be called {', '.join(taken)}, as the results have such a column of their own; rename "
             "the column of the table"

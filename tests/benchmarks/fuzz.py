@@ -219,7 +219,7 @@ def outcome(attempt: Attempt, rng: np.random.Generator) -> str:
             f"no words: {words!r}"
             if bad
             else "memory: " + words
-            if "more memory than" in words
+            if "more memory than" in words or "not enough memory" in words
             else "refused"
         )
     except TooLong:

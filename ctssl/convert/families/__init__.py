@@ -1,15 +1,14 @@
-"""Families of checkpoints that ctssl can import, and what they have in common.
+"""The families of checkpoints that ctssl can import, and their common interface.
 
 A family is a module with
 
-- `looks(state)`: whether these keys, without what stands before them, are a checkpoint of this family;
-- `translate(state, options)`: a `Translation`, in which every key has its `Move`. Raises `ValueError`,
-  starting with "not representable", for what our encoders cannot compute exactly;
-- `OPTIONS`: the fields of `Options` that it needs to know, `TITLE`: one line for people;
-- `WINDOW_HU`, `SPACING_MM`: how scans were prepared for the published models; None where there is no such
-  habit.
+- `looks(state)`: whether these keys, without their prefix, are a checkpoint of this family;
+- `translate(state, options)`: a `Translation` with a `Move` for every key. Raises `ValueError`, starting with
+  "not representable", for what our encoders cannot compute exactly;
+- `OPTIONS`: the fields of `Options` that it needs; `TITLE`: one line of description;
+- `WINDOW_HU`, `SPACING_MM`: preprocessing of the published models; None where there is no standard.
 
-To add one: write `ctssl/families/<name>.py` and add a line to `FAMILIES`.
+To add one: write `ctssl/convert/families/<name>.py` and add a line to `FAMILIES`.
 """
 
 from typing import Any

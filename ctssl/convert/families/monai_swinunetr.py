@@ -1,9 +1,9 @@
-"""MONAI's Swin: `SwinUNETR` checkpoints (the encoder is `swinViT.`) and bare `SwinTransformer`s, `use_v2` or
-not.
+"""MONAI's Swin: `SwinUNETR` checkpoints (the encoder is `swinViT.`) and bare `SwinTransformer`s, with or
+without `use_v2`.
 
-Skips are the patch embedding and each merged output, through a norm without weights. What merging lines up
-depends on the MONAI that trained the weights: 1.5 changed it in place, no key or shape tells, and the wrong
-order computes something else.
+Skips are the patch embedding and each merged output, through a norm without weights. The order of merging
+depends on the MONAI version that trained the weights: 1.5 changed it in place, no key or shape shows it, and
+the wrong order computes something else.
 """
 
 from __future__ import annotations
@@ -18,30 +18,35 @@ from ctssl.convert.families.swins import place_in_stage, place_patch, sizes
 from ctssl.encoders.swin import MERGE_ORDERS
 
 TITLE, OPTIONS = "MONAI SwinUNETR or SwinTransformer, use_v2 too (VoCo, SuPreM)", ("merging",)
-WINDOW_HU, SPACING_MM = (-175.0, 250.0), 1.5  # MONAI's BTCV recipe; VoCo and SuPreM the same
+WINDOW_HU, SPACING_MM = (-175.0, 250.0), 1.5  # MONAI's BTCV recipe; VoCo and SuPreM use the same
 MERGINGS: dict[str, tuple[tuple[int, int, int], ...] | None] = {
-    "1.4": None,  # as it is, under the order of that name
+    "1.4": None,  # unchanged, with merge_order "monai-1.4"
     "1.5": MERGE_ORDERS["each"],
     "v2": tuple((i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)),
 }
-STAGE = re.compile(r"layers(\d)\.0\.(?:0\.)?(.+)")  # one 0 more in the disruptive autoencoders' checkpoint
+STAGE = re.compile(
+    r"layers(\d)\.0\.(?:0\.)?(.+)"
+)  # an additional 0 in the disruptive autoencoders' checkpoint
 CONV = re.compile(r"layers(\d)c\.0\.layer\.(conv[12])\.conv\.weight")
 LEFT_OUT = {
-    r"mask_token$": "stands in for masked tokens, in pretraining only",
-    r"norm\.(weight|bias)$": "norm of the pretext heads; MONAI's maps do not pass it",
+    r"mask_token$": "replaces masked tokens, in pretraining only",
+    r"norm\.(weight|bias)$": "norm of the pretext heads; MONAI's maps do not use it",
     r"(rotation|contrastive)_(head|pre)\.|conv\.\d|decoder": "pretext head",
 }
 
 
 def looks(state: dict[str, Tensor]) -> bool:
+    """Return whether these are keys of a MONAI `SwinTransformer`."""
     return any(STAGE.fullmatch(key) and "mlp.linear1" in key for key in state)
 
 
 def translate(state: dict[str, Tensor], options: Options) -> Translation:
+    """Translate every key; the options must contain `merging`."""
     if options.merging not in MERGINGS:
         raise ValueError(
-            "which MONAI trained these weights cannot be read from the file, and 1.5 changed what they compute: "
-            "add --merging 1.4 (any MONAI before 1.5: most published checkpoints), --merging 1.5 (since then) or "
+            "the file does not say which MONAI version trained it, and 1.5 changed the result: "
+            "add --merging 1.4 (any MONAI before 1.5: most published checkpoints), --merging 1.5 "
+            "(since then) or "
             "--merging v2 (built with downsample='mergingv2')"
         )
     numbered = [(m, state[m[0]]) for m in map(STAGE.fullmatch, state) if m]

@@ -1,4 +1,4 @@
-"""What becomes of the keys of a checkpoint: the words in which every family answers."""
+"""What becomes of each key of a checkpoint: the records that every family returns."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from torch import Tensor
 
 
 class Move(NamedTuple):
-    """Where a key goes (`to` None: left out), with which values, and how or why, in words ("" for just a new
-    name).
+    """What becomes of one key.
 
-    `tensor` None beside a `to`: the key is part of the values that another one brings there.
+    Attributes:
+        to: the new key; None if it is left out.
+        tensor: the values; None next to a `to` if the key is part of the values of another one.
+        how: what was changed, or why it was left out; "" for a mere new name.
     """
 
     to: str | None
@@ -23,7 +25,7 @@ class Move(NamedTuple):
 
 
 class Translation(NamedTuple):
-    """An encoder of `ENCODERS` with the arguments that build it, and a `Move` for every key of the source."""
+    """An encoder of `ENCODERS`, the arguments that build it, and a `Move` for every key of the source."""
 
     encoder: str
     args: dict[str, Any]
@@ -31,10 +33,13 @@ class Translation(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a user has to tell because no file does; None: not told.
+    """What the user has to specify because no file contains it.
 
-    `merging`: "1.4", "1.5" or "v2", see `monai_swinunetr`. `heads`: attention heads of a ViT. `grid`: its
-    tokens along each axis. `norm_eps`: of its layer norms.
+    Attributes:
+        merging: "1.4", "1.5" or "v2", see `monai_swinunetr`.
+        heads: attention heads of a ViT.
+        grid: tokens of a ViT along each axis.
+        norm_eps: epsilon of its layer norms.
     """
 
     merging: str | None = None
@@ -46,10 +51,15 @@ class Options(NamedTuple):
 def move_all(
     state: dict[str, Tensor], place: Callable[[str, Tensor], Move | None], left_out: dict[str, str]
 ) -> dict[str, Move]:
-    """`place(key, tensor)` for every key; then `left_out`, patterns of keys that do not change the features,
-    and why.
+    """Return the move of every key.
 
-    Raises `ValueError` when neither knows a key: what it stands for could be part of the computation.
+    Args:
+        state: tensors by key.
+        place: returns the move of a key, None if it does not know it.
+        left_out: patterns of keys that do not change the features, and why.
+
+    Raises:
+        ValueError: neither knows a key, which could be part of the computation.
     """
     moves: dict[str, Move] = {}
     for key, tensor in state.items():
@@ -59,38 +69,49 @@ def move_all(
             move = None if why is None else Move(None, None, why)
         if move is None:
             raise ValueError(
-                f"not representable: {key} {tuple(tensor.shape)} is part of the encoder, but our encoders have "
-                "nothing that computes it"
+                f"not representable: {key} {tuple(tensor.shape)} is part of the encoder, but our "
+                "encoders have no "
+                "such layer"
             )
         moves[key] = move
     return moves
 
 
 def cube_root(number: int, what: str) -> int:
-    """The side of a cube of `number` cells."""
+    """Return the side of a cube of `number` cells. Raises `ValueError`, naming `what`, if it is not a cube.
+
+    >>> cube_root(343, "the window")
+    7
+    """
     side = round(number ** (1 / 3))
     if side**3 != number:
         raise ValueError(
-            f"not representable: {what} ({number}) is no cube; our encoders have the same size along each axis"
+            f"not representable: {what} ({number}) is not a cube; our encoders have the same size "
+            "along each axis"
         )
     return side
 
 
 def mlp_ratio(hidden: int, width: int) -> float:
-    """The ratio from which our encoders make `hidden` again; `hidden / width` may end a rounding below."""
+    """Return the ratio from which our encoders compute `hidden` again; `hidden / width` can be rounded too
+    low.
+    """
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def patch_of(weight: Tensor) -> int:
-    """Voxels along each side of a token, from the weight `(C, 1, p, p, p)` of the patch embedding."""
+    """Return the voxels along each side of a token, from the weight `(C, 1, p, p, p)` of the patch embedding.
+
+    Raises `ValueError` unless it is 3D, cubic and of one channel.
+    """
     if weight.ndim != 5:
         raise ValueError(
-            f"not representable: the patch embedding {tuple(weight.shape)} is that of 2D images; ours are 3D"
+            f"not representable: the patch embedding {tuple(weight.shape)} is for 2D images; ours are 3D"
         )
     if weight.shape[1] != 1:
         raise ValueError(
-            f"not representable: the encoder takes {weight.shape[1]} channels, ours take one (CT)"
+            f"not representable: the encoder takes {weight.shape[1]} channels; ours take one (CT)"
         )
     if len(set(weight.shape[2:])) > 1:
         raise ValueError(f"not representable: patches of {tuple(weight.shape[2:])} voxels; ours are cubes")

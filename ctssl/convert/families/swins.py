@@ -1,5 +1,4 @@
-"""What SMIT's and MONAI's Swin checkpoints share: sizes, block keys, and the order in which merging lines up
-neighbours."""
+"""What SMIT's and MONAI's Swin checkpoints share: sizes, block keys, and the order of patch merging."""
 
 from __future__ import annotations
 
@@ -28,25 +27,30 @@ PATCH = re.compile(r"patch_embed\.(proj|norm)\.(weight|bias)")
 
 
 def sizes(stages: list[dict[str, Tensor]], state: dict[str, Tensor]) -> dict[str, Any]:
-    """Arguments of `Swin` that the shapes tell; `stages` are the keys of each stage below its own name."""
+    """Return the arguments of `Swin` that follow from the shapes; `stages` are the keys of each stage without
+    its prefix.
+    """
     patch = state["patch_embed.proj.weight"]
     width, depths, heads = patch.shape[0], [], []
     for number, stage in enumerate(stages):
         blocks = {int(key.split(".")[1]) for key in stage if key.startswith("blocks.")}
         if not blocks or blocks != set(range(len(blocks))):
             raise ValueError(
-                f"stage {number + 1} has the blocks {sorted(blocks)}: some are missing, the file is not whole"
+                f"blocks of stage {number + 1} are missing, it has only {sorted(blocks)}; the file is "
+                "incomplete"
             )
         table = stage.get("blocks.0.attn.relative_position_bias_table")
         if table is None:
-            raise ValueError(f"stage {number + 1} has no relative_position_bias_table, the file is not whole")
+            raise ValueError(
+                f"stage {number + 1} has no relative_position_bias_table; the file is incomplete"
+            )
         depths.append(len(blocks))
         heads.append(table.shape[1])
         rows = table.shape[0]
     first = stages[0]
     hidden = first.get("blocks.0.mlp.fc1.weight", first.get("blocks.0.mlp.linear1.weight"))
     if hidden is None:
-        raise ValueError("the first block has no MLP, the file is not whole")
+        raise ValueError("the first block has no MLP; the file is incomplete")
     return dict(
         width=width,
         depths=tuple(depths),
@@ -61,15 +65,22 @@ def sizes(stages: list[dict[str, Tensor]], state: dict[str, Tensor]) -> dict[str
 
 
 def place_patch(key: str, tensor: Tensor) -> Move | None:
-    """A key of the patch embedding, which has the same names everywhere."""
+    """Place a key of the patch embedding, which has the same names everywhere."""
     return Move(key, tensor) if PATCH.fullmatch(key) else None
 
 
 def place_in_stage(
     number: int, key: str, tensor: Tensor, *, window: int, order: Offsets | None
 ) -> Move | None:
-    """A key of stage `number` (from 0) below the stage's name; `order`: the source's merging, None: kept as
-    it is."""
+    """Place a key of stage `number` (from 0); returns None for an unknown one.
+
+    Args:
+        number: the stage.
+        key: the key without the stage's prefix.
+        tensor: its values.
+        window: tokens along each side of a window.
+        order: the source's order of merging; None: keep it.
+    """
     if BLOCK.fullmatch(key):
         for theirs, ours in NAMES.items():
             key = key.replace(theirs, ours)
@@ -79,19 +90,19 @@ def place_in_stage(
             tensor, relative_index((window,) * 3, window, False, tensor.device)
         ):
             raise ValueError(
-                f"not representable: {key} of stage {number + 1} numbers the relative positions in another way"
+                f"not representable: {key} of stage {number + 1} numbers the relative positions differently"
             )
-        return Move(None, None, "an index that follows from the window; equal to ours")
+        return Move(None, None, "an index derived from the window; equal to ours")
     if key in ("downsample.norm.weight", "downsample.norm.bias", "downsample.reduction.weight"):
         to = f"stages.{number}.merge{key.removeprefix('downsample')}"
         places = MERGE_ORDERS["each"]
         if order is None or order == places:
             return Move(to, tensor)
         chunks = [order.index(place) for place in places]
-        return Move(to, reordered(tensor, chunks), f"its 8 chunks of channels reordered {chunks}")
+        return Move(to, reorder(tensor, chunks), f"its 8 chunks of channels reordered {chunks}")
     return None
 
 
-def reordered(tensor: Tensor, chunks: list[int]) -> Tensor:
-    """The last dimension `(..., 8*C)` of a merging's weight, its eight neighbours in another order."""
+def reorder(tensor: Tensor, chunks: list[int]) -> Tensor:
+    """Reorder the eight neighbours in the last dimension `(..., 8*C)` of a merging's weight."""
     return tensor.unflatten(-1, (8, -1))[..., chunks, :].flatten(-2)

@@ -1,8 +1,8 @@
 """3D ViTs with timm's names, as MAE, DINO and many others save them.
 
-Class token and registers attend with the others: they are taken, as extra tokens that carry their position.
-LayerScale is multiplied into the layer before it. The axes of the image are taken to be X, Y, Z; norms have
-an epsilon of 1e-6, timm's.
+Class token and registers take part in attention, so they are kept as extra tokens that contain their
+position. LayerScale is multiplied into the layer before it. The axes of the image are assumed to be X, Y, Z;
+norms have an epsilon of 1e-6, timm's.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ LEFT_OUT = {
     r"(decoder_|mask_token)": "decoder of the pretext",
 }
 REFUSED = {
-    "fc_norm.weight": "its last norm follows the pooling of all tokens, ours is on each token",
+    "fc_norm.weight": "its last norm comes after pooling all tokens, ours is applied to each token",
     "norm_pre.weight": "it has a norm before the first block",
     "blocks.0.attn.q_norm.weight": "it normalises queries and keys",
 }
 
 
 def looks(state: dict[str, Tensor]) -> bool:
+    """Return whether these are keys of a ViT with timm's names."""
     return {"blocks.0.attn.qkv.weight", "patch_embed.proj.weight"} <= set(state) and "positions" not in state
 
 
 def translate(state: dict[str, Tensor], options: Options) -> Translation:
+    """Translate every key; the options must contain `heads`."""
     for key, why in REFUSED.items():
         if key in state:
             raise ValueError(f"not representable: {why} ({key})")
@@ -44,8 +46,9 @@ def translate(state: dict[str, Tensor], options: Options) -> Translation:
     )
     if hidden is None or positions is None or patch is None:
         raise ValueError(
-            "not representable: pos_embed or the first MLP is not in the file: positions of another kind, gated "
-            "MLPs, or a file that is not whole"
+            "not representable: pos_embed or the first MLP is missing: another kind of positions, "
+            "gated MLPs, "
+            "or an incomplete file"
         )
     args = sizes(patch.shape[0], patch_of(patch), state, hidden, options)
     tokens = [state[name] for name in TOKENS if name in state]
@@ -64,12 +67,12 @@ def translate(state: dict[str, Tensor], options: Options) -> Translation:
             return Move(
                 "positions",
                 places,
-                "as a grid" + ("" if own is None else "; those of the extra tokens added to them"),
+                "as a grid"
+                + ("" if own is None else "; positions of the extra tokens added to those tokens"),
             )
         if key in TOKENS:
             first = key == next(name for name in TOKENS if name in state)
-            how = "as extra tokens: they attend with the others"
-            return Move("extra", extra if first else None, how)
+            return Move("extra", extra if first else None, "as extra tokens, which take part in attention")
         if key in ("norm.weight", "norm.bias", "patch_embed.proj.weight", "patch_embed.proj.bias"):
             return Move(key, tensor)
         return _place_in_block(key, tensor, state)
@@ -89,4 +92,4 @@ def _place_in_block(key: str, tensor: Tensor, state: dict[str, Tensor]) -> Move 
     gamma = state.get(f"blocks.{m[1]}.{SCALES.get(m[2].rpartition('.')[0], '-')}")
     if gamma is None:
         return Move(key, tensor)
-    return Move(key, tensor * (gamma[:, None] if tensor.ndim == 2 else gamma), "multiplied with LayerScale")
+    return Move(key, tensor * (gamma[:, None] if tensor.ndim == 2 else gamma), "multiplied by LayerScale")

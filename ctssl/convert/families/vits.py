@@ -1,4 +1,4 @@
-"""What MONAI's and timm's ViT checkpoints share: sizes, positions, and what a file does not tell."""
+"""What MONAI's and timm's ViT checkpoints share: sizes, positions, and what no file contains."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 def sizes(
     width: int, patch: int, state: dict[str, Tensor], hidden: Tensor, options: Options
 ) -> dict[str, Any]:
-    """Arguments of `ViT` that the shapes and the user tell. `hidden`: the first MLP weight."""
+    """Return the arguments of `ViT` that follow from the shapes and the user's options. `hidden`: the first
+    MLP weight.
+    """
     if options.heads is None:
         usual = f"; {width // 64} is usual for this width" if width % 64 == 0 else ""
         raise ValueError(
-            f"how many attention heads a ViT has cannot be read from its weights: add --heads N{usual}"
+            f"the number of attention heads of a ViT is not in its weights; add --heads N{usual}"
         )
     depth = depth_of(state)
     return dict(
@@ -36,13 +38,16 @@ def sizes(
 
 
 def depth_of(keys: Iterable[str]) -> int:
-    """How many blocks have an attention."""
+    """Return the number of blocks that have an attention."""
     return len({m[1] for m in map(BLOCK.fullmatch, keys) if m and m[2].startswith("attn.")})
 
 
 def split_positions(positions: Tensor, extra: int, options: Options) -> tuple[Tensor | None, Tensor]:
-    """Position embeddings `(1, N, C)` -> those of the extra tokens, if they have some, and of the grid `(x,
-    y, z, C)`."""
+    """Split position embeddings `(1, N, C)` into those of the extra tokens, if any, and of the grid `(x, y,
+    z, C)`.
+
+    Raises `ValueError` unless the grid follows from the number of positions or from the options.
+    """
     count, sides = positions.shape[1], range(1, 65)
     if options.grid:
         grids = [options.grid]
@@ -52,12 +57,12 @@ def split_positions(positions: Tensor, extra: int, options: Options) -> tuple[Te
         if prod(grid) in (count, count - extra):
             own = count - prod(grid)
             return positions[:, :own] if own else None, positions[0, own:].unflatten(0, grid)
-    told = (
+    mismatch = (
         f"--grid {' '.join(map(str, options.grid))} makes {prod(options.grid)}"
         if options.grid
-        else "no cube makes that"
+        else "that is not a cube"
     )
     raise ValueError(
-        f"the positions are those of {count} tokens, {extra} of them without a place at most; {told}: add "
+        f"there are positions for {count} tokens, at most {extra} of them outside the grid; {mismatch}: add "
         "--grid X Y Z, the tokens along each axis (image size / patch size)"
     )
