@@ -30,8 +30,8 @@ def test_a_shift_is_added_by_one_line(labelled, tmp_path, monkeypatch, capsys):
 
 def test_what_does_not_fit_is_said_before_any_work(labelled, tiny_segmenter, tmp_path, capsys):
     ask = ["robustness", labelled, "--model", tiny_segmenter, "--out", tmp_path / "out"]
-    assert "no shift is called 'blur'" in refused(capsys, *ask, "--shifts", "blur")
-    assert "there are 1, 2, 3, 4 and 5" in refused(capsys, *ask, "--severities", "7")
+    assert "unknown shift 'blur'" in refused(capsys, *ask, "--shifts", "blur")
+    assert "use 1, 2, 3, 4 or 5" in refused(capsys, *ask, "--severities", "7")
     assert "whose masks?" in refused(capsys, "robustness", labelled, "--out", tmp_path / "out")
     assert "needs a --model" in refused(
         capsys, "robustness", labelled, "--against", tiny_segmenter, "--out", tmp_path / "out"
@@ -97,11 +97,11 @@ def test_shift_a_scan(labelled, tmp_path, capsys):
     assert "not both" in refused(
         capsys, "shift", source, tmp_path / "x.nii.gz", "--kernel", "1", "--kernel-sharp", "1"
     )
-    assert "no severity 6" in refused(capsys, "shift", source, tmp_path / "x.nii.gz", "--dose", "6")
+    assert "unknown severity 6 of dose" in refused(capsys, "shift", source, tmp_path / "x.nii.gz", "--dose", "6")
     assert "1 to 5 is sharper" in refused(capsys, "shift", source, tmp_path / "x.nii.gz", "--kernel", "0")
     assert main(["shift", str(source), str(tmp_path / "thick.nii.gz"), "--thickness", "1"]) == 0
     assert (
-        "warning: case0.nii.gz: thickness-1 changes nothing on voxels of 2 x 2 x 3 mm"
+        "warning: case0.nii.gz: thickness-1 has no effect on voxels of 2 x 2 x 3 mm"
         in capsys.readouterr().err
     )
 
@@ -121,11 +121,11 @@ def test_shift_a_folder(labelled, tmp_path, capsys):
     masks = tmp_path / "masks"
     shutil.copytree(labelled / "labels", masks)
     onto = ["shift", labelled / "images", masks, "--truncation", "3", "--overwrite"]
-    assert "nothing in it proves" in refused(capsys, *onto)
+    assert "has no valid stamp" in refused(capsys, *onto)
     for path in masks.iterdir():  # as `ctssl segment` writes them: with the header of the shifted scan
         header = ctssl.read(tmp_path / "out" / path.name).header
         replace(ctssl.read(path), header=header).save(path, overwrite=True)
-    assert "nothing in it proves" in refused(capsys, *onto)
+    assert "has no valid stamp" in refused(capsys, *onto)
     mixed = tmp_path / "mixed"
     shutil.copytree(labelled / "images", mixed)
     (mixed / "case0.nii.gz").write_bytes(b"no scan")

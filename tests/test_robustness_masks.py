@@ -81,7 +81,7 @@ def test_masks_of_another_tool(labelled, tiny_segmenter, tmp_path, capsys):
     (scans / "truncation-5" / "case0.nii.gz").write_bytes(
         (scans / "truncation-5" / "case1.nii.gz").read_bytes()
     )
-    with pytest.raises(ValueError, match="made of another scan"):
+    with pytest.raises(ValueError, match="made from another scan"):
         ctssl.measure_robustness(labelled, model=tiny_segmenter, scans=scans, out=tmp_path / "mixed", **how)
     (masks / "clean" / "case2.nii.gz").unlink()
     assert "lacks 1 masks, first clean/case2.nii.gz" in refused(capsys, *args, "--overwrite")

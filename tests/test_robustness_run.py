@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ctssl
-from ctssl.evaluation.scores import TAKEN
+from ctssl.evaluation.scores import RESERVED
 from ctssl.robustness.masks import from_model
 from ctssl.robustness.measure import left_to_see
 from ctssl.robustness.run import measure_robustness
@@ -145,7 +145,7 @@ def test_every_column_is_taken(labelled, tiny_segmenter, tmp_path):
         severities=(1,),
         overlays=0,
     )
-    assert set().union(*found.rows) <= TAKEN
+    assert set().union(*found.rows) <= RESERVED
 
 
 def test_a_reader_is_told_of_training_cases(labelled, tiny_segmenter, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ctssl.shifts import dose, shift, streaks
-from ctssl.shifts.beam import VIEWS, WATER, Beam, held
+from ctssl.shifts.beam import VIEWS, WATER, Beam, power_share
 from ctssl.shifts.beam import kernel as ramp
 from ctssl.volume.volume import Volume
 from tests.support.bodies import cylinder, scan
@@ -63,9 +63,9 @@ def test_the_noise_does_not_depend_on_pixels(name):
         return (shift(body, name, severity=3).array - body.array)[middle].std()
 
     fine = added((0.7, 0.7))
-    assert added((1.0, 1.0)) / fine == pytest.approx(np.sqrt(held(1.0)), rel=0.1)
-    assert added((1.6, 1.6)) / fine == pytest.approx(np.sqrt(held(1.6)), rel=0.15)
-    assert added((1.0, 0.7)) / fine == pytest.approx(np.sqrt(held(1.0)), rel=0.15)
+    assert added((1.0, 1.0)) / fine == pytest.approx(np.sqrt(power_share(1.0)), rel=0.1)
+    assert added((1.6, 1.6)) / fine == pytest.approx(np.sqrt(power_share(1.6)), rel=0.15)
+    assert added((1.0, 0.7)) / fine == pytest.approx(np.sqrt(power_share(1.0)), rel=0.15)
     assert added((0.7, 0.7), air=170) / fine == pytest.approx(1.0, rel=0.15)
 
 

@@ -42,9 +42,9 @@ def test_as_a_monai_transform(chest):
     assert ShiftTransform("dose", prob=0.0)(image) is image
     with pytest.raises(ValueError, match="has no affine"):
         both({"image": torch.zeros(1, 4, 4, 4)})
-    with pytest.raises(ValueError, match="no shift is called"):
+    with pytest.raises(ValueError, match="unknown shift"):
         ShiftTransform("dsoe")
-    with pytest.raises(ValueError, match="no severity 0"):
+    with pytest.raises(ValueError, match="unknown severity 0"):
         ShiftTransform("dose", severity=0)
 
 

@@ -13,7 +13,7 @@ from ctssl.datasets.scans import list_scans
 from ctssl.evaluation.scores import check_same_grid, labels_in, read_mask
 from ctssl.files.atomic import file_sha256
 from ctssl.files.text import read_json
-from ctssl.shifts.stamps import named
+from ctssl.shifts.stamps import shift_name
 from ctssl.volume.volume import Volume
 
 
@@ -97,9 +97,9 @@ def complete(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> 
     """Raise `FileNotFoundError` unless there is a mask of every case at every place."""
     missing = []
     for place in places:
-        inside = folder / named(*place)
+        inside = folder / shift_name(*place)
         there = list_scans(inside, unlabelled=False) if inside.is_dir() else {}
-        missing += [f"{named(*place)}/{case.name}.nii.gz" for case in cases if case.name not in there]
+        missing += [f"{shift_name(*place)}/{case.name}.nii.gz" for case in cases if case.name not in there]
     if missing:
         raise FileNotFoundError(
             f"{folder} lacks {len(missing)} masks, first {', '.join(missing[:3])}; `ctssl shift IMAGES SCANS --every` writes "
@@ -113,7 +113,7 @@ def known_labels(folder: Path, cases: list[Case], places: list[tuple[str, int]])
     notes: list[str] = []
     true: set[int] = set()
     found: dict[Path, set[int]] = {}
-    files = {place: list_scans(folder / named(*place), unlabelled=False) for place in places}
+    files = {place: list_scans(folder / shift_name(*place), unlabelled=False) for place in places}
     for case in cases:
         truth = read_case(case)[1]
         true |= labels_in(truth)

@@ -18,7 +18,7 @@ from ctssl.robustness.curves import (
 )
 from ctssl.robustness.masks import Source
 from ctssl.shifts import REVISION, shift
-from ctssl.shifts.stamps import CLEAN, content, differs, named, stamp_in, stamp_of, stamped
+from ctssl.shifts.stamps import CLEAN, hash_content, describe_difference, shift_name, read_stamp, make_stamp, add_stamp
 from ctssl.volume.volume import AIR_HU, Volume, read
 
 TAKING = ("thickness", "truncation")
@@ -45,13 +45,13 @@ def measure(
     bar = tqdm(total=len(cases) * len(places), desc="shifts", disable=not progress or not cases)
     for case in cases:
         scan, truth = read_case(case)
-        voxels = [content(scan), content(truth)]
+        voxels = [hash_content(scan), hash_content(truth)]
         for place in places:
             shifted = None
             for number, source in enumerate(sources):
-                path = folder / str(number) / f"{case.name}--{named(*place)}.json"
+                path = folder / str(number) / f"{case.name}--{shift_name(*place)}.json"
                 facts = {
-                    "source": source.key(case.name, named(*place)),
+                    "source": source.key(case.name, shift_name(*place)),
                     "seed": seed,
                     "tolerance_mm": tolerance_mm,
                     "case": voxels,
@@ -60,12 +60,12 @@ def measure(
                 kept = kept_rows(path, facts, overwrite)
                 if kept is None:
                     if shifted is None and (source.model is not None or place[0] in TAKING):
-                        file = scans / named(*place) / f"{case.name}.nii.gz" if scans else None
+                        file = scans / shift_name(*place) / f"{case.name}.nii.gz" if scans else None
                         shifted = shifted_scan(
-                            scan, place, seed, file, stamp_of(named(*place), seed, voxels[0])
+                            scan, place, seed, file, make_stamp(shift_name(*place), seed, voxels[0])
                         )
                     seen = scan if shifted is None else shifted
-                    mask = source.mask(seen, case.name, named(*place))
+                    mask = source.mask(seen, case.name, shift_name(*place))
                     kept = score_masks(
                         mask, truth, name=case.name, tolerance_mm=tolerance_mm, labels=labels_of(truth)
                     )
@@ -103,13 +103,13 @@ def shifted_scan(
         return scan
     if file and file.exists():
         kept = read(file)
-        if why := differs(stamp_in(kept), stamp):
+        if why := describe_difference(read_stamp(kept), stamp):
             raise ValueError(f"{file} is not this shifted scan: {why}; choose another --scans")
         return kept
     found = shift(scan, place[0], severity=place[1], seed=seed)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        stamped(found, stamp).save(file, overwrite=True)  # another process may have been as fast
+        add_stamp(found, stamp).save(file, overwrite=True)  # another process may have been as fast
     return found
 
 

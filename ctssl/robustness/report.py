@@ -29,7 +29,7 @@ from ctssl.robustness.curves import (
 )
 from ctssl.robustness.masks import Source
 from ctssl.robustness.measure import shifted_scan
-from ctssl.shifts.stamps import CLEAN, named
+from ctssl.shifts.stamps import CLEAN, shift_name
 
 EXPLAINED = """{head}. DSC, HD95 in mm, NSD at {tolerance:g} mm; severity 0 is the scan as it is, `ctssl shift --help` tells what
 1 to 5 are. `area` is the mean height of a case's curve from severity 0 to the highest, so it loses less than the worst severity
@@ -206,11 +206,11 @@ def draw(source: Source, cases: list[Case], rows: list[Row], count: int, out: Pa
         place = (worst["shift"], worst["severity"])
         for name, severity, score in ((CLEAN, 0, worst["from_dsc"]), (*place, worst["dsc"])):
             seen = shifted_scan(scan, (name, severity), seed)
-            path = out / "overlays" / f"{case.name}--{named(name, severity)}.png"
+            path = out / "overlays" / f"{case.name}--{shift_name(name, severity)}.png"
             overlay(
                 seen,
-                source.mask(seen, case.name, named(name, severity)),
+                source.mask(seen, case.name, shift_name(name, severity)),
                 path,
                 outline=truth,
-                title=f"{case.name}, {named(name, severity)}: DSC {score:.2f}",
+                title=f"{case.name}, {shift_name(name, severity)}: DSC {score:.2f}",
             )

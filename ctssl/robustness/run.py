@@ -22,7 +22,7 @@ from ctssl.robustness.masks import Source, complete, find_sources, known_labels
 from ctssl.robustness.measure import keep_rows, kept_rows, measure
 from ctssl.robustness.report import Robustness, draw, left, notes, power, tables
 from ctssl.shifts import SHIFTS, check_shift
-from ctssl.shifts.stamps import CLEAN, content
+from ctssl.shifts.stamps import CLEAN, hash_content
 from ctssl.volume.volume import read
 
 
@@ -171,7 +171,7 @@ def with_pairs(
         mine: list[Row] = []
         for pair in tqdm(find_pairs(table), desc="pairs", disable=not progress):
             name, one, two = pair[0], read(pair[1]), read(pair[2])
-            facts = {"source": source.key("", ""), "pair": [name, content(one), content(two)]}
+            facts = {"source": source.key("", ""), "pair": [name, hash_content(one), hash_content(two)]}
             path = (
                 folder / str(number) / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
             )

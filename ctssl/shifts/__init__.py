@@ -1,13 +1,12 @@
-"""CT acquisition shifts: the same anatomy as another scanner, protocol or reconstruction would have given it.
+"""CT acquisition shifts: the same anatomy as another scanner, protocol or reconstruction would have shown it.
 
-A shift is a function `(volume, severity, rng) -> array`. `volume` is a scan in HU whose axes are ordered and
-turned to RAS+ (so the axial plane is the first two axes, whatever the file had), `severity` a key of its
-module's `SEVERITIES`, which says in physical units what 1 to 5 mean, `rng` the only source of chance. It
-returns float32 HU `(X, Y, Z)` and leaves what it was given alone. Its docstring states the model and where it
-comes from.
+A shift is a function `(volume, severity, rng) -> array`. `volume` is a scan in HU with its axes in RAS+ order
+and direction (so the axial plane is the first two axes, whatever the file had), `severity` a key of its
+module's `SEVERITIES`, which defines 1 to 5 in physical units, `rng` the only source of randomness. It returns
+float32 HU `(X, Y, Z)` and does not modify its input. Its docstring states the model and the source.
 
-To add one: write `ctssl/shifts/<name>.py` and add a line to `SHIFTS`, at its place in the order in which a
-scan is made. The command `ctssl shift` then has it too, with the first line of the docstring as help.
+To add one: write `ctssl/shifts/<name>.py` and add a line to `SHIFTS`, at its place in the order of
+acquisition. The command `ctssl shift` then has it too, with the first line of the docstring as help.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ctssl.lint import lint
-from ctssl.shifts.axes import turned, turned_back
+from ctssl.shifts.axes import reorient, restore_axes
 from ctssl.shifts.contrast import enhance
 from ctssl.shifts.dose import lower_dose
 from ctssl.shifts.kernel import sharpen, smooth
@@ -29,8 +28,8 @@ from ctssl.shifts.truncation import truncate
 from ctssl.volume.volume import Volume, read
 
 REVISION = 3
-"""Raised whenever a shift of the same name, severity and seed gives other voxels: what was measured before is
-measured again."""
+"""Incremented whenever a shift of the same name, severity and seed gives other voxels; earlier results are
+then measured again."""
 
 SHIFTS: dict[str, Callable[[Volume, int, np.random.Generator], np.ndarray]] = {
     "contrast": enhance,
@@ -41,35 +40,46 @@ SHIFTS: dict[str, Callable[[Volume, int, np.random.Generator], np.ndarray]] = {
     "thickness": thicken,
     "truncation": truncate,
 }
-"""Every shift by name, in physical order: the patient, the beam, the reconstruction, the field of view."""
+"""Every shift by name, in physical order: patient, beam, reconstruction, field of view."""
 
 
 def shift(
     volume: Volume | str | os.PathLike | tuple, name: str, *, severity: int = 3, seed: int = 0
 ) -> Volume:
-    """A scan (HU) as it would look after a shift of `SHIFTS`: same shape and affine, float32; bit-exact for a
-    seed.
+    """Return a scan as it would look after an acquisition shift: same shape and affine, float32 HU.
 
-    `volume` is what `ctssl.read` takes. Raises `ValueError` for a shift or a severity that does not exist,
-    saying which do, and for what cannot be HU.
+    The result is bit-exact for a seed.
+
+    Args:
+        volume: anything that `ctssl.read` accepts.
+        name: key of `ctssl.shifts.SHIFTS`.
+        severity: 1 to 5.
+        seed: seed of the noise, 0 or more.
+
+    Raises:
+        ValueError: unknown shift or severity, or the scan is not in HU.
+
+    >>> from ctssl.phantom import phantom
+    >>> shift(phantom(8.0)[0], "truncation", severity=2).shape
+    (40, 30, 30)
     """
     check_shift(name, severity)
     if seed < 0:
-        raise ValueError(f"seed={seed}: a whole number from 0")
+        raise ValueError(f"invalid seed={seed} (must be a whole number from 0)")
     volume = read(volume)
     wrong = [
         finding.message for finding in lint(volume) if finding.level == "error" and finding.code != "constant"
     ]
     if wrong:
         raise ValueError(f"{volume.name}: {'; '.join(wrong)}")
-    ready = turned(volume)
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # each shift its own chance
+    ready = reorient(volume)
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # independent noise for each shift
     array = SHIFTS[name](ready, int(severity), rng).astype(np.float32, copy=False)
-    return Volume(turned_back(array, volume), volume.affine, volume.name, volume.header)
+    return Volume(restore_axes(array, volume), volume.affine, volume.name, volume.header)
 
 
 def shift_all(volume: Volume, severities: dict[str, int], *, seed: int = 0) -> Volume:
-    """Several shifts, `{"dose": 2, "kernel_sharp": 3}`, one after the other in the order of `SHIFTS`."""
+    """Apply several shifts, `{"dose": 2, "kernel_sharp": 3}`, in the order of `SHIFTS`."""
     for name, severity in severities.items():
         check_shift(name, severity)
     for name in SHIFTS:
@@ -79,8 +89,8 @@ def shift_all(volume: Volume, severities: dict[str, int], *, seed: int = 0) -> V
 
 
 def check_shift(name: str, severity: int) -> None:
-    """Raise `ValueError` unless there is such a shift and such a severity."""
+    """Raise `ValueError` unless the shift and the severity exist."""
     if name not in SHIFTS:
-        raise ValueError(f"no shift is called {name!r}; there are {', '.join(SHIFTS)}")
+        raise ValueError(f"unknown shift {name!r}; use {', '.join(SHIFTS)}")
     if severity not in (1, 2, 3, 4, 5):
-        raise ValueError(f"{name} has no severity {severity!r}; there are 1, 2, 3, 4 and 5")
+        raise ValueError(f"unknown severity {severity!r} of {name}; use 1, 2, 3, 4 or 5")

@@ -1,4 +1,4 @@
-"""Which axis of a scan is axial: its axes ordered and turned to RAS+, and back."""
+"""Reorient a scan to RAS+ axis order and direction, so that the axial plane is known, and back."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import numpy as np
 from ctssl.volume.volume import Volume
 
 
-def turned(volume: Volume) -> Volume:
-    """The scan with its array axes along x, y, z as nearly as they can be, by its affine; float32, no copy of
-    its own data."""
+def reorient(volume: Volume) -> Volume:
+    """Return the scan with its array axes along x, y, z as closely as its affine allows; float32, a copy."""
     order, flips = _turn(volume.affine)
     array = np.flip(volume.array.transpose(order), flips).astype(np.float32, order="C")
     steps = np.zeros((4, 4))
@@ -20,14 +19,14 @@ def turned(volume: Volume) -> Volume:
     return Volume(array, volume.affine @ steps, volume.name)
 
 
-def turned_back(array: np.ndarray, volume: Volume) -> np.ndarray:
-    """An array on the turned grid, on the scan's own axes again."""
+def restore_axes(array: np.ndarray, volume: Volume) -> np.ndarray:
+    """Return an array on the reoriented grid in the scan's own axis order and direction."""
     order, flips = _turn(volume.affine)
     return np.ascontiguousarray(np.flip(array, flips).transpose(np.argsort(order)))
 
 
 def _turn(affine: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The array axis that runs along each of x, y, z, and which of x, y, z then have to be flipped."""
+    """Return the array axis that runs along each of x, y, z, and which of x, y, z must then be flipped."""
     from scipy.optimize import linear_sum_assignment
 
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)

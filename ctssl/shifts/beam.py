@@ -1,11 +1,11 @@
 """Parallel beams through axial slices: forward projection, and filtered backprojection of noise.
 
 Pixel-driven with linear interpolation on the detector (as in Hsieh, "Computed Tomography"), as sparse
-matrices over all slices at once. The kernel of the noise is a ramp under a Hann window that ends at 0.7
-cycles/mm, whatever the pixels, as a scanner's is. What pixels cannot hold of it is left out: pixels of 0.7, 1
-and 1.5 mm hold all, 96 and 62 % of its power. Slices wider than 512 pixels are averaged to at most 512 first
-and the noise is interpolated back, with the power that their own pixels would have; 240 views over half a
-turn, fewer than a scanner's.
+matrices applied to all slices at once. The reconstruction kernel is a ramp with a Hann window that ends at
+0.7 cycles/mm, independent of the pixel size, as on a scanner. The part of the noise above the pixels' Nyquist
+frequency is lost: pixels of 0.7, 1 and 1.5 mm hold all, 96 and 62 % of its power. Slices wider than 512
+pixels are first averaged to at most 512, and the noise is interpolated back, with the power that their own
+pixels would have; 240 views over half a turn, fewer than on a scanner.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 from ctssl.volume.volume import AIR_HU, Volume
 
 WATER = 0.0192  # attenuation of water in 1/mm at 70 keV, about the mean of 120 kVp
-VIEWS, PIXELS, AT_ONCE = 240, 512, 12  # half a turn; largest width; views in one matrix
+VIEWS, PIXELS, AT_ONCE = 240, 512, 12  # views in half a turn; largest width; views in one matrix
 CUTOFF = 0.7  # cycles/mm at which the Hann window of the ramp ends
 
 
 @dataclass(frozen=True)
 class Beam:
-    """Geometry: pixels `(nx, ny)` of `spacing_mm`, and a detector of `bins` that are `bin_mm` wide."""
+    """Geometry: pixels `(nx, ny)` of `spacing_mm`, and a detector with `bins` of width `bin_mm`."""
 
     shape: tuple[int, int]
     spacing_mm: tuple[float, float]
@@ -40,7 +40,7 @@ class Beam:
         return int(np.ceil(diagonal / self.bin_mm)) + 2
 
     def matrices(self) -> Iterator[tuple[int, Any]]:
-        """First view and sparse `(pixels, views x bins)` weights, for `AT_ONCE` views at a time."""
+        """Yield the first view and sparse `(pixels, views x bins)` weights, for `AT_ONCE` views at a time."""
         from scipy import sparse
 
         x, y = ((np.arange(n) - (n - 1) / 2) * s for n, s in zip(self.shape, self.spacing_mm, strict=True))
@@ -59,21 +59,20 @@ class Beam:
             yield first, sparse.csr_matrix((weights, columns, ends), (len(place), len(angles) * self.bins))
 
     def project(self, attenuation: np.ndarray) -> np.ndarray:
-        """Line integrals `(VIEWS, bins, slices)` of `attenuation` `(nx, ny, slices)` in 1/mm."""
+        """Return line integrals `(VIEWS, bins, slices)` of `attenuation` `(nx, ny, slices)` in 1/mm."""
         flat = attenuation.reshape(-1, attenuation.shape[2]).astype(np.float32)
         area = np.float32(np.prod(self.spacing_mm) / self.bin_mm)
         parts = [(matrix.T @ flat) * area for _, matrix in self.matrices()]
         return np.concatenate(parts).reshape(VIEWS, self.bins, -1)
 
     def backproject(self, sinogram: np.ndarray) -> np.ndarray:
-        """Filtered backprojection `(nx, ny, slices)` in 1/mm of `(VIEWS, bins, slices)`."""
+        """Return the filtered backprojection `(nx, ny, slices)` in 1/mm of `(VIEWS, bins, slices)`."""
         from scipy import fft
 
         length = fft.next_fast_len(2 * self.bins, True) or 2 * self.bins
         f = np.fft.rfftfreq(length, self.bin_mm)
-        ramp = (kernel(f) / np.sinc(f * self.bin_mm) ** 2).astype(
-            np.float32
-        )  # what interpolation between bins will lose
+        # divided by the loss of the interpolation between bins
+        ramp = (kernel(f) / np.sinc(f * self.bin_mm) ** 2).astype(np.float32)
         total = np.zeros((self.shape[0] * self.shape[1], sinogram.shape[2]), np.float32)
         for first, matrix in self.matrices():
             views = sinogram[first : first + AT_ONCE]
@@ -85,36 +84,45 @@ class Beam:
 
 
 def kernel(f: np.ndarray) -> np.ndarray:
-    """The filter of a reconstruction, `f` in cycles/mm."""
+    """Return the reconstruction filter at `f` in cycles/mm."""
     return np.where(f < CUTOFF, f * np.cos(np.pi * f / (2 * CUTOFF)) ** 2, 0.0)
 
 
-def held(pixel_mm: float) -> float:
-    """Share of the power of white noise, reconstructed by `kernel`, that pixels of this size can hold."""
+def power_share(pixel_mm: float) -> float:
+    """Return the share of the power of white noise, reconstructed by `kernel`, that pixels of this size can
+    hold.
+
+    >>> round(power_share(0.7), 2), round(power_share(1.5), 2)
+    (1.0, 0.62)
+    """
     f = np.linspace(0.0, CUTOFF, 701)
     power = kernel(f) ** 2
     return float(power[f <= 0.5 / pixel_mm].sum() / power.sum())
 
 
 def add_noise(volume: Volume, noise: Callable[[np.ndarray, float], np.ndarray]) -> np.ndarray:
-    """The scan plus the reconstruction of `noise(line integrals (VIEWS, bins, slices), bin width in mm)`
-    alone.
+    """Add reconstructed noise to a scan.
 
-    `noise` may change the line integrals in place.
+    Args:
+        volume: the scan in HU, RAS+.
+        noise: function of the line integrals `(VIEWS, bins, slices)` and the bin width in mm that returns the
+            noise of the projections; it may modify the line integrals in place.
+
+    Returns:
+        float32 HU `(X, Y, Z)`.
     """
     factor = -(-max(volume.shape[:2]) // PIXELS)
-    hu = averaged(np.maximum(volume.array, -1000.0), factor)
+    hu = average(np.maximum(volume.array, -1000.0), factor)
     beam = Beam(hu.shape[:2], tuple(s * factor for s in volume.spacing_mm[:2]))  # type: ignore[arg-type]
     sinogram = beam.project(WATER * (1.0 + hu / 1000.0))
-    found = beam.backproject(noise(sinogram, beam.bin_mm)) * np.float32(1000.0 / WATER)
-    louder = np.float32(np.sqrt(held(max(volume.spacing_mm[:2])) / held(beam.bin_mm)))
-    result = volume.array + louder * spread(found, factor)[: volume.shape[0], : volume.shape[1]]
+    added = beam.backproject(noise(sinogram, beam.bin_mm)) * np.float32(1000.0 / WATER)
+    louder = np.float32(np.sqrt(power_share(max(volume.spacing_mm[:2])) / power_share(beam.bin_mm)))
+    result = volume.array + louder * upsample_noise(added, factor)[: volume.shape[0], : volume.shape[1]]
     return np.where(volume.array < AIR_HU, volume.array, np.maximum(result, np.float32(AIR_HU)))
 
 
-def averaged(array: np.ndarray, factor: int) -> np.ndarray:
-    """Means over squares of `factor` pixels in the first two axes; the last ones are filled up with the
-    border."""
+def average(array: np.ndarray, factor: int) -> np.ndarray:
+    """Average over squares of `factor` pixels in the first two axes, repeating the border where needed."""
     if factor == 1:
         return array
     nx, ny = (-(-n // factor) for n in array.shape[:2])
@@ -124,8 +132,8 @@ def averaged(array: np.ndarray, factor: int) -> np.ndarray:
     return padded.reshape(nx, factor, ny, factor, -1).mean((1, 3))
 
 
-def spread(array: np.ndarray, factor: int) -> np.ndarray:
-    """The reverse for noise: linear, with its mean power kept."""
+def upsample_noise(array: np.ndarray, factor: int) -> np.ndarray:
+    """Interpolate noise back to fine pixels linearly, keeping its mean power."""
     if factor == 1:
         return array
     from scipy import ndimage

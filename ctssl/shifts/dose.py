@@ -1,4 +1,4 @@
-"""Dose: the noise that fewer photons would have given."""
+"""Dose: the noise of an acquisition with fewer photons."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from ctssl.shifts.beam import VIEWS, add_noise
 from ctssl.volume.volume import AIR_HU, Volume
 
 SEVERITIES = {1: 3 / 4, 2: 1 / 2, 3: 1 / 4, 4: 1 / 8, 5: 1 / 16}
-"""Share of the dose that is left."""
-FLUENCE = 4.6e8  # photons per mm^2 of detector in half a turn: 9 HU in 300 mm of water, pixels of 0.7 mm, slices of 5 mm
-ELECTRONIC = 3.5e4  # variance of the electronic noise in photons^2, of the same area and time
-FAINTEST = 0.05  # share of the expected signal below which no reading falls, since its logarithm is taken
+"""Remaining share of the dose."""
+FLUENCE = 4.6e8
+"""Photons per mm^2 of detector in half a turn: 9 HU in 300 mm of water, pixels of 0.7 mm, slices of 5 mm."""
+ELECTRONIC = 3.5e4  # variance of the electronic noise in photons^2, for the same area and time
+FAINTEST = 0.05  # smallest reading relative to the expected signal, because its logarithm is taken
 
 
 def lower_dose(volume: Volume, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise of a lower dose, made in projections and reconstructed alone, then added to the scan.
+    """Add the noise of a lower dose, simulated in the projections.
 
-    Model: each reading of the detector loses `1 - dose` of its photons; what that adds is `(1 - dose) N + (1
-    - dose^2) E` in variance (Poisson, in its Gaussian limit, and electronic), its logarithm is filtered and
-    backprojected. So the noise is correlated, streaky, stronger behind bone, in large bodies and in thin
-    slices, and its variance is `(1 / dose - 1)` times that of the whole dose (more where the electronics'
-    noise joins). After Yu (J Comput Assist Tomogr 2012) and Zabic (Medical Physics 2013, 40(3) 031102). The
-    whole dose is that of a reference protocol, `FLUENCE`, unless the scan's soft tissue is noisier than that:
-    then it is the scan's own. What lies outside the volume attenuates nothing.
+    Model: each detector reading loses `1 - dose` of its photons; this adds a variance of `(1 - dose) N + (1 -
+    dose^2) E` (Poisson, in its Gaussian limit, and electronic), whose logarithm is filtered and
+    backprojected, and the result is added to the scan. So the noise is correlated, streaky, stronger behind
+    bone, in large bodies and in thin slices, and its variance is `(1 / dose - 1)` times that of the full dose
+    (more where electronic noise contributes). After Yu (J Comput Assist Tomogr 2012) and Zabic (Medical
+    Physics 2013, 40(3) 031102). The full dose is that of a reference protocol, `FLUENCE`, unless the scan's
+    soft tissue is noisier than that: then it is the scan's own. Everything outside the volume attenuates
+    nothing.
     """
     dose, thickness = SEVERITIES[severity], volume.spacing_mm[2]
 
@@ -46,11 +48,12 @@ def lower_dose(volume: Volume, severity: int, rng: np.random.Generator) -> np.nd
 
 
 def own_noise(volume: Volume) -> tuple[float, np.ndarray]:
-    """Standard deviation in HU between neighbouring slices in soft tissue (robust, over the root of 2), and
-    where that is.
+    """Estimate the noise of a scan in soft tissue.
 
-    0 where there is too little soft tissue to tell. Slices that were interpolated from thicker ones seem
-    quieter than they are.
+    Returns:
+        The standard deviation in HU from differences between neighbouring slices (robust, divided by the
+        square root of 2), 0 if there is too little soft tissue; and the soft-tissue mask. Slices that were
+        interpolated from thicker ones seem quieter than they are.
     """
     from scipy import ndimage
 
@@ -64,7 +67,8 @@ def own_noise(volume: Volume) -> tuple[float, np.ndarray]:
 
 
 def log_noise(deviation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What Gaussian noise of this deviation, relative to the signal, does to the negative logarithm of
-    readings."""
+    """Return the noise of the negative logarithm of readings, for Gaussian noise of this deviation relative
+    to the signal.
+    """
     noisy = 1 + deviation * rng.standard_normal(deviation.shape, dtype=np.float32)
     return -np.log(np.maximum(noisy, np.float32(FAINTEST)))

@@ -1,4 +1,4 @@
-"""What the header of a shifted scan says of how it was made, so that one is not taken for another."""
+"""Stamp the header of a shifted scan with how it was made, so that scans are not confused."""
 
 from __future__ import annotations
 
@@ -11,52 +11,66 @@ from ctssl.shifts import REVISION, SHIFTS
 from ctssl.volume.volume import Volume, voxel_hash
 
 CLEAN = "clean"  # the scan as it is
-MADE = "ctssl"  # how a stamp begins
+MADE = "ctssl"  # prefix of a stamp
 ROOM, PROOF = 79, 15  # characters in the header's `descrip`, and in `intent_name`
-SCAN = 16  # characters of a scan's hash
+SCAN = 16  # characters of the scan's hash
 
 
-def named(name: str, severity: int) -> str:
-    """The folder of a shift: `clean`, `dose-3`."""
+def shift_name(name: str, severity: int) -> str:
+    """Return the folder name of a shift.
+
+    >>> shift_name("clean", 0), shift_name("dose", 3)
+    ('clean', 'dose-3')
+    """
     return name if name == CLEAN else f"{name}-{severity}"
 
 
-def together(severities: dict[str, int]) -> str:
-    """A name for several shifts, one after the other: `dose-3+thickness-2`; `clean` for none."""
-    return "+".join(named(name, severities[name]) for name in SHIFTS if name in severities) or CLEAN
+def combined_name(severities: dict[str, int]) -> str:
+    """Return a name for several shifts in sequence; "clean" for none.
+
+    >>> combined_name({"thickness": 2, "dose": 3})
+    'dose-3+thickness-2'
+    """
+    return "+".join(shift_name(name, severities[name]) for name in SHIFTS if name in severities) or CLEAN
 
 
-def content(volume: Volume) -> str:
-    """Changes with the voxels or the grid."""
+def hash_content(volume: Volume) -> str:
+    """Return a hash of the voxels and the grid."""
     return voxel_hash(volume, salt=str((np.round(volume.affine, 3) + 0.0).tolist()))
 
 
-def stamp_of(place: str, seed: int, scan: str) -> str:
-    """By which shifts (`together`), with which seed and revision, and of which scan (`content`) it was
-    made."""
+def make_stamp(place: str, seed: int, scan: str) -> str:
+    """Return the stamp of a shifted scan.
+
+    Args:
+        place: the shifts (`combined_name`).
+        seed: seed of the noise.
+        scan: hash of the original scan (`hash_content`).
+    """
     start, end = f"{MADE} {place} seed {seed}", f" by {REVISION} of "
-    if len(start) + len(end) + SCAN > ROOM:  # whatever is known of the scan
+    if len(start) + len(end) + SCAN > ROOM:  # independent of the scan
         start = f"{MADE} {hashlib.sha256(start.encode()).hexdigest()[:16]}"
     return start + end + scan[:SCAN]
 
 
-def differs(told: str, stamp: str) -> str:
-    """What two stamps disagree on, in words; empty for the same."""
-    mine, yours = (text.rpartition(" of ") for text in (told, stamp))
-    if told == stamp:
+def describe_difference(given: str, stamp: str) -> str:
+    """Return how two stamps differ; "" if they are equal."""
+    mine, yours = (text.rpartition(" of ") for text in (given, stamp))
+    if given == stamp:
         return ""
-    if not told:
-        return "nothing proves how it was made"
+    if not given:
+        return "it has no valid stamp that says how it was made"
     if mine[0] == yours[0]:
-        return "it was made of another scan"
+        return "it was made from another scan"
     if mine[0].rpartition(" by ")[0] == yours[0].rpartition(" by ")[0]:
         return "it was made by another version of the shifts"
     return "it was made by other shifts or with another seed"
 
 
-def stamped(scan: Volume, stamp: str) -> Volume:
-    """The scan with this text in its header, and a hash of its voxels, since headers are copied to masks and
-    edited scans."""
+def add_stamp(scan: Volume, stamp: str) -> Volume:
+    """Return the scan with a stamp in its header, and a hash of its voxels, because headers are copied to
+    masks and edited scans.
+    """
     import nibabel
 
     known = scan.header
@@ -65,8 +79,8 @@ def stamped(scan: Volume, stamp: str) -> Volume:
     return replace(scan, header=header)
 
 
-def stamp_in(scan: Volume) -> str:
-    """The stamp of a scan; empty where it has none, or other voxels than those that were stamped."""
+def read_stamp(scan: Volume) -> str:
+    """Return the stamp of a scan; "" if it has none, or if its voxels were changed after stamping."""
     if scan.header is None:
         return ""
     stamp, proof = (

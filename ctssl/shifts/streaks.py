@@ -1,4 +1,4 @@
-"""Photon starvation: streaks along the rays that hardly any photon passes."""
+"""Photon starvation: streaks along rays that hardly any photons pass."""
 
 from __future__ import annotations
 
@@ -9,22 +9,19 @@ from ctssl.shifts.dose import log_noise
 from ctssl.volume.volume import Volume
 
 SEVERITIES = {1: 0.005, 2: 0.01, 3: 0.02, 4: 0.04, 5: 0.08}
-"""Electronic noise over signal, in 1 mm of the detector and the ray of the 99th percentile of attenuation: a
-signal-to-noise of 200, 100, 50, 25, 12."""
-STARVED = 99.0
-STEEPEST = (
-    1.5  # beyond the reference, in line integrals: scanners filter such rays themselves (adaptive filtering)
-)
+"""Electronic noise over signal, for 1 mm of detector and a ray at the 99th percentile of attenuation:
+signal-to-noise ratios of 200, 100, 50, 25, 12."""
+STARVED = 99.0  # percentile of the attenuation of the reference ray
+STEEPEST = 1.5  # largest line integral beyond the reference: scanners filter such rays (adaptive filtering)
 
 
 def starve(volume: Volume, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Streaks between the densest parts: noise whose deviation grows with the attenuation, `exp(line
-    integral)`.
+    """Add streaks between the densest parts: noise that grows with the attenuation, `exp(line integral)`.
 
-    Model: where so few photons arrive that the electronics' noise leads, the logarithm of a reading has the
-    deviation `noise / signal`; reconstructed alone and added (Hsieh, Medical Physics 1998, 25(11) 2139, names
-    the cause). The scale is relative to the scan's own most attenuated rays, so that a leg gets streaks as
-    well as a shoulder: what is graded is the severity of the artefact, not the tube current.
+    Model: where so few photons arrive that electronic noise dominates, the logarithm of a reading has the
+    deviation `noise / signal`; this noise is reconstructed alone and added (Hsieh, Medical Physics 1998,
+    25(11) 2139, describes the cause). The scale is relative to the scan's own most attenuated rays, so that a
+    leg gets streaks as well as a shoulder: the severity grades the artefact, not the tube current.
     """
 
     def noise(sinogram: np.ndarray, bin_mm: float) -> np.ndarray:

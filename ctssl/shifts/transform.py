@@ -16,19 +16,19 @@ from ctssl.volume.volume import Volume
 
 
 class ShiftTransform(RandomizableTransform):
-    """A MONAI transform: it is called with an image, or with a dictionary if there are `keys`.
+    """Apply a random acquisition shift to an image, or to entries of a dictionary if there are `keys`.
+
+    An image is a `MetaTensor` in HU, `(C, X, Y, Z)` with C = 1 or `(X, Y, Z)`; its affine gives the spacing.
+    Use the transform before anything that scales intensities or crops: images that cannot be in HU raise an
+    error (`ctssl.lint`), suspicious ones, such as an identity affine, a warning.
 
     Args:
-        names: one shift or several, of which each call draws one.
+        names: one shift or several, one of which is drawn per call.
         severity: 1 to 5; None draws one.
-        prob: share of the calls that shift at all, 0 to 1.
-        keys: of a dictionary, the scan or scans to shift, all of them alike. Labels need no shift.
-        seed: of the draws; a `Compose` with a state of its own, and MONAI's `DataLoader` for each worker, set
-            it anew.
-
-    An image is a `MetaTensor` in HU, `(C, X, Y, Z)` with C = 1 or `(X, Y, Z)`, since the spacing comes from
-    its affine. Use it before anything that scales intensities or crops: what cannot be HU is refused
-    (`ctssl.lint`), what is doubtful, such as an affine without a spacing, is a warning.
+        prob: probability of a shift, 0 to 1.
+        keys: entries of the dictionary to shift, all alike. Labels need no shift.
+        seed: seed of the draws; a `Compose` with its own state, and MONAI's `DataLoader` in each worker,
+            override it.
     """
 
     def __init__(
@@ -41,18 +41,18 @@ class ShiftTransform(RandomizableTransform):
         seed: int = 0,
     ) -> None:
         if not 0 <= prob <= 1:
-            raise ValueError(f"prob={prob}: a share from 0 to 1")
+            raise ValueError(f"invalid prob={prob} (must be 0 to 1)")
         super().__init__(prob)
         self.names = (names,) if isinstance(names, str) else tuple(names)
         if not self.names:
-            raise ValueError("no shift to draw from: give names")
+            raise ValueError("names is empty; give at least one shift")
         for name in self.names:
             check_shift(name, 1 if severity is None else severity)
         self.severity, self.keys = severity, (keys,) if isinstance(keys, str) else tuple(keys)
         self.set_random_state(seed)
 
     def __call__(self, data: Any) -> Any:
-        self.randomize(None)  # whether at all
+        self.randomize(None)  # decides whether to shift
         name = self.names[self.R.randint(len(self.names))]
         severity, seed = self.severity or self.R.randint(1, 6), self.R.randint(2**31 - 1)
         if not self._do_transform:
@@ -69,15 +69,15 @@ class ShiftTransform(RandomizableTransform):
     def _image(image: Any, name: str, severity: int, seed: int) -> Any:
         if not isinstance(image, MetaTensor):
             raise ValueError(
-                f"a {type(image).__name__} has no affine, and a shift needs the spacing: load the scan with "
-                "MONAI's LoadImage, or make a MetaTensor(array, affine=...)"
+                f"a {type(image).__name__} has no affine, but a shift needs the spacing; load the scan with "
+                "MONAI's LoadImage, or create a MetaTensor(array, affine=...)"
             )
         array = image.detach().cpu().numpy()
         if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[0] != 1):
             raise ValueError(f"a shift takes one scan, (1, X, Y, Z) or (X, Y, Z), not {tuple(array.shape)}")
         scan = Volume(array.reshape(array.shape[-3:]).astype(np.float32), np.asarray(image.affine, float))
         check(scan)
-        found = torch.from_numpy(shift(scan, name, severity=severity, seed=seed).array.reshape(array.shape))
-        return MetaTensor(found, meta=image.meta, applied_operations=image.applied_operations).to(
+        shifted = torch.from_numpy(shift(scan, name, severity=severity, seed=seed).array.reshape(array.shape))
+        return MetaTensor(shifted, meta=image.meta, applied_operations=image.applied_operations).to(
             image.device
         )

@@ -7,17 +7,17 @@ import numpy as np
 from ctssl.volume.volume import AIR_HU, Volume
 
 SEVERITIES = {1: 0.95, 2: 0.85, 3: 0.75, 4: 0.65, 5: 0.55}
-"""Radius of the field of view as a share of the body's."""
+"""Radius of the field of view relative to the body's."""
 BODY_HU = -500.0
 
 
 def truncate(volume: Volume, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Air (-1024 HU) outside a circle around the middle of the body, the same in all slices. No chance in it.
+    """Set everything outside a circle around the middle of the body to air (-1024 HU). Deterministic.
 
-    Model: the display field of view, as most scanners write it; inside nothing changes, so the bright rim of
-    truly truncated projections is not modelled. The body's radius is the 99th percentile of its voxels'
-    distances from their middle. A label that lies outside the circle cannot be found any more: mind that when
-    scores fall.
+    Model: the display field of view, as most scanners write it, the same in all slices; nothing changes
+    inside, so the bright rim of truly truncated projections is not modelled. The body's radius is the 99th
+    percentile of its voxels' distances from their centre. A label outside the circle can no longer be found:
+    keep this in mind when scores drop.
     """
     inside = volume.array > BODY_HU
     x, y = (np.arange(n) * s for n, s in zip(volume.shape[:2], volume.spacing_mm[:2], strict=True))

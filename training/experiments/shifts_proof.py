@@ -41,7 +41,7 @@ import numpy as np
 from scipy import ndimage, optimize
 
 import ctssl
-from ctssl.shifts.kernel import EXPONENT, SEVERITIES, filtered, ratio
+from ctssl.shifts.kernel import EXPONENT, SEVERITIES, filter_slices, ratio
 from ctssl.volume.volume import Volume
 from training.data.corpora import data_folder
 
@@ -326,7 +326,7 @@ def numbers(
 
 
 def shifted(volume: Volume, strength: float, exponent: float) -> Volume:
-    array = filtered(volume, lambda f: relative(f, strength, exponent))
+    array = filter_slices(volume, lambda f: relative(f, strength, exponent))
     return Volume(array, volume.affine, volume.name)
 
 
