@@ -9,11 +9,10 @@ from pathlib import Path
 
 from ctssl.cli.common import complain, free
 
-NUMBERS = "SEV"
 UNITS = {
     "contrast": "iodine, approximate: vessels of +50, 100, 150, 225, 300 HU at 120 kVp",
     "dose": "noise of 3/4, 1/2, 1/4, 1/8, 1/16 of the dose",
-    "streaks": "photon starvation: a signal-to-noise of 200, 100, 50, 25, 12 in the darkest rays",
+    "streaks": "photon starvation: a signal-to-noise ratio of 200, 100, 50, 25, 12 in the darkest rays",
     "kernel_sharp": "sharper kernel: an MTF 1.3, 1.6, 2, 3, 5 times as high at 0.33 cycles/mm",
     "kernel_smooth": "smoother kernel: the inverse",
     "thickness": "slices of 3, 4, 5, 7.5, 10 mm (the last with gaps of 2 mm)",
@@ -22,76 +21,82 @@ UNITS = {
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser], chosen: str) -> None:
-    """The two commands, by `command(name, run, text)` of `ctssl.cli.main`. `chosen`: the one that will run,
-    as `shift` alone needs to load the shifts, which have its flags."""
-    sub = command(
-        "shift",
-        _shift,
-        "a scan, or a folder of scans, as another protocol or kernel would have given it; several "
-        "shifts come in the order of their flags here; a folder that was begun is finished",
-    )
+    """Add `shift` and `robustness`.
+
+    Args:
+        command: `command(name, run, text)` of `ctssl.cli.main`.
+        chosen: the command that will run; only for `shift` the shifts are loaded, which have its flags.
+    """
+    text = "simulate another protocol or kernel on a scan or a folder of scans; several shifts come in this order"
+    sub = command("shift", _shift, text)
     sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder; or a folder of any of these")
     sub.add_argument("out", help="OUT.nii.gz; or a folder, for a folder of scans")
     if chosen == "shift":
         _add_flags(sub)
-    sub.add_argument("--kernel", type=int, metavar=NUMBERS, help="1 to 5 sharper, -1 to -5 smoother")
+    sub.add_argument("--kernel", type=int, metavar="SEV", help="1 to 5 sharper, -1 to -5 smoother")
     sub.add_argument(
         "--every",
         action="store_true",
-        help="of a folder: each shift at each severity, as OUT/SHIFT-SEVERITY/NAME."
-        "nii.gz, and OUT/clean, for `ctssl robustness --predictions`",
+        help="for a folder: each shift at each severity, into OUT/SHIFT-SEVERITY, and OUT/clean (for `ctssl "
+        "robustness --predictions`)",
     )
-    sub.add_argument("--shifts", nargs="+", metavar="NAME", help="for --every (default: all)")
-    sub.add_argument(
-        "--severities", type=int, nargs="+", default=[1, 3, 5], help="for --every (default: 1 3 5)"
-    )
-    sub.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
-    sub.add_argument("--series", help="SeriesInstanceUID, when a DICOM folder holds several")
+    _add_grid(sub, " for --every")
+    sub.add_argument("--series", help="SeriesInstanceUID, if a DICOM folder holds several")
     sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    sub = command(
-        "robustness",
-        _robustness,
-        "a segmenter, or another tool's masks, against CT acquisition shifts: tables, "
-        "curves, overlays; started again, it goes on",
-    )
-    sub.add_argument(
-        "data", nargs="?", help="labelled scans, as for `ctssl finetune`; none for --pairs alone"
-    )
-    sub.add_argument("--images", help="folder of scans, with --labels instead of DATA")
-    sub.add_argument("--labels", help="folder of masks with the names of the scans")
-    sub.add_argument("--roi", help="the structure to take, when an RTSTRUCT or SEG holds several")
-    sub.add_argument("--model", help="a segmenter: name, folder or repository")
-    sub.add_argument("--against", help="another one: paired tests")
+    text = "measure a segmenter, or another tool's masks, under CT acquisition shifts; run it again to go on"
+    sub = command("robustness", _robustness, text)
+    _add_cases(sub)
+    sub.add_argument("--model", help="segmenter: name, folder or repository")
+    sub.add_argument("--against", help="second segmenter, for paired tests")
     sub.add_argument(
         "--predictions",
         metavar="FOLDER",
-        help="masks of another tool, FOLDER/clean/CASE.nii.gz and FOLDER/SHIFT-"
-        "SEVERITY/CASE.nii.gz, made of what `ctssl shift SCANS OUT --every` writes",
+        help="masks of another tool, FOLDER/clean/CASE.nii.gz and FOLDER/SHIFT-SEVERITY/CASE.nii.gz, made of what "
+        "`ctssl shift SCANS OUT --every` writes",
     )
     sub.add_argument(
         "--out", required=True, help="folder for report.md, report.json, rows.csv, curves.png, overlays/"
     )
-    sub.add_argument("--cases", help="names with commas: those that no model was trained on (default: all)")
-    sub.add_argument("--shifts", nargs="+", metavar="NAME", help="(default: all)")
-    sub.add_argument("--severities", type=int, nargs="+", default=[1, 3, 5], help="(default: 1 3 5)")
+    _add_grid(sub)
     sub.add_argument(
-        "--by", default="", help="columns of the table, with commas: a stratum of clean scans for each value"
-    )
-    sub.add_argument("--table", help="CSV with a row per case (id, and what --by names)")
-    sub.add_argument(
-        "--pairs", metavar="CSV", help="columns first, second: two reconstructions of one acquisition a row"
+        "--pairs", metavar="CSV", help="columns first, second: two reconstructions of one acquisition"
     )
     sub.add_argument(
         "--scans", metavar="FOLDER", help="keep the shifted scans there, or take them from there"
     )
-    sub.add_argument("--seed", type=int, default=0, help="of the shifts (default: %(default)s)")
     sub.add_argument(
-        "--tolerance", type=float, default=2.0, help="mm, for the surface Dice (default: %(default)s)"
+        "--tolerance", type=float, default=2.0, help="of the surface Dice in mm (default: %(default)s)"
     )
     sub.add_argument("--device", default="cpu")
     sub.add_argument(
         "--overwrite", action="store_true", help="measure again what was measured with other settings"
     )
+
+
+def _add_grid(sub: argparse.ArgumentParser, use: str = "") -> None:
+    """Which shifts at which severities."""
+    sub.add_argument("--shifts", nargs="+", metavar="NAME", help=f"shifts{use} (default: all)")
+    sub.add_argument(
+        "--severities", type=int, nargs="+", default=[1, 3, 5], help=f"severities{use} (default: 1 3 5)"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="random seed of the noise (default: %(default)s)")
+
+
+def _add_cases(sub: argparse.ArgumentParser) -> None:
+    """Which labelled scans, and the strata of their table."""
+    sub.add_argument(
+        "data", nargs="?", help="labelled scans, as for `ctssl finetune`; none for --pairs alone"
+    )
+    sub.add_argument("--images", help="folder of scans, with --labels instead of DATA")
+    sub.add_argument("--labels", help="folder of masks with the names of the scans")
+    sub.add_argument("--roi", help="name of the structure, if an RTSTRUCT or SEG holds several")
+    sub.add_argument(
+        "--cases", help="case names separated by commas: those no model was trained on (default: all)"
+    )
+    sub.add_argument(
+        "--by", default="", help="columns of the table, separated by commas: strata of the clean scans"
+    )
+    sub.add_argument("--table", help="CSV with a row per case (id, and the columns of --by)")
 
 
 def _add_flags(sub: argparse.ArgumentParser) -> None:
@@ -100,7 +105,7 @@ def _add_flags(sub: argparse.ArgumentParser) -> None:
     for name, shift in SHIFTS.items():
         text = UNITS.get(name) or (shift.__doc__ or name).splitlines()[0].replace("%", "%%")
         sub.add_argument(
-            f"--{name.replace('_', '-')}", type=int, metavar=NUMBERS, help=f"{text}; severity 1 to 5"
+            f"--{name.replace('_', '-')}", type=int, metavar="SEV", help=f"{text}; severity 1 to 5"
         )
 
 

@@ -17,113 +17,109 @@ if TYPE_CHECKING:
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """The two commands, by `command(name, run, text)` of `ctssl.cli.main`."""
-    sub = command(
-        "check", _check, "what is wrong with labelled scans, case by case, before anything is trained on them"
-    )
-    _data(sub)
-    sub.add_argument(
-        "--model",
-        help="also say which scans this model was pretrained on (exact copies, and known DICOM series)",
-    )
-    sub = command(
-        "finetune", _finetune, "train a segmenter on labelled scans; hold cases out and report their DSC"
-    )
-    _data(sub)
+    """Add `check` and `finetune`; `command(name, run, text)` is that of `ctssl.cli.main`."""
+    sub = command("check", _check, "check labelled scans case by case, before training on them")
+    _add_data(sub)
+    sub.add_argument("--model", help="also warn about scans that this model was pretrained on")
+    sub = command("finetune", _finetune, "train a segmenter on labelled scans and score it on held-out cases")
+    _add_data(sub)
     sub.add_argument("--out", required=True, help="folder for the segmenter")
     sub.add_argument(
         "--model",
         default="swin-wild-mim",
-        help="encoder: name, folder or repository; or a baseline: swin-scratch, vit-scratch, dynunet (default: %(default)s)",
+        help="starting weights: name, folder or repository; or a baseline without pretraining: swin-scratch, "
+        "vit-scratch, dynunet (default: %(default)s)",
     )
+    heads = "light, linear, smit, swin-unetr or unetr (default: %(default)s)"
+    sub.add_argument("--head", default="light", help=heads)
+    _add_sides(sub)
+    _add_settings(sub)
     sub.add_argument(
-        "--head", default="light", help="light, linear, smit, swin-unetr or unetr (default: %(default)s)"
-    )
-    sub.add_argument(
-        "--hold-out",
-        help="share of patients, or case names with commas (default: the table's column split, or 0.2)",
-    )
-    sub.add_argument("--folds", type=int, metavar="K", help="hold out one of K parts of the patients instead")
-    sub.add_argument(
-        "--fold", type=int, metavar="I", help="which, from 0; without it all, each into OUT/foldI"
-    )
-    sub.add_argument("--few-shot", type=int, metavar="N", help="train on N patients only")
-    sub.add_argument(
-        "--spacing", type=float, metavar="MM", help="to work at (default: from the tumours' size)"
-    )
-    sub.add_argument(
-        "--window",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="HU between which contrast is kept (default: from the tumours)",
-    )
-    sub.add_argument("--steps", type=int, help="training steps (default: 600)")
-    sub.add_argument("--minutes", type=float, help="train for about so long instead")
-    sub.add_argument("--freeze", choices=["encoder"], help="leave it as it is, train the head alone")
-    sub.add_argument("--layer-decay", type=float, help="of the learning rate, a block (default: 1, none)")
-    sub.add_argument(
-        "--ema", type=float, metavar="D", help="judge and keep an average of the weights with this decay"
-    )
-    sub.add_argument(
-        "--bf16", action="store_true", help="half precision on a CPU too (with AVX512_BF16 or AMX, for speed)"
-    )
-    sub.add_argument(
-        "--validation",
-        type=float,
-        metavar="SHARE",
-        help="of the training patients (of ten or more), to choose the best weights by (default: 0.1)",
-    )
-    sub.add_argument(
-        "--patience",
-        type=int,
-        metavar="N",
-        help="end when N of the 20 evaluations in a row brought nothing, in "
-        "the second half of the training (default: 5)",
-    )
-    sub.add_argument(
-        "--dry-run", action="store_true", help="check the cases and print the plan, without training"
-    )
-    sub.add_argument(
-        "--resume", action="store_true", help="insist on an unfinished training in OUT, which goes on anyway"
-    )
-    sub.add_argument("--batch", type=int, help="crops per step and device (default: 4, or 2 large ones)")
-    sub.add_argument(
-        "--crop", type=int, help="voxels along each side of a crop (default: 64; 96 for large tumours)"
-    )
-    sub.add_argument("--seed", type=int, help="default: 0")
-    sub.add_argument(
-        "--shift-augment",
-        type=int,
-        metavar="N",
-        help="train on N copies of each scan too, as another "
-        "protocol or kernel would have given it (default: 0)",
-    )
-    sub.add_argument(
-        "--from-scratch",
-        action="store_true",
-        help="forget the pretrained weights, to see what they are worth",
+        "--from-scratch", action="store_true", help="use initial weights instead of pretrained ones"
     )
     sub.add_argument(
         "--max-memory",
         type=float,
         default=8.0,
         metavar="GB",
-        help="that segmenting a held-out scan may take (default: %(default)s)",
+        help="memory limit in GB for segmenting a held-out scan (default: %(default)s)",
     )
-    sub.add_argument("--overwrite", action="store_true", help="replace a finished model in OUT")
-    sub.add_argument("--device", default="auto")
-
-
-def _data(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "data",
-        nargs="?",
-        help="folder with images/ and labels/, of nnU-Net or Decathlon, of DICOM patients, or a CSV",
+        "--dry-run", action="store_true", help="check the cases and print the plan, without training"
+    )
+    sub.add_argument("--resume", action="store_true", help="fail unless OUT holds an unfinished training")
+    sub.add_argument("--overwrite", action="store_true", help="replace a finished model in OUT")
+    sub.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)"
+    )
+
+
+def _add_sides(sub: argparse.ArgumentParser) -> None:
+    """Who trains and who is held out."""
+    sub.add_argument(
+        "--hold-out",
+        help="share of the patients, or case names separated by commas (default: the cases that a column split "
+        "calls test, or 0.2)",
+    )
+    sub.add_argument("--folds", type=int, metavar="K", help="K-fold cross-validation over the patients")
+    sub.add_argument(
+        "--fold", type=int, metavar="I", help="train only fold I, from 0 (default: all, into OUT/foldI)"
+    )
+    sub.add_argument("--few-shot", type=int, metavar="N", help="train on N patients only")
+
+
+def _add_settings(sub: argparse.ArgumentParser) -> None:
+    """How to train."""
+    number: dict[str, Any] = dict(type=int, metavar="N")
+    sub.add_argument(
+        "--spacing",
+        type=float,
+        metavar="MM",
+        help="working spacing in mm (default: from the structures' size)",
+    )
+    sub.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="window in HU (default: from the labelled voxels)",
+    )
+    sub.add_argument("--steps", **number, help="training steps (default: 600)")
+    sub.add_argument("--minutes", type=float, metavar="M", help="train for about M minutes instead")
+    sub.add_argument("--freeze", choices=["encoder"], help="train the head alone")
+    sub.add_argument(
+        "--layer-decay", type=float, metavar="F", help="learning rate decay per block (default: 1)"
+    )
+    sub.add_argument("--ema", type=float, metavar="D", help="keep an average of the weights with decay D")
+    sub.add_argument("--bf16", action="store_true", help="half precision on a CPU (needs AVX512_BF16 or AMX)")
+    sub.add_argument(
+        "--validation",
+        type=float,
+        metavar="SHARE",
+        help="share of ten or more training patients held back for validation (default: 0.1)",
+    )
+    sub.add_argument(
+        "--patience",
+        **number,
+        help="stop after N evaluations without progress, in the second half of the training (default: 5)",
+    )
+    sub.add_argument("--batch", **number, help="crops per step and device (default: from the crop size)")
+    sub.add_argument("--crop", **number, help="crop size in voxels (default: from structures and scans)")
+    sub.add_argument("--seed", type=int, metavar="N", help="random seed (default: 0)")
+    sub.add_argument(
+        "--shift-augment",
+        **number,
+        help="also train on N copies of each scan under random CT shifts (default: 0)",
+    )
+
+
+def _add_data(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "data", nargs="?", help="folder (images/ and labels/, nnU-Net, Decathlon, DICOM patients) or CSV"
     )
     sub.add_argument("--images", help="folder of scans, with --labels instead of DATA")
     sub.add_argument("--labels", help="folder of masks with the names of the scans")
-    sub.add_argument("--roi", help="the structure to take, when an RTSTRUCT or SEG holds several")
+    sub.add_argument("--roi", help="name of the structure, if an RTSTRUCT or SEG holds several")
 
 
 def _check(args: argparse.Namespace) -> None:

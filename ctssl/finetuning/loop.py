@@ -196,7 +196,7 @@ def averaged(net: nn.Module, settings: Settings) -> Any:
     """timm's average of the weights, slow to start with; None when it is not wanted."""
     if not settings.ema:
         return None
-    from timm.utils import ModelEmaV3
+    from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 
     return ModelEmaV3(net, decay=settings.ema, use_warmup=True)
 
@@ -212,7 +212,7 @@ def groups(net: Segmenter, settings: Settings, *, from_scratch: bool) -> list[di
     peak = settings.lr if from_scratch else settings.encoder_lr
     if settings.layer_decay == 1.0 or from_scratch:
         return [{"params": list(net.encoder.parameters()), "peak": peak, "weight_decay": decay}, head]
-    from timm.optim import param_groups_layer_decay
+    from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 
     layers = param_groups_layer_decay(
         net.encoder, decay, weight_decay_exclude_1d=False, layer_decay=settings.layer_decay

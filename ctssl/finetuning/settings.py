@@ -4,35 +4,43 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a segmenter is trained. `warmup`: a share of `steps`.
+    """How a segmenter is trained.
 
-    `crop` in voxels of the model's spacing; 0: 64, or 96 for tumours of more than 32 voxels, which need more
-    around them. `batch`: crops per step and device; 0: four of 64 voxels, or as many larger ones as take
-    about that time. `minutes`: train for about so long instead of `steps`; the number of steps follows from
-    the speed of the first ten. `encoder_lr` is the learning rate of a pretrained encoder; one from scratch,
-    and every head, takes `lr`. `layer_decay` multiplies it once more for every block further from the end
-    (timm). `freeze`: leave the encoder as it is. `ema`: decay of the average of weights that is judged and
-    kept (timm's), 0 for none. `bf16`: half precision on a CPU too, which pays where it has instructions for
-    it (AVX512_BF16, AMX); a GPU always takes it.
+    Args:
+        steps: training steps.
+        minutes: train for about this long instead, validation included; the number of steps follows from the
+            pace and is corrected on the way.
+        batch: crops per step and device; 0: four of 64 voxels, or as many others as take about that time.
+        crop: voxels along each side of a crop; 0: derived from the structures and the scans.
+        lr: peak learning rate of the head, and of an encoder with initial weights.
+        encoder_lr: peak learning rate of a pretrained encoder.
+        layer_decay: factor of the learning rate for every block further from the end (timm); 1 for none.
+        freeze: train the head alone.
+        ema: decay of an average of the weights that is validated and kept (timm); 0 for none.
+        weight_decay: of AdamW.
+        warmup: share of the steps in which the learning rate rises.
+        foreground: share of the crops that hold a labelled voxel, anywhere in the crop.
+        trim: chance of cutting margins off the scan first (at most half of it along each axis), so that the
+            place of a tumour between the scan's borders says nothing. Mirroring is always on.
+        warp: chance of turning by up to `degrees` and scaling by up to `zoom`.
+        degrade: chance of each of gamma, blur, noise and a coarser look.
+        intensity: how far values (0 to 1) are stretched and moved.
+        shift_augment: copies of each training scan under random CT acquisition shifts (`ctssl.shifts`).
+        bf16: half precision on a CPU too, which pays where it has instructions for it (AVX512_BF16, AMX); a
+            GPU always takes it.
+        validation: share of the training patients (of ten or more) that are held back for validation: they
+            pick the threshold and, where they have five or more cases, the weights and the stopping point.
+        evaluations: how often whole validation scans are segmented. The best weights by a moving average of
+            their DSC are kept, from half of the steps on, when the learning rate has fallen.
+        patience: evaluations without progress after which the training ends.
+        seed: of everything that is drawn.
+        save_minutes: between two saves of the state.
 
-    `validation`: share of the training patients (of ten or more) on whose crops the weights are judged
-    `evaluations` times. The best by a moving average of that DSC are kept (single evaluations on a few crops
-    are noisy), from half of the steps on, when the learning rate has fallen; the training ends when
-    `patience` evaluations in a row then brought nothing.
-
-    Augmentation: mirroring always; `trim` is the chance of cutting margins off the scan first (at most half
-    of it along each axis), so that where a tumour lies between the scan's borders says nothing; `warp` the
-    chance of turning by up to `degrees` and scaling by up to `zoom`; `degrade` the chance of each of gamma,
-    blur, noise and a coarser look; `intensity` how far values (0..1) are stretched and moved; `shift_augment`
-    so many copies of each training scan, as another protocol or kernel would have given it (`ctssl.shifts`).
+    Raises `ValueError` for invalid values.
     """
 
     steps: int = 600
@@ -46,7 +54,7 @@ class Settings:
     ema: float = 0.0
     weight_decay: float = 0.01
     warmup: float = 0.05
-    foreground: float = 0.6  # share of crops around a labelled voxel, anywhere in the crop
+    foreground: float = 0.6
     trim: float = 0.5
     warp: float = 0.3
     degrees: float = 20.0
@@ -62,35 +70,31 @@ class Settings:
     save_minutes: float = 5.0
 
     def __post_init__(self) -> None:
+        least = {
+            "steps": 1,
+            "batch": 0,
+            "crop": 0,
+            "evaluations": 1,
+            "patience": 1,
+            "shift_augment": 0,
+            "seed": 0,
+        }
         wrong = [
-            f"{name}={getattr(self, name)} (at least {least})"
-            for name, least in (
-                ("steps", 1),
-                ("batch", 0),
-                ("crop", 0),
-                ("evaluations", 1),
-                ("patience", 1),
-                ("shift_augment", 0),
-                ("seed", 0),
-            )
-            if getattr(self, name) < least
+            f"{key}={getattr(self, key)} (must be >= {n})"
+            for key, n in least.items()
+            if getattr(self, key) < n
         ]
-        wrong += [
-            f"{name}={getattr(self, name):g} (above 0)"
-            for name in ("lr", "encoder_lr", "layer_decay", "zoom")
-            if not 0 < getattr(self, name) < math.inf
-        ]
-        wrong += [
-            f"{name}={getattr(self, name):g} (0 to below 1)"
-            for name in ("ema", "validation", "warmup")
-            if not 0 <= getattr(self, name) < 1
-        ]
-        wrong += [
-            f"{name}={getattr(self, name):g} (0 to 1)"
-            for name in ("foreground", "trim", "warp", "degrade")
-            if not 0 <= getattr(self, name) <= 1
-        ]
+        for keys, low, high, text in (
+            (("lr", "encoder_lr", "layer_decay", "zoom"), 0, math.inf, "> 0"),
+            (("ema", "validation", "warmup"), None, 1, ">= 0 and < 1"),
+            (("foreground", "trim", "warp", "degrade"), None, math.nextafter(1, 2), "from 0 to 1"),
+        ):
+            for key in keys:
+                value = getattr(self, key)
+                above = value > low if low is not None else value >= 0
+                if not (above and value < high):
+                    wrong.append(f"{key}={value:g} (must be {text})")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
-            wrong.append(f"minutes={self.minutes:g} (above 0)")
+            wrong.append(f"minutes={self.minutes:g} (must be > 0)")
         if wrong:
-            raise ValueError(f"settings that cannot be: {', '.join(wrong)}")
+            raise ValueError(f"invalid settings: {', '.join(wrong)}")

@@ -57,15 +57,15 @@ def open_start(model: Any, head: str, *, from_scratch: bool, seed: int) -> Start
     encoder: Any
     baseline, folder = isinstance(model, str) and model in BASELINES, None
     if baseline:
-        encoder = BASELINES[model]()
-        head = model if model in HEADS else head
+        encoder = BASELINES[str(model)]()
+        head = str(model) if model in HEADS else head
     elif isinstance(model, nn.Module):
         encoder = copy.deepcopy(model)
     else:
         folder = open_model(model)
         encoder = load(folder)
     spec = encoder.spec or ModelSpec("", "encoder", encoder.architecture)
-    name = model if baseline else spec.name
+    name = str(model) if baseline else spec.name
     weights = spec.sha256 or (name if baseline else fingerprint_of(encoder))
     if from_scratch or baseline:
         encoder = fresh(encoder, seed)

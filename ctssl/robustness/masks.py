@@ -93,7 +93,7 @@ def from_folder(folder: Path) -> Source:
     return Source(folder.name, key, lambda _, case, place: read_mask(find(case, place)))
 
 
-def complete(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> None:
+def check_complete(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> None:
     """Raise `FileNotFoundError` unless there is a mask of every case at every place."""
     missing = []
     for place in places:
@@ -107,7 +107,7 @@ def complete(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> 
         )
 
 
-def known_labels(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> list[str]:
+def check_labels(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> list[str]:
     """What is doubtful about the labels of a folder's masks. Raises `ValueError`, before any work, for a mask
     on another grid than the true one, and where no label of the masks is one of the true ones'."""
     notes: list[str] = []

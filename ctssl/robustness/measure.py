@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,74 +14,113 @@ from ctssl.evaluation.scores import labels_of, score_masks
 from ctssl.evaluation.tables import as_plain
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import read_json
-from ctssl.robustness.curves import (
-    Row,
-)
+from ctssl.robustness.curves import Row
 from ctssl.robustness.masks import Source
 from ctssl.shifts import REVISION, shift
-from ctssl.shifts.stamps import CLEAN, hash_content, describe_difference, shift_name, read_stamp, make_stamp, add_stamp
+from ctssl.shifts.stamps import (
+    CLEAN,
+    add_stamp,
+    describe_difference,
+    hash_content,
+    make_stamp,
+    read_stamp,
+    shift_name,
+)
 from ctssl.volume.volume import AIR_HU, Volume, read
 
 TAKING = ("thickness", "truncation")
 """Shifts that may leave a scan as it is, or cut off what is labelled."""
 
 
+@dataclass(frozen=True)
+class Grid:
+    """What is measured of every case, and where it is kept.
+
+    Args:
+        places: shift and severity, `("clean", 0)` for the scan as it is.
+        folder: for the rows, a file for each case and place.
+        scans: folder that keeps the shifted scans; None keeps none.
+        seed: of the noise.
+        tolerance_mm: of the surface Dice. None: no distances, which take most of the time.
+    """
+
+    places: list[tuple[str, int]]
+    folder: Path
+    scans: Path | None
+    seed: int
+    tolerance_mm: float | None
+
+    def facts(self, source: Source, case: str, place: tuple[str, int], voxels: list[str]) -> dict[str, Any]:
+        """What rows follow from. `voxels`: hashes of scan and truth."""
+        return {
+            "source": source.key(case, shift_name(*place)),
+            "seed": self.seed,
+            "tolerance_mm": self.tolerance_mm,
+            "case": voxels,
+            "shifts": REVISION,
+        }
+
+
 def measure(
-    sources: list[Source],
-    cases: list[Case],
-    places: list[tuple[str, int]],
-    folder: Path,
-    *,
-    scans: Path | None,
-    seed: int,
-    tolerance_mm: float | None,
-    overwrite: bool,
-    progress: bool,
+    sources: list[Source], cases: list[Case], grid: Grid, *, overwrite: bool = False, progress: bool = False
 ) -> list[Row]:
-    """Rows of every source, case and place: those in `folder`, and the others measured and kept there.
-    `tolerance_mm`: None for no distances."""
+    """Return the rows of every source, case and place: those kept in `grid.folder`, and the others, which are
+    measured and kept there at once.
+
+    `overwrite`: measure again what was measured otherwise. Raises `ValueError` for that without it.
+    """
     from tqdm import tqdm
 
     rows: dict[str, list[Row]] = {source.name: [] for source in sources}
-    bar = tqdm(total=len(cases) * len(places), desc="shifts", disable=not progress or not cases)
+    bar = tqdm(total=len(cases) * len(grid.places), desc="shifts", disable=not progress or not cases)
     for case in cases:
         scan, truth = read_case(case)
-        voxels = [hash_content(scan), hash_content(truth)]
-        for place in places:
-            shifted = None
-            for number, source in enumerate(sources):
-                path = folder / str(number) / f"{case.name}--{shift_name(*place)}.json"
-                facts = {
-                    "source": source.key(case.name, shift_name(*place)),
-                    "seed": seed,
-                    "tolerance_mm": tolerance_mm,
-                    "case": voxels,
-                    "shifts": REVISION,
-                }
-                kept = kept_rows(path, facts, overwrite)
-                if kept is None:
-                    if shifted is None and (source.model is not None or place[0] in TAKING):
-                        file = scans / shift_name(*place) / f"{case.name}.nii.gz" if scans else None
-                        shifted = shifted_scan(
-                            scan, place, seed, file, make_stamp(shift_name(*place), seed, voxels[0])
-                        )
-                    seen = scan if shifted is None else shifted
-                    mask = source.mask(seen, case.name, shift_name(*place))
-                    kept = score_masks(
-                        mask, truth, name=case.name, tolerance_mm=tolerance_mm, labels=labels_of(truth)
-                    )
-                    kept = [{**row, **left_to_see(scan, seen, truth, row["label"], place[0])} for row in kept]
-                    keep_rows(path, facts, kept)
+        for place in grid.places:
+            for name, kept in _measure_place(sources, case, (scan, truth), place, grid, overwrite).items():
                 where = {
-                    "model": source.name,
+                    "model": name,
                     "patient": case.patient or case.name,
                     "shift": place[0],
                     "severity": place[1],
                 }
-                rows[source.name] += [{**case.facts, **where, **row} for row in kept]
+                rows[name] += [{**case.facts, **where, **row} for row in kept]
             bar.update()
     bar.close()
     return [row for source in sources for row in rows[source.name]]
+
+
+def _measure_place(
+    sources: list[Source],
+    case: Case,
+    volumes: tuple[Volume, Volume],
+    place: tuple[str, int],
+    grid: Grid,
+    overwrite: bool,
+) -> dict[str, list[Row]]:
+    """Rows of each source for a case (scan and truth) at a place; the scan is shifted only where one needs
+    it."""
+    scan, truth = volumes
+    voxels = [hash_content(scan), hash_content(truth)]
+    shifted: Volume | None = None
+    rows = {}
+    for number, source in enumerate(sources):
+        path = grid.folder / str(number) / f"{case.name}--{shift_name(*place)}.json"
+        facts = grid.facts(source, case.name, place, voxels)
+        kept = kept_rows(path, facts, overwrite)
+        if kept is None:
+            if shifted is None and (source.model is not None or place[0] in TAKING):
+                file = grid.scans / shift_name(*place) / f"{case.name}.nii.gz" if grid.scans else None
+                stamp = make_stamp(shift_name(*place), grid.seed, voxels[0])
+                shifted = shifted_scan(scan, place, grid.seed, file, stamp)
+            seen = scan if shifted is None else shifted
+            mask = source.mask(seen, case.name, shift_name(*place))
+            scores = score_masks(
+                mask, truth, name=case.name, tolerance_mm=grid.tolerance_mm, labels=labels_of(truth)
+            )
+            kept = [{**row, **left_to_see(scan, seen, truth, row["label"], place[0])} for row in scores]
+            keep_rows(path, facts, kept)
+        rows[source.name] = kept
+    return rows
 
 
 def left_to_see(scan: Volume, seen: Volume, truth: Volume, label: int, name: str) -> Row:

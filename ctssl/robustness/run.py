@@ -7,19 +7,18 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ctssl.datasets.case import Case
 from ctssl.datasets.layouts import find_cases
 from ctssl.evaluation.scores import RESERVED
-from ctssl.evaluation.tables import facts_of
-from ctssl.robustness.curves import (
-    Row,
-)
-from ctssl.robustness.masks import Source, complete, find_sources, known_labels
-from ctssl.robustness.measure import keep_rows, kept_rows, measure
+from ctssl.evaluation.tables import read_facts
+from ctssl.robustness.curves import Row
+from ctssl.robustness.masks import Source, check_complete, check_labels, find_sources
+from ctssl.robustness.measure import Grid, keep_rows, kept_rows, measure
+from ctssl.robustness.pairs import agreement, find_pairs, summarise
 from ctssl.robustness.report import Robustness, draw, left, notes, power, tables
 from ctssl.shifts import SHIFTS, check_shift
 from ctssl.shifts.stamps import CLEAN, hash_content
@@ -73,72 +72,111 @@ def measure_robustness(
 
     Raises `ValueError` or `FileNotFoundError` for what does not fit, before any work.
     """
-    out = Path(out)
-    shifts, by, cases = several(shifts), several(by), None if cases is None else list(several(cases))
-    severities = (severities,) if isinstance(severities, int) else tuple(severities)
-    if not tolerance_mm > 0:
-        raise ValueError(f"a tolerance of {tolerance_mm} mm: give one above 0")
-    for name in shifts:
-        for severity in severities:
-            check_shift(name, severity)
+    asked = _Asked(
+        Path(out),
+        _several(shifts),
+        _severities(severities),
+        _several(by),
+        seed,
+        tolerance_mm,
+        overwrite,
+        progress,
+    )
+    _check_asked(asked)
     sources = find_sources(model, against, predictions, device)
-    wanted = chosen_cases(data, images, labels, roi, cases) if data is not None or images is not None else []
-    if not wanted and pairs is None:
-        raise ValueError(
-            "nothing to measure: give labelled scans (DATA), or --pairs with a table of scan pairs"
+    names = None if cases is None else list(_several(cases))
+    wanted = choose_cases(data, images, labels, roi, names) if data is not None or images is not None else []
+    _check_together(
+        asked, wanted, table=table, pairs=pairs, foreign=predictions is not None and model is None
+    )
+    facts = (
+        read_facts(Path(table), asked.by, [case.name for case in wanted])
+        if table is not None and wanted
+        else {}
+    )
+    doubts: list[str] = []
+    if predictions is not None:
+        check_complete(Path(predictions), wanted, asked.places)
+        doubts = check_labels(Path(predictions), wanted, asked.places)
+    if pairs is not None:
+        find_pairs(Path(pairs))
+    prepare_folder(asked.out)
+    grid = Grid(asked.places, asked.out / "rows", None if scans is None else Path(scans), seed, tolerance_mm)
+    rows = measure(sources, wanted, grid, overwrite=overwrite, progress=progress)
+    rows = [{**row, **facts.get(row["case"], {})} for row in rows]
+    report = tables(
+        rows, [s.name for s in sources], list(dict.fromkeys(asked.shifts)), asked.by, tolerance_mm
+    )
+    report = replace(report, notes=[*notes(sources, wanted), *doubts, *left(rows), *power(report)])
+    if pairs is not None:
+        report = with_pairs(
+            report, sources, Path(pairs), asked.out / "pairs", overwrite=overwrite, progress=progress
         )
-    if taken := sorted(set(by) & RESERVED):
+    report.save(asked.out)
+    if rows and overlays:
+        draw(sources[0], wanted, rows, overlays, asked.out, seed)
+    return report
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The plain arguments of `measure_robustness`."""
+
+    out: Path
+    shifts: tuple[str, ...]
+    severities: tuple[int, ...]
+    by: tuple[str, ...]
+    seed: int
+    tolerance_mm: float
+    overwrite: bool
+    progress: bool
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Shift and severity, the clean scan first."""
+        return [(CLEAN, 0), *((name, s) for name in self.shifts for s in sorted(set(self.severities)))]
+
+
+def _check_asked(asked: _Asked) -> None:
+    """Raise `ValueError` for arguments that are invalid by themselves."""
+    if not asked.tolerance_mm > 0:
+        raise ValueError(f"tolerance_mm={asked.tolerance_mm}: must be > 0")
+    for name in asked.shifts:
+        for severity in asked.severities:
+            check_shift(name, severity)
+    if taken := sorted(set(asked.by) & RESERVED):
         raise ValueError(
             f"a stratum cannot be called {', '.join(taken)}, as the results have such a column of their own; rename "
             "the column of the table"
         )
-    if table is None and any(column not in case.facts for column in by for case in wanted):
-        raise ValueError(f"by={by} needs a table with these columns (--table cases.csv)")
-    if predictions is not None and model is None and pairs is not None:
+
+
+def _check_together(asked: _Asked, cases: list[Case], *, table: Any, pairs: Any, foreign: bool) -> None:
+    """Raise `ValueError` for arguments that do not fit together. `foreign`: only another tool's masks."""
+    if not cases and pairs is None:
+        raise ValueError(
+            "nothing to measure: give labelled scans (DATA), or --pairs with a table of scan pairs"
+        )
+    if table is None and any(column not in case.facts for column in asked.by for case in cases):
+        raise ValueError(f"by={asked.by} needs a table with these columns (--table cases.csv)")
+    if foreign and pairs is not None:
         raise ValueError(
             "--pairs needs a --model that segments both scans of a pair; masks of another tool cannot be paired"
         )
-    if wanted and not (shifts and severities):
+    if cases and not (asked.shifts and asked.severities):
         raise ValueError("give at least one shift and one severity")
-    facts = facts_of(Path(table), by, [case.name for case in wanted]) if table is not None and wanted else {}
-    places = [(CLEAN, 0), *((name, int(s)) for name in shifts for s in sorted(set(severities)))]
-    doubts: list[str] = []
-    if predictions is not None:
-        complete(Path(predictions), wanted, places)
-        doubts = known_labels(Path(predictions), wanted, places)
-    if pairs is not None:
-        from ctssl.robustness.pairs import find_pairs
-
-        find_pairs(Path(pairs))
-    prepare_folder(out)
-    rows = measure(
-        sources,
-        wanted,
-        places,
-        out / "rows",
-        scans=Path(scans) if scans is not None else None,
-        seed=seed,
-        tolerance_mm=tolerance_mm,
-        overwrite=overwrite,
-        progress=progress,
-    )
-    rows = [{**row, **facts.get(row["case"], {})} for row in rows]
-    found = tables(rows, [source.name for source in sources], list(dict.fromkeys(shifts)), by, tolerance_mm)
-    found = replace(found, notes=[*notes(sources, wanted), *doubts, *left(rows), *power(found)])
-    if pairs is not None:
-        found = with_pairs(found, sources, Path(pairs), out / "pairs", overwrite=overwrite, progress=progress)
-    found.save(out)
-    if rows and overlays:
-        draw(sources[0], wanted, rows, overlays, out, seed)
-    return found
 
 
-def several(names: str | Iterable[str]) -> tuple[str, ...]:
+def _severities(values: int | Iterable[int]) -> tuple[int, ...]:
+    return (values,) if isinstance(values, int) else tuple(int(value) for value in values)
+
+
+def _several(names: str | Iterable[str]) -> tuple[str, ...]:
     """One name counts as a list of one."""
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def chosen_cases(data: Any, images: Any, labels: Any, roi: str | None, names: list[str] | None) -> list[Case]:
+def choose_cases(data: Any, images: Any, labels: Any, roi: str | None, names: list[str] | None) -> list[Case]:
     """The cases to judge on."""
     found = find_cases(data, images=images, labels=labels, roi=roi).cases
     unknown = set(names or []) - {case.name for case in found}
@@ -161,8 +199,6 @@ def with_pairs(
 ) -> Robustness:
     """The same with the agreement of paired scans, each kept in `folder`; folders of masks have no pairs."""
     from tqdm import tqdm
-
-    from ctssl.robustness.pairs import agreement, find_pairs, summarise
 
     rows, sums = [], []
     for number, source in enumerate(sources):

@@ -40,7 +40,7 @@ from ctssl.finetuning.start import BASELINES, fresh, published
 from ctssl.hub.folder import read_config
 from ctssl.metrics import volume_ml
 from ctssl.robustness.masks import find_sources
-from ctssl.robustness.measure import left_to_see, measure
+from ctssl.robustness.measure import Grid, left_to_see, measure
 from ctssl.shifts import REVISION, SHIFTS
 from ctssl.shifts.stamps import CLEAN
 from ctssl.similarity import TooFewCrops, compare
@@ -185,11 +185,7 @@ def under_shifts(source: trials.Experiment, model: str, seed: int, runs: Path, p
     rows = measure(
         find_sources(folder, None, None, "cpu"),
         chosen,
-        places,
-        runs / f"robustness-{folder.name}",
-        scans=scans,
-        seed=0,
-        tolerance_mm=None,
+        Grid(places, runs / f"robustness-{folder.name}", scans, seed=0, tolerance_mm=None),
         overwrite=True,
         progress=True,
     )
