@@ -10,16 +10,21 @@ import ctssl
 from ctssl.cli.main import main
 from ctssl.phantom import phantom
 from tests.support.command import refused
+from tests.support.tiny import tiny_swin
 
 
 @pytest.fixture
 def scan(tmp_path):
-    return phantom(6.0)[0].save(tmp_path / "scan.nii.gz")
+    """The part of a phantom around its tumour."""
+    whole = phantom(6.0)[0]
+    part = np.ascontiguousarray(whole.array[26:50, 8:32, 10:30])
+    return ctssl.Volume(part, whole.affine, "part").save(tmp_path / "scan.nii.gz")
 
 
-@pytest.fixture
-def model(tiny_segmenter):
-    return tiny_segmenter
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    net = ctssl.segmenter(tiny_swin(), head="linear")
+    return net.save_pretrained(tmp_path_factory.mktemp("models") / "model")
 
 
 def said(capsys, *args) -> str:
@@ -75,6 +80,7 @@ def test_segment_with_probabilities(capsys, scan, model, tmp_path):
     assert chance.min() >= 0 and chance.max() <= 1 and (mask == (chance > 0.5)).mean() > 0.9999
     np.testing.assert_array_equal(mask, ctssl.load_segmenter(model).segment(scan, tta=True).array)
     (tmp_path / "m.nii.gz").unlink()
+    (tmp_path / "m.ctssl.json").unlink()
     assert "m_tumour" in refused(
         capsys, "segment", scan, tmp_path / "m.nii.gz", "--model", model, "--probabilities"
     )
@@ -114,6 +120,7 @@ def test_segment_a_folder(capsys, scan, model, tmp_path):
         )
 
 
+@pytest.mark.filterwarnings("default::ctssl.lint.ScanWarning")
 def test_a_folder_with_its_masks_inside_and_maps_of_every_label(capsys, scan, model, tmp_path):
     """Masks may lie in the folder of the scans; maps lie apart, so that the masks can be evaluated as they are."""
     scans = tmp_path / "scans"
@@ -173,7 +180,7 @@ def test_demo(capsys, model, tmp_path):
 
 def test_a_demo_replaces_its_own_files_alone(capsys, scan, model, tmp_path):
     (tmp_path / "mask.nii.gz").write_bytes(b"an expert's")
-    assert "not of a demo" in refused(capsys, "demo", scan, "--model", model, "--out", tmp_path)
+    assert "not from a demo" in refused(capsys, "demo", scan, "--model", model, "--out", tmp_path)
     assert (tmp_path / "mask.nii.gz").read_bytes() == b"an expert's"
     for _ in range(2):
         said(capsys, "demo", scan, "--model", model, "--out", tmp_path / "demo")
