@@ -64,7 +64,7 @@ def test_folds_go_on_where_they_stopped(labelled, tiny, tmp_path, capsys, monkey
     whole, calls = run.fit, []
 
     def killed(*args, **kwargs):
-        calls.append(kwargs["unfinished"].parent.name)
+        calls.append(kwargs["folder"].parent.name)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return whole(*args, **kwargs)
@@ -93,8 +93,8 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_read(labelled, t
         (["--ema", "1"], "ema=1"),
         (["--minutes", "0"], "minutes=0"),
         (["--layer-decay", "0"], "layer_decay=0"),
-        (["--head", "unet"], "there are dynunet, light"),
-        (["--spacing", "0"], "no spacing to work at"),
+        (["--head", "unet"], "use dynunet, light"),
+        (["--spacing", "0"], "use 0.1 to 20 mm"),
         (["--few-shot", "9"], "there are 2 patients"),
         (["--folds", "0"], "give at least 2"),
         (["--patience", "0"], "patience=0"),

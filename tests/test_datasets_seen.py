@@ -9,7 +9,7 @@ from ctssl.datasets.layouts import find_cases
 def test_it_is_said_when_nobody_knows_what_a_model_has_seen(labelled, encoder, tmp_path):
     folder = encoder.save_pretrained(tmp_path / "theirs")
     (found,) = problems(find_cases(labelled), model=folder)
-    assert found.code == "unknown-pretraining" and "cannot be told" in found.message
+    assert found.code == "unknown-pretraining" and "whether these are among them is unknown" in found.message
 
 
 def test_a_scan_of_the_pretraining_is_recognised_by_its_series(data):

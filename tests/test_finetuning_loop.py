@@ -9,11 +9,26 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import ctssl
 from ctssl.encoders import ENCODERS
 from ctssl.finetuning import loop
+from ctssl.finetuning.crops import Scan
+from ctssl.finetuning.threshold import validate
 from tests.support.tiny import QUICK
+
+SCAN = Scan(
+    np.random.default_rng(0).random((20, 20, 20)).astype(np.float16),
+    np.ones((20, 20, 20), np.uint8),
+    np.eye(4),
+    "x",
+)
+
+
+def where(folder):
+    """Keyword arguments of `fit` for a training of its own."""
+    return {"folder": folder / "u", "identity": {}, "from_scratch": False, "progress": False}
 
 
 def test_the_best_weights_by_validation_are_kept_and_a_training_without_gain_ends(
@@ -24,34 +39,58 @@ def test_the_best_weights_by_validation_are_kept_and_a_training_without_gain_end
     scripted = iter([0.9, 0.1, 0.1, 0.1, 0.1, 0.8, 0.05, 0.04, 0.1, 0.9])
     seen = []
 
-    def score(net, crops, device, half):
+    def score(net, scans, half):
         seen.append({k: v.clone() for k, v in net.state_dict().items()})
         return next(scripted)
 
-    monkeypatch.setattr(loop, "crop_dsc", score)
-    scan = (np.random.default_rng(0).random((20, 20, 20)).astype(np.float32), np.ones((20, 20, 20), np.uint8))
+    monkeypatch.setattr(loop, "validate", score)
     settings = ctssl.Settings(steps=20, batch=1, crop=16, evaluations=10, patience=3)
     net = ctssl.segmenter(tiny, head="linear")
-    facts = {"from_scratch": False}
-    curve = loop.fit(net, [scan], [scan], settings, unfinished=tmp_path / "u", facts=facts, progress=False)
+    curve = loop.fit(net, [SCAN], [SCAN] * 5, settings, **where(tmp_path))
     assert [row["step"] for row in curve] == list(range(2, 20, 2)) and curve[-1]["dsc"] == 0.1
     for key, value in net.state_dict().items():
         assert torch.equal(value, seen[5][key])
 
 
-def test_the_dsc_of_crops_is_that_of_all_their_voxels_together():
+def test_few_validation_cases_choose_no_weights(tiny, monkeypatch, tmp_path):
+    """Below five their ranking is luck: the curve is kept, the weights are the last ones."""
+    scripted = iter([0.9, 0.1, 0.1, 0.1])
+    monkeypatch.setattr(loop, "validate", lambda *_, **__: next(scripted))
+    settings = ctssl.Settings(steps=4, batch=1, crop=16, evaluations=4, patience=1)
+    net = ctssl.segmenter(tiny, head="linear")
+    curve = loop.fit(net, [SCAN], [SCAN] * 4, settings, **where(tmp_path))
+    assert [row["dsc"] for row in curve] == [0.9, 0.1, 0.1, 0.1]
+    state = load_file(tmp_path / "u" / "state-4.safetensors")
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, state[f"net.{key}"])
+
+
+def test_validation_is_the_mean_over_whole_scans_and_the_labels_they_have():
+    """By hand: a network that repeats the image; label 2 is in one of the two scans."""
+
     class Says(torch.nn.Module):
-        classes = 3
+        window, classes, labels = 8, 3, {1: "a", 2: "b"}
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
 
         def forward(self, x):
-            return torch.nn.functional.one_hot(x[:, 0].long(), 3).permute(0, 4, 1, 2, 3).float()
+            return (
+                50
+                * torch.nn.functional.one_hot((2 * x[:, 0]).round().long(), 3).permute(0, 4, 1, 2, 3).float()
+            )
 
     rng = np.random.default_rng(0)
-    pairs = [rng.integers(0, 3, (2, 1, 1, 6, 6, 6)) for _ in range(4)]
-    crops = [(torch.from_numpy(a.astype(np.float32)), torch.from_numpy(b)) for a, b in pairs]
-    found, true = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in (0, 1))
-    expected = np.mean([ctssl.metrics.dsc(found == k, true == k) for k in (1, 2)])
-    assert loop.crop_dsc(Says(), crops, torch.device("cpu")) == pytest.approx(expected)
+    found = [rng.integers(0, 3, (16, 16, 16)), rng.integers(0, 2, (8, 8, 24))]
+    true = [rng.integers(0, 3, (16, 16, 16)), rng.integers(0, 2, (8, 8, 24))]
+    scans = [
+        Scan((a / 2).astype(np.float16), b.astype(np.uint8), np.eye(4), "x")
+        for a, b in zip(found, true, strict=True)
+    ]
+    first = np.mean([ctssl.metrics.dsc(found[0] == k, true[0] == k) for k in (1, 2)])
+    expected = (first + ctssl.metrics.dsc(found[1] == 1, true[1] == 1)) / 2
+    assert validate(Says(), scans) == pytest.approx(expected)
 
 
 SHARED = """
@@ -124,12 +163,10 @@ def test_the_average_of_the_weights_is_what_is_kept(tiny, tmp_path):
         settings = dataclasses.replace(QUICK, steps=3, ema=ema, warmup=0.0)
         loop.fit(
             net,
-            [(scan, mask)],
+            [Scan(scan, mask, np.eye(4), "x")],
             [],
             settings,
-            unfinished=tmp_path / str(ema),
-            facts={"from_scratch": True},
-            progress=False,
+            **(where(tmp_path / str(ema)) | {"from_scratch": True}),
         )
         found[ema] = torch.cat([v.flatten() for v in net.state_dict().values() if v.is_floating_point()])
     start = torch.cat(

@@ -20,22 +20,40 @@ def test_the_spacing_follows_from_the_tumours():
         ball = Volume(
             mask + 1 if organ else mask, np.diag([voxel_mm] * 3 + [1.0])
         )  # the tumour is label 2 in an organ
-        return plan.fitting_spacing(plan.together([plan.measure(ball, ball)]), 1.5)
+        return plan.derive_spacing(plan.pool([plan.measure(ball, ball)]), 1.5)
 
     assert spacing(6.0, 1.0) == pytest.approx(1.2, abs=0.02)  # 12 mm across
     assert spacing(25.0, 1.0) == 3.0 and spacing(3.0, 1.0) == 1.0
     assert spacing(6.0, 1.0, organ=True) == pytest.approx(1.2, abs=0.02)
-    nothing = plan.Tumours({}, 1.0, np.zeros(0))
-    assert plan.fitting_spacing(nothing, 2.0) == 2.0
-    assert [plan.fitting_crop(plan.Tumours({1: mm}, 1.0, np.zeros(0)), 2.0) for mm in (20.0, 90.0)] == [
-        64,
-        96,
-    ]
+    assert plan.derive_spacing(plan.Structures({}, {}, 1.0, 300.0), 2.0) == 2.0
+
+
+def test_the_crop_follows_from_the_tumours_and_is_not_larger_than_the_scans():
+    def crop(diameter_mm, extent_mm, spacing_mm=2.0):
+        return plan.derive_crop(plan.Structures({1: diameter_mm}, {}, 1.0, extent_mm), spacing_mm)
+
+    assert [crop(20.0, 400.0), crop(90.0, 400.0)] == [64, 96]
+    assert crop(43.0, 92.0, 2.71) == 32 and crop(20.0, 100.0) == 48 and crop(20.0, 10.0) == 32
+
+
+def test_one_label_of_seven_decides_neither_spacing_nor_window():
+    soft = np.linspace(0, 100, 1001)
+    hu = dict.fromkeys(range(1, 7), soft) | {7: np.linspace(200, 1500, 1001)}  # a mandible
+    sizes = dict.fromkeys(range(1, 7), 40.0) | {7: 8.0}
+    common = plan.Structures(sizes, hu, 1.0, 300.0)
+    assert plan.derive_window(common, (-500.0, 500.0)) == (-50.0, 150.0)
+    assert plan.derive_spacing(common, 3.0) == 4.0
+    few = plan.Structures({1: 40.0, 2: 8.0}, {1: soft, 2: hu[7]}, 1.0, 300.0)
+    assert plan.derive_window(few, (-500.0, 500.0))[1] > 1500 and plan.derive_spacing(few, 3.0) == 1.0
 
 
 def test_the_window_follows_from_the_tumours_and_is_kept(labelled, tiny, tmp_path):
     hu = np.linspace(-100, 100, 20001)
-    window = lambda values: plan.fitting_window(plan.Tumours({1: 30.0}, 1.0, values), (-500.0, 500.0))  # noqa: E731
+
+    def window(values):
+        common = plan.Structures({1: 30.0}, {1: values} if len(values) else {}, 1.0, 300.0)
+        return plan.derive_window(common, (-500.0, 500.0))
+
     assert window(hu) == (-150.0, 150.0) and window(np.full(9, 40.0)) == (-60.0, 140.0)
     assert window(hu * 9 - 500)[0] == -1020.0 and window(np.zeros(0)) == (-500.0, 500.0)
     settings = dataclasses.replace(QUICK, steps=1)

@@ -107,7 +107,7 @@ def test_who_is_trained_on_who_chooses_and_who_is_judged(labelled, tiny, tmp_pat
     ]
     train, held = splits.divide(find_cases(table("train", "train", "val")).cases, None, 0)
     assert [case.name for case in held] == ["case2"] and len(train) == 2  # nobody else is left to judge on
-    with pytest.raises(ValueError, match="case1: the split 'tarin' is none; write train, val or test"):
+    with pytest.raises(ValueError, match="unknown split 'tarin'; use train, val or test"):
         splits.divide(find_cases(table("train", "tarin", "test")).cases, None, 0)
 
 

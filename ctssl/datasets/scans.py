@@ -71,7 +71,8 @@ def list_scans(
         raise FileNotFoundError(f"no folder {folder}")
     paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     files = [path for path in paths if is_nifti(path) and not path.is_dir()]
-    _refuse_channels(files, masks)
+    if unlabelled:
+        _check_channels(files, masks)
     numbered = all(stem(path).endswith("_0000") for path in files)
     found: dict[str, Path] = {}
     for path in paths:
@@ -120,7 +121,7 @@ def find_scans(folder: Path) -> list[Scan]:
     return found
 
 
-def _refuse_channels(files: list[Path], masks: dict[str, Path] | None) -> None:
+def _check_channels(files: list[Path], masks: dict[str, Path] | None) -> None:
     """Raise `ValueError` for the second channel of a case, as nnU-Net writes it."""
     names = {stem(path) for path in files}
     for path in files:
