@@ -188,6 +188,6 @@ def test_the_mirror_is_one_commit_with_a_tag_and_is_left_when_it_is_there(mirror
         main([NAME, "--org", "org", "--mirror", str(folder), "--tag", "v2"])
     (tmp_path / "org" / NAME).mkdir(parents=True)
     (tmp_path / "org" / NAME / "notes.txt").write_text("precious")
-    with pytest.raises(SystemExit, match="it was left as it is"):
+    with pytest.raises(SystemExit, match="it was not changed"):
         main([NAME, "--org", "org", "--mirror", str(tmp_path)])
     assert (tmp_path / "org" / NAME / "notes.txt").read_text() == "precious"

@@ -13,10 +13,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(phantoms, capsys):
     pretrain.pretrain(TINY, phantoms, stop_after=3)
     newest = phantoms / "checkpoint.pt"
     newest.write_bytes(newest.read_bytes()[:-2000])
-    state = checkpoints.latest(phantoms, TINY)
+    state = checkpoints.load_latest(phantoms, TINY)
     assert state is not None and state["step"] == 3 and "damaged" in capsys.readouterr().out
     (phantoms / "checkpoint.before.pt").unlink()
-    assert checkpoints.latest(phantoms, TINY) is None
+    assert checkpoints.load_latest(phantoms, TINY) is None
 
 
 def test_a_checkpoint_of_other_settings_is_not_continued(phantoms):

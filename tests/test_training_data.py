@@ -22,16 +22,16 @@ from training.data.views import Views
 def test_the_cache_follows_content_and_preprocessing(tmp_path):
     path = phantom(8.0)[0].save(tmp_path / "p.nii.gz")
     scans = [manifest.Scan(path, "p")]
-    one = cache.prepared(scans, TINY.preprocess, tmp_path / "cache").scan(0)
+    one = cache.prepare_corpus(scans, TINY.preprocess, tmp_path / "cache").scan(0)
     assert one.dtype == np.float16 and isinstance(one, np.memmap) and one.min() >= 0 and one.max() <= 1
     other = dataclasses.replace(TINY.preprocess, spacing_mm=4.0)
-    assert cache.prepared(scans, other, tmp_path / "cache").scan(0).shape != one.shape
+    assert cache.prepare_corpus(scans, other, tmp_path / "cache").scan(0).shape != one.shape
     phantom(8.0, seed=3)[0].save(path, overwrite=True)
-    two = cache.prepared(scans, TINY.preprocess, tmp_path / "cache").scan(0)
+    two = cache.prepare_corpus(scans, TINY.preprocess, tmp_path / "cache").scan(0)
     assert not np.array_equal(one, two)
     for file in (tmp_path / "cache").glob("*-*.npy"):  # deleted: made again
         file.unlink()
-    assert np.array_equal(cache.prepared(scans, TINY.preprocess, tmp_path / "cache").scan(0), two)
+    assert np.array_equal(cache.prepare_corpus(scans, TINY.preprocess, tmp_path / "cache").scan(0), two)
 
 
 def test_a_damaged_scan_is_left_out_and_too_many_are_refused(tmp_path, capsys):
@@ -39,12 +39,12 @@ def test_a_damaged_scan_is_left_out_and_too_many_are_refused(tmp_path, capsys):
     bad = tmp_path / "bad.nii.gz"
     bad.write_bytes(good.read_bytes()[:5000])
     scans = [manifest.Scan(good, str(i)) for i in range(24)] + [manifest.Scan(bad, "bad")]
-    corpus = cache.prepared(scans, TINY.preprocess, tmp_path / "cache")
+    corpus = cache.prepare_corpus(scans, TINY.preprocess, tmp_path / "cache")
     assert (
         len(corpus) == 24 and "left out 1 of 25" in (out := capsys.readouterr().out) and "bad.nii.gz" in out
     )
     with pytest.raises(SystemExit, match="2 of 3 scans are unusable"):
-        cache.prepared(
+        cache.prepare_corpus(
             [scans[0], scans[24], manifest.Scan(tmp_path / "none.nii", "n")],
             TINY.preprocess,
             tmp_path / "cache",
@@ -76,7 +76,7 @@ def test_each_scan_comes_once_in_a_pass_and_samples_do_not_depend_on_who_asks(tm
     scans = [
         manifest.Scan(phantom(8.0, seed=i)[0].save(tmp_path / f"{i}.nii.gz"), str(i // 2)) for i in range(4)
     ]
-    corpus = cache.prepared(scans, TINY.preprocess, tmp_path / "cache")
+    corpus = cache.prepare_corpus(scans, TINY.preprocess, tmp_path / "cache")
     assert [corpus.patient(i) for i in range(4)] == [0, 0, 1, 1]
     samples = Samples(corpus, crop=16, views=2, how=Views(), seed=3)
     drawn = [samples[n][2] for n in range(8)]
@@ -106,14 +106,14 @@ def test_a_hundred_thousand_scans_start_in_seconds_and_a_worker_holds_one_table(
     plain = time.perf_counter() - began
     scans = manifest.find_scans(folder)
     assert len(scans) == many
-    first = cache.prepared(scans[:1], TINY.preprocess, tmp_path / "cache")
+    first = cache.prepare_corpus(scans[:1], TINY.preprocess, tmp_path / "cache")
     spec = first.rows[0]["file"].decode().rsplit("-", 1)[1].removesuffix(".npy")
     with open(tmp_path / "cache" / "index.jsonl", "w") as index:
         for scan in scans:
             entry = {"state": cache._state(scan.path), "spec": spec, "file": first.rows[0]["file"].decode()}
             index.write(json.dumps(entry) + "\n")
     began = time.perf_counter()
-    corpus = cache.prepared(manifest.find_scans(folder), TINY.preprocess, tmp_path / "cache")
+    corpus = cache.prepare_corpus(manifest.find_scans(folder), TINY.preprocess, tmp_path / "cache")
     samples = Samples(corpus, crop=8, views=1, how=Views(), seed=0)
     samples[30 * many + 5]
     assert time.perf_counter() - began < 40 * plain + 2
@@ -148,5 +148,5 @@ def test_a_scan_that_is_no_ct_in_hu_is_left_out(tmp_path):
     windowed = dataclasses.replace(scan, array=np.clip(scan.array / 1000, 0, 1)).save(
         tmp_path / "windowed.nii.gz"
     )
-    corpus = cache.prepared([*good, Scan(windowed, "w")], Preprocess(), tmp_path / "cache")
+    corpus = cache.prepare_corpus([*good, Scan(windowed, "w")], Preprocess(), tmp_path / "cache")
     assert len(corpus) == 30

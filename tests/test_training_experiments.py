@@ -99,7 +99,7 @@ def test_weights_take_over_the_strictest_licence():
         and of("CC BY 3.0", "CC BY 3.0 / 4.0") == "cc-by-4.0"
     )
     for closed in ("CC BY-NC 3.0", "unknown"):
-        with pytest.raises(ValueError, match="does not let us publish"):
+        with pytest.raises(ValueError, match="does not allow publishing"):
             of("CC BY 3.0", closed)
 
 

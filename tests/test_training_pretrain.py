@@ -136,6 +136,6 @@ def test_what_the_disk_refused_once_is_tried_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cache, "_save", full)
     with pytest.raises(SystemExit, match="1 scans are unusable"):
-        cache.prepared(scans, Preprocess(), tmp_path / "cache")
+        cache.prepare_corpus(scans, Preprocess(), tmp_path / "cache")
     monkeypatch.setattr(cache, "_save", whole)
-    assert len(cache.prepared(scans, Preprocess(), tmp_path / "cache")) == 1
+    assert len(cache.prepare_corpus(scans, Preprocess(), tmp_path / "cache")) == 1

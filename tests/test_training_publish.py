@@ -21,7 +21,7 @@ from tests.support.child import NAME, TAG, python
 from tests.support.hub_double import Double
 from tests.support.tiny import SMALL
 from training.release import publish
-from training.release.segmenter import free
+from training.release.segmenter import is_open_licence
 
 OTHER = "swin-wild-mim"
 MASK = """import sys, ctssl, numpy; from ctssl.phantom import phantom; m = ctssl.load_segmenter(sys.argv[1])
@@ -77,7 +77,7 @@ def test_every_model_is_fit_to_be_published(name):
 def test_what_is_not_in_the_table_is_of_unclear_licence_and_stays_here(name):
     folder = hub.bundled() / name
     config = hub.open_folder(folder).config
-    assert not free(config["licence"]) and (folder / "README.md").read_text() == publish.expected_card(
+    assert not is_open_licence(config["licence"]) and (folder / "README.md").read_text() == publish.expected_card(
         folder, config
     )
     assert not {"best.png", "median.png", "worst.png"} & {path.name for path in folder.iterdir()}
@@ -103,7 +103,7 @@ def spoil_weights(folder):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (spoil_card, "README.md is not what its files say"),
+        (spoil_card, "README.md does not match the other files"),
         (spoil_config, "config.json says parameters 7, the table 1649520"),
         (spoil_weights, "model.safetensors is damaged or was changed"),
         (lambda folder: (folder / "patients.csv").write_text("x"), "patients.csv does not belong there"),
@@ -142,7 +142,7 @@ def test_publishing_uploads_one_commit_tags_it_and_writes_the_table(double, tabl
 
 @pytest.mark.parametrize(
     ("token", "words"),
-    [("", "does not know you"), ("hf_wrong", "does not know you"), ("hf_reads", "does not let you")],
+    [("", "does not accept your token"), ("hf_wrong", "does not accept your token"), ("hf_reads", "does not let you")],
 )
 def test_publishing_without_a_token_that_may_write_makes_nothing(double, table, token, words, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", token)
@@ -156,7 +156,7 @@ def test_a_tag_of_another_commit_is_not_moved(double, table):
     publish.publish([NAME], org="org", table=table)
     kept = double.repos[f"org/{NAME}"]
     first = kept["refs"][TAG] = next(iter(kept["commits"]))
-    with pytest.raises(ValueError, match=f"it is that of {first}; choose another --tag"):
+    with pytest.raises(ValueError, match=f"it already belongs to {first}; choose another --tag"):
         publish.publish([NAME], org="org", table=table)
 
 

@@ -78,5 +78,5 @@ def test_wild_then_self_starts_from_the_wild_weights(phantoms, tmp_path):
         "voxels": sorted(["another scan", *known["voxels"]]),
         "series": ["1.2.3"],
     }
-    with pytest.raises(SystemExit, match="built otherwise"):
+    with pytest.raises(SystemExit, match="have another architecture"):
         pretrain.build(dataclasses.replace(then, encoder_args=SMALL["swin"] | {"width": 24}))

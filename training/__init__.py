@@ -1,5 +1,4 @@
 import os
 
-os.environ.setdefault(
-    "OPENBLAS_NUM_THREADS", "1"
-)  # numpy's threads would spin in the loader's workers and slow the training
+# numpy's threads would spin in the loader's workers and slow the training down
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

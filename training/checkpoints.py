@@ -1,4 +1,4 @@
-"""The state of a run on disk: the newest checkpoint, and the one before it in case the newest is damaged."""
+"""Checkpoints of a run: the newest one, and the one before it in case the newest is damaged."""
 
 import json
 import os
@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from training.run import Run, run_in
+from training.run import Run, parse_run
 
 NEWEST, BEFORE = "checkpoint.pt", "checkpoint.before.pt"
-OPERATION = ("workers", "save_minutes")  # what may change between two parts of a run
+OPERATION = ("workers", "save_minutes")  # settings that may change when a run is resumed
 
 
 def settings(run: Run) -> str:
-    """The run as text, without what has no influence on its result."""
+    """Return the run as JSON, without the settings that do not influence its result."""
     return json.dumps({key: value for key, value in asdict(run).items() if key not in OPERATION})
 
 
 def save(out: Path, run: Run, state: dict) -> None:
-    """Whole or not at all, at whatever moment the process is killed."""
+    """Write a checkpoint atomically, even if the process is killed at any moment."""
     part = out / f".part{os.getpid()}-{NEWEST}"
     with open(part, "wb") as file:
         torch.save({"run": settings(run), **state}, file)
@@ -31,26 +31,30 @@ def save(out: Path, run: Run, state: dict) -> None:
     os.replace(part, out / NEWEST)
 
 
-def run_of(out: Path) -> Run:
-    """The run whose newest state lies in a folder."""
-    return run_in(
+def load_run(out: Path) -> Run:
+    """Return the run whose newest checkpoint is in a folder."""
+    return parse_run(
         json.loads(torch.load(out / NEWEST, map_location="cpu", weights_only=True, mmap=True)["run"])
     )
 
 
-def latest(out: Path, run: Run, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """The newest state that can be read; None when there is none. One of other settings is an error."""
+def load_latest(out: Path, run: Run, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """Return the newest readable checkpoint; None if there is none. Exits if it belongs to another run.
+
+    A damaged checkpoint is renamed to `.damaged`, and the one before it is used.
+    """
     for name in (NEWEST, BEFORE):
         path = out / name
         if not path.exists():
             continue
         try:
             state = torch.load(path, map_location=device, weights_only=True)
-        except Exception as error:  # a torn file can fail in any layer of the format
+        except Exception as error:  # an incomplete file can fail in any layer of the format
             print(
-                f"{path} is damaged ({type(error).__name__}); going on from the one before it, if there is one"
+                f"{path} is damaged ({type(error).__name__}); resuming from the one before it, if "
+                "there is one"
             )
-            path.rename(path.with_suffix(".damaged"))  # so that it never takes the place of a good one
+            path.rename(path.with_suffix(".damaged"))  # so that it never replaces a good one
             continue
         if state["run"] != settings(run):
             raise SystemExit(

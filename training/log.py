@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object a step, and a picture of it."""
+"""The log of a run: one JSON object per step, and a picture of the curves."""
 
 import json
 from collections import deque
@@ -8,11 +8,11 @@ import numpy as np
 
 from ctssl.files.atomic import write_whole
 
-WIDEST = 5  # curves beside one another
+WIDEST = 5  # curves per row of the picture
 
 
 class Log:
-    """Appends to `path`; what a resumed run does again from step `first` on is cut off before."""
+    """Append entries to `path`. Steps from `first` on, which a resumed run repeats, are cut off first."""
 
     def __init__(self, path: Path, first: int, *, enabled: bool = True) -> None:
         self.losses: deque[float] = deque(maxlen=50)
@@ -36,18 +36,18 @@ class Log:
 
 
 def read(path: Path) -> list[dict[str, float]]:
-    """Every whole line of a log."""
+    """Return every complete entry of a log."""
     entries = []
     for line in path.read_text().splitlines():
         try:
             entries.append(json.loads(line))
-        except json.JSONDecodeError:  # cut off by a kill
+        except json.JSONDecodeError:  # the run was killed while writing
             break
     return entries
 
 
-def thinned(entries: list[dict[str, float]], points: int = 150) -> list[dict[str, float]]:
-    """The curve as means over equal stretches of steps."""
+def thin(entries: list[dict[str, float]], points: int = 150) -> list[dict[str, float]]:
+    """Return the curve averaged over equal stretches of steps."""
     parts = np.array_split(np.arange(len(entries)), min(points, len(entries)))
     return [
         {key: round(float(np.mean([entries[i][key] for i in part])), 6) for key in entries[0]}
@@ -56,11 +56,12 @@ def thinned(entries: list[dict[str, float]], points: int = 150) -> list[dict[str
 
 
 def picture(path: Path, out: Path, *, title: str) -> None:
-    """The curves of a log as PNG, the loss first."""
-    draw(thinned(read(path)), out, title=title)
+    """Draw the curves of a log as PNG, the loss first."""
+    draw(thin(read(path)), out, title=title)
 
 
 def draw(curve: list[dict[str, float]], out: Path, *, title: str) -> None:
+    """Draw curves as PNG, the loss first."""
     from matplotlib.figure import Figure
 
     names = [name for name in curve[0] if name not in ("step", "lr", "norm", "joint")]

@@ -1,12 +1,12 @@
 """Pretrain an encoder: `python -m training.pretrain swin_wild_mim [--out runs/swin_wild_mim] [--set steps=100
 ...]`.
 
-A run is a file in `training/runs/`; `--set` changes one of its fields. With scans of your own: `python -m
-training.pretrain --data MY_SCANS --model swin --task smit [--init swin-wild-mim] --out my-encoder`. Stopped
-runs go on where they were: the same command again, and the result is the one of an uninterrupted run. On
-several devices: `torchrun --nproc-per-node 8 -m training.pretrain paper/swin_wild_smit`. `--out` gets the
-checkpoints, a log (`log.jsonl`, `loss.png`) and, at the end, the encoder, as a folder for `ctssl.load` and
-`ctssl finetune --model`.
+A run is a file in `training/runs/`; `--set` changes its fields. With your own scans: `python -m
+training.pretrain --data MY_SCANS --model swin --task smit [--init swin-wild-mim] --out my-encoder`. The same
+command again resumes an interrupted run, and the result is that of an uninterrupted one. On several devices:
+`torchrun --nproc-per-node 8 -m training.pretrain paper/swin_wild_smit`. `--out` gets the checkpoints, a log
+(`log.jsonl`, `loss.png`) and, at the end, the encoder, as a folder for `ctssl.load` and `ctssl finetune
+--model`.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from ctssl.hub.provenance import facts
 from ctssl.precision import half
 from ctssl.zoo import ModelSpec
 from training import checkpoints, log
-from training.data.cache import prepared
+from training.data.cache import prepare_corpus
 from training.data.loader import Places, Samples, loader
 from training.data.manifest import find_scans
 from training.data.seen import seen
@@ -50,37 +50,46 @@ from training.run import Run, find_run, override, own_run
 
 
 def build(run: Run) -> Any:
-    """The task of a run around its encoder, initialised from its seed, or from `run.init`: a model, or a
-    whole task in a `.safetensors` file (`training.release.encoder --full-state`)."""
+    """Build the task of a run around its encoder, initialised from its seed or from the starting weights
+    `run.init`.
+
+    Starting weights are a model, or a whole task in a `.safetensors` file (`training.release.encoder
+    --full-state`).
+    """
     torch.manual_seed(run.seed)
     if run.encoder not in ENCODERS or run.task not in TASKS:
-        raise SystemExit(f"run {run.name}: encoders are {sorted(ENCODERS)}, tasks are {sorted(TASKS)}")
+        raise SystemExit(
+            f"run {run.name}: unknown encoder {run.encoder!r} or task {run.task!r}; encoders are "
+            f"{sorted(ENCODERS)}, tasks are {sorted(TASKS)}"
+        )
     encoder = ENCODERS[run.encoder](checkpointing=run.checkpointing, **run.encoder_args)
     whole = run.init.endswith(".safetensors")
     if run.init and not whole:
         start: Any = ctssl.load(run.init)
         if start.config != encoder.config:
             raise SystemExit(
-                f"{run.init} is built otherwise than this run's encoder: {start.config} and {encoder.config}"
+                f"the starting weights {run.init} have another architecture ({start.config}) than this run's "
+                f"encoder ({encoder.config})"
             )
         encoder.load_state_dict(start.state_dict())
     task: Any = TASKS[run.task](encoder, **run.task_args)
     if whole:
         try:
             task.load_state_dict(load_file(run.init))
-        except (
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # what is missing or of another shape, or a damaged file
+        except (RuntimeError, SafetensorError) as error:  # missing or misshapen weights; a damaged file
             raise ValueError(
-                f"{run.init} is not the state of `{run.task}` on this {run.encoder}, so it cannot go on from there: {error}"
+                f"{run.init} is not the state of `{run.task}` on this {run.encoder}, so it cannot be used as "
+                f"starting weights: {error}"
             ) from error
     return task
 
 
 def optimizer(task: nn.Module, run: Run) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
-    """AdamW without decay for biases, norms, tables and tokens; linear warm-up, then half a cosine to zero,
-    by step."""
+    """Return AdamW and its schedule.
+
+    No weight decay for biases, norms, position tables and tokens; linear warm-up, then half a cosine to zero,
+    per step.
+    """
     free = [name for name, _ in task.named_parameters() if "bias_table" in name or "position" in name]
     groups = param_groups_weight_decay(task, run.weight_decay, no_weight_decay_list=free)
     opt = torch.optim.AdamW(groups, lr=run.lr, betas=(0.9, 0.95))
@@ -97,12 +106,14 @@ def optimizer(task: nn.Module, run: Run) -> tuple[torch.optim.Optimizer, CosineL
 
 
 def backward(model: nn.Module, pieces: list[Batch], *, bf16: bool = False) -> dict[str, float]:
-    """Gradients of one step whose batch comes in pieces (and on several devices); the numbers of this process
-    to log.
+    """Compute the gradients of one step whose batch comes in pieces, and on several devices.
 
-    Mean losses are averaged over pieces. A joint loss needs every sample's embedding: those are computed
+    Mean losses are averaged over the pieces. A joint loss needs every sample's embedding: those are computed
     first, without gradient, and each piece then adds the gradient through its own (as in GradCache, arXiv
     2101.06983).
+
+    Returns:
+        The numbers of this process to log.
     """
     task: Any = model.module if isinstance(model, DistributedDataParallel) else model
     world = dist.get_world_size() if isinstance(model, DistributedDataParallel) else 1
@@ -125,7 +136,7 @@ def backward(model: nn.Module, pieces: list[Batch], *, bf16: bool = False) -> di
                     else model(piece, others._replace(start=others.start + start))
                 )
             loss = result["loss"] / len(pieces)
-            if "joint" in result:  # already over the whole step; the devices' mean would divide it
+            if "joint" in result:  # computed over the whole step; the mean over devices would divide it
                 loss = (result["loss"] - result["joint"]) / len(pieces) + result["joint"] * world
             loss.backward()
         start += len(piece)
@@ -135,21 +146,27 @@ def backward(model: nn.Module, pieces: list[Batch], *, bf16: bool = False) -> di
 
 
 def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
-    """Train, resuming from `out`; `stop_after` ends early, as an interruption would (for tests). Returns the
-    task."""
+    """Train a run, resuming from `out`, and return the task.
+
+    Args:
+        run: the settings.
+        out: folder for checkpoints, log and the encoder.
+        stop_after: stop after this step, as an interruption would (for tests).
+    """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    task = build(run).to(device)  # first: what cannot be built is known at once
+    task = build(run).to(device)  # first, so that invalid settings fail at once
     out.mkdir(parents=True, exist_ok=True)
     corpus = shared_corpus(run, out, rank)
     opt, scheduler = optimizer(task, run)
-    state = checkpoints.latest(out, run, device)
+    state = checkpoints.load_latest(out, run, device)
     for key, what, now in (("world", "processes", world), ("corpus", "scans", corpus.table.stem)):
         if state and state.get(key, now) != now:
             raise SystemExit(
-                f"{out} was trained with other {what} ({state[key]}, now {now}), and would not go on as the same "
-                "run: start it again as it was, or choose another --out"
+                f"{out} was trained with other {what} ({state[key]}, now {now}), so resuming would not "
+                "give the "
+                "same result: restart it with the earlier setting, or choose another --out"
             )
     first, seconds = (state["step"], state["seconds"]) if state else (0, 0.0)
     if state:
@@ -158,7 +175,7 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     if run.compile:
         compile_blocks(task.encoder)
     model: nn.Module = task
-    if world > 1:  # buffers are each process's own: a teacher's centre is summed up in after_step
+    if world > 1:  # buffers are not synchronised: a teacher's centre is summed in after_step
         model = DistributedDataParallel(task, find_unused_parameters=True, broadcast_buffers=False)
     last, saved = min(run.steps, stop_after or run.steps), time.monotonic()
     clock = Clock(seconds)
@@ -195,8 +212,9 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
         norm = nn.utils.clip_grad_norm_(task.parameters(), run.clip)
         if not math.isfinite(numbers["loss"]) or not torch.isfinite(norm):
             raise SystemExit(
-                f"step {step}: the loss is {numbers['loss']}, its gradient {float(norm)}; lower lr ({run.lr}). "
-                "The last good state is kept"
+                f"step {step}: the loss is {numbers['loss']}, the norm of its gradient {float(norm)}; "
+                "lower lr "
+                f"({run.lr}). The last checkpoint is kept"
             )
         opt.step()
         if hasattr(task, "after_step"):
@@ -217,12 +235,12 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     return task
 
 
-PATIENCE = timedelta(days=1)  # for which the others wait while the first process prepares the scans
-HASHED = 2000  # scans up to which an encoder comes with their hashes
+PATIENCE = timedelta(days=1)  # how long the other processes wait while the first one prepares the scans
+HASHED = 2000  # largest number of scans whose hashes are stored with the encoder
 
 
 class Clock:
-    """Seconds spent training; while the process stood still (suspended, say) they do not count.
+    """Count the seconds spent training, but not those in which the process was suspended.
 
     A step counts in full up to `LONG` seconds, or ten times the average.
     """
@@ -233,7 +251,7 @@ class Clock:
         self.seconds, self.steps, self.mine, self.last = seconds, 0, 0.0, time.monotonic()
 
     def tick(self) -> None:
-        """A step is done."""
+        """Count one finished step."""
         now = time.monotonic()
         spent = min(now - self.last, max(self.LONG, 10 * self.mine / max(1, self.steps)))
         self.seconds, self.mine, self.steps, self.last = (
@@ -245,15 +263,13 @@ class Clock:
 
 
 def compile_blocks(encoder: Any, *, backend: str = "inductor") -> None:
-    """`torch.compile` of every block, in place; weights and their names stay as they are."""
+    """Compile every block with `torch.compile`, in place; weights and their names do not change."""
     import torch._dynamo
 
-    warnings.filterwarnings(
-        "ignore", "Dynamo detected a call to a `functools.lru_cache`"
-    )  # of shapes, which stay
-    torch._dynamo.config.recompile_limit = max(
-        64, torch._dynamo.config.recompile_limit
-    )  # a program for every block
+    # the cached function depends on shapes alone, which do not change
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
+    # one program for every block
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for block in encoder.blocks:
         block.compile(dynamic=False, backend=backend)
 
@@ -268,17 +284,17 @@ def rate(bar: Any, first: int, run: Run, world: int) -> float:
 
 
 def shared_corpus(run: Run, out: Path, rank: int) -> Any:
-    """The prepared corpus; the first process prepares it, the others find it ready."""
+    """Return the prepared corpus; the first process prepares it, the others wait."""
     if rank and dist.is_initialized():
         dist.barrier()
-    corpus = prepared(find_scans(run.corpus), run.preprocess, out.parent / "cache")
+    corpus = prepare_corpus(find_scans(run.corpus), run.preprocess, out.parent / "cache")
     if not rank and dist.is_initialized():
         dist.barrier()
     return corpus
 
 
 def finish(encoder: Any, run: Run, out: Path, *, scans: list[str], world: int = 1) -> None:
-    """The encoder as a model folder, beside its checkpoint, and a picture of the loss."""
+    """Write the encoder as a model folder next to its checkpoint, and a picture of the loss."""
     encoder.spec = ModelSpec(
         run.name,
         "encoder",
@@ -307,19 +323,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", nargs="?", help="a file in training/runs, without .py")
-    parser.add_argument("--data", help="instead: your scans, as a folder or a CSV with the column image")
-    parser.add_argument("--model", choices=sorted(ENCODERS), help="the encoder to train on them")
-    parser.add_argument("--task", choices=sorted(TASKS), help="the pretext")
+    parser.add_argument(
+        "--data", help="instead of a run: your own scans, a folder or a CSV with a column image"
+    )
+    parser.add_argument("--model", choices=sorted(ENCODERS), help="encoder architecture, with --data")
+    parser.add_argument("--task", choices=sorted(TASKS), help="pretext task, with --data")
     parser.add_argument(
         "--init",
         default="",
-        help="start from this model, or from this FILE of training.release.encoder --full-state",
+        help="starting weights: a model, or a file of training.release.encoder --full-state",
     )
-    parser.add_argument("--out", type=Path, help="folder for what comes out (default runs/<run>)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--out", type=Path, help="output folder (default: runs/<run>)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="change the run's fields")
     args = parser.parse_args()
     if bool(args.run) == bool(args.data):
-        parser.error("give either a run of training/runs or --data with your scans")
+        parser.error("give either a run of training/runs or --data with your own scans")
     if args.data and not (args.model and args.task and args.out):
         parser.error("--data needs --model, --task and --out")
     run = find_run(args.run) if args.run else own_run(args.data, args.model, args.task, args.out.name)
@@ -329,12 +347,12 @@ def main() -> None:
     out = args.out or Path("runs") / args.run
     try:
         pretrain(run, out)
-    except (ValueError, TypeError, OSError, ImportError) as error:  # a setting, a model, the data: in words
+    except (ValueError, TypeError, OSError, ImportError) as error:  # invalid settings, model or data
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     if int(os.environ.get("RANK", 0)) == 0:
-        print(f"{out}: the encoder, for ctssl.load({str(out)!r}); log.jsonl and loss.png say how it went")
+        print(f"the encoder is in {out}: ctssl.load({str(out)!r}); its curves are in log.jsonl and loss.png")
     if dist.is_initialized():
-        dist.barrier()  # none ends while another still talks to it
+        dist.barrier()  # no process ends while another still communicates with it
         dist.destroy_process_group()
 
 

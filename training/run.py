@@ -1,4 +1,4 @@
-"""What a pretraining is: its settings, where they are kept, how one is changed."""
+"""The settings of a pretraining run: the record, the shared recipes, finding and changing a run."""
 
 import ast
 import contextlib
@@ -14,7 +14,7 @@ SMALL = {
     "swin": dict(width=48, depths=(2, 2, 6), heads=(3, 6, 12), window=4, patch=4, merge_last=False),
     "vit": dict(width=144, depth=6, heads=4, patch=8, grid=(8, 8, 8), maps=4),
 }
-"""The encoders that ctssl ships: a few million parameters, trained on two CPU cores."""
+"""Arguments of the encoders that ctssl ships: a few million parameters, trained on two CPU cores."""
 
 STEPS = {
     "mim": 4500,
@@ -25,30 +25,51 @@ STEPS = {
     "mae": 4500,
     "rotate_inpaint_contrast": 2250,
 }
-"""About equal compute for every task: a step of `contrastive` costs two of `mim`, one of `smit` about 2.5."""
+"""Steps with about equal compute: a step of `contrastive` costs two of `mim`, one of `smit` about 2.5."""
 
 CONTRASTIVE: dict[str, Any] = dict(crop=32, batch=32, views=Views(intensity=0.05, gamma=1.15, noise=0.02))
-"""As many voxels a step as four crops of 64, but 62 views to repel instead of six, and values that stay near
-their HU: with four crops and SimCLR's stronger intensity changes no contrastive encoder beat its random twin
-(`training.experiments.probe`)."""
+"""As many voxels per step as four crops of 64, but 62 negative views instead of six, and values that stay
+near their HU: with four crops and SimCLR's stronger intensity changes no contrastive encoder beat its random
+twin (`training.experiments.probe`)."""
 
 DISTILLED: dict[str, Any] = dict(
     task_args=dict(standardise=True, momentum=0.99, teacher_temperature=(0.04, 0.04))
 )
-"""For runs of 1,800 steps. As published (tokens as they are, momentum 0.996, temperature rising to 0.07) the
-targets of the Swins' teachers were uniform from the first hundred steps to the last (entropy 6.93, the log of
-1024): SMIT was masked image prediction alone."""
+"""For runs of 1,800 steps. With the published settings (tokens not standardised, momentum 0.996, temperature
+rising to 0.07) the targets of the Swins' teachers were uniform from the first hundred steps to the last
+(entropy 6.93, the log of 1024), so SMIT was reduced to masked image prediction."""
 RECIPES = {"contrastive": CONTRASTIVE, "itd": DISTILLED, "itd_mpd": DISTILLED, "smit": DISTILLED}
-"""What the small runs of a task change, where they change anything."""
+"""Settings that the small runs of a task change."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One pretraining. `batch` is per device and piece, `accumulate` pieces make a step; `crop` in voxels of
-    `preprocess.spacing_mm`; `warmup` a share of `steps`. `corpus`: see `training.data.manifest`. `init`: a
-    model to start from. `bf16`: half precision; on a CPU it pays with AVX512_BF16 or AMX. `checkpointing`:
-    less memory, about a third more time. `compile`: `torch.compile` of the encoder's blocks, for which a C++
-    compiler must be there; minutes at the start, then faster.
+    """The settings of one pretraining run.
+
+    Attributes:
+        name: name of the model.
+        encoder: key of `ctssl.encoders.ENCODERS`.
+        task: key of `training.pretext.TASKS`.
+        corpus: "wild", "self", a CSV or a folder; see `training.data.manifest`.
+        encoder_args: arguments of the encoder.
+        task_args: arguments of the task.
+        preprocess: working spacing and HU window.
+        views: how crops become views.
+        init: the starting weights; "" starts from random weights.
+        crop: side of a crop in voxels of `preprocess.spacing_mm`.
+        batch: samples per device and piece.
+        accumulate: pieces per step.
+        steps: number of optimiser steps.
+        lr: peak learning rate.
+        weight_decay: weight decay of AdamW.
+        warmup: share of `steps` with rising learning rate.
+        clip: largest norm of the gradient.
+        seed: seed of everything random.
+        bf16: mixed precision; on a CPU it is faster with AVX512_BF16 or AMX.
+        checkpointing: recompute activations: less memory, about a third more time.
+        compile: `torch.compile` the encoder's blocks; needs a C++ compiler and takes minutes at the start.
+        workers: processes that load data.
+        save_minutes: minutes between two checkpoints.
     """
 
     name: str
@@ -91,35 +112,42 @@ PAPER: dict[str, Any] = dict(
 
 
 def find_run(name: str) -> Run:
-    """The `run` of `training/runs/<name>.py`."""
+    """Return the `run` of `training/runs/<name>.py`. Exits, listing the runs, if there is none."""
     path = Path(__file__).parent / "runs" / f"{name.replace('-', '_')}.py"
     if not path.is_file():
         known = sorted(p.relative_to(path.parent).with_suffix("") for p in path.parent.rglob("[a-z]*.py"))
-        raise SystemExit(f"no run {name!r}; there are: {', '.join(map(str, known))}")
+        raise SystemExit(f"unknown run {name!r}; use one of {', '.join(map(str, known))}")
     return importlib.import_module(f"training.runs.{name.replace('-', '_').replace('/', '.')}").run
 
 
-def run_in(told: dict[str, Any]) -> Run:
-    """A run from what a checkpoint, or a card's `training.json`, tells of it."""
-    parts = {"preprocess": Preprocess(**told["preprocess"]), "views": Views(**told["views"])}
-    return Run(**{**told, **parts})
+def parse_run(settings: dict[str, Any]) -> Run:
+    """Return a run from the JSON of a checkpoint or of a card's `training.json`."""
+    parts = {"preprocess": Preprocess(**settings["preprocess"]), "views": Views(**settings["views"])}
+    return Run(**{**settings, **parts})
 
 
 def own_run(data: str, encoder: str, task: str, name: str) -> Run:
-    """The published recipe on other scans."""
+    """Return the published recipe for other scans."""
     return Run(
         name, encoder, task, data, encoder_args=SMALL[encoder], steps=STEPS[task], **RECIPES.get(task, {})
     )
 
 
 def override(run: Run, changes: list[str]) -> Run:
-    """`["steps=100", "task_args.ratio=0.5", "views.blur=0"]` applied; an unknown key is an error."""
+    """Return a run with changed settings. Exits for an unknown setting or a value of the wrong type.
+
+    >>> run = own_run("scans", "swin", "mim", "mine")
+    >>> override(run, ["steps=100", "views.blur=0.0"]).steps
+    100
+    """
     for change in changes:
         key, _, text = change.partition("=")
         key, _, inner = key.partition(".")
         names = [f.name for f in fields(Run)]
         if key not in names or not text:
-            raise SystemExit(f"cannot set {change!r}; write field=value, the fields are {names}")
+            raise SystemExit(
+                f"cannot set {change!r}; write FIELD=VALUE with one of the fields {', '.join(names)}"
+            )
         value: Any = text
         with contextlib.suppress(ValueError, SyntaxError):
             value = ast.literal_eval(text)
@@ -129,8 +157,8 @@ def override(run: Run, changes: list[str]) -> Run:
         elif inner and hasattr(old, inner):
             value = replace(old, **{inner: value})
         elif inner:
-            raise SystemExit(f"cannot set {change!r}: {key} has no part {inner!r}")
+            raise SystemExit(f"cannot set {change!r}: {key} has no field {inner!r}")
         if not isinstance(value, type(old)) and not (isinstance(value, int) and isinstance(old, float)):
-            raise SystemExit(f"cannot set {change!r}: {key} is {type(old).__name__}")
+            raise SystemExit(f"cannot set {change!r}: {key} must be of type {type(old).__name__}")
         run = replace(run, **{key: value})
     return run

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ctssl.encoders.swin import Swin
 from ctssl.phantom import phantom
-from training.data.cache import prepared
+from training.data.cache import prepare_corpus
 from training.data.loader import Places, Samples, loader
 from training.data.manifest import Scan
 from training.pretext import TASKS
@@ -107,7 +107,7 @@ def loading(views: int, *, samples: int = 160) -> float:
     with tempfile.TemporaryDirectory() as folder:
         scan = phantom(2.0)[0].save(Path(folder) / "phantom.nii.gz")
         run = Run("benchmark", "swin", "mim", "")
-        corpus = prepared([Scan(scan, "p")], run.preprocess, Path(folder) / "cache")
+        corpus = prepare_corpus([Scan(scan, "p")], run.preprocess, Path(folder) / "cache")
         source = Samples(corpus, crop=CROP, views=views, how=run.views, seed=0)
         places = Places(batch=BATCH, pieces=1, rank=0, world=1, first=0, last=samples // BATCH + 1)
         batches = iter(loader(source, places, workers=1))

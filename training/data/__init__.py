@@ -1,1 +1,1 @@
-"""What the trainings read: which scans make a corpus, the sarcoma split, and the cache of prepared scans."""
+"""The data of a pretraining: which scans make a corpus, the splits, and the cache of prepared scans."""

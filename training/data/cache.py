@@ -1,8 +1,8 @@
-"""Scans, checked and prepared once, memory-mapped from then on.
+"""Check and prepare scans once; memory-map them from then on.
 
-`python -m training.data.cache SOURCE [--workers 8] [--folder runs/cache]` prepares a corpus ahead of a
-training. What is there is not made again; a damaged scan is listed and left out; deleting the folder costs
-time, nothing else.
+`python -m training.data.cache SOURCE [--workers 8] [--folder runs/cache]` prepares a corpus before a
+training. Existing entries are reused; unusable scans are listed and left out; deleting the folder costs time,
+nothing else.
 """
 
 import argparse
@@ -29,8 +29,7 @@ LIMIT = 0.05  # share of scans that may be unusable
 
 
 class Corpus:
-    """Prepared scans, by number. What a worker holds is one table that is memory-mapped, whatever the number
-    of scans."""
+    """Prepared scans by number. A worker holds only one memory-mapped table, whatever the number of scans."""
 
     def __init__(self, table: Path) -> None:
         self.table = table
@@ -49,41 +48,47 @@ class Corpus:
         return len(self.rows)
 
     def scan(self, number: int) -> np.ndarray:
-        """`(X, Y, Z)` float16 0..1, as `encoder.preprocess` would give it, memory-mapped."""
+        """Return `(X, Y, Z)` float16 0..1, as `encoder.preprocess` would give it, memory-mapped."""
         return np.load(self.table.parent / self.rows[number]["file"].decode(), mmap_mode="r")
 
     def patient(self, number: int) -> int:
         return int(self.rows[number]["patient"])
 
 
-def prepared(scans: list[Scan], preprocess: Preprocess, folder: Path, *, workers: int = 1) -> Corpus:
-    """The corpus of `scans`, made where it is missing.
+def prepare_corpus(scans: list[Scan], preprocess: Preprocess, folder: Path, *, workers: int = 1) -> Corpus:
+    """Return the corpus of `scans`, preparing those that are missing.
 
-    An entry is named by the content of its scan and by the preprocessing, so a changed one is never taken for
-    the old. `index.jsonl` remembers the content of files by their place, size and date.
+    An entry is named by the content of its scan and by the preprocessing, so a changed scan never gets an old
+    entry. `index.jsonl` stores the content hash of files by path, size and date.
+
+    Args:
+        scans: the scans.
+        preprocess: working spacing and HU window.
+        folder: the cache.
+        workers: processes that prepare scans.
     """
     folder.mkdir(parents=True, exist_ok=True)
     spec = hashlib.sha256(repr(preprocess).encode()).hexdigest()[:8]
-    known, there = _index(folder), set(os.listdir(folder))
+    known, existing = _index(folder), set(os.listdir(folder))
     states = [_state(scan.path) for scan in scans]
-    found: list[dict | None] = [known.get((s, spec)) if s else {"error": "no such file"} for s in states]
+    entries: list[dict | None] = [known.get((s, spec)) if s else {"error": "no such file"} for s in states]
     missing = [
         i
-        for i, entry in enumerate(found)
-        if entry is None or ("file" in entry and entry["file"] not in there)
+        for i, entry in enumerate(entries)
+        if entry is None or ("file" in entry and entry["file"] not in existing)
     ]
     jobs = [(scans[i].path, preprocess, folder, spec) for i in missing]
     with open(folder / "index.jsonl", "a") as index:
         done = tqdm(_run(jobs, workers), total=len(jobs), desc="preparing scans", disable=not jobs)
         for i, entry in zip(missing, done, strict=True):
-            found[i] = entry
-            if entry.pop("passing", False):  # the disk, the network: tried again next time
+            entries[i] = entry
+            if entry.pop("passing", False):  # disk or network errors: tried again next time
                 continue
             index.write(json.dumps({"state": states[i], "spec": spec, **entry}) + "\n")
             index.flush()
     bad = [
         f"{scan.path}: {entry['error']}"
-        for scan, entry in zip(scans, found, strict=True)
+        for scan, entry in zip(scans, entries, strict=True)
         if entry and "error" in entry
     ]
     if bad:
@@ -94,17 +99,17 @@ def prepared(scans: list[Scan], preprocess: Preprocess, folder: Path, *, workers
         )
     if len(bad) > LIMIT * len(scans):
         raise SystemExit(
-            f"{len(bad)} of {len(scans)} scans are unusable, more than {LIMIT:.0%}: mend or remove them"
+            f"{len(bad)} of {len(scans)} scans are unusable, more than {LIMIT:.0%}; repair or remove them"
         )
-    return _table(scans, found, folder)
+    return _table(scans, entries, folder)
 
 
-def _table(scans: list[Scan], found: list[dict | None], folder: Path) -> Corpus:
+def _table(scans: list[Scan], entries: list[dict | None], folder: Path) -> Corpus:
     numbers: dict[str, int] = {}
     rows = np.array(
         [
             (entry["file"], numbers.setdefault(scan.patient, len(numbers)))
-            for scan, entry in zip(scans, found, strict=True)
+            for scan, entry in zip(scans, entries, strict=True)
             if entry and "file" in entry
         ],
         ROW,
@@ -124,7 +129,9 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[dict]:
 
 
 def _prepare(job: tuple[Path, Preprocess, Path, str]) -> dict:
-    """`{"file": name}` of the prepared scan, or `{"error": why}`, `passing` if it may go another time."""
+    """Return `{"file": name}` of the prepared scan, or `{"error": why}`, with `passing` if it may succeed
+    another time.
+    """
     path, preprocess, folder, spec = job
     try:
         file = folder / f"{_content(path)}-{spec}.npy"
@@ -156,7 +163,7 @@ def _content(path: Path) -> str:
 
 
 def _state(path: Path) -> str | None:
-    """Place, size and date of a scan's files; None when there is none."""
+    """Return path, size and date of a scan's files; None if there is none."""
     try:
         if not path.is_dir():
             state = os.stat(path)
@@ -174,7 +181,7 @@ def _index(folder: Path) -> dict[tuple[str, str], dict]:
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a run that was killed
+        except json.JSONDecodeError:  # last line of a killed run
             continue
         known[entry.pop("state"), entry.pop("spec")] = entry
     return known
@@ -185,11 +192,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", help="wild, self, a CSV or a folder")
-    parser.add_argument("--folder", type=Path, default=Path("runs/cache"))
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--spacing", type=float, default=Preprocess.spacing_mm, help="mm")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/cache"), help="the cache (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes")
+    parser.add_argument(
+        "--spacing",
+        type=float,
+        default=Preprocess.spacing_mm,
+        help="working spacing in mm (default: %(default)s)",
+    )
     args = parser.parse_args()
-    corpus = prepared(find_scans(args.source), Preprocess(args.spacing), args.folder, workers=args.workers)
+    corpus = prepare_corpus(
+        find_scans(args.source), Preprocess(args.spacing), args.folder, workers=args.workers
+    )
     print(f"{len(corpus)} scans are ready in {args.folder}")
 
 

@@ -1,5 +1,5 @@
-"""Which scans make a corpus. Reads `cases.csv` of the data folder (`CTSSL_DATA`); the test cases are in none
-of them.
+"""The corpora and splits of our own data. Reads `cases.csv` of the data folder (`CTSSL_DATA`); no corpus
+holds test cases.
 
 `python -m training.data.corpora` writes both splits again (they are the same each time).
 """
@@ -17,38 +17,38 @@ NODULES = Path(__file__).with_name("nodule_split.json")
 
 
 def data_folder() -> Path:
+    """Return the data folder. Raises `FileNotFoundError` unless `CTSSL_DATA` is set to it."""
     folder = os.environ.get("CTSSL_DATA")
     if not folder or not Path(folder, "cases.csv").is_file():
-        raise FileNotFoundError(
-            f"CTSSL_DATA is {folder!r}: set it to the data folder, the one that holds cases.csv"
-        )
+        raise FileNotFoundError(f"CTSSL_DATA is {folder!r}; set it to the folder that holds cases.csv")
     return Path(folder)
 
 
 def cases(group: str) -> list[dict[str, str]]:
-    """The rows of `cases.csv` of one group."""
+    """Return the rows of one group of `cases.csv`."""
     with open(data_folder() / "cases.csv", newline="") as file:
         return [row for row in csv.DictReader(file) if row["group"] == group]
 
 
 def split(side: str) -> list[str]:
-    """Case ids of the sarcoma data: `"train"` (26) or `"test"` (12)."""
+    """Return case ids of the sarcoma data: `"train"` (26) or `"test"` (12)."""
     return json.loads(SPLIT.read_text())[side]
 
 
 def nodule_split(side: str) -> list[str]:
-    """Case ids of the lung nodules: `"train"` or `"test"` (a third)."""
+    """Return case ids of the lung nodules: `"train"` or `"test"` (a third)."""
     return json.loads(NODULES.read_text())[side]
 
 
 def corpus(name: str) -> list[Path]:
-    """Scans to pretrain on: `"wild"` (uncurated public CTs) or `"self"` (training side of the sarcoma
-    data)."""
+    """Return the pretraining scans of `"wild"` (uncurated public CTs) or `"self"` (training side of the
+    sarcoma data).
+    """
     return [data_folder() / row["image"] for row in _rows(name)]
 
 
 def provenance(name: str) -> list[dict[str, str]]:
-    """Where the scans of a corpus come from, with their licences."""
+    """Return the sources and licences of the scans of a corpus."""
     return [
         {key: row[key] for key in ("id", "collection", "source", "licence", "body_part")}
         for row in _rows(name)
@@ -61,12 +61,11 @@ def _rows(name: str) -> list[dict[str, str]]:
     if name == "self":
         train = set(split("train"))
         return [row for row in cases("sarcoma") if row["id"] in train]
-    raise ValueError(f"no corpus {name!r}: 'wild' or 'self'")
+    raise ValueError(f"unknown corpus {name!r}; use 'wild' or 'self'")
 
 
 def make_split(seed: int = 0, per_kernel: int = 6) -> dict[str, list[str]]:
-    """Six SOFT and six STANDARD cases drawn for testing; STS_008, whose DICOM series is in the data too, is
-    not."""
+    """Draw six SOFT and six STANDARD test cases, but not STS_008, whose DICOM series is in the data too."""
     rng, test = np.random.default_rng(seed), []
     rows = cases("sarcoma")
     for kernel in ("SOFT", "STANDARD"):
@@ -77,7 +76,7 @@ def make_split(seed: int = 0, per_kernel: int = 6) -> dict[str, list[str]]:
 
 
 def make_nodule_split(seed: int = 0) -> dict[str, list[str]]:
-    """A third of the patients drawn for testing; each has one nodule."""
+    """Draw a third of the patients for testing; each has one nodule."""
     ids = sorted(row["id"] for row in cases("lung_nodules"))
     test = np.random.default_rng(seed).choice(ids, len(ids) // 3, replace=False).tolist()
     return {"train": [name for name in ids if name not in test], "test": sorted(test)}
@@ -86,4 +85,4 @@ def make_nodule_split(seed: int = 0) -> dict[str, list[str]]:
 if __name__ == "__main__":
     for path, made in ((SPLIT, make_split()), (NODULES, make_nodule_split())):
         path.write_text(json.dumps({"seed": 0, **made}, indent=1) + "\n")
-        print(f"{path}: {len(made['train'])} to train on, {len(made['test'])} to test on")
+        print(f"{path}: {len(made['train'])} training cases, {len(made['test'])} test cases")

@@ -1,5 +1,7 @@
-"""Prepared scans -> batches. Sample number n is the same whoever asks for it, so resuming skips nothing and
-repeats nothing."""
+"""Load batches of prepared scans.
+
+Sample number n is always the same, so resuming skips and repeats nothing.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,8 +16,10 @@ from training.pretext.batch import Batch
 
 
 class Samples(Dataset):
-    """Sample `n`: its views, seed and patient. Every scan comes once in each pass over the corpus, in a new
-    order."""
+    """Dataset whose sample `n` is its views, seed and patient.
+
+    Every scan appears once in each pass over the corpus, in a new order.
+    """
 
     def __init__(self, corpus: Corpus, *, crop: int, views: int, how: Views, seed: int) -> None:
         self.corpus, self.crop, self.views, self.how, self.seed = corpus, crop, views, how, seed
@@ -34,7 +38,7 @@ class Samples(Dataset):
 
 
 class Places:
-    """The sample numbers of one process, a list for each piece of each step from `first` on."""
+    """The sample numbers of one process: a list for each piece of each step from `first` on."""
 
     def __init__(self, *, batch: int, pieces: int, rank: int, world: int, first: int, last: int) -> None:
         self.batch, self.pieces, self.rank, self.world, self.first, self.last = (
@@ -63,7 +67,7 @@ def collate(samples: list[tuple[list[np.ndarray], int, int]]) -> Batch:
 
 
 def loader(samples: Samples, places: Places, *, workers: int) -> Any:
-    """Batches in order; `workers` processes prepare them ahead."""
+    """Return batches in order; `workers` processes prepare them in advance."""
     ahead: dict[str, Any] = dict(prefetch_factor=4, persistent_workers=False) if workers else {}
     return DataLoader(
         samples,

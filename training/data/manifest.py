@@ -1,4 +1,4 @@
-"""Which scans to train on: a corpus of ours, a CSV, or any folder with NIfTI files and DICOM series."""
+"""Find the scans to train on: one of our corpora, a CSV, or any folder with NIfTI files and DICOM series."""
 
 from pathlib import Path
 
@@ -8,10 +8,11 @@ from training.data import corpora
 
 
 def find_scans(source: str | Path) -> list[Scan]:
-    """Return the scans of `"wild"` or `"self"`, of a CSV, or of a folder (searched to the bottom).
+    """Return the scans of `"wild"` or `"self"`, of a CSV, or of a folder (searched recursively).
 
-    Each scan counts as its own patient unless a column `patient` or the DICOM header says otherwise. Of a CSV
-    with a column `split`, only the training scans are taken; a patient in two splits is an error.
+    Each scan counts as its own patient unless a `patient` column or the DICOM header says otherwise. Of a CSV
+    with a `split` column, only the training scans are used. Exits if a patient is in two splits, or if there
+    is no scan.
     """
     if source in corpora.NAMES:
         return [Scan(path, path.name.split(".")[0]) for path in corpora.corpus(str(source))]
@@ -23,12 +24,12 @@ def find_scans(source: str | Path) -> list[Scan]:
         raise SystemExit(str(error)) from error
     if not path.is_dir():
         raise SystemExit(
-            f"no data at {source}: give {' or '.join(map(repr, corpora.NAMES))}, a CSV or a folder of scans"
+            f"no data at {source}; give {' or '.join(map(repr, corpora.NAMES))}, a CSV or a folder of scans"
         )
-    found = scans.find_scans(path)
-    if not found:
-        raise SystemExit(f"{path} holds no .nii, .nii.gz or DICOM series")
-    return found
+    listed = scans.find_scans(path)
+    if not listed:
+        raise SystemExit(f"{path} holds no scans; give a folder with .nii, .nii.gz or DICOM files")
+    return listed
 
 
 def _from_csv(path: Path) -> list[Scan]:
@@ -37,5 +38,5 @@ def _from_csv(path: Path) -> list[Scan]:
     manifest.check_patients(named, where=str(path))
     chosen = [Scan(row.image, who) for row, (who, split) in zip(rows, named, strict=True) if split == "train"]
     if not chosen:
-        raise SystemExit(f"{path} has no row of the split train")
+        raise SystemExit(f"{path} has no row with split train; add training scans")
     return chosen

@@ -1,10 +1,10 @@
-"""The paper's public data as manifests: `python -m training.data.nsclc FOLDER [--out nsclc]`.
+"""Convert the paper's public data to a manifest: `python -m training.data.nsclc FOLDER [--out nsclc]`.
 
 FOLDER holds NSCLC-Radiomics (CT with RTSTRUCT, the ROI GTV-1) or NSCLC-Radiogenomics (CT with DICOM-SEG) as
-TCIA's tools download them; both may lie side by side. Each case with a CT and a tumour becomes a row of
-`OUT/manifest.csv`: image (the DICOM folder), label (a NIfTI mask, written to `OUT/labels`), patient,
-collection, kernel, the paper's kernel bin, contrast, slice thickness. `training.pretrain --data
-OUT/manifest.csv` reads it. Needs pydicom (`ctssl[dicom]`).
+TCIA's tools download them, or both. Each case with a CT and a tumour becomes a row of `OUT/manifest.csv`:
+image (the DICOM folder), label (a NIfTI mask, written to `OUT/labels`), patient, collection, kernel, the
+paper's kernel bin, contrast, slice thickness. `training.pretrain --data OUT/manifest.csv` reads it. Needs
+pydicom (`ctssl[dicom]`).
 """
 
 import argparse
@@ -36,8 +36,12 @@ GE_BINS = {"STANDARD": "smooth", "BONE": "smooth", "BONEPLUS": "medium", "LUNG":
 
 
 def kernel_bin(manufacturer: str, kernel: str) -> str:
-    """smooth, medium or sharp, as the paper bins GE's names and Siemens' numbers; "" for what it does not
-    name."""
+    """Return smooth, medium or sharp, as the paper bins GE's names and Siemens' numbers; "" for other
+    kernels.
+
+    >>> kernel_bin("SIEMENS", "B40f"), kernel_bin("GE MEDICAL SYSTEMS", "LUNG")
+    ('medium', 'sharp')
+    """
     if "GE" in manufacturer.upper().split():
         return GE_BINS.get(re.sub(r"[^A-Z]", "", kernel.upper()), "")
     number = re.match(r"[BI](\d+)", kernel.strip().upper())
@@ -47,15 +51,17 @@ def kernel_bin(manufacturer: str, kernel: str) -> str:
 
 
 def convert(patient: str, series: Found, out: Path, *, roi: str, overwrite: bool = False) -> dict[str, str]:
-    """The row of a patient; its mask is written, unless it is there. Raises `ValueError` saying what is
-    missing."""
+    """Return the manifest row of a patient and write its mask, unless it exists.
+
+    Raises `ValueError` if CT or tumour is missing.
+    """
     (image, ct), (file, header) = match_annotation(series, patient)
     scan = ctssl.read(image)
     mask = read_annotation(file, scan, roi=roi if header.Modality == "RTSTRUCT" else None)
     if not mask.array.any():
-        raise ValueError(f"the tumour of {file.name} is empty on its CT")
+        raise ValueError(f"the tumour mask of {file.name} is empty on its CT")
     label = out / "labels" / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', patient)}.nii.gz"
-    if overwrite or not label.exists():  # one that is there may have been corrected
+    if overwrite or not label.exists():  # an existing one may have been corrected
         mask.save(label, overwrite=True)
     kernel, maker = str(ct.get("ConvolutionKernel", "")), str(ct.get("Manufacturer", ""))
     values = (
@@ -76,20 +82,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("nsclc"))
+    parser.add_argument("folder", type=Path, help="the downloaded collections")
     parser.add_argument(
-        "--roi", default="GTV-1", help="the tumour's name in an RTSTRUCT (default: %(default)s)"
+        "--out", type=Path, default=Path("nsclc"), help="output folder (default: %(default)s)"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace a manifest and masks that are there"
+        "--roi", default="GTV-1", help="name of the tumour in an RTSTRUCT (default: %(default)s)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing manifest and masks")
     args = parser.parse_args(arguments)
     if not args.folder.is_dir():
-        raise SystemExit(f"no folder {args.folder}")
+        raise SystemExit(f"no folder {args.folder}; give the downloaded collections")
     if (args.out / "manifest.csv").exists() and not args.overwrite:
         raise SystemExit(
-            f"{args.out / 'manifest.csv'} exists; choose another --out for this collection, or add --overwrite"
+            f"{args.out / 'manifest.csv'} exists; choose another --out for this collection, or pass "
+            "--overwrite"
         )
     (args.out / "labels").mkdir(parents=True, exist_ok=True)
     rows, left_out = [], []

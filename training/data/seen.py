@@ -1,4 +1,4 @@
-"""What a pretraining saw, for those who test later: `ctssl check --model`, and `ctssl finetune`, read it."""
+"""Record the scans that a pretraining saw; `ctssl check --model` and `ctssl finetune` read the record."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,11 @@ from training.run import Run
 
 
 def seen(run: Run) -> str:
-    """Salted hashes of the scans of a run, and the DICOM series that they come from where those are known, as
-    JSON: `ctssl check` tells with them who is about to test on training data. Those of the model that it
-    started from count too."""
+    """Return salted hashes of the scans of a run, and their DICOM series where known, as JSON.
+
+    `ctssl check` uses them to warn about testing on training data. The scans of the starting weights are
+    included.
+    """
     before = {} if run.init.endswith(".safetensors") else seen_by(run.init or None)
     salt, scans = before.get("salt", run.name), find_scans(run.corpus)
     voxels = {voxel_hash(ctssl.read(scan.path), salt) for scan in tqdm(scans, desc="hashing scans")}
@@ -30,11 +32,11 @@ def seen(run: Run) -> str:
 
 
 def original(scan: Scan, corpus: str) -> Path | None:
-    """The DICOM folder that one of our own scans was made of, where the data hold it."""
+    """Return the DICOM folder that one of our own scans was made from, if the data contain it."""
     folder = data_folder() / "dicom" / scan.patient if corpus in NAMES else None
     return folder if folder is not None and folder.is_dir() else None
 
 
 def series_uids(folder: Path) -> list[str]:
-    """The SeriesInstanceUID of each CT series below a folder."""
+    """Return the SeriesInstanceUID of each CT series below a folder."""
     return [get_text(header, "SeriesInstanceUID") for _, header in find_series(folder)["CT"]]

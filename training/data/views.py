@@ -1,5 +1,4 @@
-"""From a prepared scan to the views that a task asks for. Everything is decided by the sample's seed. numpy
-only."""
+"""Turn a prepared scan into the views of a task. The sample's seed determines everything. numpy only."""
 
 import functools
 from dataclasses import dataclass
@@ -12,12 +11,16 @@ from ctssl.sampling import augment, crop_at, tissue_start
 
 @dataclass(frozen=True)
 class Views:
-    """How crops become views. A task with one view gets the crop, mirrored; one with two gets two of these.
+    """How crops become views. A task with one view gets the mirrored crop; a task with two gets two of these.
 
-    `shift`: how far apart the views' corners lie at most, as a share of the crop. `zoom`: views show a cube
-    up to this much larger or smaller. `intensity`: stretch and move of the values (0..1). `gamma`: largest
-    exponent. `noise`: largest deviation (0..1). `blur`: largest sigma in voxels. `holes`: boxes set to one
-    value.
+    Attributes:
+        shift: largest distance between the views' corners, as a share of the crop.
+        zoom: views show a cube up to this much larger or smaller.
+        intensity: largest scaling and shift of the values (0..1).
+        gamma: largest exponent.
+        noise: largest standard deviation (0..1).
+        blur: largest sigma in voxels.
+        holes: number of boxes that are set to one value.
     """
 
     shift: float = 0.25
@@ -30,7 +33,7 @@ class Views:
 
 
 def sample(scan: np.ndarray, *, crop: int, views: int, how: Views, seed: int) -> list[np.ndarray]:
-    """`views` arrays `(S, S, S)` float32 0..1 from a prepared scan `(X, Y, Z)`."""
+    """Return `views` arrays `(S, S, S)` float32 0..1 from a prepared scan `(X, Y, Z)`."""
     rng = np.random.default_rng(seed)
     start = tissue_start(scan, crop, rng)
     if views == 1:
@@ -41,13 +44,13 @@ def sample(scan: np.ndarray, *, crop: int, views: int, how: Views, seed: int) ->
 def view(
     scan: np.ndarray, start: tuple[int, ...], crop: int, how: Views, rng: np.random.Generator
 ) -> np.ndarray:
-    """One view near `start`."""
+    """Return one view near the corner `start`."""
     edge = max(2, round(crop * how.zoom ** rng.uniform(-1, 1)))
     drift = rng.uniform(-how.shift / 2, how.shift / 2, 3) * crop + (crop - edge) / 2
     corner = tuple(round(float(s + d)) for s, d in zip(start, drift, strict=True))
     image = crop_at(scan, corner, edge).astype(np.float32)
     if edge != crop:
-        image = stretched(image, crop)
+        image = stretch(image, crop)
     image, _ = augment(image, None, rng, intensity=how.intensity)
     image = np.power(image, how.gamma ** rng.uniform(-1, 1), dtype=np.float32)
     if how.blur and rng.random() < 0.5:
@@ -61,8 +64,9 @@ def view(
 
 
 def gaussian_noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Standard normal numbers from a random place of a fixed table of four million: drawing them anew costs
-    ten times more."""
+    """Return standard normal numbers from a random place in a fixed table of four million, ten times faster
+    than drawing them.
+    """
     table, count = normal_table(), int(np.prod(shape))
     if count > len(table):
         return rng.standard_normal(shape, dtype=np.float32)
@@ -75,8 +79,8 @@ def normal_table() -> np.ndarray:
     return np.random.default_rng(0).standard_normal(2**22, dtype=np.float32)
 
 
-def stretched(image: np.ndarray, size: int) -> np.ndarray:
-    """A cube on a grid of `size` voxels, linear along each axis in turn."""
+def stretch(image: np.ndarray, size: int) -> np.ndarray:
+    """Resample a cube to `size` voxels, linearly along each axis in turn."""
     where = np.linspace(0, image.shape[0] - 1, size)
     low = np.minimum(where.astype(int), image.shape[0] - 2)
     weights = np.zeros((size, image.shape[0]), np.float32)

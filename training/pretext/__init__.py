@@ -1,14 +1,14 @@
-"""The pretraining tasks and what they have in common.
+"""The pretraining tasks and their common interface.
 
 A task is an `nn.Module`: `Task(encoder, **args)`; `forward(batch) -> {"loss": scalar, ...numbers to log}` for
-a `Batch`. The loss is a mean over samples, and all randomness is drawn from `batch.random`, so that a batch
-gives the same gradient in one piece, in several, and on several devices. It owns every parameter beside the
-encoder's, and hides tokens between `encoder.patch_embed` and `encoder.encode`. `task.encoder` is what gets
-exported. Optional:
+a `Batch`. The loss is a mean over samples, and all randomness comes from `batch.random`, so that a batch
+gives the same gradient in one piece, in several, and on several devices. The task owns every parameter except
+the encoder's, and hides tokens between `encoder.patch_embed` and `encoder.encode`. `task.encoder` is what
+gets exported. Optional:
 
-- `views`: how many views of each sample it takes (1);
-- `after_step(progress)`: called after each step of the optimiser, for momentum teachers;
-- `embed(batch)`, `forward(batch, others)` and a result named `joint`: for a loss, or the part of one, that
+- `views`: number of views of each sample (1);
+- `after_step(progress)`: called after each optimiser step, for momentum teachers;
+- `embed(batch)`, `forward(batch, others)` and a result named `joint`: for a loss, or a part of one, that
   relates samples to each other; see `contrastive.py`.
 
 To add one: write `training/pretext/<name>.py` and add a line to `TASKS`.

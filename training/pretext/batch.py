@@ -1,4 +1,4 @@
-"""What a task is given: crops, and randomness that belongs to the samples rather than to the process."""
+"""The input of a task: crops, and randomness that belongs to the samples rather than to the process."""
 
 from dataclasses import dataclass, replace
 
@@ -12,9 +12,11 @@ from ctssl.encoders.layers import DropPath
 class Batch:
     """Some samples of a step.
 
-    `views`: one tensor `(B, 1, S, S, S)` in 0..1 for each view that the task asks for. `seeds` (B,): a number
-    that belongs to the sample, whichever process works on it. `patients` (B,): samples of one patient share a
-    number. `progress`: the share of the run that is done, 0..1; schedules follow it.
+    Attributes:
+        views: one tensor `(B, 1, S, S, S)` in 0..1 for each view of the task.
+        seeds: `(B,)`, a number that belongs to the sample, whichever process works on it.
+        patients: `(B,)`, the same number for samples of the same patient.
+        progress: finished share of the run, 0..1, for schedules.
     """
 
     views: tuple[Tensor, ...]
@@ -30,7 +32,7 @@ class Batch:
         return len(self.seeds)
 
     def random(self, *shape: int, salt: int) -> Tensor:
-        """`(B, *shape)` uniform in 0..1, decided by each sample's seed and `salt` alone."""
+        """Return `(B, *shape)` uniform numbers in 0..1 that depend only on each sample's seed and `salt`."""
         rows = []
         for seed in self.seeds.tolist():
             generator = torch.Generator().manual_seed(seed * 1_000_003 + salt)
@@ -43,7 +45,7 @@ class Batch:
 
 
 def seed_drop_path(encoder: nn.Module, batch: Batch, *, salt: int) -> None:
-    """Let stochastic depth draw by sample too, for the view that comes next."""
+    """Make stochastic depth draw per sample too, for the next view."""
     layers = [module for module in encoder.modules() if isinstance(module, DropPath)]
     for i, layer in enumerate(layers):
         layer.drawn = batch.random(salt=salt + i) if layer.rate and layer.training else None

@@ -1,5 +1,6 @@
-"""Contrastive learning: two views of a sample attract, samples of other patients repel (SimCLR, arXiv
-2002.05709)."""
+"""Contrastive learning: attract two views of a sample, repel samples of other patients (SimCLR, arXiv
+2002.05709).
+"""
 
 from typing import Any, NamedTuple
 
@@ -12,10 +13,12 @@ from training.pretext.batch import Batch, seed_drop_path
 
 
 class Others(NamedTuple):
-    """The whole step's embeddings `(V, N, D)`, without gradient, and patients `(N,)`; `start`: where this
-    piece begins.
+    """The embeddings of the whole step, without gradient.
 
-    With several devices N counts the samples of all of them.
+    Attributes:
+        embeddings: `(V, N, D)`; with several devices N counts the samples of all of them.
+        patients: `(N,)`.
+        start: index of the first sample of this piece.
     """
 
     embeddings: Tensor
@@ -23,7 +26,9 @@ class Others(NamedTuple):
     start: int
 
     def around(self, own: Tensor) -> Tensor:
-        """The whole step's embeddings with this piece's `(V, n, D)` in its place, gradient and all."""
+        """Return the whole step's embeddings with this piece's `(V, n, D)` in its place, including its
+        gradient.
+        """
         end = self.start + own.shape[1]
         return torch.cat([self.embeddings[:, : self.start], own, self.embeddings[:, end:]], 1)
 
@@ -32,8 +37,10 @@ class Contrastive(nn.Module):
     """NT-Xent on two views; negatives come from other patients, of every process and every piece of the step.
 
     Args:
-        hidden, out: widths of the projection head (SimCLR: 2048 and 128).
-        temperature: the paper does not state its own; SimCLR's value for small batches.
+        encoder: see `ctssl.encoders`.
+        hidden: hidden width of the projection head (SimCLR: 2048).
+        out: output width of the projection head (SimCLR: 128).
+        temperature: the paper does not state its own; this is SimCLR's value for small batches.
     """
 
     views = 2
@@ -47,7 +54,7 @@ class Contrastive(nn.Module):
         )
 
     def embed(self, batch: Batch) -> Tensor:
-        """`(2, B, out)` on the unit sphere, one row a view."""
+        """Return `(2, B, out)` on the unit sphere, one row per view."""
         rows = []
         for i, view in enumerate(batch.views):
             seed_drop_path(self.encoder, batch, salt=1000 * (i + 1))
@@ -68,7 +75,7 @@ class Contrastive(nn.Module):
 
 
 def everyone(own: Tensor, patients: Tensor) -> Others:
-    """Join the embeddings `(V, n, D)` of every process, in the order of their ranks."""
+    """Gather the embeddings `(V, n, D)` of every process, in the order of their ranks."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return Others(own, patients, 0)
     parts = [
@@ -81,10 +88,14 @@ def everyone(own: Tensor, patients: Tensor) -> Others:
 
 
 def nt_xent(embeddings: Tensor, patients: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-    """Loss and share of views whose nearest candidate is their twin, for unit vectors `(2, N, D)` of
-    `patients` `(N,)`.
+    """Return the NT-Xent loss, and the share of views whose nearest candidate is their twin.
 
-    Candidates are the twin and every view of another patient: two crops of one patient are no negatives.
+    Candidates are the twin and every view of another patient: two crops of one patient are not negatives.
+
+    Args:
+        embeddings: unit vectors `(2, N, D)`.
+        patients: `(N,)`.
+        temperature: divides the cosines.
     """
     views, count, _ = embeddings.shape
     flat = embeddings.flatten(0, 1)  # (2N, D)

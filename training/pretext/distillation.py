@@ -1,7 +1,7 @@
-"""What the self-distilling tasks share: a momentum teacher, its heads, centring and temperatures.
+"""What the self-distillation tasks share: a momentum teacher, its heads, centring and temperatures.
 
 DINO (arXiv 2104.14294) for image tokens, iBOT (arXiv 2111.07832) for patch tokens, both as in SMIT (arXiv
-2205.10342). Its published code starts the momentum schedule again in every epoch; here it runs once, over the
+2205.10342). SMIT's published code restarts the momentum schedule in every epoch; here it runs once, over the
 whole training.
 """
 
@@ -19,7 +19,7 @@ from training.pretext.masking import MaskedTask
 
 
 class Prototypes(nn.Module):
-    """Three-layer MLP, unit sphere, and scores against `out` unit prototypes."""
+    """Three-layer MLP, projection to the unit sphere, and scores against `out` unit prototypes."""
 
     def __init__(self, width: int, *, hidden: int, bottleneck: int, out: int) -> None:
         super().__init__()
@@ -38,25 +38,31 @@ class Prototypes(nn.Module):
         nn.init.trunc_normal_(self.prototypes, std=0.02)
 
     def forward(self, x: Tensor, *, frozen: bool = False) -> Tensor:
-        """`(..., width)` -> `(..., out)` cosines. `frozen`: no gradient for the prototypes."""
+        """Return cosines `(..., out)` of `(..., width)`. `frozen`: no gradient for the prototypes."""
         prototypes = self.prototypes.detach() if frozen else self.prototypes
         return F.linear(F.normalize(self.mlp(x), dim=-1), F.normalize(prototypes, dim=-1))
 
 
 class Distillation(nn.Module):
-    """The teacher's side of a task, and the losses between it and the student's maps.
+    """The teacher of a task, and the losses between it and the student's maps.
 
     Args:
-        patch: with patch tokens (own head), beside image tokens.
-        hidden, bottleneck, out: sizes of the heads (published: 2048, 256, 8192).
-        momentum: of the teacher, at the start; 1 at the end, along a cosine.
-        warm: share of the run in which the teacher's temperature rises; the patch tokens' starts after the
-            image tokens'.
-        freeze: share of the run in which the student's prototypes keep still.
-        standardise: bring every channel of the tokens to mean 0 and deviation 1 (of the teacher's, as they
-            were lately) before the heads. Tokens of a transformer are nearly alike at first, and so are the
-            scores of the teacher; where a run is too short for that to change, its targets stay uniform and
-            say nothing. Not in the published code.
+        encoder: the student.
+        patch: distil patch tokens (with their own head) besides image tokens.
+        hidden: hidden width of the heads (published: 2048).
+        bottleneck: bottleneck width of the heads (published: 256).
+        out: number of prototypes (published: 8192).
+        momentum: momentum of the teacher at the start; it rises to 1 along a cosine.
+        centre_momentum: momentum of the centres.
+        student_temperature: temperature of the student.
+        teacher_temperature: first and last temperature of the teacher.
+        warm: share of the run in which the teacher's temperature rises; for patch tokens it starts after that
+            of the image tokens.
+        freeze: share of the run in which the student's prototypes are frozen.
+        standardise: standardise every channel of the tokens (by the teacher's recent mean and deviation)
+            before the heads. At first, tokens of a transformer are nearly identical, and so are the teacher's
+            scores; if a run is too short for that to change, its targets stay uniform and carry no
+            information. Not in the published code.
     """
 
     def __init__(
@@ -89,8 +95,7 @@ class Distillation(nn.Module):
             self.register_buffer(f"centre_{kind}", torch.zeros(out))
             if standardise:  # means of the teacher's tokens, and of their squares
                 self.register_buffer(f"moments_{kind}", torch.zeros(2, channels))
-        # since the last step: sums of the teacher's scores (and of tokens and squared tokens), and how many
-        # there were
+        # since the last step: sums of the teacher's scores (and of tokens and squared tokens), and the count
         self.seen = {kind: (torch.zeros(out + 2 * channels * standardise), 0) for kind in self.kinds}
 
     def train(self, mode: bool = True) -> "Distillation":
@@ -99,8 +104,13 @@ class Distillation(nn.Module):
         return self
 
     def forward(self, batch: Batch, maps: list[Tensor], masks: list[Tensor]) -> dict[str, Tensor]:
-        """Losses of the student's deepest `maps` `(B, C, x, y, z)`, one a view, seen through `masks` `(B, x,
-        y, z)`."""
+        """Return the losses of the student's deepest maps.
+
+        Args:
+            batch: the views.
+            maps: `(B, C, x, y, z)` for each view, computed from masked tokens.
+            masks: `(B, x, y, z)` for each view.
+        """
         with torch.no_grad():
             taught = [self.teacher(view)[-1] for view in batch.views]
         result = self.image_loss(batch, maps, taught)
@@ -109,7 +119,7 @@ class Distillation(nn.Module):
         return result
 
     def image_loss(self, batch: Batch, maps: list[Tensor], taught: list[Tensor]) -> dict[str, Tensor]:
-        """Each view's pooled map against the teacher's of the other view."""
+        """Compare each view's pooled map with the teacher's map of the other view."""
         frozen = batch.progress < self.freeze
         student = [
             self.heads["image"](self.even("image", m.mean((2, 3, 4))), frozen=frozen).float() for m in maps
@@ -126,8 +136,9 @@ class Distillation(nn.Module):
     def patch_loss(
         self, batch: Batch, maps: list[Tensor], taught: list[Tensor], masks: list[Tensor]
     ) -> dict[str, Tensor]:
-        """Each masked token against the teacher's token at the same place of the same view: mean over tokens,
-        then samples."""
+        """Compare each masked token with the teacher's token at the same place of the same view: mean over
+        tokens, then over samples.
+        """
         frozen = batch.progress < self.freeze
         targets, outputs = self.targets("patch", [tokens(t) for t in taught], batch.progress)
         losses = []
@@ -136,47 +147,50 @@ class Distillation(nn.Module):
             hidden = mask.flatten(1)
             errors = cross_entropy(scores, target, self.student_temperature, reduce=False) * hidden
             losses.append((errors.sum(1) / hidden.sum(1)).mean())
-        found = health("patch", torch.cat(targets).flatten(0, 1), torch.cat(outputs).flatten(0, 1))
-        return {"patch": torch.stack(losses).mean(), **found}
+        signs = health("patch", torch.cat(targets).flatten(0, 1), torch.cat(outputs).flatten(0, 1))
+        return {"patch": torch.stack(losses).mean(), **signs}
 
     @torch.no_grad()
     def targets(self, kind: str, inputs: list[Tensor], progress: float) -> tuple[list[Tensor], list[Tensor]]:
-        """Centred and sharpened teacher distributions, and the scores they come from; the scores are noted
-        for the centre."""
+        """Return the teacher's centred and sharpened distributions and the scores behind them; the scores are
+        recorded for the centre.
+        """
         outputs = [self.teacher_heads[kind](self.even(kind, x)).float() for x in inputs]
         if self.training:
             rows, given = (torch.cat([x.flatten(0, -2).float() for x in side]) for side in (outputs, inputs))
             total, count = self.seen[kind]
             moments = [given.sum(0), (given**2).sum(0)] if self.standardise else []
-            found = torch.cat([rows.sum(0), *moments])
-            self.seen[kind] = (total.to(rows.device) + found, count + len(rows))
+            sums = torch.cat([rows.sum(0), *moments])
+            self.seen[kind] = (total.to(rows.device) + sums, count + len(rows))
         centre = getattr(self, f"centre_{kind}")
         heat = self.temperature(kind, progress)
         return [((out - centre) / heat).softmax(-1) for out in outputs], outputs
 
     def even(self, kind: str, x: Tensor) -> Tensor:
-        """Tokens `(..., channels)` with mean 0 and deviation 1, if they are to be standardised and were ever
-        seen."""
+        """Standardise tokens `(..., channels)`, if enabled and once moments were recorded."""
         if not self.standardise:
             return x
         mean, square = getattr(self, f"moments_{kind}")
         return (x - mean) / (square - mean**2).clamp_min(1e-6).sqrt() if square.any() else x
 
     def temperature(self, kind: str, progress: float) -> float:
-        """The teacher's: linear from the first to the last during a share `warm` of the run."""
+        """Return the teacher's temperature: linear from the first to the last during a share `warm` of the
+        run.
+        """
         low, high = self.teacher_temperature
         start = self.warm if kind == "patch" else 0.0
         share = min(1.0, max(0.0, (progress - start) / self.warm)) if self.warm else 1.0
         return low + (high - low) * share
 
     def momentum_at(self, progress: float) -> float:
-        """From `momentum` to 1 along half a cosine."""
+        """Return the teacher's momentum: from `momentum` to 1 along half a cosine."""
         return 1.0 - (1.0 - self.momentum) * (1.0 + math.cos(math.pi * progress)) / 2.0
 
     @torch.no_grad()
     def after_step(self, encoder: nn.Module, progress: float) -> None:
-        """Move the teacher towards the student; centres and moments towards what it said in this step,
-        everywhere."""
+        """Move the teacher towards the student; move centres and moments towards those of this step, over all
+        processes.
+        """
         weight = 1.0 - self.momentum_at(progress)
         for teacher, student in ((self.teacher, encoder), (self.teacher_heads, self.heads)):
             for kept, new in zip(teacher.parameters(), student.parameters(), strict=True):
@@ -188,19 +202,25 @@ class Distillation(nn.Module):
             packed = torch.cat([total.to(centre.device), torch.tensor([float(count)], device=centre.device)])
             if dist.is_initialized() and dist.get_world_size() > 1:
                 dist.all_reduce(packed)
-            found = packed[:-1] / packed[-1]
-            centre.lerp_(found[: len(centre)], 1.0 - self.centre_momentum)
+            means = packed[:-1] / packed[-1]
+            centre.lerp_(means[: len(centre)], 1.0 - self.centre_momentum)
             if self.standardise:
                 moments = getattr(self, f"moments_{kind}")
-                now = found[len(centre) :].view_as(moments)
+                now = means[len(centre) :].view_as(moments)
                 moments.lerp_(now, 1.0 - self.centre_momentum if moments.any() else 1.0)
 
 
 class DistillingTask(MaskedTask):
-    """A task whose student sees both views through masks and whose teacher sees them whole.
+    """A task whose student sees both views masked and whose teacher sees them unmasked.
 
-    `block`, `ratio`: see `MaskedTask`. `distillation`: arguments of `Distillation`. `patch`: whether its
-    tasks distil patch tokens too.
+    Args:
+        encoder: see `ctssl.encoders`.
+        block: see `MaskedTask`.
+        ratio: see `MaskedTask`.
+        distillation: arguments of `Distillation`.
+
+    Attributes:
+        patch: whether the task distils patch tokens too.
     """
 
     views = 2
@@ -211,33 +231,36 @@ class DistillingTask(MaskedTask):
         self.distillation = Distillation(encoder, patch=self.patch, **distillation)
 
     def distil(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
-        """The student's deepest maps and their masks on the token grid, one a view, and the losses against
-        the teacher."""
-        step = (
-            self.encoder.strides[-1] // self.encoder.patch_embed.patch
-        )  # tokens along a cell of the deepest map
+        """Return the student's deepest maps, their masks on the token grid (one per view), and the losses
+        against the teacher.
+        """
+        step = self.encoder.strides[-1] // self.encoder.patch_embed.patch  # tokens per cell of the last map
         if self.block % step:
             raise ValueError(
-                f"the block must be a multiple of the deepest map's stride, {self.encoder.strides[-1]} voxels"
+                "invalid block (must be a multiple of the deepest map's stride, "
+                f"{self.encoder.strides[-1]} voxels)"
             )
         maps, masks = zip(*(self.encode_masked(batch, i) for i in range(len(batch.views))), strict=True)
         coarse = [masked[:, ::step, ::step, ::step] for masked in masks]
         return list(maps), list(masks), self.distillation(batch, list(maps), coarse)
 
     def after_step(self, progress: float) -> None:
-        """Move the teacher and the centres; called once per optimiser step."""
+        """Update the teacher and the centres; called once per optimiser step."""
         self.distillation.after_step(self.encoder, progress)
 
 
 def cross_entropy(scores: Tensor, target: Tensor, temperature: float, *, reduce: bool = True) -> Tensor:
-    """`-sum(target * log softmax(scores / temperature))` over the last dimension; its mean if `reduce`."""
+    """Return `-sum(target * log softmax(scores / temperature))` over the last dimension; its mean if
+    `reduce`.
+    """
     errors = -(target * (scores / temperature).log_softmax(-1)).sum(-1)
     return errors.mean() if reduce else errors
 
 
 def health(kind: str, targets: Tensor, outputs: Tensor) -> dict[str, Tensor]:
-    """Signs of collapse: `entropy` of single targets (0: all sure), of their mean (0: all say the same),
-    spread of scores."""
+    """Return signs of collapse: `entropy` of single targets (0: all certain), of their mean (0: all equal),
+    spread of scores.
+    """
     mean = targets.mean(0)
     return {
         f"{kind}_entropy": -(targets * targets.clamp_min(1e-12).log()).sum(-1).mean(),

@@ -1,5 +1,6 @@
-"""Image token self-distillation: say of a masked view what a momentum teacher says of the other view (ITD of
-SMIT; DINO)."""
+"""Image token self-distillation: predict from a masked view what a momentum teacher predicts from the other
+view (ITD of SMIT; DINO).
+"""
 
 from torch import Tensor
 
@@ -9,7 +10,8 @@ from training.pretext.distillation import DistillingTask
 
 class ImageTokens(DistillingTask):
     """The image token is the mean of the deepest map (Swin has no class token). Arguments: see
-    `DistillingTask`."""
+    `DistillingTask`.
+    """
 
     patch = False
 

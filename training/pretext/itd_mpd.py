@@ -7,8 +7,9 @@ from training.pretext.distillation import DistillingTask
 
 
 class ImageAndPatchTokens(DistillingTask):
-    """As `ImageTokens`, and each hidden token of the deepest map predicts the teacher's token there. Equal
-    weights."""
+    """Like `ImageTokens`, and each hidden token of the deepest map predicts the teacher's token. Equal
+    weights.
+    """
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         _, _, result = self.distil(batch)

@@ -1,5 +1,6 @@
-"""Masked autoencoder (arXiv 2111.06377): the encoder sees the visible tokens alone, a light decoder fills in
-the rest."""
+"""Masked autoencoder (arXiv 2111.06377): the encoder sees only the visible tokens, a light decoder fills in
+the rest.
+"""
 
 from typing import Any
 
@@ -12,12 +13,15 @@ from training.pretext.masking import patches
 
 
 class MaskedAutoencoder(nn.Module):
-    """Squared error on the voxels of hidden tokens, each token's voxels normalised. ViT only: a Swin needs
-    the whole grid.
+    """Squared error on the voxels of hidden tokens, normalised per token. ViT only: a Swin needs the whole
+    grid.
 
     Args:
-        ratio: share of tokens that is hidden.
-        width, depth, heads: of the decoder.
+        encoder: a ViT.
+        ratio: share of tokens that are hidden.
+        width: channels of the decoder.
+        depth: blocks of the decoder.
+        heads: attention heads of the decoder.
     """
 
     def __init__(
@@ -26,7 +30,8 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         if not hasattr(encoder, "encode_tokens"):
             raise ValueError(
-                f"mae hides tokens from the encoder altogether, which {type(encoder).__name__} cannot do; "
+                "task mae needs an encoder that takes any subset of tokens, unlike "
+                f"{type(encoder).__name__}; "
                 "use the vit encoder, or the task mim"
             )
         self.encoder, self.ratio = encoder, ratio
@@ -45,26 +50,30 @@ class MaskedAutoencoder(nn.Module):
         grid = tuple(grid_tokens.shape[1:4])
         all_tokens = grid_tokens.flatten(1, 3)  # (B, N, C)
         count = all_tokens.shape[1]
-        order = batch.random(count, salt=0).argsort(1)  # (B, N): hidden ones first
+        order = batch.random(count, salt=0).argsort(1)  # (B, N), hidden ones first
         hidden, visible = order.split([round(self.ratio * count), count - round(self.ratio * count)], 1)
-        encoded = self.encoder.encode_tokens(taken(all_tokens, visible), places(visible, grid), grid=grid)
+        encoded = self.encoder.encode_tokens(
+            gather_rows(all_tokens, visible), places(visible, grid), grid=grid
+        )
         whole = self.mask_token.to(encoded.dtype).expand(len(batch), count, -1).clone()
         entered = self.enter(encoded)
         whole = whole.to(entered.dtype).scatter(1, visible[..., None].expand_as(entered), entered)
         whole = whole + sine_positions(grid, whole.shape[-1]).flatten(0, 2).to(whole)
         predicted = self.head(self.norm(self.blocks(whole)))
-        errors = (taken(predicted, hidden).float() - taken(self.voxels(batch.image), hidden).float()).square()
+        errors = (
+            gather_rows(predicted, hidden).float() - gather_rows(self.voxels(batch.image), hidden).float()
+        ).square()
         return {"loss": errors.mean()}
 
     def voxels(self, image: Tensor) -> Tensor:
-        """`(B, 1, X, Y, Z)` -> `(B, N, patch^3)`, each token's voxels with mean 0 and deviation 1."""
+        """Return `(B, N, patch^3)` of `(B, 1, X, Y, Z)`: each token's voxels with mean 0 and deviation 1."""
         cells = patches(image[:, 0], self.patch).flatten(4).flatten(1, 3)
         deviation, mean = torch.std_mean(cells, -1, keepdim=True)
         return (cells - mean) / (deviation + 1e-3)
 
 
-def taken(rows: Tensor, index: Tensor) -> Tensor:
-    """Rows `(B, N, C)` at `index` `(B, M)`."""
+def gather_rows(rows: Tensor, index: Tensor) -> Tensor:
+    """Return the rows `(B, N, C)` at `index` `(B, M)`."""
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
 
 

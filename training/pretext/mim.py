@@ -1,5 +1,6 @@
 """Masked image modelling: predict the voxels of hidden blocks (SimMIM, arXiv 2111.09886; MIP of SMIT, arXiv
-2205.10342)."""
+2205.10342).
+"""
 
 from typing import Any
 
@@ -10,8 +11,9 @@ from training.pretext.masking import MaskedTask, patches, spread
 
 
 class MaskedImageModelling(MaskedTask):
-    """L1 on masked voxels only, from a linear head on the encoder's deepest map. Arguments: see
-    `MaskedTask`."""
+    """L1 loss on masked voxels only, from a linear head on the encoder's deepest map. Arguments: see
+    `MaskedTask`.
+    """
 
     def __init__(self, encoder: Any, **masking: Any) -> None:
         super().__init__(encoder, **masking)
@@ -23,7 +25,7 @@ class MaskedImageModelling(MaskedTask):
 
 
 class VoxelHead(nn.Module):
-    """A linear layer from each token of the deepest map to the voxels under it."""
+    """A linear layer from each token of the deepest map to the voxels below it."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -32,7 +34,7 @@ class VoxelHead(nn.Module):
         self.linear = nn.Linear(encoder.channels[-1], self.stride**3)
 
     def forward(self, deepest: Tensor, size: tuple[int, ...]) -> Tensor:
-        """`(B, C, x, y, z)` -> `(B, X, Y, Z)`, cut to `size`."""
+        """Predict voxels `(B, X, Y, Z)`, cut to `size`, from the deepest map `(B, C, x, y, z)`."""
         s = self.stride
         values = self.linear(deepest.permute(0, 2, 3, 4, 1))  # (B, x, y, z, s^3)
         values = values.unflatten(-1, (s, s, s)).permute(0, 1, 4, 2, 5, 3, 6)  # (B, x, s, y, s, z, s)
@@ -40,8 +42,10 @@ class VoxelHead(nn.Module):
         return voxels[:, : size[0], : size[1], : size[2]]
 
     def loss(self, deepest: Tensor, image: Tensor, masked: Tensor) -> Tensor:
-        """Mean over samples of the mean |error| over the voxels of `masked` `(B, *tokens)`. Other cubes are
-        not predicted."""
+        """Return the mean over samples of the mean |error| over the voxels of `masked` `(B, *tokens)`.
+
+        Cubes without masked voxels are not predicted.
+        """
         voxels = spread(masked, self.patch, tuple(image.shape[2:]))
         hidden = patches(voxels, self.stride).flatten(4)  # (B, x, y, z, s^3)
         some = hidden.any(-1)

@@ -1,5 +1,6 @@
 """SMIT (arXiv 2205.10342), the paper's method: masked image prediction with image and masked patch token
-self-distillation."""
+self-distillation.
+"""
 
 from typing import Any
 
@@ -12,8 +13,9 @@ from training.pretext.mim import VoxelHead
 
 
 class Smit(DistillingTask):
-    """Weights as published: prediction 1, image tokens 0.1, patch tokens 0.1. The student's masked views
-    serve all three."""
+    """Weights as published: prediction 1, image tokens 0.1, patch tokens 0.1. All three use the student's
+    masked views.
+    """
 
     def __init__(
         self, encoder: Any, *, image_weight: float = 0.1, patch_weight: float = 0.1, **distillation: Any

@@ -1,4 +1,4 @@
-"""The card of a model, written from its files. Every number comes from one of them."""
+"""Write the card of an encoder from its files. Every number comes from one of them."""
 
 import json
 import re
@@ -29,23 +29,26 @@ LICENCES = {
     "CC BY 3.0": "cc-by-3.0",
     "CC BY 4.0": "cc-by-4.0",
 }
-"""From the freest to the strictest, with the Hub's name for each."""
+"""Licences from the most permissive to the strictest, with the Hub's name of each."""
 
 
 def strictest(scans: list[dict]) -> str:
-    """The Hub's name of the strictest licence of the data, which the weights take over."""
+    """Return the Hub's name of the strictest licence of the scans, which also applies to the weights.
+
+    Raises `ValueError` for a licence that does not allow publishing the weights.
+    """
     order = list(LICENCES)
-    found = set()
+    licences = set()
     for row in scans:
         known = [name for name in order if row["licence"].startswith(name)]
         if "NC" in row["licence"] or not known:
-            raise ValueError(f"{row['id']}: the licence {row['licence']!r} does not let us publish weights")
-        found.add("CC BY 4.0" if "4.0" in row["licence"] else known[-1])
-    return LICENCES[max(found, key=order.index)]
+            raise ValueError(f"{row['id']}: the licence {row['licence']!r} does not allow publishing weights")
+        licences.add("CC BY 4.0" if "4.0" in row["licence"] else known[-1])
+    return LICENCES[max(licences, key=order.index)]
 
 
 def card(config: dict, history: dict) -> str:
-    """`README.md` of a model folder, from its `config.json` and `training.json`."""
+    """Return `README.md` of a model folder, from its `config.json` and `training.json`."""
     name, run, curve = config["name"], history["run"], history["curve"]
     low, high = config["preprocess"]["window_hu"]
     spacing = config["preprocess"]["spacing_mm"]
@@ -97,7 +100,7 @@ The weights take over the strictest of these licences, {strictest(history["scans
 
 
 def front_matter(config: dict, history: dict) -> str:
-    """What the Hub reads: licence, tags, datasets, measured results."""
+    """Return what the Hub reads: licence, tags, datasets, measured results."""
     from huggingface_hub import EvalResult, ModelCardData
 
     rows = measured(config["name"])
@@ -147,7 +150,7 @@ PROBED = {
 
 
 def probed(name: str) -> dict[str, float]:
-    """AUROC of the linear probe by task."""
+    """Return the AUROC of the linear probe by task."""
     from training.experiments.probe import patients
 
     return {
@@ -158,18 +161,18 @@ def probed(name: str) -> dict[str, float]:
 
 
 def measured(label: str) -> list[float]:
-    """Mean DSC of each seed in the sarcoma experiment."""
+    """Return the mean DSC of each seed in the sarcoma experiment."""
     return [row["mean_dsc"] for row in kept("sarcoma", "models")["models"].get(label, [])]
 
 
 def kept(experiment: str, part: str) -> dict:
-    """The results of an experiment, with nothing in its `part` where it was not made."""
+    """Return the results of an experiment; its `part` is empty if it was not run."""
     path = RESULTS / f"{experiment}.json"
     return json.loads(path.read_text()) if path.exists() else {part: {}}
 
 
 def where(corpus: str) -> str:
-    """Scans that a model was judged on without having seen them."""
+    """Return the name of the scans that a model was evaluated on without having seen them."""
     return (
         "`paired_kernels` of the data"
         if corpus == "paired_kernels"
@@ -178,7 +181,7 @@ def where(corpus: str) -> str:
 
 
 def started(run: dict) -> str:
-    """What the encoder was before this run."""
+    """Return a sentence about the starting weights of a run; "" if there are none."""
     return (
         f" It started from `{run['init']}`, whose own scans and licence count too: see its card."
         if run["init"]
@@ -194,7 +197,7 @@ def config_channels(config: dict) -> int:
 
 
 def results(name: str) -> str:
-    """What the experiments measured with this model."""
+    """Return the results of the experiments with this model."""
     return segmentation(name) + probing(name)
 
 

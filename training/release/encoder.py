@@ -1,11 +1,11 @@
-"""A finished pretraining -> its model folder: `python -m training.release.encoder swin_wild_mim [--out
+"""Turn a finished pretraining into a model folder: `python -m training.release.encoder swin_wild_mim [--out
 runs/swin_wild_mim]`.
 
 Writes `model_cards/<name>/` (weights in fp16, config with the feature fingerprint, card, training.json,
 hashes of the scans) and prints the entry for `ctssl/zoo.py`. `--card` writes only the card again, from the
-files that are there, `--seen` only the hashes. `--full-state FILE` writes the whole task (heads, teacher,
-mask token) as safetensors instead, also of a folder that `training.pretrain --data` left: `training.pretrain
-... --init FILE` goes on from there.
+existing files, `--seen` only the hashes. `--full-state FILE` writes the whole task (heads, teacher, mask
+token) as safetensors instead, also from a folder of `training.pretrain --data`: `training.pretrain ... --init
+FILE` continues from it.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from ctssl.loading import load
 from ctssl.phantom import phantom
 from ctssl.zoo import MODELS, SCANS, ModelSpec
 from training import checkpoints, log
-from training.data.cache import prepared
+from training.data.cache import prepare_corpus
 from training.data.corpora import NAMES, data_folder, provenance
 from training.data.loader import Places, Samples, loader
 from training.data.manifest import find_scans
@@ -42,13 +42,13 @@ from training.run import Run, find_run
 CARDS = Path(__file__).parents[2] / "model_cards"
 
 
-def finished(run: Run, out: Path) -> tuple[Any, dict[str, Any]]:
-    """The task of a finished run, and its last state."""
-    state = checkpoints.latest(out, run)
+def load_finished(run: Run, out: Path) -> tuple[Any, dict[str, Any]]:
+    """Return the task of a finished run and its last checkpoint. Exits if the run is not finished."""
+    state = checkpoints.load_latest(out, run)
     if state is None:
-        raise SystemExit(f"no checkpoint in {out}: run `python -m training.pretrain` first")
+        raise SystemExit(f"no checkpoint in {out}; run `python -m training.pretrain` first")
     if state["step"] < run.steps:
-        raise SystemExit(f"{out} is at step {state['step']} of {run.steps}: finish the run first")
+        raise SystemExit(f"{out} is at step {state['step']} of {run.steps}; finish the run first")
     task = build(run)
     task.load_state_dict(state["task"])
     return task, state
@@ -58,15 +58,16 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
     """Write the model folder of a finished run."""
     if run.init and run.init not in MODELS:
         raise SystemExit(
-            f"run {run.name} started from {run.init}, whose scans and licence nobody can look up: publish that "
-            "model first, and start from its name"
+            f"the starting weights {run.init} of run {run.name} are not in the model table, so their "
+            "scans and "
+            "licence are unknown; publish that model first, and start from its name"
         )
-    task, state = finished(run, out)
+    task, state = load_finished(run, out)
     encoder: Any = task.encoder.eval()
     before = build(run).encoder.state_dict()
     untrained = [key for key, value in encoder.state_dict().items() if torch.equal(value, before[key])]
     for p in encoder.parameters():
-        p.data = p.data.half().float()  # what fp16 keeps, so that the fingerprint is the one users get
+        p.data = p.data.half().float()  # rounded to fp16, so that users get the same fingerprint
     encoder.spec = ModelSpec(
         run.name,
         "encoder",
@@ -89,7 +90,7 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
         "processes": state["world"],
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "curve": log.thinned(log.read(out / "log.jsonl")),
+        "curve": log.thin(log.read(out / "log.jsonl")),
         "unseen": unseen(task, run, out),
         "scans": scans_of(run),
     }
@@ -116,14 +117,14 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
 
 
 def trained_on(run: Run) -> str:
-    """The corpus of a run, with that of the model it started from in front: "wild-self"."""
+    """Return the corpus of a run, preceded by that of its starting weights: "wild-self"."""
     return f"{MODELS[run.init].corpus}-{run.corpus}" if run.init in MODELS else run.corpus
 
 
 def scans_of(run: Run) -> list[dict[str, Any]]:
-    """What the encoder has seen: the run's corpus, and that of the model it started from."""
+    """Return the scans that the encoder has seen, including those of its starting weights."""
     rows = provenance(run.corpus)
-    parent = CARDS / run.init / "training.json"  # there is none where it started from nothing
+    parent = CARDS / run.init / "training.json"  # missing if it started from random weights
     if parent.is_file():
         parents = json.loads(parent.read_text())["scans"]
         rows += [row for row in parents if row not in rows]
@@ -132,11 +133,14 @@ def scans_of(run: Run) -> list[dict[str, Any]]:
 
 @torch.inference_mode()
 def unseen(task: nn.Module, run: Run, out: Path, batches: int = 40) -> dict[str, Any]:
-    """The pretext's numbers on crops of scans that the run did not see: the training side of the other
-    corpus, or, where it started from that one, the paired reconstructions."""
+    """Evaluate the pretext task on crops of scans that the run did not see.
+
+    These are the training side of the other corpus or, if the starting weights saw that one, the paired
+    reconstructions.
+    """
     other = {"self": "wild", "wild-self": "paired_kernels"}.get(trained_on(run), "self")
     source = other if other in NAMES else data_folder() / other
-    scans = prepared(find_scans(source), run.preprocess, out.parent / "cache")
+    scans = prepare_corpus(find_scans(source), run.preprocess, out.parent / "cache")
     samples = Samples(scans, crop=run.crop, views=getattr(task, "views", 1), how=run.views, seed=run.seed + 1)
     places = Places(batch=run.batch, pieces=1, rank=0, world=1, first=0, last=batches)
     task.eval()
@@ -149,7 +153,7 @@ def unseen(task: nn.Module, run: Run, out: Path, batches: int = 40) -> dict[str,
 
 
 def write_card(folder: Path) -> None:
-    """The card and its two pictures, from the other files."""
+    """Write the card and its two pictures from the other files."""
     config, history = read_config(folder), json.loads((folder / "training.json").read_text())
     (folder / "README.md").write_text(card(config, history))
     log.draw(history["curve"], folder / "loss.png", title=f"{config['name']}: training")
@@ -163,23 +167,24 @@ def write_card(folder: Path) -> None:
 
 
 def entry(folder: Path) -> str:
-    """The line for `ctssl/zoo.py`."""
+    """Return the line for `ctssl/zoo.py`."""
     config = read_config(folder)
     return f'        _pretrained("{config["encoder"]}", "{config["corpus"]}", "{config["pretext"]}", "{config["sha256"]}"),'
 
 
 def whole_state(name: str, out: Path | None, file: Path) -> None:
-    """Write the task of a finished run, by the name of its file in `training/runs` or the folder of its
-    checkpoint."""
+    """Write the task of a finished run, given by the name of its file in `training/runs` or the folder of its
+    checkpoint.
+    """
     if file.suffix != ".safetensors":
-        raise SystemExit(f"{file}: the name of a file with the whole task ends with .safetensors")
+        raise SystemExit(f"{file}: the name must end in .safetensors")
     if file.exists():
         raise SystemExit(f"{file} exists; choose another name")
     own = (Path(name) / checkpoints.NEWEST).is_file()
-    run = checkpoints.run_of(Path(name)) if own else find_run(name)
-    task, _ = finished(run, out or (Path(name) if own else Path("runs") / name))
+    run = checkpoints.load_run(Path(name)) if own else find_run(name)
+    task, _ = load_finished(run, out or (Path(name) if own else Path("runs") / name))
     save_file({key: value.contiguous().clone() for key, value in task.state_dict().items()}, file)
-    print(f"{file}: python -m training.pretrain ... --init {file} goes on from there")
+    print(f"{file}: python -m training.pretrain ... --init {file} continues from it")
 
 
 def main() -> None:
@@ -189,10 +194,12 @@ def main() -> None:
     parser.add_argument(
         "run", help="a file in training/runs, without .py; for --full-state also the folder of a run"
     )
-    parser.add_argument("--out", type=Path, help="folder with the checkpoint (default runs/<run>)")
-    parser.add_argument("--card", action="store_true", help="only the card")
-    parser.add_argument("--seen", action="store_true", help="only seen.json")
-    parser.add_argument("--full-state", type=Path, metavar="FILE", help="only the whole task, as safetensors")
+    parser.add_argument("--out", type=Path, help="folder with the checkpoint (default: runs/<run>)")
+    parser.add_argument("--card", action="store_true", help="write only the card")
+    parser.add_argument("--seen", action="store_true", help="write only seen.json")
+    parser.add_argument(
+        "--full-state", type=Path, metavar="FILE", help="write only the whole task, as safetensors"
+    )
     args = parser.parse_args()
     if args.full_state:
         whole_state(args.run, args.out, args.full_state)

@@ -1,5 +1,4 @@
-"""What a model's features are on the phantom: kept in `config.json`, so that a change of the code shows at
-once."""
+"""A model's features on the phantom, stored in `config.json`, so that a change of the code is noticed."""
 
 from __future__ import annotations
 
@@ -11,12 +10,12 @@ import torch
 from ctssl.phantom import phantom
 from ctssl.sampling import crop_at
 
-SIDE = 96  # voxels along each side of the middle of the phantom
+SIDE = 96  # side in voxels of the central crop of the phantom
 
 
 @torch.inference_mode()
 def fingerprint(encoder: Any) -> list[dict[str, Any]]:
-    """Of each map: its mean, standard deviation, and 16 values at fixed places."""
+    """Return for each map its mean, standard deviation, and 16 values at fixed places."""
     image = encoder.preprocess(phantom()[0])[0, 0].numpy()
     start = tuple((n - SIDE) // 2 for n in image.shape)
     crop = torch.from_numpy(np.ascontiguousarray(crop_at(image, start, SIDE)))[None, None]
@@ -35,12 +34,12 @@ def fingerprint(encoder: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def deviation(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> float:
-    """Largest difference of two fingerprints, relative to the deviation of the map."""
-    if len(expected) != len(found):
+def deviation(expected: list[dict[str, Any]], actual: list[dict[str, Any]]) -> float:
+    """Return the largest difference of two fingerprints, relative to the deviation of the map."""
+    if len(expected) != len(actual):
         return float("inf")
     worst = 0.0
-    for a, b in zip(expected, found, strict=True):
+    for a, b in zip(expected, actual, strict=True):
         pairs = [
             (a["mean"], b["mean"]),
             (a["deviation"], b["deviation"]),

@@ -1,10 +1,10 @@
-"""Checked model folders -> the Hub, or a mirror: `python -m training.release.publish NAME... --org ORG
-[--private] [--tag v0.1.0]`.
+"""Publish checked model folders on the Hub, or in a mirror: `python -m training.release.publish NAME... --org
+ORG [--private] [--tag TAG]`.
 
-Each `model_cards/<name>/` becomes one commit of `ORG/<name>` with a tag (the package's version), and
-`ctssl/zoo.py` gets repository and commit. A folder whose card, config, weights and table do not agree is
-refused before anything is uploaded. `--mirror FOLDER` writes git repositories `FOLDER/ORG/<name>` instead
-(branch `main`), for a mirror in one's own network, and leaves the table as it is unless `--table` is given.
+Each `model_cards/<name>/` becomes one commit of `ORG/<name>` with a tag (default: v and the package's
+version), and `ctssl/zoo.py` gets repository and commit. A folder whose card, config, weights and table
+disagree is refused before anything is uploaded. `--mirror FOLDER` writes git repositories `FOLDER/ORG/<name>`
+instead (branch `main`), for a mirror in your own network, and changes the table only with `--table`.
 """
 
 import argparse
@@ -52,7 +52,7 @@ FILES = {
         "worst.png",
     },
 }
-"""What a published folder holds, and nothing else: nobody uploads a stray file."""
+"""The files of a published folder; any other file is refused, so that no stray file is uploaded."""
 TABLE = Path(zoo.__file__)
 BEGIN, END = (
     "# --- published: `python -m training.release.publish` writes these lines ---\n",
@@ -61,31 +61,30 @@ BEGIN, END = (
 
 
 def check(folder: Path) -> None:
-    """Raise `ValueError` unless card, config, weights and table say the same, naming everything that does
-    not."""
+    """Raise `ValueError` unless card, config, weights and table agree; the message names every disagreement."""
     name = folder.name
     if name not in zoo.MODELS:
         raise ValueError(
-            f"{name} is not in the table of ctssl/zoo.py; there are {', '.join(zoo.list_models())}"
+            f"{name} is not in the table of ctssl/zoo.py; use one of {', '.join(zoo.list_models())}"
         )
     spec = zoo.MODELS[name]
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; `python -m training.release.encoder` writes it")
-    found = {path.name for path in folder.iterdir()}
-    wrong = [f"{file} is missing" for file in sorted(FILES[spec.kind] - found)]
-    wrong += [f"{file} does not belong there" for file in sorted(found - FILES[spec.kind])]
+    present = {path.name for path in folder.iterdir()}
+    wrong = [f"{file} is missing" for file in sorted(FILES[spec.kind] - present)]
+    wrong += [f"{file} does not belong there" for file in sorted(present - FILES[spec.kind])]
     if not wrong:
         wrong = disagreements(folder, spec)
     if wrong:
-        raise ValueError(f"{folder} is not fit to be published:\n" + "\n".join(f"  {one}" for one in wrong))
+        raise ValueError(f"{folder} cannot be published:\n" + "\n".join(f"  {one}" for one in wrong))
 
 
 def disagreements(folder: Path, spec: zoo.ModelSpec) -> list[str]:
-    """What the files of a complete folder say differently from each other or from the table."""
+    """Return how the files of a complete folder disagree with each other or with the table."""
     wrong = []
     try:
         hub.open_published(folder, spec)  # config and weights are those of the table
-        hub.open_folder(folder)  # and the config knows the weights
+        hub.open_folder(folder)  # and the config has the sha256 of the weights
     except ValueError as error:
         wrong.append(str(error))
     config = hub.read_config(folder)
@@ -94,7 +93,9 @@ def disagreements(folder: Path, spec: zoo.ModelSpec) -> list[str]:
             wrong.append(f"config.json says {key} {config.get(key)!r}, the table {getattr(spec, key)!r}")
     if (folder / "README.md").read_text() != expected_card(folder, config):
         wrong.append(
-            "README.md is not what its files say; write it again with --card of training.release.encoder or .segmenter"
+            "README.md does not match the other files; write it again with --card of "
+            "training.release.encoder "
+            "or .segmenter"
         )
     return wrong
 
@@ -118,21 +119,33 @@ def publish(
     table: Path | None = TABLE,
     cards: Path = CARDS,
 ) -> dict[str, tuple[str, str]]:
-    """Upload (or mirror) each model and write `table`, unless None; returns repository and commit by name.
+    """Upload (or mirror) models and write the table.
 
-    Every folder is checked before the first one is uploaded. What was uploaded is in the table even if a
-    later one fails; started again, unchanged folders give the commits that are there.
+    Every folder is checked before the first one is uploaded. Uploaded models are in the table even if a later
+    one fails; a second call with unchanged folders returns the existing commits.
+
+    Args:
+        names: models of the table.
+        org: organisation or user on the Hub.
+        private: create private repositories.
+        tag: tag of the commit. Default: v and the version of the package.
+        mirror: write git repositories below this folder instead.
+        table: the file to write repositories and commits to; None: do not.
+        cards: folder of the model folders.
+
+    Returns:
+        Repository and commit by name.
     """
     for name in names:
         if not REPOSITORY.fullmatch(f"{org}/{name}"):
             raise ValueError(
-                f"{org}/{name} is not a Hub repository: --org is the name of an organisation or user"
+                f"{org}/{name} is not a Hub repository; --org is the name of an organisation or user"
             )
         check(cards / name)
     done: dict[str, tuple[str, str]] = {}
     tag = tag or f"v{ctssl.__version__}"
     if mirror is None:
-        signed_in()
+        check_signed_in()
     for name in names:
         repo = f"{org}/{name}"
         commit = (
@@ -146,20 +159,20 @@ def publish(
     return done
 
 
-def signed_in() -> None:
-    """Raise `PermissionError`, before anything is made, when there is no valid token."""
+def check_signed_in() -> None:
+    """Raise `PermissionError` unless there is a valid token; called before anything is created."""
     from huggingface_hub import HfApi, constants
 
     try:
         HfApi().whoami()
     except failures() as error:
         raise PermissionError(
-            f"{constants.ENDPOINT} does not know you ({type(error).__name__}): {SIGN_IN}"
+            f"{constants.ENDPOINT} does not accept your token ({type(error).__name__}): {SIGN_IN}"
         ) from error
 
 
 def send(folder: Path, repo: str, private: bool, tag: str) -> str:
-    """One commit on the Hub and its tag; returns the commit."""
+    """Upload one commit to the Hub and tag it; returns the commit."""
     from huggingface_hub import HfApi
 
     commit = upload(folder, repo, private=private, message=f"{folder.name} {tag}").oid
@@ -170,7 +183,7 @@ def send(folder: Path, repo: str, private: bool, tag: str) -> str:
         taken = getattr(getattr(error, "response", None), "status_code", None) == 409
         tagged = api.repo_info(repo, revision=tag).sha if taken else None
         if tagged != commit:
-            why = f"it is that of {tagged}; choose another --tag" if taken else f"{error}"
+            why = f"it already belongs to {tagged}; choose another --tag" if taken else f"{error}"
             raise ValueError(
                 f"{repo} is uploaded as {commit}, but its tag {tag} could not be set: {why}"
             ) from error
@@ -178,9 +191,9 @@ def send(folder: Path, repo: str, private: bool, tag: str) -> str:
 
 
 def write_mirror(folder: Path, target: Path, tag: str) -> str:
-    """A git repository with the folder as the one commit of its branch `main`; returns the commit."""
+    """Create a git repository whose branch `main` has the folder as its only commit; returns the commit."""
     if target.exists():
-        return mirrored(folder, target, tag)
+        return check_mirror(folder, target, tag)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".part-", dir=target.parent) as place:
         part = Path(place, "repository")
@@ -194,14 +207,16 @@ def write_mirror(folder: Path, target: Path, tag: str) -> str:
     return commit
 
 
-def mirrored(folder: Path, target: Path, tag: str) -> str:
-    """The commit of a mirror that holds this very folder already. `FileExistsError` when it holds another."""
+def check_mirror(folder: Path, target: Path, tag: str) -> str:
+    """Return the commit of a mirror that already holds this folder. Raises `FileExistsError` if it holds
+    another.
+    """
     names = sorted(path.name for path in folder.iterdir())
     same = target.is_dir() and sorted(path.name for path in target.iterdir() if path.name != ".git") == names
     same = same and filecmp.cmpfiles(folder, target, names, shallow=False)[0] == names
     if not same or git(target, "status", "--porcelain") or git(target, "tag", "--points-at", "HEAD") != tag:
         raise FileExistsError(
-            f"{target} exists and is not this model with the tag {tag}; it was left as it is: move it away, "
+            f"{target} exists and is not this model with the tag {tag}; it was not changed: move it away, "
             "or choose another --mirror"
         )
     return git(target, "rev-parse", "HEAD")
@@ -225,12 +240,10 @@ def git(folder: Path, *words: str) -> str:
 
 
 def write_table(path: Path, placed: dict[str, tuple[str, str]]) -> None:
-    """Add repositories and commits to `PUBLISHED` in ctssl/zoo.py, whole or not at all."""
+    """Add repositories and commits to `PUBLISHED` in ctssl/zoo.py, atomically."""
     text = path.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(
-            f"{path} does not have the two lines between which repositories are written:\n{BEGIN}{END}"
-        )
+        raise ValueError(f"{path} lacks the two lines between which repositories are written:\n{BEGIN}{END}")
     for repo, commit in placed.values():
         if not REPOSITORY.fullmatch(repo) or not re.fullmatch(COMMIT, commit):
             raise ValueError(f"{repo!r} at {commit!r} is not a repository and a commit of 40 hex digits")
@@ -251,8 +264,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help="models of `ctssl list`")
     parser.add_argument("--org", required=True, help="organisation or user on the Hub")
-    parser.add_argument("--private", action="store_true", help="make the repositories private")
-    parser.add_argument("--tag", help="default: v and the version of the package")
+    parser.add_argument("--private", action="store_true", help="create private repositories")
+    parser.add_argument("--tag", help="tag of the commit (default: v and the version of the package)")
     parser.add_argument(
         "--mirror",
         type=Path,
@@ -264,7 +277,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     if args.mirror and args.private:
-        parser.error("--private is for the Hub; who may read a mirror is a matter of its server")
+        parser.error("--private applies to the Hub only; access to a mirror is controlled by its server")
     try:
         table = TABLE if args.table or not args.mirror else None
         done = publish(

@@ -1,10 +1,10 @@
-"""A segmenter of an experiment -> a published model: `python -m training.release.segmenter sarcoma
+"""Turn a segmenter of an experiment into a published model: `python -m training.release.segmenter sarcoma
 swin-wild-mim --seed 0`.
 
 Takes the folder that the experiment left in `runs/`, writes `model_cards/<task>-<model>/` (weights in fp16,
 config, card, scores of every test case, pictures) and prints the entry for `ctssl/zoo.py` and the line for
-`pyproject.toml` that puts it into the wheel. What was trained on data of unclear licence gets neither: it is
-loaded by its folder. `--card` writes only the card again, from the files that are there.
+`pyproject.toml` that puts it into the wheel. Models trained on data of unclear licence get neither: they are
+loaded by their folder. `--card` writes only the card again, from the existing files.
 """
 
 import argparse
@@ -32,8 +32,10 @@ TASKS = {
         source="Soft-tissue-Sarcoma (TCIA), GTV drawn by physicians",
         command="python -m training.experiments.sarcoma",
         limits="The scans it was trained and tested on are cut around their tumours (8 to 50 mm of margin at each side), so that "
-        "an ellipsoid in the middle, drawn without looking at them, is nearly as good (the README has the numbers); GE "
-        "scanners, no contrast, 3.27 mm slices. Cut your scan likewise: on whole bodies, and in other body parts, it will mark "
+        "an ellipsoid in the middle, drawn without looking at them, is nearly as good (the README has "
+        "the numbers); GE "
+        "scanners, no contrast, 3.27 mm slices. Cut your scan likewise: on whole bodies, and in other "
+        "body parts, it will mark "
         "what is no tumour.",
     ),
     "lung-nodule": dict(
@@ -46,19 +48,22 @@ TASKS = {
         "lungs and will mark vessels.",
     ),
 }
-"""What an experiment's segmenters are for, and what they learned from."""
+"""Purpose and training data of the segmenters of each experiment."""
 PORTRAITS = {"best.png": "The best test case", "median.png": "The median", "worst.png": "The worst"}
 
 
 def export(task: str, model: str, source: Path, cards: Path = CARDS) -> Path:
     """Write the model folder of a finished segmenter."""
     net = ctssl.load_segmenter(source)
-    net = net.half().float()  # what fp16 keeps
+    net = net.half().float()  # rounded to fp16
     folder = cards / f"{task}-{model}"
     texts = {name: (source / name).read_text() for name in ("report.json", "cases.csv", SEEN)}
     parent = info(model).licence if model in ctssl.list_models() else ""
     facts = {"licence": strictest(TASKS[task]["licence"], parent), "data": TASKS[task]["source"]}
-    shown = [*(PORTRAITS if free(facts["licence"]) else {}), "curves.png"]  # no scan whose licence is unclear
+    shown = [
+        *(PORTRAITS if is_open_licence(facts["licence"]) else {}),
+        "curves.png",
+    ]  # not of scans of unclear licence
     pictures = {name: (source / name).read_bytes() for name in shown if (source / name).exists()}
     net.save_pretrained(
         folder,
@@ -72,13 +77,13 @@ def export(task: str, model: str, source: Path, cards: Path = CARDS) -> Path:
     return folder
 
 
-def free(licence: str) -> bool:
-    """Whether a wheel may carry weights of this licence."""
+def is_open_licence(licence: str) -> bool:
+    """Return whether a wheel may contain weights of this licence."""
     return licence.replace("-", " ") in LICENCES
 
 
 def strictest(data: str, parent: str) -> str:
-    """The stricter of the data's licence and the pretrained weights' own, as the table writes them."""
+    """Return the stricter of the data's licence and that of the starting weights, as the table writes them."""
     if data not in LICENCES:
         return data
     order = [name.replace(" ", "-") for name in LICENCES]
@@ -91,7 +96,7 @@ def write_card(folder: Path, task: str) -> None:
 
 
 def card(config: dict, report: dict, cases: str, task: str) -> str:
-    """`README.md` of a published segmenter, from its own files."""
+    """Return `README.md` of a published segmenter, from its own files."""
     facts, rows = TASKS[task], list(csv.DictReader(io.StringIO(cases)))
     scores = {key: np.array([float(row[key]) for row in rows]) for key in ("dsc", "hd95_mm", "nsd")}
     known = scores["hd95_mm"][np.isfinite(scores["hd95_mm"])]
@@ -100,7 +105,7 @@ def card(config: dict, report: dict, cases: str, task: str) -> str:
     pre, (low, high) = config["preprocess"], config["preprocess"]["window_hu"]
     pictures = (
         "".join(f"![{title}]({name})\n" for name, title in PORTRAITS.items())
-        if free(config["licence"])
+        if is_open_licence(config["licence"])
         else ""
     )
     start = "initial weights" if report["from_scratch"] else f"`{report['model']}`"
@@ -140,8 +145,8 @@ experiment it is the one with the best of these scores, which flatters it a litt
 
 
 def loaded_as(config: dict) -> str:
-    """By name what the wheel carries, by its folder in a checkout what it does not."""
-    return config["name"] if free(config["licence"]) else f"model_cards/{config['name']}"
+    """Return the model's name if the wheel contains it, otherwise its folder in a checkout."""
+    return config["name"] if is_open_licence(config["licence"]) else f"model_cards/{config['name']}"
 
 
 def front_matter(config: dict, report: dict, facts: dict, mean: float, cases: int) -> str:
@@ -155,7 +160,7 @@ def front_matter(config: dict, report: dict, facts: dict, mean: float, cases: in
         round(mean, 4),
         metric_name="mean DSC",
     )
-    known = free(config["licence"])
+    known = is_open_licence(config["licence"])
     data = ModelCardData(
         license=config["licence"].lower() if known else "other",
         library_name="ctssl",
@@ -170,13 +175,15 @@ def front_matter(config: dict, report: dict, facts: dict, mean: float, cases: in
 
 
 def entry(folder: Path) -> str:
-    """The line for `ctssl/zoo.py`."""
+    """Return the line for `ctssl/zoo.py`."""
     c = read_config(folder)
     spacing, window = c["preprocess"]["spacing_mm"], tuple(c["preprocess"]["window_hu"])
     return (
-        f'        _segmenter("{c["name"]}", "{c["encoder"]}", "{c["corpus"]}", "{c["pretext"]}", {c["parameters"]},\n'
+        f'        _segmenter("{c["name"]}", "{c["encoder"]}", "{c["corpus"]}", "{c["pretext"]}", '
+        f"{c['parameters']},\n"
         f'                   "{c["sha256"]}",\n'
-        f'                   preprocess=Preprocess({spacing}, {window}), licence="{c["licence"]}", data="{c["data"]}"),'
+        f'                   preprocess=Preprocess({spacing}, {window}), licence="{c["licence"]}", '
+        f'data="{c["data"]}"),'
     )
 
 
@@ -184,21 +191,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=sorted(TASKS))
-    parser.add_argument("model")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("task", choices=sorted(TASKS), help="the experiment")
+    parser.add_argument("model", help="the encoder that it started from")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training (default: %(default)s)")
     parser.add_argument(
-        "--folder", type=Path, help="that the training left, if it is not RUNS/TASK-MODEL-SEED"
+        "--runs", type=Path, default=Path("runs"), help="folder of the trainings (default: %(default)s)"
     )
-    parser.add_argument("--card", action="store_true", help="only the card")
+    parser.add_argument(
+        "--folder", type=Path, help="folder of the training, if it is not RUNS/TASK-MODEL-SEED"
+    )
+    parser.add_argument("--card", action="store_true", help="write only the card")
     args = parser.parse_args()
     if args.card:
         write_card(CARDS / f"{args.task}-{args.model}", args.task)
         return
     folder = export(args.task, args.model, args.folder or args.runs / f"{args.task}-{args.model}-{args.seed}")
     print(folder)
-    if free(read_config(folder)["licence"]):
+    if is_open_licence(read_config(folder)["licence"]):
         print(
             f"The entry for ctssl/zoo.py:\n{entry(folder)}\nThe line for pyproject.toml:\n"
             f'"model_cards/{folder.name}" = "ctssl/_models/{folder.name}"'

@@ -1,8 +1,8 @@
 """The small Swin, contrastive, self (the training side of the sarcoma scans).
 
-At the other runs' learning rate of 8e-4 it stayed where it began (8% of the twins found after 1,100 steps);
-at 3e-4 it does not. `python -m training.pretrain swin_self_contrastive`, then `python -m
-training.release.encoder swin_self_contrastive`.
+At the other runs' learning rate of 8e-4 it did not learn (8% of the twins found after 1,100 steps); at 3e-4
+it does. `python -m training.pretrain swin_self_contrastive`, then `python -m training.release.encoder
+swin_self_contrastive`.
 """
 
 from training.run import CONTRASTIVE, SMALL, STEPS, Run

@@ -1,4 +1,4 @@
-"""The small Swin, contrastive, in the wild; its learning rate is its twin's, `swin_self_contrastive`.
+"""The small Swin, contrastive, in the wild; its learning rate is that of its twin, `swin_self_contrastive`.
 
 `python -m training.pretrain swin_wild_contrastive`, then `python -m training.release.encoder
 swin_wild_contrastive`.

@@ -1,8 +1,7 @@
-"""The small Swin, SMIT, in the wild and then self: `swin-wild-smit` goes on with the training side of the
-sarcoma scans.
+"""The small Swin, SMIT, in the wild and then self: starts from `swin-wild-smit`.
 
-`python -m training.pretrain swin_wild_self_smit`, then `python -m training.release.encoder
-swin_wild_self_smit`.
+It continues on the training side of the sarcoma scans. `python -m training.pretrain swin_wild_self_smit`,
+then `python -m training.release.encoder swin_wild_self_smit`.
 """
 
 from training.run import DISTILLED, SMALL, STEPS, Run

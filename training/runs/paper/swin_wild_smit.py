@@ -1,9 +1,9 @@
 """The paper's Swin (arXiv 2405.08657), SMIT, with the paper's settings; for GPUs.
 
 `torchrun --nproc-per-node 4 -m training.pretrain paper/swin_wild_smit`: batch 32, 500 epochs of 10,412 scans.
-This run builds and takes steps (a test), but nobody has run it to its end: it is meant for four large GPUs,
-and most of the paper's scans are private. Cubes of 32 voxels are hidden, those under a token of the deepest
-map that is distilled here; the released code hides 16 and distils the map before the last merging.
+A test builds this run and takes steps, but it was never run to the end: it needs four large GPUs, and most of
+the paper's scans are private. Cubes of 32 voxels are hidden, the size of a token of the deepest map that is
+distilled here; the released code hides 16 and distils the map before the last merging.
 """
 
 from training.run import PAPER, Run
