@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 import ctssl
@@ -19,6 +20,7 @@ def same_weights(one: Path, two: Path) -> None:
         torch.testing.assert_close(value, second[key], atol=0, rtol=0, msg=key)
 
 
+@pytest.mark.slow
 def test_a_training_killed_again_and_again_ends_as_one_that_was_left_alone(labelled, tiny_folder, tmp_path):
     """Each time it is killed one rename further on: in the middle of keeping its state, and of writing the model."""
 
@@ -52,6 +54,7 @@ def test_a_training_killed_again_and_again_ends_as_one_that_was_left_alone(label
     assert kept[0] == kept[1]
 
 
+@pytest.mark.slow
 def test_a_training_killed_after_any_time_goes_on(labelled, tiny_folder, tmp_path):
     command = [
         "finetune",
@@ -73,6 +76,7 @@ def test_a_training_killed_after_any_time_goes_on(labelled, tiny_folder, tmp_pat
     assert "config.json" in kill.whole(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_folder_killed_while_it_is_segmented_goes_on(net, scans, tmp_path):
     net.save_pretrained(tmp_path / "net")
 

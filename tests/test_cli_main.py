@@ -74,6 +74,7 @@ def test_segment(capsys, scan, model, tmp_path):
     assert beside["labels"] == {"1": "tumour"} and beside["volume_ml"] == found["volume_ml"]
 
 
+@pytest.mark.slow
 def test_segment_with_probabilities(capsys, scan, model, tmp_path):
     said(capsys, "segment", scan, tmp_path / "m.nii.gz", "--model", model, "--probabilities", "--tta")
     mask, chance = (ctssl.read(tmp_path / name).array for name in ("m.nii.gz", "m_tumour.nii.gz"))
@@ -144,6 +145,7 @@ def test_a_folder_with_its_masks_inside_and_maps_of_every_label(capsys, scan, mo
     assert main(["evaluate", str(scans / "masks"), str(scans / "masks")]) == 0
 
 
+@pytest.mark.slow
 def test_finetune(capsys, labelled, tmp_path):
     out = tmp_path / "mine"
     quick = ("--steps", 1, "--batch", 1, "--crop", 16, "--hold-out", "case2")
@@ -159,6 +161,7 @@ def test_finetune(capsys, labelled, tmp_path):
     assert ctssl.load_segmenter(tmp_path / "two").parent == ""
 
 
+@pytest.mark.slow
 def test_demo(capsys, model, tmp_path):
     text = said(capsys, "demo", "--out", tmp_path / "demo", "--model", model)
     for name in ("phantom.nii.gz", "phantom-tumour.nii.gz", "features.png", "mask.nii.gz", "overlay.png"):

@@ -61,6 +61,7 @@ def write_zip(path) -> None:
         archive.writestr("x/array.npy", b"0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "write, words",
     [

@@ -85,6 +85,7 @@ def test_what_monai_cannot_compute_is_not_exported(encoder, words):
         ctssl.to_monai(encoder())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_a_program_and_an_onnx_file_give_the_same_maps(name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX is the extra ctssl[export]")

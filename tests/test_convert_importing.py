@@ -147,6 +147,7 @@ def test_one_encoder_of_several_can_be_chosen(tmp_path):
         imported(tmp_path, content, merging="1.5", root="other.")
 
 
+@pytest.mark.slow
 def test_an_imported_encoder_is_one_like_any_other(tmp_path, labelled, capsys):
     encoder, _ = imported(tmp_path, smit_state(**SMIT, qkv_bias=True))
     x = torch.rand(1, 1, 64, 64, 64)

@@ -15,6 +15,7 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container, qkv_bias", [("flat", False), ("state_dict", True), ("student", True)])
 def test_smit_in_each_of_its_containers(tmp_path, container, qkv_bias):
     state = smit_state(**SMIT, qkv_bias=qkv_bias)
@@ -83,6 +84,7 @@ def test_monais_merging_has_to_be_told(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_monais_self_supervised_swinvit(tmp_path, size):
     theirs = monai_swin(window_size=(7, 7, 7))
@@ -100,6 +102,7 @@ def test_monais_self_supervised_swinvit(tmp_path, size):
     assert {e["key"] for e in done.keys} == {f"state_dict/module.{key}" for key in state}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["backbone.swinViT.", "module.backbone.swinViT.", "encoder."])
 def test_swin_unetr_v2_under_prefixes_of_its_own(tmp_path, prefix):
     theirs = monai_swin(use_v2=prefix != "encoder.", patch_norm=prefix == "encoder.")

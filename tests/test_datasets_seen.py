@@ -21,6 +21,7 @@ def test_a_scan_of_the_pretraining_is_recognised_by_its_series(data):
     assert problems(cases, model="vit-wild-mim") == []
 
 
+@pytest.mark.slow
 def test_scans_of_the_pretraining_are_recognised_and_no_others(data):
     for model, group, expected in (("swin-self-mim", "sarcoma", 26), ("swin-wild-mim", "sarcoma", 0)):
         found = problems(find_cases(data / group), model=model)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import ctssl
 
 FOLDER = Path(__file__).parent.parent / "examples"
@@ -22,11 +24,13 @@ def run(name: str, *args) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_embed():
     out = run("embed.py")
     assert "phantom: (192,) features" in out and "stride 16: (1, 192, 6, 6, 6)" in out and "last block" in out
 
 
+@pytest.mark.slow
 def test_finetune_then_segment(labelled, tmp_path):
     assert "the segmenter is in" in run("finetune_your_tumours.py", labelled, tmp_path / "model", 2)
     scan = labelled / "images" / "case0.nii.gz"
@@ -35,11 +39,13 @@ def test_finetune_then_segment(labelled, tmp_path):
     assert ctssl.read(tmp_path / "mask.nii.gz").shape == ctssl.read(scan).shape
 
 
+@pytest.mark.slow
 def test_a_new_pretext_learns():
     losses = runpy.run_path(str(FOLDER / "new_pretext.py"))["main"]("30")
     assert sum(losses[-8:]) < sum(losses[:8])
 
 
+@pytest.mark.slow
 def test_import_a_checkpoint():
     out = run("import_a_checkpoint.py")
     assert (
@@ -49,6 +55,7 @@ def test_import_a_checkpoint():
     )
 
 
+@pytest.mark.slow
 def test_robustness_of_a_tool(tmp_path):
     out = run("robustness.py", tmp_path)
     assert (
@@ -61,6 +68,7 @@ def test_robustness_of_a_tool(tmp_path):
     assert run("robustness.py", tmp_path) == out  # the tool's masks are the same, so is the report
 
 
+@pytest.mark.slow
 def test_robustness_of_a_model(labelled, tmp_path):
     settings = ctssl.Settings(steps=2, batch=1, crop=32)
     model = ctssl.finetune(

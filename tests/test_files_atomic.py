@@ -74,6 +74,7 @@ def test_a_full_disk_stops_a_folder_of_scans_and_leaves_whole_masks(net, scans, 
     assert len(files(tmp_path / "out")) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", range(7))
 def test_a_full_disk_leaves_no_half_model_and_the_training_goes_on(
     labelled, tiny_folder, tmp_path, full, count

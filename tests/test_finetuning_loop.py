@@ -108,6 +108,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_devices_share_their_gradients(tmp_path):
     (tmp_path / "shared.py").write_text(SHARED)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

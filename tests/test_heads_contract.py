@@ -13,6 +13,7 @@ from tests.support.monai_keys import MONAI_SWIN, our_decoder_state, our_swin_sta
 
 PARTNERS = {"dynunet": Pixels}
 """Heads that are whole networks, and what they stand on."""
+LARGE = dict.fromkeys(PARTNERS, pytest.mark.slow)
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def fitting(encoder):
     return lambda head: PARTNERS[head]().eval() if head in PARTNERS else encoder
 
 
-@pytest.mark.parametrize("head", sorted(HEADS))
+@pytest.mark.parametrize("head", [pytest.param(name, marks=LARGE.get(name, ())) for name in sorted(HEADS)])
 @pytest.mark.parametrize("size", [(64, 32, 32), (33, 17, 40)])
 def test_logits_have_the_size_of_the_image_and_every_parameter_learns(fitting, head, size):
     model = Segmenter(fitting(head), head=head, classes=3).train()
@@ -44,6 +45,7 @@ def test_the_default_head_is_small(name):
     assert sum(p.numel() for p in head.parameters()) <= 2e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", sorted(HEADS))
 def test_a_head_sees_the_image_where_it_is(fitting, head):
     """A bright corner moves the logits near that corner more than those at the far end."""
@@ -57,6 +59,7 @@ def test_a_head_sees_the_image_where_it_is(fitting, head):
     assert change[:12, :12, :12].mean() > 1.5 * change[-12:, -12:, -12:].mean()
 
 
+@pytest.mark.slow
 def test_the_decoder_of_swin_unetr_is_monais_on_the_same_weights():
     from monai.networks.nets.swin_unetr import SwinUNETR
 

@@ -23,6 +23,7 @@ def with_arguments(tiny_folder: Path, name: str, **changes) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_encoder_of_absurd_size_is_refused_before_memory_is_taken(tiny_folder):
     """In a process that may take half a gigabyte, and at once: a million blocks would take minutes to build."""
     folders = [

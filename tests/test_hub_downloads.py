@@ -131,6 +131,7 @@ def test_a_disk_that_fills_up_during_a_copy_leaves_nothing(tmp_path, monkeypatch
     assert downloads.download(NAME, to=tmp_path / "models") == tmp_path / "models" / NAME
 
 
+@pytest.mark.slow
 def test_processes_that_load_and_download_at_once_all_succeed(double, tmp_path):
     at = environment(HF_ENDPOINT=double.url, HF_HOME=tmp_path / "home")
     words = [[FIND, REPO]] * 3 + [[CLI, "download", REPO, "--to", tmp_path / "models"]] * 3

@@ -91,6 +91,7 @@ def olah(mirror, tmp_path_factory):
         server.wait(30)
 
 
+@pytest.mark.slow
 def test_what_is_published_loads_from_a_mirror_with_its_features(olah, mirror, tmp_path):
     import torch
 

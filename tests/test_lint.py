@@ -93,6 +93,7 @@ def test_errors_raise_and_doubts_warn(scan):
         assert check(scan) is scan
 
 
+@pytest.mark.slow
 def test_no_false_alarm_on_any_real_scan(data):
     with open(data / "cases.csv", newline="") as file:
         paths = [data / row["image"] for row in csv.DictReader(file) if row["image"].endswith(".nii.gz")]

@@ -42,6 +42,7 @@ def change_config(folder, **changes) -> None:
     (folder / "config.json").write_text(json.dumps(config | changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_of_the_table_loads_and_has_its_features(name):
     model, spec = ctssl.load(name, offline=True), MODELS[name]

@@ -19,6 +19,7 @@ from ctssl.volume.volume import Volume
 SMALL = {"shifts": ("kernel_sharp", "truncation"), "severities": (1, 5)}
 
 
+@pytest.mark.slow
 def test_a_model_against_itself_and_going_on(labelled, tiny_segmenter, tmp_path, monkeypatch):
     out, scans = tmp_path / "report", tmp_path / "scans"
     calls = []

@@ -47,6 +47,7 @@ def test_the_reference_protocol_has_the_noise_that_is_stated():
     assert added.std() == pytest.approx(9.0, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dose", "streaks"])
 def test_the_noise_does_not_depend_on_pixels(name):
     """The same body on finer and coarser pixels, but for what coarse ones cannot hold; and wider than 512 of them."""

@@ -76,6 +76,7 @@ def test_averaging_slices_lowers_noise_as_their_root():
     assert np.array_equal(shift(thick, "thickness", severity=3).array, thick.array)
 
 
+@pytest.mark.slow
 def test_the_kernel_shift_brings_real_pairs_closer(data):
     """Both patients, each half of the body, both ways: with the shape from the other patient and the strength from unpaired
     slices, and with numbers of the pair in the other half. The strength of the other pair, whose kernels lie elsewhere, brings

@@ -94,6 +94,7 @@ def test_each_scan_comes_once_in_a_pass_and_samples_do_not_depend_on_who_asks(tm
     assert not torch.equal(one[0].views[0], one[0].views[1])
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_scans_start_in_seconds_and_a_worker_holds_one_table(tmp_path):
     """Links to one file; a start on a ready cache, against the time it takes to list and stat as many files plainly."""
     path = phantom(20.0)[0].save(tmp_path / "p.nii.gz")

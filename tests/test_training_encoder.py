@@ -27,6 +27,7 @@ def test_what_goes_on_from_a_published_model_has_its_corpus_in_front():
     )
 
 
+@pytest.mark.slow
 def test_a_finished_run_becomes_a_model_folder_that_loads(phantoms, tmp_path):
     pretrain.pretrain(TINY, phantoms, stop_after=2)
     with pytest.raises(SystemExit, match="step 2 of 6"):
@@ -54,6 +55,7 @@ def test_a_finished_run_becomes_a_model_folder_that_loads(phantoms, tmp_path):
     assert export.entry(folder).strip().startswith('_pretrained("swin", "wild", "mim", "')
 
 
+@pytest.mark.slow
 def test_the_whole_state_of_a_run_is_where_another_one_starts(phantoms, tmp_path):
     smit = dataclasses.replace(TINY, task="smit", task_args=SMALL_HEADS, steps=2)
     before = pretrain.pretrain(smit, phantoms).state_dict()
@@ -68,6 +70,7 @@ def test_the_whole_state_of_a_run_is_where_another_one_starts(phantoms, tmp_path
         export.whole_state(str(phantoms), None, tmp_path / "whole.safetensors")
 
 
+@pytest.mark.slow
 def test_ones_own_scans_become_an_encoder_and_a_segmenter(labelled, tmp_path):
     """The README's recipe, from the command line; held-out scans that the pretraining has seen are named."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -122,6 +125,7 @@ def test_ones_own_scans_become_an_encoder_and_a_segmenter(labelled, tmp_path):
     assert report["model"] == "my-encoder" and len(report["held_out"]) == 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_trained_is_said_before_any_scan_is_read(labelled, tmp_path):
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ask = [

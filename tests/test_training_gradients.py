@@ -104,6 +104,7 @@ def test_two_pieces_give_the_gradient_of_the_whole_batch(name):
     same(whole_step(name, 2), whole_step(name, 1))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_gradient_of_the_whole_batch(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(GRADIENTS)
@@ -131,6 +132,7 @@ def torchrun(*arguments):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model_with_torchrun(tmp_path):
     phantom(5.0)[0].save(tmp_path / "phantom.nii.gz")
     (tmp_path / "scans.csv").write_text("image\nphantom.nii.gz\n")

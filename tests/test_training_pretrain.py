@@ -21,7 +21,9 @@ from training.data import cache
 from training.data.manifest import Scan
 
 
-@pytest.mark.parametrize("task", ["mim", "contrastive", "smit"])
+@pytest.mark.parametrize(
+    "task", ["mim", *(pytest.param(name, marks=pytest.mark.slow) for name in ("contrastive", "smit"))]
+)
 def test_a_run_stopped_in_the_middle_ends_as_one_that_was_not(task, phantoms):
     run = dataclasses.replace(TINY, task=task, task_args=SMALL_HEADS if task == "smit" else {})
     whole = pretrain.pretrain(run, phantoms)
@@ -34,13 +36,14 @@ def test_a_run_stopped_in_the_middle_ends_as_one_that_was_not(task, phantoms):
     assert log.read(phantoms / "log.jsonl") == log.read(halves / "log.jsonl")
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path):
     """SIGKILL at a moment that nobody chose; checkpoints after every step."""
     phantom(5.0)[0].save(tmp_path / "phantom.nii.gz")
     sizes = [
         "crop=32",
         "batch=2",
-        "steps=30",
+        "steps=16",
         "save_minutes=0.0",
         "workers=0",
         f"encoder_args={SMALL['swin']}",
@@ -75,12 +78,13 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path):
     one, two = (
         torch.load(tmp_path / n / "run" / "checkpoint.pt", weights_only=True) for n in ("killed", "whole")
     )
-    assert one["step"] == two["step"] == 30
+    assert one["step"] == two["step"] == 16
     for key, value in one["task"].items():
         assert torch.equal(value, two["task"][key]), key
     assert ctssl.load(killed).channels == (12, 24)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_train_like_plain_ones(encoder):
     """Traced as for a compiler, without one."""
     torch.manual_seed(0)

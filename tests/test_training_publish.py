@@ -77,9 +77,9 @@ def test_every_model_is_fit_to_be_published(name):
 def test_what_is_not_in_the_table_is_of_unclear_licence_and_stays_here(name):
     folder = hub.bundled() / name
     config = hub.open_folder(folder).config
-    assert not is_open_licence(config["licence"]) and (folder / "README.md").read_text() == publish.expected_card(
-        folder, config
-    )
+    assert not is_open_licence(config["licence"]) and (
+        folder / "README.md"
+    ).read_text() == publish.expected_card(folder, config)
     assert not {"best.png", "median.png", "worst.png"} & {path.name for path in folder.iterdir()}
     with pytest.raises(ValueError, match="not in the table"):
         publish.check(folder)
@@ -142,7 +142,11 @@ def test_publishing_uploads_one_commit_tags_it_and_writes_the_table(double, tabl
 
 @pytest.mark.parametrize(
     ("token", "words"),
-    [("", "does not accept your token"), ("hf_wrong", "does not accept your token"), ("hf_reads", "does not let you")],
+    [
+        ("", "does not accept your token"),
+        ("hf_wrong", "does not accept your token"),
+        ("hf_reads", "does not let you"),
+    ],
 )
 def test_publishing_without_a_token_that_may_write_makes_nothing(double, table, token, words, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", token)
@@ -174,6 +178,7 @@ def test_a_private_repository_needs_a_token_to_read(double, tmp_path):
     assert f"ctssl.load('org/{NAME}', revision='{TAG}')" in told.stdout
 
 
+@pytest.mark.slow
 def test_a_users_segmenter_goes_up_with_a_card_and_gives_the_same_masks_elsewhere(
     double, tmp_path, monkeypatch
 ):

@@ -27,7 +27,13 @@ def test_settings_can_be_changed_and_unknown_ones_fail():
             override(TINY, [wrong])
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if "smit" in name or "paper" in name else ())
+        for name in RUNS
+    ],
+)
 def test_every_run_builds_and_takes_a_shrunken_step(name, phantoms):
     run = find_run(name)
     small = SMALL[run.encoder] | {

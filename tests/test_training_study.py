@@ -271,6 +271,7 @@ def test_other_data_has_results_of_its_own(labelled, tmp_path, monkeypatch, caps
         assert (tmp_path / name).stat().st_size > 5000 and name in text
 
 
+@pytest.mark.slow
 def test_the_study_runs_on_other_data_and_goes_on(labelled, tmp_path, monkeypatch):
     """The whole command: trains what is missing, measures, and does nothing twice, but what was trained anew."""
     table = tmp_path / "theirs.csv"
@@ -323,6 +324,7 @@ def test_the_kernels_of_the_strata_never_meet(data, tmp_path):
         assert len(set(train)) == 9 and set(train) <= set(split("train"))  # as many of both
 
 
+@pytest.mark.slow
 def test_the_published_study_is_what_its_results_say():
     folder = study.STEM.parent
     if not (folder / "STUDY.json").exists():

@@ -48,6 +48,7 @@ SIGNED = [
 OBLIQUE = [turn(20, 0), turn(35, 2) @ turn(-15, 1), turn(44, 0) @ turn(30, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spacing", [(1.5, 1.5, 1.5), (0.98, 0.98, 3.27), (3.0, 1.2, 2.0)])
 @pytest.mark.parametrize("axes", [*SIGNED, *OBLIQUE], ids=[f"axes{i}" for i in range(51)])
 def test_a_shape_goes_to_the_model_and_comes_back_within_a_voxel(axes, spacing):

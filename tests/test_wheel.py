@@ -23,6 +23,7 @@ print(len(ctssl.list_models()))
 """
 
 
+@pytest.mark.slow
 def test_every_model_loads_from_the_wheel(tmp_path):
     pytest.importorskip("hatchling")
     build = [
