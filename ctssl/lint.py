@@ -120,82 +120,88 @@ def _geometry(volume: Volume) -> list[Finding]:
 
 
 def _intensities(volume: Volume) -> list[Finding]:
+    """At most one finding: the first that explains the values."""
     step = max(1, round((volume.array.size / 4e6) ** (1 / 3)))
     values = volume.array[::step, ::step, ::step]
     low, high = float(volume.array.min()), float(volume.array.max())
-
-    def error(code: str, message: str) -> list[Finding]:
-        return [Finding("error", code, message)]
-
-    if low == high:
-        return error("constant", f"every voxel is {low:g}; give a scan in HU")
-    if low >= 0 and high <= 255 and len(few := np.unique(values)) <= 16 and (few == np.round(few)).all():
-        return error(
-            "mask",
-            f"its values are {', '.join(f'{v:g}' for v in few[:5])}{' ...' if len(few) > 5 else ''}: "
-            "this looks "
-            "like a mask; give the scan it belongs to, in HU",
-        )
-    if low >= -0.01 and high <= 1.01:
-        return error(
-            "windowed",
-            f"values range from {low:.2g} to {high:.2g}: the scan was already windowed to 0..1; give "
-            "it in HU",
-        )
-    if low >= -1.01 and high <= 1.01:
-        return error(
-            "windowed",
-            f"values range from {low:.2g} to {high:.2g}: the scan was already normalised; give it in HU",
-        )
-    if low >= 0 and high <= 255:
-        return error(
-            "windowed", "values range from 0 to 255: this is a windowed image, not HU; give the scan in HU"
-        )
-    if low < -5000 or high > 100_000:
-        low, high = float(np.percentile(values, 1)), float(np.percentile(values, 99))
-        if low < -5000 or high > 32_000:
-            return error(
-                "not-ct",
-                f"99 % of the values range from {low:.0f} to {high:.0f}, far outside HU; give a CT in HU",
-            )
-    air = float((values < -800).mean())
-    if low >= 0:
-        dark = float((values < 200).mean())
-        water = float(((values > 850) & (values < 1250)).mean())
-        if dark > 0.02 and water > 0.05:
-            return error(
-                "rescale-missing",
-                "the lowest value is 0 and tissue is near 1024: RescaleIntercept was not applied; "
-                "add it (usually -1024)",
-            )
-        return [
-            Finding(
-                "warning", "not-ct", "no value is negative, but fat and air are in HU; check that this is CT"
-            )
-        ]
-    scanned = (
-        values[values > low] if low < -1500 else values
-    )  # outside the field of view: one value, such as -3024
-    floor = np.percentile(scanned, 0.5) if scanned.size else low
-    if (
-        air > 0.02
-        and floor < -1500
-        and ((values > -1250) & (values < -850)).mean() > 0.05 > (values > -850).mean()
-    ):
-        return error(
-            "rescaled-twice", "almost nothing is above -850: RescaleIntercept was applied twice; add 1024"
-        )
-    if floor < -1800 and ((values > -1300) & (values < -800)).mean() > 2 * (np.abs(values) < 300).mean():
-        return error(
-            "rescaled-twice",
-            "air is near -2048 and tissue near -1024: RescaleIntercept was applied twice; add 1024",
-        )
-    if low >= -150:
-        return [
-            Finding(
-                "warning",
-                "not-ct",
-                f"the lowest value is {low:.0f}, so there is no fat or air; check that this is CT in HU",
-            )
-        ]
+    for explain in (_no_scan, _windowed, _far_outside, _never_negative, _rescaled_twice, _no_air):
+        if finding := explain(values, low, high):
+            return [finding]
     return []
+
+
+def _no_scan(values: np.ndarray, low: float, high: float) -> Finding | None:
+    """A constant, or a mask."""
+    if low == high:
+        return Finding("error", "constant", f"every voxel is {low:g}; give a scan in HU")
+    few = np.unique(values) if low >= 0 and high <= 255 else np.zeros(99)
+    if len(few) <= 16 and (few == np.round(few)).all():
+        shown = ", ".join(f"{v:g}" for v in few[:5]) + (" ..." if len(few) > 5 else "")
+        text = f"its values are {shown}: this looks like a mask; give the scan it belongs to, in HU"
+        return Finding("error", "mask", text)
+    return None
+
+
+def _windowed(values: np.ndarray, low: float, high: float) -> Finding | None:
+    """Values that were mapped to 0..1, -1..1 or 0..255."""
+    if low >= -0.01 and high <= 1.01:
+        done = "the scan was already windowed to 0..1; give it in HU"
+    elif low >= -1.01 and high <= 1.01:
+        done = "the scan was already normalised; give it in HU"
+    elif low >= 0 and high <= 255:
+        return Finding(
+            "error",
+            "windowed",
+            "values range from 0 to 255: this is a windowed image, not HU; give the scan in HU",
+        )
+    else:
+        return None
+    return Finding("error", "windowed", f"values range from {low:.2g} to {high:.2g}: {done}")
+
+
+def _far_outside(values: np.ndarray, low: float, high: float) -> Finding | None:
+    if low >= -5000 and high <= 100_000:
+        return None
+    low, high = float(np.percentile(values, 1)), float(np.percentile(values, 99))
+    if low >= -5000 and high <= 32_000:
+        return None
+    text = f"99 % of the values range from {low:.0f} to {high:.0f}, far outside HU; give a CT in HU"
+    return Finding("error", "not-ct", text)
+
+
+def _never_negative(values: np.ndarray, low: float, high: float) -> Finding | None:
+    """CT without its intercept has air near 0 and most tissue within 200 of 1024, with little in between; an MR
+    image spreads."""
+    if low < 0:
+        return None
+    dense = values[values > 400]
+    water = float(((dense > 850) & (dense < 1250)).mean()) if dense.size else 0.0
+    if float((values < 200).mean()) > 0.02 and dense.size > 0.05 * values.size and water > 0.5:
+        text = "the lowest value is 0 and tissue is near 1024: RescaleIntercept was not applied; add it (usually -1024)"
+        return Finding("error", "rescale-missing", text)
+    text = (
+        "no value is negative, but fat and air are in HU: this does not look like CT; check the modality (MR? PET?) and "
+        "that RescaleSlope and RescaleIntercept were applied"
+    )
+    return Finding("warning", "not-ct", text)
+
+
+def _rescaled_twice(values: np.ndarray, low: float, high: float) -> Finding | None:
+    # outside the field of view: one value, such as -3024
+    scanned = values[values > low] if low < -1500 else values
+    floor = np.percentile(scanned, 0.5) if scanned.size else low
+    near_air = ((values > -1250) & (values < -850)).mean()
+    if (values < -800).mean() > 0.02 and floor < -1500 and near_air > 0.05 > (values > -850).mean():
+        text = "almost nothing is above -850: RescaleIntercept was applied twice; add 1024"
+    elif floor < -1800 and ((values > -1300) & (values < -800)).mean() > 2 * (np.abs(values) < 300).mean():
+        text = "air is near -2048 and tissue near -1024: RescaleIntercept was applied twice; add 1024"
+    else:
+        return None
+    return Finding("error", "rescaled-twice", text)
+
+
+def _no_air(values: np.ndarray, low: float, high: float) -> Finding | None:
+    if low < -150:
+        return None
+    text = f"the lowest value is {low:.0f}, so there is no fat or air; check that this is CT in HU"
+    return Finding("warning", "not-ct", text)

@@ -71,8 +71,7 @@ def load_segmenter(
     if folder.kind != "segmenter":
         raise ValueError(
             f"{folder.name} is an encoder, not a segmenter; ctssl.segmenter({folder.name!r}) adds an "
-            "untrained "
-            "head, `ctssl finetune` trains it"
+            "untrained head, `ctssl finetune` trains it"
         )
     from ctssl.heads.segmenter import Segmenter, segmenter_settings
 

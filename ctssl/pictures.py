@@ -1,4 +1,4 @@
-"""Slices, features and masks as PNG files, in the radiological view (patient's right on the left)."""
+"""Draw slices, features and masks as PNG files, in the radiological view (patient's right on the left)."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ COLOURS = (
     (0.95, 0.45, 0.70),
     (0.60, 0.45, 0.25),
 )
-"""Of labels 1, 2, ...; after the last one they begin again."""
+"""Colours of labels 1, 2, ...; they repeat after the last one."""
 
 
 def display_grid(volume: Volume, *others: np.ndarray | Volume, spacing_mm: float = 1.5) -> list[np.ndarray]:
-    """The scan and masks on its grid, on one isotropic RAS+ grid for viewing."""
+    """Resample a scan, and masks on its grid, to one isotropic RAS+ grid for viewing."""
     shape, affine = working_grid(volume, spacing_mm)
     arrays = [volume.array] + [o.array if isinstance(o, Volume) else o for o in others]
     fills = [float(volume.array.min())] + [0.0] * len(others)
@@ -40,7 +40,10 @@ def display_grid(volume: Volume, *others: np.ndarray | Volume, spacing_mm: float
 class Cuts:
     """Three slices through a scan, small enough to keep: axial, coronal, sagittal.
 
-    `ct`: HU; `masks`: by label; `truth`: None where there is none.
+    Attributes:
+        ct: HU.
+        masks: masks by label.
+        truth: the true mask; None if there is none.
     """
 
     ct: list[np.ndarray]
@@ -49,7 +52,7 @@ class Cuts:
 
 
 def cut_slices(volume: Volume, mask: Volume, truth: Volume | None = None) -> Cuts:
-    """Cut a scan where most of the truth, or else of the mask, is seen along each axis."""
+    """Cut a scan along each axis where most of the truth, or else of the mask, is visible."""
     labels = _labels(mask)
     arrays = display_grid(
         volume, *(Volume((mask.array == k).astype(np.float32), mask.affine) for k in labels)
@@ -63,8 +66,8 @@ def cut_slices(volume: Volume, mask: Volume, truth: Volume | None = None) -> Cut
     def cuts(array: np.ndarray) -> list[np.ndarray]:
         return [_cut(array, axis, where[axis]) for axis in (2, 1, 0)]
 
-    found = {k: cuts(one) for k, one in zip(labels, masks, strict=True)}
-    return Cuts(cuts(ct), found, None if true is None else cuts(true))
+    by_label = {k: cuts(one) for k, one in zip(labels, masks, strict=True)}
+    return Cuts(cuts(ct), by_label, None if true is None else cuts(true))
 
 
 def draw_cuts(
@@ -75,13 +78,14 @@ def draw_cuts(
     title: str = "",
     names: Mapping[int, str] | None = None,
 ) -> None:
-    """Draw slices with the mask in colour, one for each label, and the truth as a white line.
+    """Draw slices with the mask in one colour per label, and the truth as a white line.
 
     Args:
-        cuts: of `cut_slices`.
+        cuts: result of `cut_slices`.
         path: PNG file, or a buffer.
-        window_hu: from black to white.
-        names: of the labels, for a legend.
+        window_hu: HU shown as black and as white.
+        title: title of the picture.
+        names: name of each label, for a legend.
     """
     figure, axes = _figure(3)
     for number, (name, ax) in enumerate(zip(("axial", "coronal", "sagittal"), axes, strict=True)):
@@ -111,8 +115,10 @@ def overlay(
     outline: Volume | None = None,
     names: Mapping[int, str] | None = None,
 ) -> None:
-    """Draw three slices through the largest cut of a mask, with the mask in colour; `outline` (the truth) is
-    a white line. For the other arguments see `draw_cuts`."""
+    """Draw three slices through the largest cut of a mask, with the mask in colour.
+
+    `outline` (the truth) is a white line. For the other arguments see `draw_cuts`.
+    """
     draw_cuts(cut_slices(volume, mask, outline), path, window_hu=window_hu, title=title, names=names)
 
 
@@ -125,8 +131,16 @@ def features(
     window_hu: tuple[float, float] = (-500.0, 500.0),
     title: str = "",
 ) -> None:
-    """An axial and a coronal slice, each beside the features at the same place; `colours` `(x, y, z, 3)` on a
-    grid `affine`."""
+    """Draw an axial and a coronal slice, each next to the features at the same place.
+
+    Args:
+        volume: the scan in HU.
+        colours: `(x, y, z, 3)` in 0..1 on the grid `affine`.
+        path: PNG file.
+        affine: 4x4, voxels of `colours` to RAS+ mm.
+        window_hu: HU shown as black and as white.
+        title: title of the picture.
+    """
     shape, view = working_grid(volume, 1.5)
     ct = resample(volume.array, volume.affine, shape, view, fill=float(volume.array.min()))
     paint = np.stack([resample(colours[..., c], affine, shape, view) for c in range(3)], -1)
@@ -141,8 +155,15 @@ def features(
 
 
 def principal_colours(feature_map: np.ndarray, tissue: np.ndarray) -> np.ndarray:
-    """`(C, x, y, z)` features -> `(x, y, z, 3)` in 0..1: their first three principal components over the
-    tissue, air black."""
+    """Return the first three principal components of features over the tissue as colours, air black.
+
+    Args:
+        feature_map: `(C, x, y, z)`.
+        tissue: `(x, y, z)` bool.
+
+    Returns:
+        `(x, y, z, 3)` in 0..1.
+    """
     rows = feature_map[:, tissue].T.astype(np.float64)  # (tissue voxels, C)
     centred = rows - rows.mean(0)
     _, _, axes = np.linalg.svd(np.cov(centred.T))
@@ -162,7 +183,7 @@ def _labels(mask: Volume) -> list[int]:
 
 
 def _centre(mask: np.ndarray, truth: np.ndarray | None) -> list[int]:
-    """Index of the slice along each axis that shows most of the mask (of the truth, if that is given)."""
+    """Return the index of the slice along each axis that shows most of the mask (of the truth, if given)."""
     shown = truth > 0.5 if truth is not None and (truth > 0.5).any() else mask
     if not shown.any():
         return [n // 2 for n in mask.shape]
@@ -170,7 +191,7 @@ def _centre(mask: np.ndarray, truth: np.ndarray | None) -> list[int]:
 
 
 def _cut(array: np.ndarray, axis: int, index: int) -> np.ndarray:
-    """A slice as an image: rows downwards, patient's right on the left (axial: front up)."""
+    """Return a slice as an image: rows downwards, patient's right on the left (axial: front up)."""
     return np.take(array, index, axis).T[::-1, ::-1]
 
 

@@ -205,9 +205,8 @@ def compare(
     for one, two in zip(left, right, strict=True):
         if one.shape != two.shape:
             raise ValueError(
-                f"the two models see a scan on different grids ({one.shape} and {two.shape} voxels); "
-                "set a common "
-                "spacing_mm (--spacing), and give other scans on the same grid"
+                f"the two models see a scan on different grids ({one.shape} and {two.shape} voxels); set "
+                "a common spacing_mm (--spacing), and give other scans on the same grid"
             )
     size, places = sized_crops(left, crops, (size,) if size else SIZES, seed)
     total = None
@@ -267,8 +266,7 @@ def different_crops(
     if len(places) < count:
         raise TooFewCrops(
             f"{len(scans)} scans hold about {len(places)} different crops of {size} voxels, fewer than "
-            f"the {count} "
-            "requested; use smaller crops (--size), fewer crops (--crops) or more scans"
+            f"the {count} requested; use smaller crops (--size), fewer crops (--crops) or more scans"
         )
     return list(places)
 

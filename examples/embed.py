@@ -1,4 +1,4 @@
-"""One vector for a scan: `python examples/embed.py [SCAN]` (without a scan, the phantom)."""
+"""Embed a scan as one vector: `python examples/embed.py [SCAN]` (default: the phantom)."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""A segmenter from your own labels: `python examples/finetune_your_tumours.py DATA OUT [STEPS]`.
+"""Train a segmenter on your own labels: `python examples/finetune_your_tumours.py DATA OUT [STEPS]`.
 
-DATA holds `images/` and `labels/`, a mask with the name of its scan: NIfTI, 0 is background, 1 is tumour.
+DATA holds `images/` and `labels/`; a mask has the name of its scan: NIfTI, 0 is background, 1 is tumour.
 """
 
 import sys

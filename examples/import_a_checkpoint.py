@@ -1,6 +1,7 @@
-"""Another project's encoder beside ours: `python examples/import_a_checkpoint.py [CHECKPOINT [FAMILY]]`.
+"""Compare another project's encoder with ours: `python examples/import_a_checkpoint.py [CHECKPOINT
+[FAMILY]]`.
 
-Without a checkpoint, a MONAI SwinUNETR with random weights stands in for one.
+Without a checkpoint, a MONAI SwinUNETR with random weights is used.
 """
 
 import sys
@@ -27,7 +28,7 @@ def stand_in(folder: Path) -> str:
 def main(checkpoint: str = "", family: str = "monai-swinunetr") -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = checkpoint or stand_in(Path(folder))
-        merging = "1.5" if family.startswith("monai-swin") else None  # which MONAI trained it: no file tells
+        merging = "1.5" if family.startswith("monai-swin") else None  # the MONAI version that trained it
         done = ctssl.import_checkpoint(
             checkpoint, out=Path(folder, "theirs"), family=family, merging=merging, spacing_mm=2.0
         )
@@ -38,10 +39,9 @@ def main(checkpoint: str = "", family: str = "monai-swinunetr") -> None:
         print(
             f"features of {scan.name}: {tuple(theirs.embed(scan).shape)} and {tuple(own.embed(scan).shape)}"
         )
-        found = compare(theirs, own, [scan], crops=8, batch=8, size=32)
-        print(
-            f"CKA of the last blocks: {found.matrix[-1, -1]:.2f}; a head: {type(ctssl.segmenter(theirs).head).__name__}"
-        )
+        similarity = compare(theirs, own, [scan], crops=8, batch=8, size=32)
+        print(f"CKA of the last blocks: {similarity.matrix[-1, -1]:.2f}")
+        print(f"default head: {type(ctssl.segmenter(theirs).head).__name__}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""A pretext of your own, whole: tell which way is up. `python examples/new_pretext.py [STEPS]` (from a checkout).
+"""A complete pretext task of your own: predict which way is up. `python examples/new_pretext.py [STEPS]` (in
+a checkout).
 
-To keep it: put the class into `training/pretext/<name>.py`, a line into `TASKS`, and a run into `training/runs/`.
+To keep it, put the class into `training/pretext/<name>.py`, add a line to `TASKS`, and a run to
+`training/runs/`.
 """
 
 import sys
@@ -17,7 +19,9 @@ from training.pretext.batch import Batch
 
 
 class Upright(nn.Module):
-    """Which of the six faces of a turned crop was on top? Cross-entropy on the mean of the deepest map."""
+    """Predict which of the six faces of a rotated crop was on top: cross-entropy on the mean of the deepest
+    map.
+    """
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -25,9 +29,8 @@ class Upright(nn.Module):
         self.head = nn.Linear(encoder.channels[-1], 6)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        faces = (
-            batch.random(salt=0) * 6
-        ).long()  # drawn by sample, so that a resumed or divided run draws the same
+        # drawn per sample, so that a resumed or distributed run draws the same
+        faces = (batch.random(salt=0) * 6).long()
         turned = torch.stack(
             [self.turn(crop, int(face)) for crop, face in zip(batch.image, faces, strict=True)]
         )
@@ -37,7 +40,7 @@ class Upright(nn.Module):
 
     @staticmethod
     def turn(crop: Tensor, face: int) -> Tensor:
-        """`(1, S, S, S)` with its third axis moved to axis `face // 2`, and turned over when `face` is odd."""
+        """Move the third axis of `(1, S, S, S)` to axis `face // 2`, and flip it when `face` is odd."""
         moved = crop.movedim(3, 1 + face // 2)
         return moved.flip(1 + face // 2) if face % 2 else moved
 
@@ -46,7 +49,7 @@ def main(steps: str = "30") -> list[float]:
     torch.manual_seed(0)
     encoder = ctssl.Swin(24, depths=(2, 2), heads=(2, 4), window=4, patch=4, merge_last=False)
     task = Upright(encoder)
-    assert "upright" not in TASKS  # one line there, and `python -m training.pretrain` knows it
+    assert "upright" not in TASKS  # one line there makes it available to `python -m training.pretrain`
     scan = encoder.preprocess(phantom()[0])
     opt = torch.optim.AdamW(task.parameters(), 1e-3)
     losses = []

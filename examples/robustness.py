@@ -1,9 +1,9 @@
-"""Does a model, or a tool of your own, stand CT acquisition shifts? `python examples/robustness.py OUT [DATA MODEL]`.
+"""How robust is a model, or your own tool, to CT acquisition shifts? `python examples/robustness.py OUT [DATA MODEL]`.
 
-Without DATA (labelled scans) and MODEL (a segmenter), on two phantoms and with a tool that is a threshold. From the shell:
+Without DATA (labelled scans) and MODEL (a segmenter) it uses two phantoms and thresholding as the tool. From the shell:
 
-    ctssl shift DATA/images SCANS --every              # then let the tool segment SCANS into MASKS (nnU-Net wants its
-                                                       # scans as CASE_0000.nii.gz; masks are CASE.nii.gz)
+    ctssl shift DATA/images SCANS --every
+    # let your tool segment SCANS into MASKS (nnU-Net expects scans as CASE_0000.nii.gz; masks are CASE.nii.gz)
     ctssl robustness DATA --predictions MASKS --model MODEL --out REPORT
     ctssl compare MODEL MODEL --data DATA/images --shift thickness:5 --out cka.png
 """
@@ -23,7 +23,7 @@ SHIFTS, SEVERITIES = ("dose", "thickness"), (3, 5)
 
 
 def your_tool(scan: Volume) -> Volume:
-    """Put nnU-Net, TotalSegmentator or your own here: a mask on the scan's own grid."""
+    """Replace this by nnU-Net, TotalSegmentator or your own tool: return a mask on the scan's own grid."""
     x, y, z = (
         np.arange(n) * s + o for n, s, o in zip(scan.shape, scan.spacing_mm, scan.affine[:3, 3], strict=True)
     )
@@ -41,7 +41,7 @@ def main(out: str, data: str | None = None, model: str | None = None) -> None:
                 volume.save(folder / "data" / kind / f"case{seed}.nii.gz", overwrite=True)
     cases = Path(data or folder / "data")
 
-    # 1. shifted scans, as `ctssl shift IMAGES SCANS --every` writes them; masks of your tool by the same names
+    # 1. shift the scans, as `ctssl shift IMAGES SCANS --every` does; save your tool's masks under the same names
     for case in find_cases(cases).cases:
         scan = ctssl.read(case.image)
         shifted = {f"{name}-{s}": ctssl.shift(scan, name, severity=s) for name in SHIFTS for s in SEVERITIES}
@@ -49,8 +49,8 @@ def main(out: str, data: str | None = None, model: str | None = None) -> None:
             (folder / "masks" / place).mkdir(parents=True, exist_ok=True)
             your_tool(one).save(folder / "masks" / place / f"{case.name}.nii.gz", overwrite=True)
 
-    # 2. the report: tables, curves, overlays; with a MODEL, your tool is compared with it, case by case
-    found = ctssl.measure_robustness(
+    # 2. report: tables, curves, overlays; with a MODEL, your tool is compared with it, case by case
+    report = ctssl.measure_robustness(
         cases,
         predictions=folder / "masks",
         model=model,
@@ -58,13 +58,13 @@ def main(out: str, data: str | None = None, model: str | None = None) -> None:
         shifts=SHIFTS,
         severities=SEVERITIES,
     )
-    for row in found.overview:
+    for row in report.overview:
         print(
             f"{row['model']}, {row['shift']}: DSC {row['clean_dsc']:.2f} clean, {row['worst_dsc']:.2f} at its worst"
         )
     print(f"the report is in {folder / 'report'}")
 
-    # 3. which blocks of a model see thick slices as another picture? (256 crops for a steady one)
+    # 3. which blocks of a model represent thick slices differently? (use 256 crops for a stable result)
     seen_by = ctssl.load_segmenter(model) if model else ctssl.load(ctssl.pair("swin", "mim")[0].name)
     scans = [ctssl.read(case.image) for case in find_cases(cases).cases[:4]]
     thick = [ctssl.shift(scan, "thickness", severity=5) for scan in scans]

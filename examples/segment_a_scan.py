@@ -1,4 +1,4 @@
-"""A mask for a scan, on the scan's own grid: `python examples/segment_a_scan.py SCAN MODEL MASK.nii.gz OVERLAY.png`."""
+"""Segment a scan on its own grid: `python examples/segment_a_scan.py SCAN MODEL MASK.nii.gz OVERLAY.png`."""
 
 import sys
 
@@ -11,11 +11,11 @@ from ctssl.pictures import overlay
 def main(scan: str, model: str, mask: str, picture: str) -> None:
     volume = ctssl.read(scan)
     segmenter = ctssl.load_segmenter(model)
-    found = segmenter.segment(volume, progress=True)
-    found.save(mask)
-    overlay(volume, found, picture, title=volume.name)
+    tumour = segmenter.segment(volume, progress=True)
+    tumour.save(mask)
+    overlay(volume, tumour, picture, title=volume.name)
     voxel_ml = abs(np.linalg.det(volume.affine[:3, :3])) / 1000
-    millilitres = (found.array == 1).sum() * voxel_ml
+    millilitres = (tumour.array == 1).sum() * voxel_ml
     print(f"{segmenter.labels[1]}: {millilitres:.1f} ml; {mask}, {picture}")
 
 

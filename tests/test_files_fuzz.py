@@ -16,6 +16,7 @@ from ctssl.files.names import file_name
 from ctssl.inference.folder import segment_folder, target_of, write_mask
 
 
+@pytest.mark.slow
 def test_hundreds_of_damaged_files_are_refused_in_words_or_read_right():
     """A sample of `python -m tests.benchmarks.fuzz`, in a process with a memory limit."""
     done = subprocess.run(
@@ -97,7 +98,7 @@ def test_odd_folder_names_of_dicom_patients_are_refused_or_harmless(tmp_path):
         ("id,image,label\na,b,c\n".encode("utf-16"), "NUL bytes"),
         (b"id,image,image,label\na,b,c,d\n", "column 'image' more than once"),
         (b"id,image,label\na,b,c,d\n", "more cells than the 3 columns"),
-        (b'id,image,label\n"' + b"x" * 200_000 + b'",b,c\n', "no CSV"),
+        (b'id,image,label\n"' + b"x" * 200_000 + b'",b,c\n', "invalid CSV"),
         (b"id,image\na,b\n", "needed: image, label"),
         (b"", "needed: image, label"),
         (b"id,image,label\na,b\n", "image or label is missing"),

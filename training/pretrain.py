@@ -165,8 +165,7 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
         if state and state.get(key, now) != now:
             raise SystemExit(
                 f"{out} was trained with other {what} ({state[key]}, now {now}), so resuming would not "
-                "give the "
-                "same result: restart it with the earlier setting, or choose another --out"
+                "give the same result: restart it with the earlier setting, or choose another --out"
             )
     first, seconds = (state["step"], state["seconds"]) if state else (0, 0.0)
     if state:
@@ -213,8 +212,7 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
         if not math.isfinite(numbers["loss"]) or not torch.isfinite(norm):
             raise SystemExit(
                 f"step {step}: the loss is {numbers['loss']}, the norm of its gradient {float(norm)}; "
-                "lower lr "
-                f"({run.lr}). The last checkpoint is kept"
+                f"lower lr ({run.lr}). The last checkpoint is kept"
             )
         opt.step()
         if hasattr(task, "after_step"):

@@ -126,12 +126,11 @@ def import_checkpoint(
         encoder = _build(translation)
     except ValueError as error:
         raise ValueError(f"{file} as {family}: {error}") from error
-    preprocess = _preprocess(family, spacing_mm, window_hu)
     encoder.spec = ModelSpec(
         out.resolve().name,
         "encoder",
         translation.encoder,
-        preprocess=preprocess,
+        preprocess=_preprocess(family, spacing_mm, window_hu),
         licence=licence,
         data=f"unknown: that of {file.name}",
     )
@@ -139,33 +138,26 @@ def import_checkpoint(
         _entry(key, key.removeprefix(root), translation.moves) if key.startswith(root) else _outside(key)
         for key in checkpoint.tensors
     ]
-    source = {
-        "file": file.name,
-        "sha256": file_sha256(file),
-        "family": family,
-        "root": root,
-        "options": {k: v for k, v in options._asdict().items() if v is not None},
-    }
-    config = encoder_config(encoder, name=encoder.spec.name) | {
-        "parent": file.name,
-        "parent_sha256": source["sha256"],
-        "source": FAMILIES[family].TITLE,
-    }
-    report = {"source": source, "keys": keys, "not_weights": checkpoint.skipped}
-    metadata = facts(
-        recipe=[family, source["options"], root],
-        parent=f"{file.name} sha256:{source['sha256']}",
-        licence=licence,
-    )
-    write_folder(
-        encoder,
-        out,
-        config,
-        overwrite=overwrite,
-        extra={"import.json": json.dumps(report, indent=1) + "\n"},
-        metadata=metadata,
-    )
+    source = {"file": file.name, "sha256": file_sha256(file), "family": family, "root": root}
+    source["options"] = {k: v for k, v in options._asdict().items() if v is not None}
+    _write(encoder, out, source, {"keys": keys, "not_weights": checkpoint.skipped}, overwrite)
     return Imported(out, family, encoder.spec, keys, checkpoint.skipped)
+
+
+def _write(encoder: Any, out: Path, source: dict[str, Any], report: dict[str, Any], overwrite: bool) -> None:
+    """The folder of an imported encoder, with `import.json`."""
+    config = encoder_config(encoder, name=encoder.spec.name) | {
+        "parent": source["file"],
+        "parent_sha256": source["sha256"],
+        "source": FAMILIES[source["family"]].TITLE,
+    }
+    metadata = facts(
+        recipe=[source["family"], source["options"], source["root"]],
+        parent=f"{source['file']} sha256:{source['sha256']}",
+        licence=encoder.spec.licence,
+    )
+    text = json.dumps({"source": source, **report}, indent=1) + "\n"
+    write_folder(encoder, out, config, overwrite=overwrite, extra={"import.json": text}, metadata=metadata)
 
 
 def _root(tensors: dict[str, Tensor], root: str | None, file: Path) -> str:
@@ -254,8 +246,7 @@ def _preprocess(family: str, spacing_mm: float | None, window_hu: tuple[float, f
     if spacing is None or window is None:
         raise ValueError(
             f"{family} has no usual preprocessing; add --spacing MM and --window-hu LOW HIGH, as the "
-            "encoder was "
-            "trained"
+            "encoder was trained"
         )
     low, high = map(float, window)
     if not spacing > 0 or not low < high:

@@ -84,7 +84,7 @@ class PatchEmbed(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Draw weights from a truncated normal (0.02) and set biases to zero, as in the published Swin and ViT."""
+    """Draw weights from a truncated normal (0.02) and zero the biases, as in the published Swin and ViT."""
     if isinstance(module, (nn.Linear, nn.Conv3d)):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

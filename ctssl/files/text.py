@@ -1,4 +1,4 @@
-"""CSV tables and JSON files that others wrote, read with every fault in words."""
+"""Read CSV tables and JSON files from untrusted sources and explain every fault."""
 
 from __future__ import annotations
 
@@ -9,59 +9,62 @@ import math
 from pathlib import Path
 from typing import Any
 
-LARGEST = 64 << 20  # bytes of a table or a description; a hundred thousand cases take a tenth of that
+LARGEST = 64 << 20  # most bytes of a file; a hundred thousand cases take a tenth of that
 
 
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The columns of a CSV, and its rows with their line numbers; a cell that is not there is "".
+    """Read a CSV: its columns, and its rows with their line numbers; a missing cell is "".
 
-    Raises `FileNotFoundError`, or `ValueError` for another encoding, NUL bytes, a doubled column, a row with
-    more cells than there are columns, and endless cells.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another encoding than UTF-8, NUL bytes, a duplicate column, a row with more cells than
+            columns, or cells without end.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no table {path}")
+        raise FileNotFoundError(f"no table {path}; give a CSV file")
     reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     try:
         columns = [(column or "").strip() for column in reader.fieldnames or []]
         reader.fieldnames = columns
         doubled = sorted({column for column in columns if columns.count(column) > 1})
         if doubled:
-            raise ValueError(f"{path} has the column {doubled[0]!r} more than once; leave one of them")
+            raise ValueError(f"{path} has the column {doubled[0]!r} more than once; keep one of them")
         rows = []
         for row in reader:
             if None in row:
                 raise ValueError(
-                    f"{path}, line {reader.line_num}: more cells than the {len(columns)} columns; put "
-                    "a cell with "
-                    "a comma into quotes"
+                    f"{path}, line {reader.line_num}: more cells than the {len(columns)} columns; put a "
+                    "cell with a comma into quotes"
                 )
             rows.append((reader.line_num, {key: (value or "").strip() for key, value in row.items()}))
     except csv.Error as error:
         raise ValueError(
-            f"{path}, line {reader.line_num}: no CSV ({error}); save the table again as CSV, UTF-8"
+            f"{path}, line {reader.line_num}: invalid CSV ({error}); save the table again as CSV, UTF-8"
         ) from error
     return columns, rows
 
 
-def read_json(path: Path, *, cure: str = "mend or remove it") -> Any:
-    """What a JSON file holds. Raises `ValueError`, with the `cure`, when it is no JSON, nests without end, or
-    is too large."""
+def read_json(path: Path, *, cure: str = "repair or remove it") -> Any:
+    """Read a JSON file.
+
+    Raises `ValueError`, with the `cure`, if it is not JSON, nests too deeply, or is too large.
+    """
     text = _text(path)
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise ValueError(f"{path} is not readable JSON (it nests too deep); {cure}") from error
-    except ValueError as error:  # of a number of thousands of digits too
+        raise ValueError(f"{path} is not readable JSON (it nests too deeply); {cure}") from error
+    except ValueError as error:  # also raised for a number of thousands of digits
         raise ValueError(f"{path} is not readable JSON ({error}); {cure}") from error
 
 
 def _text(path: Path) -> str:
     size = path.stat().st_size
     if size > LARGEST:
-        raise ValueError(f"{path} has {size} bytes; ctssl reads up to {LARGEST} of such a file")
+        raise ValueError(f"{path} has {size} bytes; ctssl reads tables and JSON of up to {LARGEST} bytes")
     content = path.read_bytes()
     if b"\0" in content:
-        raise ValueError(f"{path} holds NUL bytes, so it is damaged or UTF-16; save it again as UTF-8")
+        raise ValueError(f"{path} contains NUL bytes, so it is damaged or UTF-16; save it again as UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

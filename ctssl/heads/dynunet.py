@@ -30,8 +30,7 @@ class DynUnet(nn.Module):
         if tuple(strides) != (1,) or tuple(channels) != (1,):
             raise ValueError(
                 "head 'dynunet' is a whole network and would ignore the encoder; train it with --model "
-                "dynunet, "
-                "or use head 'light' or 'unetr' with this encoder"
+                "dynunet, or use head 'light' or 'unetr' with this encoder"
             )
         if crop < 16:
             raise ValueError(f"invalid crop={crop}; nnU-Net's network needs crops of 16 voxels or more")

@@ -45,9 +45,9 @@ class SwinUnetr(nn.Module):
         """Return logits `(B, classes, X, Y, Z)` from the image `(B, 1, X, Y, Z)` and the encoder's maps."""
         if maps[-1].shape[2:].numel() == 1:
             raise ValueError(
-                f"crop {tuple(image.shape[2:])} is too small: this head normalises over the deepest "
-                "map, which has "
-                f"only one voxel; use crops of more than {2 * self.strides[-1]} voxels along some axis"
+                f"crop {tuple(image.shape[2:])} is too small: this head normalises over the deepest map, "
+                f"which has only one voxel; use crops of more than {2 * self.strides[-1]} voxels along "
+                "some axis"
             )
         size = image.shape[2:]
         full = [n * 2 * self.strides[-1] for n in maps[-1].shape[2:]]

@@ -99,8 +99,7 @@ def explain(error: Exception, repo: str, revision: str | None) -> OSError:
     if known or (missing and not isinstance(error, RepositoryNotFoundError)):
         return FileNotFoundError(
             f"{repo} on {constants.ENDPOINT} has no revision {revision!r}; omit it for the newest, or "
-            "use a tag "
-            f"or commit from {constants.ENDPOINT}/{repo}/commits/main"
+            f"use a tag or commit from {constants.ENDPOINT}/{repo}/commits/main"
         )
     if isinstance(error, RepositoryNotFoundError):
         which = f" (or not at revision {revision!r})" if revision else ""
@@ -109,9 +108,8 @@ def explain(error: Exception, repo: str, revision: str | None) -> OSError:
             f"then {SIGN_IN}"
         )
     return ConnectionError(
-        f"cannot download {repo} from {constants.ENDPOINT} ({type(error).__name__}); no incomplete "
-        "model was kept: "
-        "check the network and HF_ENDPOINT and try again, or give the model's folder"
+        f"cannot download {repo} from {constants.ENDPOINT} ({type(error).__name__}); no incomplete model "
+        "was kept: check the network and HF_ENDPOINT and try again, or give the model's folder"
     )
 
 

@@ -81,8 +81,7 @@ def read_preprocess(config: dict[str, Any]) -> tuple[float, tuple[float, float]]
     if not 0.05 <= spacing <= 50 or not -100_000 <= low < high <= 100_000:
         raise ValueError(
             f"config.json of {config['name']}: a spacing of {spacing:g} mm and a window of {low:g} to "
-            f"{high:g} HU "
-            "cannot prepare a CT (0.05 to 50 mm, low < high)"
+            f"{high:g} HU cannot prepare a CT (0.05 to 50 mm, low < high)"
         )
     return spacing, (low, high)
 

@@ -31,8 +31,7 @@ class MaskedAutoencoder(nn.Module):
         if not hasattr(encoder, "encode_tokens"):
             raise ValueError(
                 "task mae needs an encoder that takes any subset of tokens, unlike "
-                f"{type(encoder).__name__}; "
-                "use the vit encoder, or the task mim"
+                f"{type(encoder).__name__}; use the vit encoder, or the task mim"
             )
         self.encoder, self.ratio = encoder, ratio
         self.patch: int = encoder.patch_embed.patch

@@ -59,8 +59,7 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
     if run.init and run.init not in MODELS:
         raise SystemExit(
             f"the starting weights {run.init} of run {run.name} are not in the model table, so their "
-            "scans and "
-            "licence are unknown; publish that model first, and start from its name"
+            "scans and licence are unknown; publish that model first, and start from its name"
         )
     task, state = load_finished(run, out)
     encoder: Any = task.encoder.eval()

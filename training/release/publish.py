@@ -61,7 +61,7 @@ BEGIN, END = (
 
 
 def check(folder: Path) -> None:
-    """Raise `ValueError` unless card, config, weights and table agree; the message names every disagreement."""
+    """Raise `ValueError`, naming every disagreement, unless card, config, weights and table agree."""
     name = folder.name
     if name not in zoo.MODELS:
         raise ValueError(
@@ -94,8 +94,7 @@ def disagreements(folder: Path, spec: zoo.ModelSpec) -> list[str]:
     if (folder / "README.md").read_text() != expected_card(folder, config):
         wrong.append(
             "README.md does not match the other files; write it again with --card of "
-            "training.release.encoder "
-            "or .segmenter"
+            "training.release.encoder or .segmenter"
         )
     return wrong
 

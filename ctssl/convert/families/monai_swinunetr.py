@@ -44,10 +44,9 @@ def translate(state: dict[str, Tensor], options: Options) -> Translation:
     """Translate every key; the options must contain `merging`."""
     if options.merging not in MERGINGS:
         raise ValueError(
-            "the file does not say which MONAI version trained it, and 1.5 changed the result: "
-            "add --merging 1.4 (any MONAI before 1.5: most published checkpoints), --merging 1.5 "
-            "(since then) or "
-            "--merging v2 (built with downsample='mergingv2')"
+            "the file does not say which MONAI version trained it, and 1.5 changed the result: add "
+            "--merging 1.4 (any MONAI before 1.5: most published checkpoints), --merging 1.5 (since "
+            "then) or --merging v2 (built with downsample='mergingv2')"
         )
     numbered = [(m, state[m[0]]) for m in map(STAGE.fullmatch, state) if m]
     count = max(int(m[1]) for m, _ in numbered)

@@ -70,8 +70,7 @@ def move_all(
         if move is None:
             raise ValueError(
                 f"not representable: {key} {tuple(tensor.shape)} is part of the encoder, but our "
-                "encoders have no "
-                "such layer"
+                "encoders have no such layer"
             )
         moves[key] = move
     return moves

@@ -46,9 +46,8 @@ def translate(state: dict[str, Tensor], options: Options) -> Translation:
     )
     if hidden is None or positions is None or patch is None:
         raise ValueError(
-            "not representable: pos_embed or the first MLP is missing: another kind of positions, "
-            "gated MLPs, "
-            "or an incomplete file"
+            "not representable: pos_embed or the first MLP is missing: another kind of positions, gated "
+            "MLPs, or an incomplete file"
         )
     args = sizes(patch.shape[0], patch_of(patch), state, hidden, options)
     tokens = [state[name] for name in TOKENS if name in state]
