@@ -106,9 +106,9 @@ def lesions(predicted: np.ndarray, truth: np.ndarray) -> tuple[int, int, int]:
     label: Any = ndimage.label
     true, count = label(truth, cube)
     own, claimed = label(predicted, cube)
-    found = len(np.unique(true[predicted & truth]))
+    hit = len(np.unique(true[predicted & truth]))
     right = len(np.unique(own[predicted & truth]))
-    return found, count, claimed - right
+    return hit, count, claimed - right
 
 
 def volume_ml(mask: np.ndarray, *, spacing_mm: tuple[float, ...]) -> float:

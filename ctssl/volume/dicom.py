@@ -47,33 +47,36 @@ def read_slices(path: Path, *, series: str | None = None) -> tuple[list[Any], np
     DICOM (LPS) mm.
     """
     folder = path if path.is_dir() else path.parent
-    found = _read_headers(folder)
-    if not found:
+    headers = _read_headers(folder)
+    if not headers:
         raise ValueError(f"{folder} holds no DICOM images; give a folder with a DICOM series or a NIfTI file")
-    if series is None and len(found) > 1:
+    if series is None and len(headers) > 1:
         lines = [
-            f"  {uid}  {len(files)} images  {_describe(files[0][1])}" for uid, files in sorted(found.items())
+            f"  {uid}  {len(files)} images  {_describe(files[0][1])}"
+            for uid, files in sorted(headers.items())
         ]
         raise ValueError(
-            f"{folder} holds {len(found)} series; choose one (series=..., or --series):\n" + "\n".join(lines)
+            f"{folder} holds {len(headers)} series; choose one (series=..., or --series):\n"
+            + "\n".join(lines)
         )
-    if series is not None and series not in found:
-        raise ValueError(f"{folder} has no series {series}; it has {', '.join(sorted(found))}")
-    return _order_slices([file for file, _ in found[series or next(iter(found))]], folder)
+    if series is not None and series not in headers:
+        raise ValueError(f"{folder} has no series {series}; it has {', '.join(sorted(headers))}")
+    return _order_slices([file for file, _ in headers[series or next(iter(headers))]], folder)
 
 
 def _read_headers(folder: Path) -> dict[str, list[tuple[Path, Any]]]:
-    """Return the headers of all image files by SeriesInstanceUID; files that are not DICOM images are skipped
-    (DICOMDIR, RTSTRUCT, text).
+    """Return the headers of all image files by SeriesInstanceUID.
+
+    Files that are not DICOM images are skipped (DICOMDIR, RTSTRUCT, text).
     """
-    found = defaultdict(list)
+    headers = defaultdict(list)
     for file in sorted(folder.rglob("*")):
         header = read_header(file) if file.is_file() and file.name != "DICOMDIR" else None
         if header is None or get_modality(header, file) in ("SEG", "RTSTRUCT", ""):
             continue
         if "Rows" in header and "SeriesInstanceUID" in header:
-            found[get_text(header, "SeriesInstanceUID")].append((file, header))
-    return found
+            headers[get_text(header, "SeriesInstanceUID")].append((file, header))
+    return headers
 
 
 def _describe(header: Any) -> str:

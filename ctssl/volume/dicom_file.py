@@ -65,8 +65,8 @@ def read_header(file: Path) -> Any:
 def get_modality(header: Any, file: Path) -> str:
     """Return the modality of a file; "" for a DICOMDIR.
 
-    Raises `ValueError` when the file is too damaged to tell: if it were skipped, nobody would miss a first or
-    last slice.
+    Raises `ValueError` if the file is too damaged to determine it: a skipped first or last slice would go
+    unnoticed.
     """
     modality = get_text(header, "Modality")
     if get_text(header.file_meta, "MediaStorageSOPClassUID") == DIRECTORY:

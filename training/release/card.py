@@ -104,9 +104,9 @@ def front_matter(config: dict, history: dict) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     rows = measured(config["name"])
-    found = []
+    evaluations = []
     if rows:
-        found = [
+        evaluations = [
             EvalResult(
                 "image-segmentation",
                 "soft-tissue-sarcoma",
@@ -117,7 +117,7 @@ def front_matter(config: dict, history: dict) -> str:
             )
         ]
     for task, value in probed(config["name"]).items():
-        found.append(
+        evaluations.append(
             EvalResult(
                 "image-feature-extraction",
                 task.replace("_", "-"),
@@ -137,8 +137,8 @@ def front_matter(config: dict, history: dict) -> str:
         pipeline_tag="image-feature-extraction",
         tags=["ct", "medical-imaging", "3d", "self-supervised", config["encoder"], config["pretext"]],
         datasets=sorted(names),
-        eval_results=found or None,
-        model_name=config["name"] if found else None,
+        eval_results=evaluations or None,
+        model_name=config["name"] if evaluations else None,
     )
     return data.to_yaml().strip()
 

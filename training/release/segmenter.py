@@ -152,7 +152,7 @@ def loaded_as(config: dict) -> str:
 def front_matter(config: dict, report: dict, facts: dict, mean: float, cases: int) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    found = EvalResult(
+    result = EvalResult(
         "image-segmentation",
         facts["dataset"],
         f"{facts['dataset']}, {cases} held-out cases",
@@ -167,7 +167,7 @@ def front_matter(config: dict, report: dict, facts: dict, mean: float, cases: in
         pipeline_tag="image-segmentation",
         tags=["ct", "medical-imaging", "3d", "segmentation", config["encoder"]],
         datasets=[facts["dataset"]],
-        eval_results=[found],
+        eval_results=[result],
         model_name=config["name"],
         license_name=None if known else "unclear",
     )
