@@ -29,6 +29,7 @@ def test_importing_and_listing_load_no_torch():
     assert not {"torch", "monai", "numpy"} & loaded_by("from ctssl.cli import main; main(['list'])")
 
 
+@pytest.mark.slow
 def test_loading_an_encoder_loads_neither_timm_nor_monai():
     name = next(n for n in ctssl.list_models() if ctssl.info(n).kind == "encoder")
     loaded = loaded_by(
@@ -47,120 +48,124 @@ def test_every_public_name_exists_and_none_is_a_module():
         ctssl.nothing  # noqa: B018
 
 
-ARROWS = {  # module: what it may import of ctssl at import time; a package stands for everything in it
+ROOMS: dict[str, set[str]] = {  # room or module: which others it may import, also inside functions
     "": set(),
     "zoo": set(),
-    "volume": {"writing", "zoo"},
-    "names": set(),
-    "tables": set(),
-    "writing": set(),
-    "nifti": set(),
-    "configs": set(),
     "sampling": set(),
     "metrics": set(),
-    "phantom": {"volume"},
-    "lint": {"volume"},
-    "shifts": {"lint", "shifts", "volume"},
-    "stamps": {"curves", "datasets", "shifts", "volume"},
-    "dicom": {"dicom_file"},
-    "dicom_file": {"nifti"},
-    "drawn": {"dicom", "dicom_file", "nifti", "volume"},
-    "dicom_seg": {"", "dicom", "volume", "writing"},
-    "datasets": {"lint", "names", "tables", "volume"},
-    "pictures": {"volume", "writing"},
-    "remote": {"names"},
-    "hub": {"configs", "names", "remote", "tables", "zoo"},
-    "provenance": {"remote"},
-    "cards": set(),
-    "downloads": {"hub", "names", "remote", "zoo"},
-    "encoders": {"encoders"},
-    "heads": {"heads", "encoders", "volume"},
-    "loading": {"configs", "encoders", "hub", "provenance", "writing", "zoo"},
-    "families": {"families", "encoders"},
-    "unpickle": set(),
-    "pickles": set(),
-    "convert": {"encoders", "families", "hub", "loading", "pickles", "provenance", "zoo"},
-    "exporting": {"writing"},
-    "inference": {"lint", "names", "tables", "volume", "writing", "zoo"},
-    "fingerprint": {"phantom", "sampling"},
-    "splits": {"datasets"},
     "precision": set(),
-    "fitting": {"precision", "sampling", "writing"},
-    "thresholds": {"datasets", "inference", "metrics"},
-    "planning": {"volume", "zoo"},
-    "outcome": {"datasets", "evaluation", "fitting", "volume"},
+    "files": set(),
+    "volume": {"", "files"},
+    "lint": {"volume"},
+    "phantom": {"volume"},
+    "pictures": {"files", "volume"},
+    "hub": {"", "files", "zoo"},
+    "datasets": {"files", "hub", "lint", "volume", "zoo"},
+    "evaluation": {"datasets", "files", "metrics", "volume"},
+    "shifts": {"datasets", "files", "lint", "volume"},
+    "inference": {"datasets", "files", "lint", "volume", "zoo"},
+    "encoders": {"hub", "inference", "loading", "zoo"},
+    "heads": {"encoders", "hub", "inference", "loading", "volume"},
+    "loading": {"encoders", "heads", "hub"},
+    "convert": {"encoders", "files", "hub", "zoo"},
+    "similarity": {"files", "inference", "sampling"},
     "finetuning": {
-        "datasets",
-        "encoders",
-        "fitting",
-        "heads",
-        "hub",
-        "inference",
-        "lint",
-        "loading",
-        "outcome",
-        "planning",
-        "provenance",
-        "shifts",
-        "splits",
-        "tables",
-        "thresholds",
-        "volume",
-        "zoo",
+        *("datasets", "encoders", "evaluation", "files", "heads", "hub", "inference", "loading", "metrics"),
+        *("pictures", "precision", "sampling", "shifts", "volume", "zoo"),
     },
-    "evaluation": {"datasets", "metrics", "tables", "volume", "writing"},
-    "curves": {"evaluation"},
-    "sources": {"curves", "datasets", "evaluation", "stamps", "tables", "volume"},
-    "agreement": {"inference", "metrics", "tables", "volume"},
     "robustness": {
-        "curves",
-        "datasets",
-        "evaluation",
-        "shifts",
-        "sources",
-        "stamps",
-        "tables",
-        "volume",
-        "writing",
+        *("datasets", "evaluation", "files", "heads", "hub", "inference", "loading", "metrics", "pictures"),
+        *("shifts", "volume"),
     },
-    "similarity": {"inference", "sampling", "writing"},
-    "demo": {"inference", "loading", "phantom", "pictures", "volume", "zoo", "writing"},
-    "cli": {"", "cli_common", "cli_judge", "cli_models", "cli_segment", "cli_shifts", "cli_train"},
-    "cli_common": set(),
-    "cli_judge": {"", "cli_common"},
-    "cli_models": set(),
-    "cli_segment": {"", "cli_common"},
-    "cli_shifts": {"cli_common"},
-    "cli_train": {""},
+    "demo": {"files", "inference", "loading", "phantom", "pictures", "volume", "zoo"},
+    "cli": {
+        *("", "datasets", "demo", "files", "finetuning", "hub", "inference", "lint", "loading", "pictures"),
+        *("shifts", "similarity", "volume", "zoo"),
+    },
 }
+BACK = {("encoders", "loading"), ("heads", "loading")}
+"""The one way back, inside functions: `from_pretrained` calls `load`."""
 
 
-def imports(path: Path) -> set[str]:
-    """Parts of ctssl that a file imports when it is itself imported; not those under TYPE_CHECKING or in functions."""
-    found = set()
+def room_of(path: Path) -> str:
+    """The room or module that a file belongs to; "" for `ctssl/__init__.py`."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py").replace("__init__", "")
 
-    def visit(nodes) -> None:
-        for node in nodes:
-            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+
+def imports(path: Path) -> set[tuple[str, bool]]:
+    """Rooms that a file imports, each with whether it does so inside a function; not those under TYPE_CHECKING."""
+    found: set[tuple[str, bool]] = set()
+
+    def visit(node: ast.AST, deferred: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
                 continue
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ctssl":
-                parts = (node.module or "").split(".")
-                found.update([parts[1]] if len(parts) > 1 else [a.name for a in node.names])
-            elif isinstance(node, ast.Import):
-                found.update(
-                    (a.name.split(".") + [""])[1] for a in node.names if a.name.split(".")[0] == "ctssl"
-                )
-            elif isinstance(node, (ast.If, ast.Try, ast.With, ast.ClassDef)):
-                visit(node.body)
+            if isinstance(child, ast.ImportFrom) and (child.module or "").split(".")[0] == "ctssl":
+                parts = (child.module or "").split(".")
+                names = [parts[1]] if len(parts) > 1 else [alias.name for alias in child.names]
+                found.update(("" if name == "__version__" else name, deferred) for name in names)
+            elif isinstance(child, ast.Import):
+                ours = [alias.name.split(".") for alias in child.names if alias.name.split(".")[0] == "ctssl"]
+                found.update(((parts + [""])[1], deferred) for parts in ours)
+            visit(child, deferred or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)))
 
-    visit(ast.parse(path.read_text()).body)
-    return found
+    visit(ast.parse(path.read_text()), False)
+    return {(room, deferred) for room, deferred in found if room != room_of(path)}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_nobody_imports_whom_they_may_not(path):
-    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py").replace("__init__", "")
-    assert imports(path) <= ARROWS[part], f"{part} may import {sorted(ARROWS[part])}"
+def test_a_room_imports_only_those_that_it_may(path):
+    room, found = room_of(path), imports(path)
+    assert {name for name, _ in found} <= ROOMS[room], f"{room} may import {sorted(ROOMS[room])}"
+    assert not [name for name, deferred in found if (room, name) in BACK and not deferred]
+
+
+def test_the_table_of_rooms_is_complete_and_has_no_circles_but_one():
+    assert set(ROOMS) == {room_of(path) for path in MODULES}
+    left = {room: {other for other in others if (room, other) not in BACK} for room, others in ROOMS.items()}
+    while free := [room for room, others in left.items() if not others & set(left)]:
+        left = {room: others for room, others in left.items() if room not in free}
+    assert not left, f"these import one another: {sorted(left)}"
+
+
+def test_every_arrow_of_the_table_is_used():
+    used: dict[str, set[str]] = {room: set() for room in ROOMS}
+    for path in MODULES:
+        used[room_of(path)] |= {name for name, _ in imports(path)}
+    spare = {room: sorted(others - used[room]) for room, others in ROOMS.items() if others - used[room]}
+    assert not spare, f"nobody needs these arrows: {spare}"
+
+
+def test_rooms_for_files_load_no_torch():
+    rooms = ("files", "volume", "hub", "datasets")
+    assert not {"torch", "monai", "timm"} & loaded_by(
+        "import " + ", ".join(f"ctssl.{room}" for room in rooms)
+    )
+
+
+def test_every_room_says_what_it_is_for():
+    for path in PACKAGE.glob("*/__init__.py"):
+        assert (ast.get_docstring(ast.parse(path.read_text())) or "").strip(), path
+
+
+def longest(function: ast.AST) -> int:
+    """Lines of a function without its docstring."""
+    assert isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+    first, lines = function.body[0], (function.end_lineno or 0) - function.lineno + 1
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+        lines -= (first.end_lineno or 0) - first.lineno + 1
+    return lines
+
+
+@pytest.mark.parametrize("folder", ["ctssl", "training"])
+def test_no_function_is_longer_than_sixty_lines(folder):
+    """Docstrings aside."""
+    long = []
+    for path in sorted((PACKAGE.parent / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and longest(node) > 60:
+                long.append(f"{path.relative_to(PACKAGE.parent)}: {node.name}, {longest(node)} lines")
+    assert not long, long
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -190,7 +195,7 @@ def test_the_library_knows_no_pickle_and_no_recipes(path):
 
 def test_the_one_pickle_is_opened_for_its_tensors_alone():
     """`unpickle.py` calls `torch.load` once, with `weights_only=True`, and knows nothing of ctssl; nobody imports it at once."""
-    nodes = list(ast.walk(ast.parse((PACKAGE / "unpickle.py").read_text())))
+    nodes = list(ast.walk(ast.parse((PACKAGE / "convert" / "unpickle.py").read_text())))
     calls = [n for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
     loads = [n for n in calls if n.func.attr == "load" and getattr(n.func.value, "id", "") == "torch"]
     keywords = [{k.arg: ast.literal_eval(k.value) for k in n.keywords} for n in loads]
@@ -198,4 +203,5 @@ def test_the_one_pickle_is_opened_for_its_tensors_alone():
     imported = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
     imported |= {str(n.module) for n in nodes if isinstance(n, ast.ImportFrom)}
     assert not any(name.startswith("ctssl") for name in imported)
-    assert all("unpickle" not in imports(path) for path in MODULES)
+    users = [path.name for path in MODULES if "import unpickle" in path.read_text()]
+    assert users == ["checkpoint.py"]

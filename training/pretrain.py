@@ -16,6 +16,7 @@ import math
 import os
 import time
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
-from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler  # type: ignore[attr-defined]
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -161,43 +162,22 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     corpus = shared_corpus(run, out, rank)
     opt, scheduler = optimizer(task, run)
     state = checkpoints.load_latest(out, run, device)
-    for key, what, now in (("world", "processes", world), ("corpus", "scans", corpus.table.stem)):
-        if state and state.get(key, now) != now:
-            raise SystemExit(
-                f"{out} was trained with other {what} ({state[key]}, now {now}), so resuming would not "
-                "give the same result: restart it with the earlier setting, or choose another --out"
-            )
+    check_state(state, out, world=world, corpus=corpus.table.stem)
     first, seconds = (state["step"], state["seconds"]) if state else (0, 0.0)
     if state:
         task.load_state_dict(state["task"])
         opt.load_state_dict(state["opt"])
-    if run.compile:
-        compile_blocks(task.encoder)
-    model: nn.Module = task
-    if world > 1:  # buffers are not synchronised: a teacher's centre is summed in after_step
-        model = DistributedDataParallel(task, find_unused_parameters=True, broadcast_buffers=False)
+    model = distribute(task, run, world)
     last, saved = min(run.steps, stop_after or run.steps), time.monotonic()
     clock = Clock(seconds)
-    samples = Samples(corpus, crop=run.crop, views=getattr(task, "views", 1), how=run.views, seed=run.seed)
-    places = Places(batch=run.batch, pieces=run.accumulate, rank=rank, world=world, first=first, last=last)
-    batches = iter(loader(samples, places, workers=run.workers))
+    batches = batches_of(run, task, corpus, first=first, last=last)
     journal = log.Log(out / "log.jsonl", first, enabled=rank == 0)
+    facts_now = {"world": world, "corpus": corpus.table.stem, "device": str(device)}
 
     def keep(step: int) -> None:
         if rank == 0:
-            checkpoints.save(
-                out,
-                run,
-                {
-                    "task": task.state_dict(),
-                    "opt": opt.state_dict(),
-                    "step": step,
-                    "seconds": clock.seconds,
-                    "world": world,
-                    "corpus": corpus.table.stem,
-                    "device": str(device),
-                },
-            )
+            now = {"task": task.state_dict(), "opt": opt.state_dict(), "step": step, "seconds": clock.seconds}
+            checkpoints.save(out, run, {**now, **facts_now})
 
     task.train()
     bar = tqdm(
@@ -206,31 +186,69 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     for step in bar:
         scheduler.step_update(step)
         pieces = [at(next(batches).to(device), step / run.steps) for _ in range(run.accumulate)]
-        opt.zero_grad(set_to_none=True)
-        numbers = backward(model, pieces, bf16=run.bf16)
-        norm = nn.utils.clip_grad_norm_(task.parameters(), run.clip)
-        if not math.isfinite(numbers["loss"]) or not torch.isfinite(norm):
-            raise SystemExit(
-                f"step {step}: the loss is {numbers['loss']}, the norm of its gradient {float(norm)}; "
-                f"lower lr ({run.lr}). The last checkpoint is kept"
-            )
-        opt.step()
-        if hasattr(task, "after_step"):
-            task.after_step((step + 1) / run.steps)
+        numbers = descend(model, task, opt, pieces, run, step)
         clock.tick()
-        journal.add({"step": step, **numbers, "norm": float(norm), "lr": opt.param_groups[0]["lr"]})
-        bar.set_postfix(
-            {"loss": f"{journal.recent():.4f}", "samples/s": f"{rate(bar, first, run, world):.1f}"},
-            refresh=False,
-        )
+        journal.add({"step": step, **numbers, "lr": opt.param_groups[0]["lr"]})
+        pace = f"{rate(bar, first, run, world):.1f}"
+        bar.set_postfix({"loss": f"{journal.recent():.4f}", "samples/s": pace}, refresh=False)
         if time.monotonic() - saved > 60 * run.save_minutes:
             keep(step + 1)
             saved = time.monotonic()
     keep(last)
     journal.close()
     if rank == 0 and last == run.steps:
-        finish(task.encoder, run, out, scans=[scan.path.name for scan in find_scans(run.corpus)], world=world)
+        finish(task.encoder, run, out, corpus, world=world)
     return task
+
+
+def check_state(state: dict[str, Any] | None, out: Path, **now: Any) -> None:
+    """Raise `SystemExit` where a checkpoint was made with another number of processes, or of other scans."""
+    names = {"world": "processes", "corpus": "scans"}
+    for key, value in now.items():
+        if state and state.get(key, value) != value:
+            raise SystemExit(
+                f"{out} was trained with other {names[key]} ({state[key]}, now {value}), so resuming would not "
+                "give the same result: restart it with the earlier setting, or choose another --out"
+            )
+
+
+def distribute(task: Any, run: Run, world: int) -> nn.Module:
+    """Compile the encoder's blocks if asked to, and average gradients over processes if there are several."""
+    if run.compile:
+        compile_blocks(task.encoder)
+    if world == 1:
+        return task
+    # buffers are not synchronised: a teacher's centre is summed in after_step
+    return DistributedDataParallel(task, find_unused_parameters=True, broadcast_buffers=False)
+
+
+def batches_of(run: Run, task: Any, corpus: Any, *, first: int, last: int) -> Iterator[Batch]:
+    """Return the batches of this process from step `first` to `last`."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    samples = Samples(corpus, crop=run.crop, views=getattr(task, "views", 1), how=run.views, seed=run.seed)
+    places = Places(batch=run.batch, pieces=run.accumulate, rank=rank, world=world, first=first, last=last)
+    return iter(loader(samples, places, workers=run.workers))
+
+
+def descend(
+    model: nn.Module, task: Any, opt: torch.optim.Optimizer, pieces: list[Batch], run: Run, step: int
+) -> dict[str, float]:
+    """Take one step of the optimiser and return the numbers to log.
+
+    Raises `SystemExit` for a loss or a gradient that is not finite, before the weights change.
+    """
+    opt.zero_grad(set_to_none=True)
+    numbers = backward(model, pieces, bf16=run.bf16)
+    norm = nn.utils.clip_grad_norm_(task.parameters(), run.clip)
+    if not math.isfinite(numbers["loss"]) or not torch.isfinite(norm):
+        raise SystemExit(
+            f"step {step}: the loss is {numbers['loss']}, the norm of its gradient {float(norm)}; "
+            f"lower lr ({run.lr}). The last checkpoint is kept"
+        )
+    opt.step()
+    if hasattr(task, "after_step"):
+        task.after_step((step + 1) / run.steps)
+    return {**numbers, "norm": float(norm)}
 
 
 PATIENCE = timedelta(days=1)  # how long the other processes wait while the first one prepares the scans
@@ -291,8 +309,9 @@ def shared_corpus(run: Run, out: Path, rank: int) -> Any:
     return corpus
 
 
-def finish(encoder: Any, run: Run, out: Path, *, scans: list[str], world: int = 1) -> None:
+def finish(encoder: Any, run: Run, out: Path, corpus: Any, *, world: int = 1) -> None:
     """Write the encoder as a model folder next to its checkpoint, and a picture of the loss."""
+    scans = [scan.path.name for scan in find_scans(run.corpus)]
     encoder.spec = ModelSpec(
         run.name,
         "encoder",
@@ -309,7 +328,7 @@ def finish(encoder: Any, run: Run, out: Path, *, scans: list[str], world: int = 
         pretext=run.task,
         samples=run.steps * run.batch * run.accumulate * world,
     )
-    extra = {SEEN: seen(run)} if len(scans) <= HASHED else {}
+    extra = {SEEN: seen(run, corpus.voxels)} if len(scans) <= HASHED else {}
     write_folder(
         encoder, out, encoder_config(encoder, name=run.name), overwrite=True, metadata=metadata, extra=extra
     )

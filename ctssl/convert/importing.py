@@ -138,7 +138,7 @@ def import_checkpoint(
         _entry(key, key.removeprefix(root), translation.moves) if key.startswith(root) else _outside(key)
         for key in checkpoint.tensors
     ]
-    source = {"file": file.name, "sha256": file_sha256(file), "family": family, "root": root}
+    source: dict[str, Any] = {"file": file.name, "sha256": file_sha256(file), "family": family, "root": root}
     source["options"] = {k: v for k, v in options._asdict().items() if v is not None}
     _write(encoder, out, source, {"keys": keys, "not_weights": checkpoint.skipped}, overwrite)
     return Imported(out, family, encoder.spec, keys, checkpoint.skipped)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ctssl.datasets.case import Case, Dataset, read_case
-from ctssl.datasets.seen import seen_by
+from ctssl.datasets.seen import scan_hash, seen_by
 from ctssl.hub.folder import ModelFolder
 from ctssl.lint import Finding, lint, outside_body
-from ctssl.volume.volume import Volume, voxel_hash
+from ctssl.volume.volume import Volume
 
 MISSING = 20  # labels that a few cases may lack
 RARE = 5  # cases from which a label in one of them alone is odd
@@ -97,7 +97,6 @@ def survey(
     from tqdm import tqdm
 
     seen, found, kept = seen or {}, [], {}
-    salt = seen.get("salt", salt)
     for case in tqdm(dataset.cases, desc="checking cases", disable=not progress):
         try:
             with warnings.catch_warnings():
@@ -107,7 +106,7 @@ def survey(
             found.append(Problem("error", "unreadable", _short(error, case), case.name))
             continue
         found += [Problem(one.level, one.code, _short(one.message, case), case.name) for one in lint(scan)]
-        kept[case.name] = one = _surveyed(scan, mask, salt)
+        kept[case.name] = one = _surveyed(scan, mask, scan_hash(scan, seen, salt))
         found += _mask_problems(case, scan, mask, one.labels, dataset.names)
         found += _seen_problems(case, one.scan_hash, seen, model)
         if look is not None:
@@ -121,8 +120,7 @@ def survey(
     return Survey(sorted(found, key=lambda problem: problem.level != "error"), kept)
 
 
-def _surveyed(scan: Volume, mask: Volume, salt: str) -> Surveyed:
-    own = voxel_hash(scan, salt)
+def _surveyed(scan: Volume, mask: Volume, own: str) -> Surveyed:
     digest = hashlib.sha256(f"{own} {np.round(scan.affine, 4).tolist()}".encode())
     digest.update(np.ascontiguousarray(mask.array).tobytes())
     labels = {int(v) for v in np.unique(mask.array)} - {0}

@@ -1,7 +1,13 @@
-"""Which scans a model was trained on: `seen.json` in its folder."""
+"""Which scans a model was trained on: `seen.json` in its folder.
+
+It holds salted hashes of voxels, which recognise exact copies of a scan and tell nothing else about it. Scheme 1
+hashed salt and voxels together; scheme 2 hashes the salt with the hash of the voxels, so that voxels are hashed
+once, whatever the salt.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from typing import Any
@@ -9,23 +15,55 @@ from typing import Any
 from ctssl.files.text import read_json
 from ctssl.hub.folder import ModelFolder
 from ctssl.hub.lookup import open_model
+from ctssl.volume.volume import Volume, voxel_hash
 from ctssl.zoo import MODELS
 
-SEEN = "seen.json"  # in a model's folder: hashes of the scans that it was pretrained on
+SEEN = "seen.json"
+SCHEME = 2
+
+
+def salted(voxels: str, salt: str) -> str:
+    """Return the salted hash (scheme 2) of a hash of voxels.
+
+    >>> salted("a", "b") == salted("a", "c")
+    False
+    """
+    return hashlib.sha256(f"{salt} {voxels}".encode()).hexdigest()
+
+
+def scan_hash(scan: Volume, seen: dict[str, Any], salt: str) -> str:
+    """Return the salted hash of a scan, in the scheme and with the salt of `seen`.
+
+    Args:
+        scan: in HU.
+        seen: `seen.json` of a model; empty for none.
+        salt: where `seen` is empty.
+    """
+    salt = seen.get("salt", salt)
+    return voxel_hash(scan, salt) if scheme_of(seen) == 1 else salted(voxel_hash(scan), salt)
+
+
+def scheme_of(seen: dict[str, Any]) -> int:
+    """Return the scheme of a `seen.json`; the present one for none."""
+    return int(seen.get("scheme", 1)) if seen else SCHEME
 
 
 def seen_after(before: dict[str, Any], labelled: list[str], *, salt: str) -> str:
-    """`seen.json` of what goes on from a model that has seen `before`, with scans of these salted hashes, and
-    their masks."""
-    found = {"salt": salt, "voxels": before.get("voxels", []), "series": before.get("series", [])}
+    """Return `seen.json` of what goes on from a model that has seen `before`, with scans of these salted
+    hashes, and their masks."""
+    record: dict[str, Any] = {"scheme": 2} if scheme_of(before) == SCHEME else {}
+    record |= {"salt": salt, "voxels": before.get("voxels", []), "series": before.get("series", [])}
     return (
-        json.dumps({**found, "labelled": sorted({*before.get("labelled", []), *labelled})}, indent=1) + "\n"
+        json.dumps({**record, "labelled": sorted({*before.get("labelled", []), *labelled})}, indent=1) + "\n"
     )
 
 
 def seen_by(model: Any) -> dict[str, Any]:
-    """`seen.json` of a model, or of the published encoder that it was fine-tuned from; empty where there is
-    none."""
+    """Read `seen.json` of a model, or of the published encoder that it was fine-tuned from; empty where there
+    is none.
+
+    Raises `ValueError` for a file that is not such a record.
+    """
     if not isinstance(model, (str, os.PathLike, ModelFolder)):
         return {}
     folder = open_model(model)
@@ -35,11 +73,11 @@ def seen_by(model: Any) -> dict[str, Any]:
     path = folder.path / SEEN
     if not path.is_file():
         return {}
-    found = read_json(path)
-    if not isinstance(found, dict) or not all(
-        isinstance(found.get(k, []), list) for k in ("voxels", "labelled", "series")
-    ):
+    record = read_json(path)
+    lists = ("voxels", "labelled", "series")
+    known = isinstance(record, dict) and all(isinstance(record.get(k, []), list) for k in lists)
+    if not known or record.get("scheme", 1) not in (1, SCHEME):
         raise ValueError(
             f"{path} is not the list of scans that a model was pretrained on; get the model again"
         )
-    return found
+    return record

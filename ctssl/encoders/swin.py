@@ -238,6 +238,27 @@ class Stage(nn.Module):
         self.merge = merge
 
 
+USUAL = {"small_grids": "shrink", "merge_order": "each", "convs": False}  # arguments that a config omits
+
+
+def _check_args(
+    depths: tuple[int, ...], heads: tuple[int, ...], width: int, maps: str, small_grids: str, merge_order: str
+) -> None:
+    """Raise `ValueError` for arguments that `Swin` cannot be built from."""
+    if small_grids not in ("shrink", "pad") or merge_order not in MERGE_ORDERS:
+        raise ValueError(
+            f"invalid small_grids={small_grids!r} (must be 'shrink' or 'pad') or "
+            f"merge_order={merge_order!r} (must be one of {sorted(MERGE_ORDERS)})"
+        )
+    if maps not in ("before", "after"):
+        raise ValueError(f"invalid maps={maps!r} (must be 'before' merging, the paper, or 'after', MONAI)")
+    if len(depths) != len(heads):
+        raise ValueError(f"invalid depths={depths}, heads={heads} (both need one number per stage)")
+    widths = [width * 2**i for i in range(len(depths))]
+    if any(w % h for w, h in zip(widths, heads, strict=True)):
+        raise ValueError(f"invalid heads={heads} (must divide the widths {widths} of the stages)")
+
+
 class Swin(nn.Module, Pretrained):
     """3D Swin Transformer: images `(B, 1, X, Y, Z)` -> maps `(B, channels[i], ceil(X/strides[i]), ...)`,
     finest first.
@@ -289,20 +310,8 @@ class Swin(nn.Module, Pretrained):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if small_grids not in ("shrink", "pad") or merge_order not in MERGE_ORDERS:
-            raise ValueError(
-                f"invalid small_grids={small_grids!r} (must be 'shrink' or 'pad') or "
-                f"merge_order={merge_order!r} (must be one of {sorted(MERGE_ORDERS)})"
-            )
-        if maps not in ("before", "after"):
-            raise ValueError(
-                f"invalid maps={maps!r} (must be 'before' merging, the paper, or 'after', MONAI)"
-            )
-        if len(depths) != len(heads):
-            raise ValueError(f"invalid depths={depths}, heads={heads} (both need one number per stage)")
+        _check_args(depths, heads, width, maps, small_grids, merge_order)
         widths = [width * 2**i for i in range(len(depths))]
-        if any(w % h for w, h in zip(widths, heads, strict=True)):
-            raise ValueError(f"invalid heads={heads} (must divide the widths {widths} of the stages)")
         self.config = dict(
             width=width,
             depths=tuple(depths),
@@ -317,39 +326,25 @@ class Swin(nn.Module, Pretrained):
             sliced_bias=sliced_bias,
         )
         rare: dict[str, Any] = dict(small_grids=small_grids, merge_order=merge_order, convs=convs)
-        usual: dict[str, Any] = dict(small_grids="shrink", merge_order="each", convs=False)
         # only unusual values are stored: configs of other models do not change
-        self.config |= {key: value for key, value in rare.items() if value != usual[key]}
+        self.config |= {key: value for key, value in rare.items() if value != USUAL[key]}
         self.maps, self.checkpointing = maps, checkpointing
         self.patch_embed = PatchEmbed(width, patch=patch, norm=patch_norm)
         rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
+        block: dict[str, Any] = dict(window=window, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias)
+        block |= dict(sliced_bias=sliced_bias, pads=small_grids == "pad")
         self.stages: Any = nn.ModuleList()  # of Stage
         for i, (stage_width, depth, count) in enumerate(zip(widths, depths, heads, strict=True)):
+            shifts = [window // 2 * (j % 2) for j in range(depth)]
             blocks = [
-                Block(
-                    stage_width,
-                    heads=count,
-                    window=window,
-                    shift=window // 2 * (j % 2),
-                    mlp_ratio=mlp_ratio,
-                    qkv_bias=qkv_bias,
-                    drop_path=next(rates),
-                    sliced_bias=sliced_bias,
-                    pads=small_grids == "pad",
-                )
-                for j in range(depth)
+                Block(stage_width, heads=count, shift=s, drop_path=next(rates), **block) for s in shifts
             ]
-            merges = merge_last or i < len(depths) - 1
-            merge, conv = (
-                Merge(stage_width, order=merge_order) if merges else None,
-                Conv(stage_width) if convs else None,
-            )
-            self.stages.append(Stage(blocks, merge, conv))
+            merge = Merge(stage_width, order=merge_order) if merge_last or i < len(depths) - 1 else None
+            self.stages.append(Stage(blocks, merge, Conv(stage_width) if convs else None))
         self.norms = nn.ModuleList(nn.LayerNorm(w) for w in widths) if maps == "before" else None
         self.apply(init_weights)
-        levels = len(depths) + merge_last
-        self.channels = tuple(width * 2**i for i in range(levels))
-        self.strides = tuple(patch * 2**i for i in range(levels))
+        levels = range(len(depths) + merge_last)
+        self.channels, self.strides = tuple(width * 2**i for i in levels), tuple(patch * 2**i for i in levels)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return self.encode(self.patch_embed(x))

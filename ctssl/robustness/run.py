@@ -90,16 +90,9 @@ def measure_robustness(
         asked, wanted, table=table, pairs=pairs, foreign=predictions is not None and model is None
     )
     facts = (
-        read_facts(Path(table), asked.by, [case.name for case in wanted])
-        if table is not None and wanted
-        else {}
+        read_facts(Path(table), asked.by, [c.name for c in wanted]) if table is not None and wanted else {}
     )
-    doubts: list[str] = []
-    if predictions is not None:
-        check_complete(Path(predictions), wanted, asked.places)
-        doubts = check_labels(Path(predictions), wanted, asked.places)
-    if pairs is not None:
-        find_pairs(Path(pairs))
+    doubts = _check_files(asked, wanted, predictions, pairs)
     prepare_folder(asked.out)
     grid = Grid(asked.places, asked.out / "rows", None if scans is None else Path(scans), seed, tolerance_mm)
     rows = measure(sources, wanted, grid, overwrite=overwrite, progress=progress)
@@ -109,9 +102,7 @@ def measure_robustness(
     )
     report = replace(report, notes=[*notes(sources, wanted), *doubts, *left(rows), *power(report)])
     if pairs is not None:
-        report = with_pairs(
-            report, sources, Path(pairs), asked.out / "pairs", overwrite=overwrite, progress=progress
-        )
+        report = with_pairs(report, sources, Path(pairs), asked)
     report.save(asked.out)
     if rows and overlays:
         draw(sources[0], wanted, rows, overlays, asked.out, seed)
@@ -167,6 +158,16 @@ def _check_together(asked: _Asked, cases: list[Case], *, table: Any, pairs: Any,
         raise ValueError("give at least one shift and one severity")
 
 
+def _check_files(asked: _Asked, cases: list[Case], predictions: Any, pairs: Any) -> list[str]:
+    """Raise for masks or pairs that are missing or do not fit; return what is suspicious about masks."""
+    if pairs is not None:
+        find_pairs(Path(pairs))
+    if predictions is None:
+        return []
+    check_complete(Path(predictions), cases, asked.places)
+    return check_labels(Path(predictions), cases, asked.places)
+
+
 def _severities(values: int | Iterable[int]) -> tuple[int, ...]:
     return (values,) if isinstance(values, int) else tuple(int(value) for value in values)
 
@@ -194,10 +195,8 @@ def prepare_folder(out: Path) -> None:
     (out / "rows").mkdir(parents=True, exist_ok=True)
 
 
-def with_pairs(
-    found: Robustness, sources: list[Source], table: Path, folder: Path, *, overwrite: bool, progress: bool
-) -> Robustness:
-    """The same with the agreement of paired scans, each kept in `folder`; folders of masks have no pairs."""
+def with_pairs(report: Robustness, sources: list[Source], table: Path, asked: _Asked) -> Robustness:
+    """Add the agreement of paired scans, each kept in `out/pairs`; folders of masks have no pairs."""
     from tqdm import tqdm
 
     rows, sums = [], []
@@ -205,17 +204,16 @@ def with_pairs(
         if source.model is None:
             continue
         mine: list[Row] = []
-        for pair in tqdm(find_pairs(table), desc="pairs", disable=not progress):
+        for pair in tqdm(find_pairs(table), desc="pairs", disable=not asked.progress):
             name, one, two = pair[0], read(pair[1]), read(pair[2])
             facts = {"source": source.key("", ""), "pair": [name, hash_content(one), hash_content(two)]}
-            path = (
-                folder / str(number) / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
-            )
-            kept = kept_rows(path, facts, overwrite)
+            digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+            path = asked.out / "pairs" / str(number) / f"{digest}.json"
+            kept = kept_rows(path, facts, asked.overwrite)
             if kept is None:
                 kept = agreement(source.model, [(name, one, two)])
                 keep_rows(path, facts, kept)
             mine += kept
         rows += [{"model": source.name, **row} for row in mine]
         sums.append({"model": source.name, **summarise(mine)})
-    return replace(found, pairs=rows, pairs_summary=sums)
+    return replace(report, pairs=rows, pairs_summary=sums)

@@ -19,8 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 import ctssl
+from ctssl.files.atomic import write_whole
 from ctssl.lint import ScanWarning, check
 from ctssl.volume.grids import prepare
+from ctssl.volume.volume import voxel_hash
 from ctssl.zoo import Preprocess
 from training.data.manifest import Scan, find_scans
 
@@ -31,12 +33,13 @@ LIMIT = 0.05  # share of scans that may be unusable
 class Corpus:
     """Prepared scans by number. A worker holds only one memory-mapped table, whatever the number of scans."""
 
-    def __init__(self, table: Path) -> None:
+    def __init__(self, table: Path, voxels: tuple[str, ...] = ()) -> None:
         self.table = table
+        self.voxels = voxels  # hash of each scan's voxels, in the first process alone
         self._rows: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"table": self.table, "_rows": None}
+        return {"table": self.table, "voxels": (), "_rows": None}
 
     @property
     def rows(self) -> np.ndarray:
@@ -75,7 +78,7 @@ def prepare_corpus(scans: list[Scan], preprocess: Preprocess, folder: Path, *, w
     missing = [
         i
         for i, entry in enumerate(entries)
-        if entry is None or ("file" in entry and entry["file"] not in existing)
+        if entry is None or ("file" in entry and (entry["file"] not in existing or "voxels" not in entry))
     ]
     jobs = [(scans[i].path, preprocess, folder, spec) for i in missing]
     with open(folder / "index.jsonl", "a") as index:
@@ -117,7 +120,7 @@ def _table(scans: list[Scan], entries: list[dict | None], folder: Path) -> Corpu
     path = folder / f"table-{hashlib.sha256(rows.tobytes()).hexdigest()[:16]}.npy"
     if not path.exists():
         _save(path, rows)
-    return Corpus(path)
+    return Corpus(path, tuple(entry["voxels"] for entry in entries if entry and "file" in entry))
 
 
 def _run(jobs: list[tuple], workers: int) -> Iterator[dict]:
@@ -135,16 +138,20 @@ def _prepare(job: tuple[Path, Preprocess, Path, str]) -> dict:
     path, preprocess, folder, spec = job
     try:
         file = folder / f"{_content(path)}-{spec}.npy"
-        if not file.exists():
+        note = file.with_name(
+            f"{file.stem.rpartition('-')[0]}.voxels"
+        )  # the hash, whatever the preprocessing
+        if not file.exists() or not note.exists():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ScanWarning)
                 scan = check(ctssl.read(path))
+            write_whole(note, voxel_hash(scan))
             _save(file, prepare(scan, preprocess).array.astype(np.float16))
     except (OSError, MemoryError, ImportError) as error:
         return {"error": str(error) or type(error).__name__, "passing": True}
     except ValueError as error:
         return {"error": str(error)}
-    return {"file": file.name}
+    return {"file": file.name, "voxels": note.read_text()}
 
 
 def _save(path: Path, array: np.ndarray) -> None:

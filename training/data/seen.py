@@ -1,34 +1,47 @@
 """Record the scans that a pretraining saw; `ctssl check --model` and `ctssl finetune` read the record."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
 
 import ctssl
-from ctssl.datasets.seen import seen_by
+from ctssl.datasets.seen import SCHEME, salted, scan_hash, scheme_of, seen_by
 from ctssl.volume.dicom import find_series
 from ctssl.volume.dicom_file import get_text
-from ctssl.volume.volume import voxel_hash
 from training.data.corpora import NAMES, data_folder
 from training.data.manifest import Scan, find_scans
 from training.run import Run
 
 
-def seen(run: Run) -> str:
+def seen(run: Run, voxels: Iterable[str] | None = None) -> str:
     """Return salted hashes of the scans of a run, and their DICOM series where known, as JSON.
 
     `ctssl check` uses them to warn about testing on training data. The scans of the starting weights are
     included.
+
+    Args:
+        run: the settings.
+        voxels: hashes of the scans' voxels, as the cache keeps them. None: the scans are read. They are read
+            in any case where the starting weights have hashes of an earlier scheme.
     """
     before = {} if run.init.endswith(".safetensors") else seen_by(run.init or None)
     salt, scans = before.get("salt", run.name), find_scans(run.corpus)
-    voxels = {voxel_hash(ctssl.read(scan.path), salt) for scan in tqdm(scans, desc="hashing scans")}
-    voxels |= set(before.get("voxels", []))
+    if voxels is None or scheme_of(before) == 1:
+        bar = tqdm(scans, desc="hashing scans")
+        hashes = {scan_hash(ctssl.read(scan.path), before, salt) for scan in bar}
+    else:
+        hashes = {salted(one, salt) for one in voxels}
+    hashes |= set(before.get("voxels", []))
     folders = [scan.path if scan.path.is_dir() else original(scan, run.corpus) for scan in scans]
     series = {uid for folder in folders if folder is not None for uid in series_uids(folder)}
     series |= set(before.get("series", []))
-    return json.dumps({"salt": salt, "voxels": sorted(voxels), "series": sorted(series)}, indent=1) + "\n"
+    record = {"scheme": SCHEME} if scheme_of(before) == SCHEME else {}
+    return (
+        json.dumps({**record, "salt": salt, "voxels": sorted(hashes), "series": sorted(series)}, indent=1)
+        + "\n"
+    )
 
 
 def original(scan: Scan, corpus: str) -> Path | None:

@@ -595,6 +595,21 @@ def study(
     }
 
 
+TABLES = {
+    "nodules": "The other task, nearer to the paper's: lung nodules, wild against scratch (cubes of 51 mm; DSC)",
+    "lost": "Robustness itself: DSC that the first loses less than the second under a shift (mean over severities)",
+    "pretexts": "SMIT against single pretexts: DSC, clean and as a mean over the severities of each shift",
+    "shifts": "DSC under each shift, by severity",
+    "strata": "Test patients by models that were trained on their own kernel, and on the other",
+    "reuse": "What the paper says of feature reuse (CKA before and after fine-tuning, each seed; and above random weights)",
+    "cka": "CKA of each block of a fine-tuned encoder",
+    "costs": "Fine-tuning steps until 95% of what training from scratch reaches on validation crops (the encoder's learning "
+    "rate is a third of that from scratch)",
+    "volume": "DSC against the tumour's volume",
+}
+"""Parts of the study, and their titles."""
+
+
 def markdown(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
     """`STUDY.md` from `STUDY.json`."""
     lines = [
@@ -614,19 +629,7 @@ def markdown(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
             else " | | "
         )
         lines.append(f"| {row['claim']} | {row['paper']} | {ours} | {row['verdict']} |")
-    tables = {
-        "nodules": "The other task, nearer to the paper's: lung nodules, wild against scratch (cubes of 51 mm; DSC)",
-        "lost": "Robustness itself: DSC that the first loses less than the second under a shift (mean over severities)",
-        "pretexts": "SMIT against single pretexts: DSC, clean and as a mean over the severities of each shift",
-        "shifts": "DSC under each shift, by severity",
-        "strata": "Test patients by models that were trained on their own kernel, and on the other",
-        "reuse": "What the paper says of feature reuse (CKA before and after fine-tuning, each seed; and above random weights)",
-        "cka": "CKA of each block of a fine-tuned encoder",
-        "costs": "Fine-tuning steps until 95% of what training from scratch reaches on validation crops (the encoder's learning "
-        "rate is a third of that from scratch)",
-        "volume": "DSC against the tumour's volume",
-    }
-    for part, title in tables.items():
+    for part, title in TABLES.items():
         rows = [{key: value for key, value in row.items() if key != "p"} for row in found[part]]
         lines.append(f"\n## {title}\n")
         if not rows:
@@ -635,24 +638,7 @@ def markdown(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
         lines += ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
         lines += ["| " + " | ".join(_cell(value) for value in row.values()) + " |" for row in rows]
         if part == "reuse":
-            count = found["early_late"]
-            lines.append(
-                f"\nIn {count['early_change_less']} of {count['models']} models the first three blocks change less in "
-                "fine-tuning than the last three"
-                + (
-                    ", in those from scratch too: that is no mark of a pretext."
-                    if count["scratch_too"]
-                    else "."
-                )
-            )
-            if count["with_controls"]:
-                own, twin, random = (count[key] for key in ("own", "twin", "random"))
-                lines.append(
-                    f"CKA in the first and in the last three blocks, the mean of {count['with_controls']} models: with itself "
-                    f"before {own[0]:.2f} and {own[1]:.2f}, with the model of the other corpus {twin[0]:.2f} and {twin[1]:.2f}, "
-                    f"with random weights {random[0]:.2f} and {random[1]:.2f}. What a model has in common with networks that it "
-                    "does not come from was not reused."
-                )
+            lines += _reuse(found["early_late"])
     if pictures:
         lines.append(
             "\n## Pictures\n\nCurves: mean DSC; bands: 95% interval of its change from the clean scans, over patients.\n"
@@ -661,6 +647,25 @@ def markdown(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
             f"![{path.stem.partition('STUDY_')[2].replace('_', ', ')}]({path.name})" for path in pictures
         ]
     return "\n".join(lines) + "\n"
+
+
+def _reuse(count: dict[str, Any]) -> list[str]:
+    """What the table of feature reuse shows, in sentences."""
+    lines = []
+    lines.append(
+        f"\nIn {count['early_change_less']} of {count['models']} models the first three blocks change less in "
+        "fine-tuning than the last three"
+        + (", in those from scratch too: that is no mark of a pretext." if count["scratch_too"] else ".")
+    )
+    if count["with_controls"]:
+        own, twin, random = (count[key] for key in ("own", "twin", "random"))
+        lines.append(
+            f"CKA in the first and in the last three blocks, the mean of {count['with_controls']} models: with itself "
+            f"before {own[0]:.2f} and {own[1]:.2f}, with the model of the other corpus {twin[0]:.2f} and {twin[1]:.2f}, "
+            f"with random weights {random[0]:.2f} and {random[1]:.2f}. What a model has in common with networks that it "
+            "does not come from was not reused."
+        )
+    return lines
 
 
 def _p(row: dict[str, Any]) -> str:

@@ -93,7 +93,8 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
         "unseen": unseen(task, run, out),
         "scans": scans_of(run),
     }
-    hashes = seen(run)
+    corpus = prepare_corpus(find_scans(run.corpus), run.preprocess, out.parent / "cache")
+    hashes = seen(run, corpus.voxels)
     metadata = facts(
         recipe=history["run"],
         manifest=json.loads(hashes)["voxels"],
