@@ -12,7 +12,7 @@ import ctssl
 from ctssl.cli.main import main
 from ctssl.datasets.checks import problems
 from ctssl.datasets.layouts import find_cases
-from ctssl.files.names import file_name
+from ctssl.files.names import check_case_name
 from ctssl.inference.folder import segment_folder, target_of, write_mask
 
 
@@ -40,7 +40,7 @@ TRAVERSAL = ["../../x", "/etc/x", "..", ".", "", "a/b", "a\\b", "a\0b", "x" * 30
 @pytest.mark.parametrize("name", TRAVERSAL, ids=range(len(TRAVERSAL)))
 def test_no_name_of_a_case_leads_out_of_the_folder(name, labelled, tiny_folder, tmp_path):
     with pytest.raises(ValueError, match="cannot be the name of a case"):
-        file_name(name)
+        check_case_name(name)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match="cannot be the name of a case"):
         segment_folder(

@@ -11,7 +11,7 @@ from typing import Any
 from ctssl.datasets.case import Case, Dataset
 from ctssl.datasets.manifest import read_manifest
 from ctssl.datasets.scans import require_scans, stem
-from ctssl.files.names import file_name
+from ctssl.files.names import check_case_name
 from ctssl.files.text import read_json
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
@@ -111,7 +111,7 @@ def _decathlon(root: Path, entries: Any) -> list[Case]:
                 f"{root / 'dataset.json'}: an entry of training needs image and label, got {str(entry)[:80]}"
             )
         image, label = root / entry["image"], root / entry["label"]
-        name = file_name(stem(image), where=str(root / "dataset.json"))
+        name = check_case_name(stem(image), where=str(root / "dataset.json"))
         first = image.with_name(image.name.replace(name, f"{name}_0000", 1))
         if not _is_there(image) and _is_there(first):  # nnU-Net 1 lists cases, and keeps channels
             image = first
@@ -165,7 +165,7 @@ def _dicom(root: Path, roi: str | None) -> list[Case]:
         found = find_series(folder)
         if not found["RTSTRUCT"] and not found["SEG"]:
             continue
-        name = file_name(folder.name, where=str(root))
+        name = check_case_name(folder.name, where=str(root))
         (image, header), (label, _) = match_annotation(found, folder)
         cases.append(
             Case(

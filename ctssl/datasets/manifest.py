@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ctssl.datasets.scans import stem
-from ctssl.files.names import file_name
+from ctssl.files.names import check_case_name
 from ctssl.files.text import read_table
 
 SPLITS = {
@@ -53,7 +53,7 @@ def read_manifest(path: Path, *, labels: bool = False) -> list[Row]:
         if missing := [column for column in sorted(needed) if not row[column]]:
             raise ValueError(f"{where}: {' and '.join(missing)} missing")
         image = path.parent / row["image"]
-        name = file_name((row[key] if key else "") or stem(image), where=where)
+        name = check_case_name((row[key] if key else "") or stem(image), where=where)
         label = path.parent / row["label"] if row.get("label") else None
         split = split_named(row.get("split", ""), where=where)
         facts = {c: v for c, v in row.items() if c not in ("image", "label", "patient", "split", key)}

@@ -10,10 +10,10 @@ LONGEST = (
 REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)  # owner/name, neither is `..`
 
 
-def file_name(name: str, *, where: str = "") -> str:
+def check_case_name(name: str, *, where: str = "") -> str:
     """Return a case name unchanged. Raises `ValueError` unless it can name a file inside one folder.
 
-    >>> file_name("case-7")
+    >>> check_case_name("case-7")
     'case-7'
     """
     said = f"{where}: {name[:60]!r}" if where else repr(name[:60])
@@ -28,10 +28,10 @@ def file_name(name: str, *, where: str = "") -> str:
     return name
 
 
-def part_of_name(label: str) -> str:
+def safe_label(label: str) -> str:
     """Return a label as part of a file name: only letters, digits, `_`, `.` and `-`, at most 60 characters.
 
-    >>> part_of_name("left kidney/cyst")
+    >>> safe_label("left kidney/cyst")
     'left_kidney_cyst'
     """
     return re.sub(r"[^A-Za-z0-9_.-]", "_", label)[:60]

@@ -19,7 +19,7 @@ import numpy as np
 
 from ctssl.datasets.scans import list_scans
 from ctssl.files.atomic import check_apart, disk_is_full, file_sha256, write_whole
-from ctssl.files.names import file_name, part_of_name
+from ctssl.files.names import check_case_name, safe_label
 from ctssl.files.text import read_json
 from ctssl.inference.masks import Network, mask_and_maps, segment
 from ctssl.inference.windows import Windows
@@ -55,7 +55,7 @@ def target_of(model: Network, mask: Path, *, maps_in: Path | None = None, with_m
         return Target(mask)
     name = mask.name.removesuffix(".gz").removesuffix(".nii")
     folder = maps_in or mask.parent
-    maps = {label: folder / f"{name}_{part_of_name(label)}.nii.gz" for label in model.labels.values()}
+    maps = {label: folder / f"{name}_{safe_label(label)}.nii.gz" for label in model.labels.values()}
     if len(set(maps.values())) < len(maps):
         raise ValueError(f"the labels {list(maps)} would share files; give them names that differ in letters")
     return Target(mask, maps)
@@ -105,7 +105,10 @@ def segment_folder(
         )
     targets = {
         name: target_of(
-            model, out / f"{file_name(name)}.nii.gz", maps_in=out / "probabilities", with_maps=probabilities
+            model,
+            out / f"{check_case_name(name)}.nii.gz",
+            maps_in=out / "probabilities",
+            with_maps=probabilities,
         )
         for name in listed
     }

@@ -28,7 +28,7 @@ import ctssl
 from ctssl import hub
 from ctssl.datasets.layouts import find_cases
 from ctssl.files.atomic import file_sha256
-from ctssl.files.names import file_name
+from ctssl.files.names import check_case_name
 from ctssl.phantom import phantom
 from tests import mutation
 
@@ -167,7 +167,7 @@ def described(found: Any, data: Path) -> None:
     names = [case.name for case in found.cases]
     assert names and len(set(names)) == len(names)
     assert all(
-        file_name(name) == name == Path(name).name and case.image.exists() and case.label.exists()
+        check_case_name(name) == name == Path(name).name and case.image.exists() and case.label.exists()
         for name, case in zip(names, found.cases, strict=True)
     )
     assert all(0 < number <= 255 for number in found.names)
