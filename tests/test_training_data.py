@@ -65,8 +65,16 @@ def test_a_manifest_is_a_csv_or_a_folder(tmp_path):
     table.write_text("image,patient,split\na.nii,A,train\nb.nii,A,test\n")
     with pytest.raises(SystemExit, match="more than one split: A"):
         manifest.find_scans(table)
+    table.write_text("image,patient,split\na.nii,P1,Training\nb.nii,P1 ,train \nc.nii,P2,testing\n")
+    assert [s.patient for s in manifest.find_scans(table)] == [
+        "P1",
+        "P1",
+    ]  # one split, one patient, one table
+    table.write_text("image,split\na.nii,tarin\n")
+    with pytest.raises(SystemExit, match="unknown split 'tarin'; use train, val or test"):
+        manifest.find_scans(table)
     table.write_text("file\na.nii\n")
-    with pytest.raises(SystemExit, match="named image"):
+    with pytest.raises(SystemExit, match="needed: image"):
         manifest.find_scans(table)
     with pytest.raises(SystemExit, match="'wild' or 'self'"):
         manifest.find_scans(tmp_path / "nowhere")

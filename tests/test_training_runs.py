@@ -80,6 +80,7 @@ def test_wild_then_self_starts_from_the_wild_weights(phantoms, tmp_path):
     (phantoms / "seen.json").write_text(json.dumps(known | {"voxels": ["another scan"], "series": ["1.2.3"]}))
     found = json.loads(seen.seen(then))  # a scan is still known by the hash that the first training gave it
     assert found == {
+        "scheme": 2,
         "salt": "tiny",
         "voxels": sorted(["another scan", *known["voxels"]]),
         "series": ["1.2.3"],
