@@ -235,7 +235,7 @@ def test_no_nodule_patient_is_on_both_sides():
 
 
 def test_the_interval_covers_and_pairs_are_judged_by_patient():
-    low, high = probe.interval(np.random.default_rng(0).normal(1.0, 1.0, 400))
+    low, high = probe.mean_interval(np.random.default_rng(0).normal(1.0, 1.0, 400))
     assert low < 1.0 < high and high - low == pytest.approx(4 / 20, rel=0.15)
 
     def runs(values):

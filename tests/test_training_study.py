@@ -222,7 +222,7 @@ def test_reuse_is_what_is_above_strangers():
 def test_what_was_not_measured_is_said(tmp_path):
     found = study.study(robustness.results(tmp_path / "none.json"), {})
     assert {row["verdict"] for row in found["claims"]} == {"not measured"} and found["costs"] == []
-    text = study.markdown(found)
+    text = study.page(found)
     assert (
         text.count("Not measured yet.") == 8
         and "Limits first" in text
@@ -333,7 +333,7 @@ def test_the_published_study_is_what_its_results_say():
     trained, lungs = (trials.read(path)["models"] for path in (sarcoma.RESULTS, lung_nodules.RESULTS))
     again = study.study(robustness.results(robustness.RESULTS), trained, lungs=lungs)
     assert found == json.loads(json.dumps(again))
-    assert (folder / "STUDY.md").read_text() == study.markdown(
+    assert (folder / "STUDY.md").read_text() == study.page(
         found, pictures=sorted(folder.glob("STUDY_*.png"))
     )
 

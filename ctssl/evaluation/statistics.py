@@ -54,6 +54,16 @@ def interval(rows: list[dict[str, Any]], key: str, *, draws: int = 2000) -> tupl
     for row in rows:
         patients.setdefault(str(row["patient"]), []).append(row[key])
     sums = np.array([[sum(v), len(v)] for v in patients.values()])
+    return _bootstrap(sums, draws)
+
+
+def mean_interval(values: np.ndarray, *, draws: int = 2000) -> tuple[float, float]:
+    """Return the 95% bootstrap interval of the mean of one value per patient, `(patients,)`."""
+    return _bootstrap(np.stack([values, np.ones(len(values))], 1), draws)
+
+
+def _bootstrap(sums: np.ndarray, draws: int) -> tuple[float, float]:
+    """95% interval of a ratio of two sums over patients, `(patients, 2)`."""
     chosen = sums[np.random.default_rng(0).integers(len(sums), size=(draws, len(sums)))].sum(1)
     means = chosen[:, 0] / chosen[:, 1]
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))

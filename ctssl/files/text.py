@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,26 +72,27 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it again as UTF-8") from error
 
 
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table of columns and rows of text.
+
+    >>> print(markdown(["a", "b"], [["1", "2"]]), end="")
+    | a | b |
+    |---|---|
+    | 1 | 2 |
+    """
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
 def markdown_table(rows: list[dict[str, Any]]) -> str:
     """Return rows with the same keys as a Markdown table; NaN is a dash, "" for no rows."""
 
     def cell(value: Any) -> str:
-        return (
-            "-"
-            if isinstance(value, float) and math.isnan(value)
-            else f"{value:.3g}"
-            if isinstance(value, float)
-            else str(value)
-        )
+        if isinstance(value, float):
+            return "-" if math.isnan(value) else f"{value:.3g}"
+        return str(value)
 
-    if not rows:
-        return ""
-    columns = list(rows[0])
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return (
-        "\n".join(lines + ["| " + " | ".join(cell(row.get(c, "")) for c in columns) + " |" for row in rows])
-        + "\n"
-    )
+    return markdown(list(rows[0]), [[cell(row.get(c, "")) for c in rows[0]] for row in rows]) if rows else ""
 
 
 def csv_cell(value: Any) -> Any:

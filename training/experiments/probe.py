@@ -12,7 +12,7 @@ The scans are cut out around their tumours, so where a voxel lies in the scan te
 and an encoder with learned positions passes that on. Hence the cubes: they lie so that the tumour may be
 anywhere in them. What is left of it is measured beside the models ("position alone"), with the intensity
 alone (the voxel and three neighbourhoods) and the same encoders with random weights. Results go to
-`results/probe.json`; `--show` only prints, `--readme` puts the short table into README.md.
+`results/probe.json`; `--show` only prints, `--write` puts the short table into model_cards/RESULTS.md.
 """
 
 import argparse
@@ -31,12 +31,14 @@ from tqdm import tqdm
 
 import ctssl
 from ctssl.encoders import ENCODERS
+from ctssl.evaluation.statistics import mean_interval
 from ctssl.files.atomic import write_whole
+from ctssl.files.text import markdown
 from ctssl.sampling import crop_at
 from ctssl.volume.grids import prepare, resample
 from ctssl.zoo import Preprocess
 from training.data.corpora import cases, data_folder, split
-from training.experiments.trials import alone, into_readme
+from training.experiments.trials import alone, write_table
 
 RESULTS = Path(__file__).parent / "results" / "probe.json"
 COMMAND = "python -m training.experiments.probe"
@@ -248,13 +250,6 @@ def measure(group: list[Scan], features: Features, *, seeds: int) -> list[dict[s
     return runs
 
 
-def interval(values: np.ndarray, *, draws: int = 2000) -> tuple[float, float]:
-    """95% bootstrap interval of the mean over patients."""
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
-
-
 def patients(runs: list[dict], probe: str, metric: str) -> np.ndarray:
     """`(patients,)`, each once: the mean over the seeds that judge him."""
     found: dict[str, list[float]] = {}
@@ -269,7 +264,7 @@ def beats_its_twin(results: dict, model: str) -> bool:
     some task."""
     for task in results["tasks"].values():
         pair = [patients(task[label], "linear", "auroc") for label in (model, twin(model))]
-        if interval(pair[0] - pair[1])[0] > 0:
+        if mean_interval(pair[0] - pair[1])[0] > 0:
             return True
     return False
 
@@ -277,7 +272,7 @@ def beats_its_twin(results: dict, model: str) -> bool:
 def cell(runs: list[dict], probe: str, metric: str) -> str:
     """Mean over patients and its interval, for a table."""
     values = patients(runs, probe, metric)
-    low, high = interval(values)
+    low, high = mean_interval(values)
     return f"{values.mean():.3f} ({low:.3f}-{high:.3f})"
 
 
@@ -287,14 +282,10 @@ def table(results: dict | None = None) -> str:
     text = ""
     for task, models in kept["tasks"].items():
         text += f"**{task}** ({kept['spacing_mm'][task]:g} mm)\n\n"
-        text += "| features | linear AUROC | AP | k-NN AUROC | AP |\n|---|---|---|---|---|\n"
-        for model, runs in models.items():
-            cells = []
-            for probe in ("linear", "knn"):
-                for metric in ("auroc", "ap"):
-                    cells.append(cell(runs, probe, metric))
-            text += f"| {model} | {' | '.join(cells)} |\n"
-        text += "\n"
+        columns = ("features", "linear AUROC", "AP", "k-NN AUROC", "AP")
+        places = [(probe, metric) for probe in ("linear", "knn") for metric in ("auroc", "ap")]
+        lines = [[model, *(cell(runs, *place) for place in places)] for model, runs in models.items()]
+        text += markdown(columns, lines) + "\n"
     return text
 
 
@@ -302,13 +293,13 @@ def short(results: dict | None = None) -> str:
     """Linear AUROC of every model and reference in both tasks, and whether a model beats its random twin."""
     kept: dict = results or json.loads(RESULTS.read_text())
     titles = [f"{task.replace('_', ' ')}, {kept['spacing_mm'][task]:g} mm" for task in kept["tasks"]]
-    text = f"| frozen features | {' | '.join(titles)} | better than random weights |\n|{'---|' * (len(titles) + 2)}\n"
+    lines = []
     names = {name: None for models in kept["tasks"].values() for name in models}
     for name in sorted(names, key=lambda n: (n not in ctssl.list_models(), n)):
         cells = [cell(models[name], "linear", "auroc") for models in kept["tasks"].values()]
         known = name in ctssl.list_models()
-        text += f"| {name} | {' | '.join(cells)} | {('yes' if beats_its_twin(kept, name) else 'no') if known else ''} |\n"
-    return text
+        lines.append([name, *cells, ("yes" if beats_its_twin(kept, name) else "no") if known else ""])
+    return markdown(["frozen features", *titles, "better than random weights"], lines)
 
 
 def twin(model: str) -> str:
@@ -340,12 +331,14 @@ def main() -> None:
     )
     parser.add_argument("--show", action="store_true", help="print what was measured, measure nothing")
     parser.add_argument(
-        "--readme", action="store_true", help="put the short table into README.md, measure nothing"
+        "--write",
+        action="store_true",
+        help="write the short table to model_cards/RESULTS.md, measure nothing",
     )
     args = parser.parse_args()
-    if args.readme:
-        into_readme("probe", short())
-    if args.show or args.readme:
+    if args.write:
+        write_table("probe", short())
+    if args.show or args.write:
         print(table())
         return
     spacing = {"sarcoma": Preprocess().spacing_mm, "lung_nodules": args.nodule_spacing}

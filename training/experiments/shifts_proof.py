@@ -41,6 +41,7 @@ import numpy as np
 from scipy import ndimage, optimize
 
 import ctssl
+from ctssl.files.text import markdown
 from ctssl.shifts.kernel import EXPONENT, SEVERITIES, filter_slices, ratio
 from ctssl.volume.volume import Volume
 from training.data.corpora import data_folder
@@ -350,10 +351,7 @@ def mean(halves: dict[str, Any], *keys: str) -> Any:
 
 def table(result: dict[str, Any]) -> str:
     """How far from the real reconstruction, before and after."""
-    lines = [
-        "| patient | numbers from | direction | strength | NPS, log ratio | skin, HU | lung, HU |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for patient, entry in result["patients"].items():
         for way in WAYS:
             for i, direction in enumerate(("to sharp", "to smooth")):
@@ -363,8 +361,9 @@ def table(result: dict[str, Any]) -> str:
                     after = mean(entry["halves"], "ways", way, direction, key)
                     cells.append(f"{before:.{digits}f} -> {after:.{digits}f}")
                 strength = mean(entry["halves"], "ways", way, "strength")[i]
-                lines.append("| " + " | ".join([patient, way, direction, f"{strength:+.2f}", *cells]) + " |")
-    return "\n".join(lines) + "\n"
+                lines.append([patient, way, direction, f"{strength:+.2f}", *cells])
+    columns = ("patient", "numbers from", "direction", "strength", "NPS, log ratio", "skin, HU", "lung, HU")
+    return markdown(columns, lines)
 
 
 def picture(result: dict[str, Any], path: Path) -> None:

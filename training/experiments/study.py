@@ -17,6 +17,7 @@ import numpy as np
 
 from ctssl.evaluation.statistics import FEWEST, holm, interval
 from ctssl.files.atomic import write_whole
+from ctssl.files.text import markdown
 from ctssl.robustness.curves import Line, area, draw
 from ctssl.shifts import SHIFTS
 from ctssl.similarity import Similarity
@@ -610,7 +611,7 @@ TABLES = {
 """Parts of the study, and their titles."""
 
 
-def markdown(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
+def page(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
     """`STUDY.md` from `STUDY.json`."""
     lines = [
         "# Does pretraining in the wild make a segmenter robust? The paper's claims on our data\n",
@@ -618,25 +619,19 @@ def markdown(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
         f"Made by `{found['command']}` from what `python -m training.experiments.sarcoma` and "
         f"`{robustness.COMMAND}` measured. Differences are means over patients with 95% bootstrap intervals; p is of a "
         "paired Wilcoxon test, corrected by Holm over the table.\n",
-        "| claim | the paper | here: DSC, difference (95% interval) | patients, seeds | p | verdict |",
-        "|---|---|---|---|---|---|",
+        markdown(
+            ["claim", "the paper", "here: DSC, difference (95% interval)", "patients, seeds", "p", "verdict"],
+            [[row["claim"], row["paper"], *_ours(row), row["verdict"]] for row in found["claims"]],
+        ).rstrip("\n"),
     ]
-    for row in found["claims"]:
-        ours = (
-            f"{row['means'][0]:.3f} against {row['means'][1]:.3f}: {row['difference']:+.3f} ({row['low']:+.3f} to "
-            f"{row['high']:+.3f}) | {row['n']}, {row['seeds']} | {_p(row)}"
-            if "n" in row
-            else " | | "
-        )
-        lines.append(f"| {row['claim']} | {row['paper']} | {ours} | {row['verdict']} |")
     for part, title in TABLES.items():
         rows = [{key: value for key, value in row.items() if key != "p"} for row in found[part]]
         lines.append(f"\n## {title}\n")
         if not rows:
             lines.append("Not measured yet.")
             continue
-        lines += ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-        lines += ["| " + " | ".join(_cell(value) for value in row.values()) + " |" for row in rows]
+        cells = [[_cell(value) for value in row.values()] for row in rows]
+        lines.append(markdown(list(rows[0]), cells).rstrip("\n"))
         if part == "reuse":
             lines += _reuse(found["early_late"])
     if pictures:
@@ -666,6 +661,15 @@ def _reuse(count: dict[str, Any]) -> list[str]:
             "does not come from was not reused."
         )
     return lines
+
+
+def _ours(row: dict[str, Any]) -> list[str]:
+    """Our cells of a claim: difference with its interval, numbers, p."""
+    if "n" not in row:
+        return ["", "", ""]
+    means, interval = row["means"], f"({row['low']:+.3f} to {row['high']:+.3f})"
+    difference = f"{means[0]:.3f} against {means[1]:.3f}: {row['difference']:+.3f} {interval}"
+    return [difference, f"{row['n']}, {row['seeds']}", _p(row)]
 
 
 def _p(row: dict[str, Any]) -> str:
@@ -737,7 +741,7 @@ def main() -> None:
     kept, trained = robustness.results(path), trials.read(results)["models"]
     lungs = trials.read(lung_nodules.RESULTS)["models"] if args.data is None else None
     found = study(kept, trained, limits, lungs=lungs)
-    text = markdown(found, draw_pictures(kept, trained, stem))
+    text = page(found, draw_pictures(kept, trained, stem))
     write_whole(Path(f"{stem}.json"), json.dumps(found, indent=1) + "\n")
     write_whole(Path(f"{stem}.md"), text)
     print(text)

@@ -18,6 +18,7 @@ import numpy as np
 import ctssl
 from ctssl.evaluation.statistics import holm, interval, paired
 from ctssl.files.atomic import write_whole
+from ctssl.files.text import markdown
 
 RESULTS_PAGE = Path(__file__).parent.parent.parent / "model_cards" / "RESULTS.md"
 BLIND = "an ellipsoid in the middle (no image)"  # a mask that `training.experiments.middle` draws
@@ -177,7 +178,7 @@ def table(results: Path) -> str:
         row["p_holm"] = p
     columns = ["model", "seeds", "mean DSC", "median", "each seed", "steps to 95%", "against scratch", "p"]
     columns += ["against no image"] if BLIND in models else []
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    lines = []
     for label, rows in models.items():
         values = of_cases(rows)
         low, high = interval([{"patient": c, "dsc": d} for c, d in values.items()], "dsc")
@@ -195,8 +196,8 @@ def table(results: Path) -> str:
         ]
         if BLIND in models:
             cells.append("" if label == BLIND else told(gained(values, of_cases(models[BLIND]))))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return markdown(columns, lines)
 
 
 def told(gain: dict[str, float]) -> str:
@@ -276,6 +277,3 @@ def write_table(name: str, text: str) -> None:
     """Replace the table between `<!-- name -->` and `<!-- end -->` in model_cards/RESULTS.md."""
     before, _, rest = RESULTS_PAGE.read_text().partition(f"<!-- {name} -->\n")
     write_whole(RESULTS_PAGE, f"{before}<!-- {name} -->\n{text}{rest[rest.index('<!-- end -->') :]}")
-
-
-into_readme = write_table  # the name that training.experiments.probe imports
