@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def common(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--series", help="SeriesInstanceUID, when a DICOM folder holds several")
-    sub.add_argument("--device", default="cpu")
+    sub.add_argument("--series", help="SeriesInstanceUID, if a DICOM folder holds several")
+    sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, auto (default: %(default)s)")
     sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
 
 def free(path: str, overwrite: bool, *endings: str) -> None:
-    """Complain about an output before hours of work, not after."""
+    """Raise for an output that cannot be written, before hours of work and not after."""
     if not path.endswith(endings):
         raise ValueError(f"cannot write {path}: its name must end in {' or '.join(endings)}")
     if Path(path).exists() and not overwrite:
@@ -23,7 +23,7 @@ def free(path: str, overwrite: bool, *endings: str) -> None:
 
 
 def complain(failed: dict[str, str]) -> None:
-    """Raise `RuntimeError` with the scans of a folder that failed, and why, once the others are done."""
+    """Raise `RuntimeError` naming the scans of a folder that failed, and why, once the others are done."""
     if failed:
         raise RuntimeError(
             f"{len(failed)} scans failed:\n" + "\n".join(f"  {n}: {why}" for n, why in failed.items())

@@ -12,41 +12,47 @@ from ctssl.cli.common import free
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """The two commands, by `command(name, run, text)` of `ctssl.cli.main`."""
+    """Add `evaluate` and `compare`; `command(name, run, text)` is that of `ctssl.cli.main`."""
     sub = command(
-        "evaluate", _evaluate, "masks against the truth: per case, per stratum, and against other masks"
+        "evaluate", _evaluate, "score masks against the truth: per case, per stratum, and against other masks"
     )
     sub.add_argument("predictions", help="folder of masks")
     sub.add_argument("labels", help="folder of true masks with the same names")
-    sub.add_argument("--table", help="CSV with a row per case (id, and what --by names)")
-    sub.add_argument("--by", default="", help="columns of the table, with commas: a stratum for each value")
+    sub.add_argument("--table", help="CSV with a row per case (id, and the columns of --by)")
+    sub.add_argument(
+        "--by", default="", help="columns of the table, separated by commas: a stratum for each value"
+    )
     sub.add_argument("--against", help="folder of other masks for the same cases: paired tests")
     sub.add_argument(
-        "--tolerance", type=float, default=2.0, help="mm, for the surface Dice (default: %(default)s)"
+        "--tolerance", type=float, default=2.0, help="of the surface Dice in mm (default: %(default)s)"
     )
     sub.add_argument("--out", help="folder for cases.csv, report.json, report.md and pictures")
-    sub = command("compare", _compare, "which blocks of two models see alike (CKA): a heat map")
+    sub = command("compare", _compare, "compare two models block by block (CKA): a heat map")
     sub.add_argument("first", help="encoder or segmenter: name, folder or repository")
     sub.add_argument("second")
     sub.add_argument("--data", required=True, nargs="+", help="scans: files, or a folder of .nii and .nii.gz")
     sub.add_argument("--out", required=True, help="OUT.png; the numbers go beside it, as .json")
     sub.add_argument(
-        "--crops", type=int, default=256, help="fewer make an unsteady picture (default: %(default)s)"
+        "--crops",
+        type=int,
+        default=256,
+        help="number of crops; fewer give noisy values (default: %(default)s)",
     )
-    sub.add_argument(
-        "--size", type=int, help="voxels along each side of a crop (default: 64, less where scans are small)"
-    )
+    sub.add_argument("--size", type=int, help="crop size in voxels (default: 64, less for small scans)")
     sub.add_argument(
         "--spacing",
         type=float,
         metavar="MM",
-        help="at which both see the scans (default: that of the segmenter, "
-        "where one of the two is one; else each its own)",
+        help="working spacing of both in mm (default: the segmenter's, if one of them is one; else each its own)",
     )
     sub.add_argument(
-        "--shift", metavar="NAME:SEVERITY", help="the second sees the scans shifted, such as kernel_sharp:3"
+        "--shift",
+        metavar="NAME:SEVERITY",
+        help="shift the scans for the second model, such as kernel_sharp:3",
     )
-    sub.add_argument("--seed", type=int, default=0, help="of the crops and the shift (default: %(default)s)")
+    sub.add_argument(
+        "--seed", type=int, default=0, help="random seed of the crops and the shift (default: %(default)s)"
+    )
     sub.add_argument("--overwrite", action="store_true")
 
 

@@ -18,7 +18,7 @@ from ctssl.cli.common import common, free
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     args = _parser(argv[0] if argv else "").parse_args(argv)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
@@ -67,21 +67,21 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         return sub
 
     models.add_commands(command)
-    sub = command("embed", _embed, "features of a scan, one vector")
+    sub = command("embed", _embed, "compute the features of a scan, one vector")
     sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder")
-    sub.add_argument("out", nargs="?", help="file.npy (without it, the vector is printed)")
+    sub.add_argument("out", nargs="?", help="file.npy (default: print the vector)")
     sub.add_argument(
-        "--model", default="swin-wild-mim", help="name, folder or repository (default: %(default)s)"
+        "--model", default="swin-wild-mim", help="encoder: name, folder or repository (default: %(default)s)"
     )
     common(sub)
     for part in (segment, train, judge):
         part.add_commands(command)
     shifts.add_commands(command, chosen)
-    sub = command("demo", _demo, "the first five minutes: a phantom (or your scan), its features, a mask")
+    sub = command("demo", _demo, "try ctssl: a phantom (or your scan), its features, a mask")
     sub.add_argument("scan", nargs="?", help="your own scan instead of the phantom")
     sub.add_argument("--model", help="a segmenter, for a mask")
     sub.add_argument("--out", default="ctssl-demo", help="folder (default: %(default)s)")
-    sub.add_argument("--series", help="SeriesInstanceUID, when a DICOM folder holds several")
+    sub.add_argument("--series", help="SeriesInstanceUID, if a DICOM folder holds several")
     return parser
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """The four commands, by `command(name, run, text)` of `ctssl.cli.main`."""
-    sub = command("list", _list, "the models that exist")
+    """Add `list`, `info`, `download` and `import`; `command(name, run, text)` is that of `ctssl.cli.main`."""
+    sub = command("list", _list, "list the models")
     sub.add_argument("pattern", nargs="?", default="*", help="such as '*mim*'")
-    sub = command("info", _info, "what is known of a model, and where it comes from")
+    sub = command("info", _info, "show what is known of a model, and where it comes from")
     sub.add_argument(
         "name",
         help="a name of the list, the folder of a model (fine-tuned, imported, downloaded), or a Hub "
@@ -25,7 +25,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
         "download",
         _download,
-        "models from the Hub into the cache, or as plain folders for a machine without a network",
+        "download models into the cache, or as plain folders for a machine without a network",
     )
     sub.add_argument(
         "names", nargs="*", metavar="NAME", help="names of the list, or Hub repositories owner/name"
@@ -38,7 +38,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("--revision", help="commit, tag or branch, of one repository")
     sub = command(
-        "import", _import, "another project's checkpoint into a folder that everything here takes as --model"
+        "import",
+        _import,
+        "convert another project's checkpoint to a folder that every command takes as --model",
     )
     _import_arguments(sub)
 
@@ -99,8 +101,8 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _known(name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, str] | None]:
-    """What table or `config.json` say of a model, and its origin; None for one of the table that is not on
-    this machine."""
+    """What table or `config.json` say of a model, and where it comes from; None for a model of the table that is
+    not on this machine."""
     from ctssl.files.names import REPOSITORY
     from ctssl.hub.lookup import find, open_model
     from ctssl.hub.provenance import origin
@@ -169,10 +171,14 @@ def _import_arguments(sub: argparse.ArgumentParser) -> None:
         "--root", help="what stands before the encoder's keys, if the file holds several encoders"
     )
     sub.add_argument(
-        "--spacing", type=float, metavar="MM", help="that it was trained at (default: the family's)"
+        "--spacing", type=float, metavar="MM", help="working spacing in mm (default: the family's)"
     )
     sub.add_argument(
-        "--window-hu", type=float, nargs=2, metavar=("LOW", "HIGH"), help="likewise, mapped to 0..1"
+        "--window-hu",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="window in HU, mapped to 0..1 (default: the family's)",
     )
     sub.add_argument("--licence", default="unknown: that of the source file", help="of the weights")
     sub.add_argument("--overwrite", action="store_true")

@@ -13,40 +13,42 @@ from ctssl.cli.common import common, complain, free
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """The command, by `command(name, run, text)` of `ctssl.cli.main`."""
-    sub = command(
-        "segment", _segment, "a mask for a scan, or for every scan of a folder, on the scan's own grid"
-    )
+    """Add `segment`; `command(name, run, text)` is that of `ctssl.cli.main`."""
+    sub = command("segment", _segment, "segment a scan, or every scan of a folder, on the scan's own grid")
     sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder; or a folder of any of these")
     sub.add_argument(
         "out",
         help="OUT.nii.gz, or OUT.dcm (DICOM-SEG) for a DICOM series; or a folder, for a folder of scans",
     )
     sub.add_argument(
-        "--model", required=True, help="a segmenter: folder of `ctssl finetune`, name or repository"
+        "--model", required=True, help="segmenter: folder of `ctssl finetune`, name or repository"
     )
-    sub.add_argument("--overlay", metavar="PNG", help="also a picture of the mask on the scan")
+    sub.add_argument("--overlay", metavar="PNG", help="also draw the mask on the scan")
     sub.add_argument(
-        "--tta", action="store_true", help="average over all mirrorings: a little better, eight times slower"
+        "--tta",
+        action="store_true",
+        help="test-time augmentation over all mirrorings: slightly better, eight times slower",
     )
     sub.add_argument(
         "--threshold",
         type=float,
         metavar="P",
-        help="probability from which on a voxel counts; lower finds more (default: the model's own)",
+        help="probability threshold; a lower one finds more (default: the model's own)",
     )
     sub.add_argument(
-        "--max-memory", type=float, default=8.0, metavar="GB", help="that it may take (default: %(default)s)"
+        "--max-memory",
+        type=float,
+        default=8.0,
+        metavar="GB",
+        help="memory limit in GB (default: %(default)s)",
     )
     sub.add_argument(
         "--probabilities",
         action="store_true",
-        help="also a map of each label, OUT_LABEL.nii.gz (folder: OUT/probabilities)",
+        help="also write the probability map of each label, OUT_LABEL.nii.gz (for a folder: OUT/probabilities)",
     )
-    sub.add_argument(
-        "--resume", action="store_true", help="of a folder, leave out scans that have their mask"
-    )
-    sub.add_argument("--shard", metavar="I/N", help="of a folder, only part I of N (from 0)")
+    sub.add_argument("--resume", action="store_true", help="for a folder: skip scans whose mask is complete")
+    sub.add_argument("--shard", metavar="I/N", help="for a folder: only part I of N, from 0")
     common(sub)
 
 

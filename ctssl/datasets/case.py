@@ -12,10 +12,17 @@ from ctssl.volume.volume import Volume, read
 
 @dataclass(frozen=True)
 class Case:
-    """One scan and its mask. `label` is a NIfTI file, or the RTSTRUCT or SEG of a DICOM `series`; `roi` names
-    its structure.
+    """One scan and its mask.
 
-    `patient` is the same for all scans of a person. `facts`: further columns of a table, for strata.
+    Args:
+        name: of the case, and of its results.
+        image: NIfTI file, or the folder of a DICOM series.
+        label: NIfTI file, or RTSTRUCT or SEG of a DICOM `series`.
+        patient: the same for all scans of a person.
+        split: `train`, `val`, `test` or "".
+        facts: further columns of a table, for strata.
+        series: SeriesInstanceUID.
+        roi: structure to take from an RTSTRUCT or SEG.
     """
 
     name: str
@@ -30,14 +37,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`names`: of the labels, where the data says them."""
+    """Labelled scans, and names of their labels where the data says them."""
 
     cases: list[Case]
     names: dict[int, str] = field(default_factory=dict)
 
 
 def read_case(case: Case) -> tuple[Volume, Volume]:
-    """Scan (HU) and mask (uint8) of a case, on one grid. Raises `ValueError` where they do not fit."""
+    """Read scan (HU) and mask (uint8) of a case, on one grid.
+
+    Raises `ValueError` where they do not fit, and for a mask that holds other values than 0 to 255.
+    """
     scan = read(case.image, series=case.series)
     if case.series is not None:
         from ctssl.volume.dicom_masks import read_annotation

@@ -30,11 +30,17 @@ def find_cases(
     labels: str | os.PathLike | None = None,
     roi: str | None = None,
 ) -> Dataset:
-    """The cases of a folder or CSV in any known layout (see `LAYOUTS`), or of two folders. Nothing is read
-    but names.
+    """Find the labelled scans of a folder or CSV in any known layout (see `LAYOUTS`), or of two folders. Only names
+    are read.
 
-    `roi` is the structure to take from RTSTRUCT or SEG files that hold several. Raises `FileNotFoundError` or
-    `ValueError` saying what is missing.
+    Args:
+        data: folder or CSV.
+        images, labels: folders of scans and masks with the same names, instead of `data`.
+        roi: structure to take from RTSTRUCT or SEG files that hold several.
+
+    Raises:
+        FileNotFoundError: a folder, a file or a mask is missing.
+        ValueError: arguments or files do not fit together.
     """
     if data is not None and (images is not None or labels is not None):
         raise ValueError("give one folder with images/ and labels/, or the two folders apart, not both")

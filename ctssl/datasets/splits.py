@@ -11,10 +11,15 @@ FEWEST = 10  # patients below which all of them are needed for training
 
 
 def divide(cases: list[Case], hold_out: float | list[str] | None, seed: int) -> tuple[list[Case], list[Case]]:
-    """Training and held-out cases. The scans of one patient stay together.
+    """Divide cases into training and held-out ones. The scans of one patient stay together.
 
-    `hold_out`: a share of the patients, or names. None: what the column `split` calls test (where it calls
-    nothing so, what it calls val), or a fifth.
+    Args:
+        cases: all of them.
+        hold_out: share of the patients, or names of cases. None: those that the column `split` calls test (or,
+            where it calls none so, val), or a fifth.
+        seed: of the draw.
+
+    Raises `ValueError` where a name is unknown, nothing is left to train on, or a patient would be on both sides.
     """
     if hold_out is None and any(case.split for case in cases):
         if blank := [case.name for case in cases if not case.split]:
@@ -59,7 +64,7 @@ def side_of(case: Case) -> str:
 
 
 def astride(cases: list[Case]) -> list[str]:
-    """Patients whose cases have different words in the column `split`."""
+    """Return the patients whose cases are in different splits."""
     sides: dict[str, set[str]] = {}
     for case in cases:
         sides.setdefault(case.patient, set()).add(case.split)
@@ -67,12 +72,12 @@ def astride(cases: list[Case]) -> list[str]:
 
 
 def patients(cases: list[Case]) -> list[str]:
-    """Each once, in the order of the cases."""
+    """Return every patient once, in the order of the cases."""
     return list(dict.fromkeys(case.patient for case in cases))
 
 
 def part(cases: list[Case], folds: int, fold: int, seed: int) -> list[str]:
-    """The cases of part `fold` when the patients are divided into `folds` equal parts."""
+    """Return the names of the cases of fold number `fold` when the patients are divided into `folds` equal parts."""
     everyone = patients(cases)
     if not 2 <= folds <= len(everyone) or not 0 <= fold < folds:
         raise ValueError(
@@ -83,7 +88,7 @@ def part(cases: list[Case], folds: int, fold: int, seed: int) -> list[str]:
 
 
 def few(cases: list[Case], count: int, seed: int) -> list[Case]:
-    """The cases of `count` patients."""
+    """Return the cases of `count` patients, drawn by the seed."""
     everyone = patients(cases)
     if not 1 <= count <= len(everyone):
         raise ValueError(f"few_shot={count}: there are {len(everyone)} patients to train on")
@@ -92,7 +97,7 @@ def few(cases: list[Case], count: int, seed: int) -> list[Case]:
 
 
 def validation(cases: list[Case], share: float, seed: int) -> list[str]:
-    """The cases of `share` of the patients, at least one; of none when there are fewer than ten."""
+    """Draw the validation cases: those of `share` of the patients, at least one; none of fewer than ten patients."""
     everyone = patients(cases)
     if share <= 0 or len(everyone) < FEWEST:
         return []

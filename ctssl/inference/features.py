@@ -23,8 +23,15 @@ def prepared(
     spacing_mm: float | None = None,
     window_hu: tuple[float, float] | None = None,
 ) -> Volume:
-    """The checked scan on the grid and in the window that the encoder was trained on (or those given), 0..1;
-    an encoder without spec takes the default."""
+    """Check a scan and bring it onto the grid and into the window (0 to 1) that the encoder was trained on, or
+    those given.
+
+    Args:
+        encoder: one without `spec` takes the default preparation.
+        source: what `ctssl.read` takes.
+        spacing_mm: spacing in mm instead of the encoder's.
+        window_hu: window in HU instead of the encoder's.
+    """
     known = encoder.spec.preprocess if encoder.spec else Preprocess()
     return prepare(
         check(read(source)), Preprocess(spacing_mm or known.spacing_mm, window_hu or known.window_hu)
@@ -32,12 +39,12 @@ def prepared(
 
 
 def preprocess(encoder: Any, source: Any) -> Tensor:
-    """See `encoder.preprocess`."""
+    """Prepare a scan as `(1, 1, X, Y, Z)`; see `Pretrained.preprocess`."""
     return torch.from_numpy(prepared(encoder, source).array)[None, None]
 
 
 def blocks_of(encoder: Any) -> Any:
-    """The encoder, if it has features; nnU-Net's network has none."""
+    """Return the encoder if it has features. Raises `ValueError` for nnU-Net's network, which has none."""
     if not hasattr(encoder, "forward_intermediates"):
         raise ValueError(
             "this model is one network without an encoder of ctssl (nnU-Net's, or one from elsewhere), so it has no "
@@ -48,10 +55,13 @@ def blocks_of(encoder: Any) -> Any:
 
 @torch.inference_mode()
 def feature_maps(encoder: Any, image: Tensor, *, progress: bool = False) -> list[Tensor]:
-    """Every map `(channels[i], x, y, z)` of an image `(1, 1, X, Y, Z)` of any size, piece by piece if it is
-    large.
+    """Compute every map `(channels[i], x, y, z)` of an image of any size, piece by piece if it is large.
 
     Pieces of 96 voxels overlap by a third; each place takes the piece in whose middle it lies.
+
+    Args:
+        encoder: on its device.
+        image: `(1, 1, X, Y, Z)`, 0 to 1.
     """
     from tqdm import tqdm
 
@@ -84,7 +94,7 @@ def _starts(size: int, tile: int, step: int) -> list[int]:
 
 
 def embed(encoder: Any, source: Any, *, progress: bool = False) -> Tensor:
-    """See `encoder.embed`."""
+    """Compute one vector `(channels[-1],)` for a scan; see `Pretrained.embed`."""
     image = preprocess(blocks_of(encoder), source)
     features = feature_maps(encoder, image, progress=progress)[-1]
     stride = encoder.strides[-1]

@@ -22,8 +22,8 @@ SCORES = ("dsc", "nsd", "hd95_mm")
 
 
 def curve(rows: list[Row], model: str, shift: str) -> list[Row]:
-    """A row per severity, from 0 (clean): means with intervals over patients, as `ctssl.evaluation.summary`
-    gives them."""
+    """Return a row per severity, from 0 (clean): means with intervals over patients, as
+    `ctssl.evaluation.statistics.summary` gives them."""
     mine = [row for row in rows if row["model"] == model and row["shift"] in (shift, CLEAN)]
     result = []
     for severity in sorted({row["severity"] for row in mine}):
@@ -34,16 +34,16 @@ def curve(rows: list[Row], model: str, shift: str) -> list[Row]:
 
 
 def area(severities: list[int], values: list[float]) -> float:
-    """Area under a curve by the trapezoid rule, over its width: a mean, 1 for a score that is 1
-    throughout."""
+    """Return the area under a curve by the trapezoid rule, over its width: a mean, 1 for a score that is 1
+    everywhere."""
     steps = np.diff(severities)
     middle = (np.array(values[1:]) + np.array(values[:-1])) / 2
     return round(float((steps * middle).sum() / steps.sum()), 12)  # so that equal curves differ by nothing
 
 
 def areas(rows: list[Row], model: str, shift: str) -> list[Row]:
-    """For each case and label of a model: clean scores, the areas under its own curves, and how much DSC is
-    lost."""
+    """Return, for each case and label of a model, the clean scores, the areas under its own curves, and how much
+    DSC is lost (clean minus area)."""
     cases: dict[tuple[str, int], dict[int, Row]] = {}
     for row in rows:
         if row["model"] == model and row["shift"] in (shift, CLEAN):
@@ -61,8 +61,8 @@ def areas(rows: list[Row], model: str, shift: str) -> list[Row]:
 
 
 def overview(rows: list[Row], models: list[str], shifts: list[str]) -> list[Row]:
-    """For each model and shift: clean DSC, area under the DSC curve, the worst severity, and the case that
-    loses most."""
+    """Return, for each model and shift, the clean DSC, the area under the DSC curve, the worst severity, and the
+    case that falls most."""
     result = []
     for model in models:
         for shift in shifts:
@@ -91,7 +91,7 @@ def overview(rows: list[Row], models: list[str], shifts: list[str]) -> list[Row]
 
 
 def biggest_fall(rows: list[Row], model: str, shift: str | None = None) -> Row:
-    """The row of the case, label and severity that loses most DSC against the clean scan, with `from_dsc`."""
+    """Return the row of the case, label and severity that loses most DSC against the clean scan, with `from_dsc`."""
     mine = [row for row in rows if row["model"] == model]
     clean = {(row["case"], row["label"]): row["dsc"] for row in mine if row["shift"] == CLEAN}
     moved = [row for row in mine if (row["shift"] == shift if shift else row["shift"] != CLEAN)]
@@ -100,7 +100,7 @@ def biggest_fall(rows: list[Row], model: str, shift: str | None = None) -> Row:
 
 
 def against_clean(rows: list[Row], model: str, shifts: list[str]) -> list[Row]:
-    """Each shift of a model against its own clean scans, by case: areas minus clean; Holm over these rows."""
+    """Test each shift of a model against its own clean scans, by case: areas minus clean; Holm over these rows."""
     return _tested(
         shifts,
         SCORES,
@@ -113,7 +113,7 @@ def against_clean(rows: list[Row], model: str, shifts: list[str]) -> list[Row]:
 
 
 def against_model(rows: list[Row], model: str, other: str, shifts: list[str]) -> list[Row]:
-    """One model against another by case, clean and under each shift: areas, and the DSC lost; Holm over these
+    """Test one model against another by case, clean and under each shift: areas, and the DSC lost; Holm over these
     rows."""
     facts = {"model": model, "against": other}
     clean = [_twin(areas(rows, model, shifts[0]), areas(rows, other, shifts[0]), "clean_")]
@@ -148,7 +148,7 @@ def _tested(
 
 
 def corrected(rows: list[Row]) -> list[Row]:
-    """The rows with their `p_holm`: of all of them together."""
+    """Add `p_holm` to rows, corrected over all of them together."""
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = p
     return rows
@@ -158,7 +158,7 @@ Line = list[tuple[int, float, float, float]]  # severity, mean, and its interval
 
 
 def picture(rows: list[Row], models: list[str], shifts: list[str], path: Path) -> None:
-    """DSC against severity, a panel for each shift, a line with its interval for each model."""
+    """Draw DSC against severity: a panel for each shift, a line with its interval for each model."""
     draw(
         {
             shift: {
@@ -174,7 +174,7 @@ def picture(rows: list[Row], models: list[str], shifts: list[str], path: Path) -
 
 
 def draw(panels: dict[str, dict[str, Line]], path: Path, *, whole: bool = True) -> None:
-    """The same from lines by shift and model. `whole`: from 0 to 1, or only where the lines are."""
+    """Draw panels of lines, by shift and model. `whole`: the axis goes from 0 to 1, otherwise as far as the lines."""
     from matplotlib.figure import Figure
 
     columns = min(4, len(panels))

@@ -34,7 +34,10 @@ class Source:
 
 
 def find_sources(model: Any, against: Any, predictions: Any, device: str) -> list[Source]:
-    """The models, then the folder of masks; names are made different."""
+    """Return the sources of masks, the models first; equal names get a number.
+
+    Raises `ValueError` where there is none, or only one to compare with.
+    """
     found = [from_model(one, device) for one in (model, against) if one is not None]
     if predictions is not None:
         found.append(from_folder(Path(predictions)))
@@ -49,7 +52,7 @@ def find_sources(model: Any, against: Any, predictions: Any, device: str) -> lis
 
 
 def from_model(model: Any, device: str) -> Source:
-    """A segmenter as a source of masks."""
+    """Make a source of a segmenter: a name, a folder, a repository or the object."""
     from ctssl.inference.masks import segment
 
     key, name, trained = "", type(model).__name__, frozenset()
@@ -81,7 +84,8 @@ def from_model(model: Any, device: str) -> Source:
 
 
 def from_folder(folder: Path) -> Source:
-    """`clean/CASE.nii.gz`, `dose-3/CASE.nii.gz`; a file with other bytes counts as another."""
+    """Make a source of a folder with `clean/CASE.nii.gz` and `dose-3/CASE.nii.gz`. A file with other bytes counts
+    as another."""
 
     def find(case: str, place: str) -> Path:
         paths = (folder / place / f"{case}{ending}" for ending in (".nii.gz", ".nii"))
@@ -108,8 +112,8 @@ def check_complete(folder: Path, cases: list[Case], places: list[tuple[str, int]
 
 
 def check_labels(folder: Path, cases: list[Case], places: list[tuple[str, int]]) -> list[str]:
-    """What is doubtful about the labels of a folder's masks. Raises `ValueError`, before any work, for a mask
-    on another grid than the true one, and where no label of the masks is one of the true ones'."""
+    """Raise `ValueError` for a mask on another grid than the true one, and where no label of the masks is one of
+    the true ones; return warnings about their labels."""
     notes: list[str] = []
     true: set[int] = set()
     found: dict[Path, set[int]] = {}

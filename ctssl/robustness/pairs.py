@@ -20,7 +20,10 @@ FEWEST = 3  # pairs below which a concordance over them says nothing
 
 
 def find_pairs(table: Path) -> list[tuple[str, Path, Path]]:
-    """Name, first and second scan of each row of a CSV with the columns `first` and `second` (and `id`)."""
+    """Read name, first and second scan of each row of a CSV with the columns `first` and `second` (and `id`).
+
+    Raises `ValueError` or `FileNotFoundError` for a column or a file that is missing.
+    """
     columns, rows = read_table(table)
     if not {"first", "second"} <= set(columns):
         raise ValueError(
@@ -55,7 +58,7 @@ def find_pairs(table: Path) -> list[tuple[str, Path, Path]]:
 
 
 def stem(path: str) -> str:
-    """The file's name without `.nii.gz`."""
+    """Return a file name without `.nii.gz`."""
     return Path(path).name.removesuffix(".gz").removesuffix(".nii")
 
 
@@ -115,22 +118,22 @@ def _masks(one: Volume, two: Volume, covered: np.ndarray, *, label: int) -> dict
 
 
 def concordance(x: np.ndarray, y: np.ndarray) -> float:
-    """Lin's concordance correlation coefficient (Biometrics 1989): 1 on the line of identity, NaN without any
-    spread."""
+    """Compute Lin's concordance correlation coefficient (Biometrics 1989): 1 on the line of identity, NaN without
+    any spread."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     spread = x.var() + y.var() + (x.mean() - y.mean()) ** 2
     return float(2 * ((x - x.mean()) * (y - y.mean())).mean() / spread) if spread > 0 else math.nan
 
 
 def _mean(values: list[float]) -> float:
-    """Of those that are defined."""
+    """Mean of the values that are not NaN; NaN where none is."""
     known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over the pairs (of masks: where one of the two holds something), and the concordance of the
-    volumes, the mean over the labels (NaN for fewer than 3 pairs)."""
+    """Average over the pairs (masks: where one of the two holds something), with the concordance of volumes over
+    the pairs."""
     pairs = len({row["pair"] for row in rows})
     labels = sorted({row["label"] for row in rows})
     volumes = [

@@ -109,7 +109,7 @@ class Robustness:
 
 
 def notes(sources: list[Source], cases: list[Case]) -> list[str]:
-    """What a reader must know."""
+    """Return what a reader has to know about models and cases, as sentences."""
     found = []
     for source in sources:
         seen = [case.name for case in cases if case.name in source.trained_on]
@@ -122,7 +122,7 @@ def notes(sources: list[Source], cases: list[Case]) -> list[str]:
 
 
 def left(rows: list[Row]) -> list[str]:
-    """Shifts that leave scans as they are, and what a shift cuts off."""
+    """Return, as sentences, which shifts leave scans as they are and what a shift cuts off."""
     found, first = [], rows[0]["model"] if rows else ""
     for place in dict.fromkeys((row["shift"], row["severity"]) for row in rows):
         mine = [row for row in rows if (row["shift"], row["severity"]) == place and row["model"] == first]
@@ -142,7 +142,7 @@ def left(rows: list[Row]) -> list[str]:
 
 
 def power(found: Robustness) -> list[str]:
-    """How small a corrected p can be at all."""
+    """Return, as a sentence, how small a corrected p can be with so few patients."""
     notes = []
     for name, text in (
         ("against_model", "one model against another"),
@@ -163,7 +163,7 @@ def power(found: Robustness) -> list[str]:
 def tables(
     rows: list[Row], models: list[str], shifts: list[str], by: tuple[str, ...], tolerance_mm: float
 ) -> Robustness:
-    """Every table that follows from the rows."""
+    """Make every table that follows from the rows."""
     if not rows:
         return Robustness([], models, shifts, tolerance_mm)
     strata = []
@@ -187,8 +187,7 @@ def tables(
 
 
 def draw(source: Source, cases: list[Case], rows: list[Row], count: int, out: Path, seed: int) -> None:
-    """Overlays of the falls in DSC that are biggest, one of each shift: the mask in colour, the truth as a
-    line."""
+    """Draw overlays of the largest losses in DSC, one of each shift: the mask in colour, the truth as a line."""
     from ctssl.pictures import overlay
 
     (out / "overlays").mkdir(exist_ok=True)
