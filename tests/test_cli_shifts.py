@@ -43,7 +43,7 @@ def test_what_does_not_fit_is_said_before_any_work(labelled, tiny_segmenter, tmp
     assert "no case is called case9" in refused(capsys, *ask, "--cases", "case9")
     assert "no table" in refused(capsys, *ask, "--pairs", tmp_path / "none.csv")
     assert "rename the column" in refused(capsys, *ask, "--by", "model")
-    assert "give one above 0" in refused(capsys, *ask, "--tolerance", "nan")
+    assert "must be > 0" in refused(capsys, *ask, "--tolerance", "nan")
     (tmp_path / "cases.csv").write_text("id,model\ncase0,a\n")
     assert "rename the column" in refused(capsys, *ask, "--by", "model", "--table", tmp_path / "cases.csv")
     bare = [
@@ -97,7 +97,9 @@ def test_shift_a_scan(labelled, tmp_path, capsys):
     assert "not both" in refused(
         capsys, "shift", source, tmp_path / "x.nii.gz", "--kernel", "1", "--kernel-sharp", "1"
     )
-    assert "unknown severity 6 of dose" in refused(capsys, "shift", source, tmp_path / "x.nii.gz", "--dose", "6")
+    assert "unknown severity 6 of dose" in refused(
+        capsys, "shift", source, tmp_path / "x.nii.gz", "--dose", "6"
+    )
     assert "1 to 5 is sharper" in refused(capsys, "shift", source, tmp_path / "x.nii.gz", "--kernel", "0")
     assert main(["shift", str(source), str(tmp_path / "thick.nii.gz"), "--thickness", "1"]) == 0
     assert (

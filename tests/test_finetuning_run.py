@@ -15,6 +15,7 @@ from ctssl.finetuning import crops, loop, run
 from tests.support.tiny import QUICK
 
 
+@pytest.mark.slow
 def test_a_segmenter_learns_a_ball_and_is_scored_on_the_case_held_out(labelled, tiny, tmp_path):
     settings = ctssl.Settings(steps=80, batch=2, crop=24, lr=4e-3, encoder_lr=4e-3)
     report = ctssl.finetune(
@@ -48,6 +49,7 @@ def test_a_finished_model_is_not_replaced(labelled, tiny, tmp_path):
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_segmenter(labelled, tiny, tmp_path):
     tiny.save_pretrained(tmp_path / "tiny")
     command = [
@@ -158,6 +160,7 @@ def test_files_of_the_user_stay(labelled, tiny, tmp_path, monkeypatch):
     }  # no scores of another model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", sorted(finetuning.BASELINES))
 def test_a_baseline_trains_and_loads_again(labelled, model, tmp_path):
     settings = dataclasses.replace(QUICK, steps=1, crop=32)
@@ -172,7 +175,7 @@ def test_a_baseline_trains_and_loads_again(labelled, model, tmp_path):
 
 def test_a_training_whose_judging_fails_is_not_lost(labelled, tiny, tmp_path, monkeypatch):
     how = dict(model=tiny, out=tmp_path / "m", settings=QUICK, progress=False)
-    monkeypatch.setattr(run, "segment", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(run, "judge_cases", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ctssl.finetune(labelled, **how)
     monkeypatch.undo()

@@ -14,7 +14,9 @@ def test_stamps_are_short_and_tell_what_differs():
         == "dose-2+thickness-4"
     )
     for digits in range(40):
-        heads = {stamps.make_stamp("dose-2", 10**digits, scan).rpartition(" of ")[0] for scan in ("a" * 64, "")}
+        heads = {
+            stamps.make_stamp("dose-2", 10**digits, scan).rpartition(" of ")[0] for scan in ("a" * 64, "")
+        }
         assert len(heads) == 1, digits
     one = stamps.make_stamp("dose-2", 0, "a" * 64)
     others = {

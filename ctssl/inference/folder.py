@@ -22,11 +22,13 @@ from ctssl.files.atomic import check_apart, disk_is_full, file_sha256, write_who
 from ctssl.files.names import check_case_name, safe_label
 from ctssl.files.text import read_json
 from ctssl.inference.masks import Network, mask_and_maps, segment
+from ctssl.inference.masks import probabilities as compute_maps
 from ctssl.inference.windows import Windows
 from ctssl.lint import ScanWarning
 from ctssl.volume.volume import Volume, read
 
-WRITING, WHOLE = "writing", "whole"
+WRITING, WHOLE = "writing", "whole"  # state of a record
+TODO, MAPS, DONE = "to do", "maps are missing", "done"  # state of the results of a scan
 
 
 @dataclass(frozen=True)
@@ -118,18 +120,20 @@ def segment_folder(
         raise FileExistsError(
             f"{out} holds masks of {len(there)} of these scans; add --resume or --overwrite"
         )
-    done = (
-        set()
-        if overwrite
-        else {name for name, one in targets.items() if _is_done(one, model, windows, listed[name])}
-    )
+    states = {
+        name: TODO if overwrite else _state(one, model, windows, listed[name])
+        for name, one in targets.items()
+    }
     (out / "probabilities" if probabilities else out).mkdir(parents=True, exist_ok=True)
     failed = {}
     for name, path in tqdm(listed.items(), desc="scans", disable=not progress):
-        if name in done:
+        if states[name] == DONE:
             continue
         try:
-            write_mask(model, path, targets[name], windows=windows, overwrite=overwrite or resume)
+            if states[name] == MAPS:
+                _write_maps(model, path, targets[name], windows)
+            else:
+                write_mask(model, path, targets[name], windows=windows, overwrite=overwrite or resume)
         except (ValueError, OSError, EOFError, RuntimeError, MemoryError, ImportError) as error:
             if disk_is_full(error):  # hours of work for nothing, if it went on
                 raise
@@ -206,10 +210,21 @@ def scan_sha256(source: Path | Volume) -> str:
     return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()
 
 
-def _is_done(target: Target, model: Network, windows: Windows, scan: Path) -> bool:
-    """Tell whether all results of a scan are there, whole. Raises `ValueError` for results of something else."""
+def _write_maps(model: Network, source: Path, target: Target, windows: Windows) -> None:
+    """Add the maps to a mask that stays as it is."""
+    hashes = {}
+    for label, one in compute_maps(model, source, windows).items():
+        one.save(target.maps[label], overwrite=True)
+        hashes[target.maps[label].name] = file_sha256(target.maps[label])
+    record = read_json(target.record)
+    record["files"] |= hashes
+    write_whole(target.record, json.dumps(record, indent=1) + "\n")
+
+
+def _state(target: Target, model: Network, windows: Windows, scan: Path) -> str:
+    """Tell what is left to do for a scan. Raises `ValueError` for results of something else."""
     if not target.mask.exists() and not target.record.exists():
-        return False
+        return TODO
     told = read_json(target.record) if target.record.is_file() else None
     if not isinstance(told, dict) or told.get("state") not in (WRITING, WHOLE):
         raise ValueError(
@@ -217,7 +232,7 @@ def _is_done(target: Target, model: Network, windows: Windows, scan: Path) -> bo
             f"({target.record.name} is missing, or is not of ctssl); choose another folder, or overwrite it"
         )
     if told["state"] == WRITING:
-        return False  # of a run that was killed: begun again
+        return TODO  # of a run that was killed: begun again
     names = {"sha256": "model", "scan_sha256": "scan"}
     away = [
         f"{names.get(key, key)} {str(told.get(key))[:12]}, now {str(value)[:12]}"
@@ -236,4 +251,6 @@ def _is_done(target: Target, model: Network, windows: Windows, scan: Path) -> bo
             warnings.warn(
                 f"{path} was changed after it was written; it is left as it is", ScanWarning, stacklevel=3
             )
-    return all(path.exists() and path.name in files for path in results)
+    if not target.mask.exists() or target.mask.name not in files:
+        return TODO
+    return DONE if all(path.exists() and path.name in files for path in results) else MAPS
