@@ -28,6 +28,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))
 
 
+@pytest.fixture(autouse=True)
+def _pictures_without_layout(request, monkeypatch):
+    """Constrained layout takes most of the time of a picture, and a fine-tuning draws four; slow tests have it."""
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     folder = os.environ.get("CTSSL_DATA")
