@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; on tiny tensors threads wait longer than they work
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch; on tiny tensors threads wait longer than they work
 
 import numpy as np
 import pytest

@@ -333,9 +333,7 @@ def test_the_published_study_is_what_its_results_say():
     trained, lungs = (trials.read(path)["models"] for path in (sarcoma.RESULTS, lung_nodules.RESULTS))
     again = study.study(robustness.results(robustness.RESULTS), trained, lungs=lungs)
     assert found == json.loads(json.dumps(again))
-    assert (folder / "STUDY.md").read_text() == study.page(
-        found, pictures=sorted(folder.glob("STUDY_*.png"))
-    )
+    assert (folder / "STUDY.md").read_text() == study.page(found, pictures=sorted(folder.glob("STUDY_*.png")))
 
 
 def test_every_claim_names_models_that_the_command_measures():

@@ -4,6 +4,10 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
+
+from ctssl.files.text import markdown
+from ctssl.hub.card import Card
 
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
 PRETEXTS = {
@@ -54,54 +58,47 @@ def card(config: dict, history: dict) -> str:
     spacing = config["preprocess"]["spacing_mm"]
     unseen = history["unseen"]
     counts = Counter((row["collection"] or row["source"], row["licence"]) for row in history["scans"])
-    scans = "\n".join(f"| {c} | {n} | {licence} |" for (c, licence), n in sorted(counts.items()))
+    rows = [[c, str(n), licence] for (c, licence), n in sorted(counts.items())]
+    scans = markdown(["scans from", "number", "licence"], rows)
     untrained = ", ".join(f"`{key}`" for key in config["untrained"]) or "none"
     architecture = {"swin": "Swin", "vit": "ViT"}[config["encoder"]]
-    return f"""---
-{front_matter(config, history)}
----
-# {name}
-
-**Limits first.** A small model for research: trained on {len(history["scans"])} scans with two CPU cores. It has seen no labels and knows no
+    return Card(
+        title=name,
+        front=front_matter(config, history),
+        limits=f"""A small model for research: trained on {len(history["scans"])} scans with two CPU cores. It has seen no labels and knows no
 disease. It is not a medical device and must not be used for diagnosis. Scans must be CT in HU; `ctssl` warns about those
-that are not.
-
-A 3D {architecture} encoder for CT with {config["parameters"] / 1e6:.2f} M parameters, pretrained with
-{PRETEXTS[run["task"]]}, {CORPORA[config["corpus"]]}.{started(run)}
-
-```python
-import ctssl
-
-encoder = ctssl.load("{name}")
-features = encoder.embed("scan.nii.gz")  # ({config_channels(config)},)
-```
-
-**Input.** CT in Hounsfield units, one 3D scan. `encoder.preprocess` brings it to RAS+ axes and {spacing:g} mm isotropic
+that are not.""",
+        about=f"""A 3D {architecture} encoder for CT with {config["parameters"] / 1e6:.2f} M parameters, pretrained with
+{PRETEXTS[run["task"]]}, {CORPORA[config["corpus"]]}.{started(run)}""",
+        code=f'encoder = ctssl.load("{name}")\nfeatures = encoder.embed("scan.nii.gz")  # ({config_channels(config)},)',
+        sections=[
+            (
+                "",
+                f"""**Input.** CT in Hounsfield units, one 3D scan. `encoder.preprocess` brings it to RAS+ axes and {spacing:g} mm isotropic
 spacing and maps {low:g}..{high:g} HU to 0..1.
 
-![Features of the phantom that the package makes](features.png)
-
-## Training
-`{history["command"]}`: {run["steps"]} steps, {history["samples"]} samples in crops of {run["crop"]} voxels, AdamW, learning rate {run["lr"]:g},
+![Features of the phantom that the package makes](features.png)""",
+            ),
+            (
+                "Training",
+                f"""`{history["command"]}`: {run["steps"]} steps, {history["samples"]} samples in crops of {run["crop"]} voxels, AdamW, learning rate {run["lr"]:g},
 {history["hours"] * 60:.0f} minutes on {history["device"]} ({history["processes"]} process{"es" if history["processes"] > 1 else ""}). The loss went from {curve[0]["loss"]:.3f} (first {max(1, run["steps"] // len(curve))} steps) to
 {curve[-1]["loss"]:.3f} (last); on {unseen["crops"]} crops of scans that it has not seen ({where(unseen["corpus"])}) it is {unseen["loss"]:.3f}.
 Parameters that this pretext does not reach and that are as initialised: {untrained}.
 
 ![Loss](loss.png)
 
-| scans from | number | licence |
-|---|---|---|
 {scans}
+The weights take over the strictest of these licences, {strictest(history["scans"])}. Name the collections when you pass them on.""",
+            ),
+            ("What it is worth", results(name)),
+        ],
+    ).render()
 
-The weights take over the strictest of these licences, {strictest(history["scans"])}. Name the collections when you pass them on.
 
-## What it is worth
-{results(name)}"""
-
-
-def front_matter(config: dict, history: dict) -> str:
+def front_matter(config: dict, history: dict) -> dict[str, Any]:
     """Return what the Hub reads: licence, tags, datasets, measured results."""
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import EvalResult
 
     rows = measured(config["name"])
     evaluations = []
@@ -131,16 +128,14 @@ def front_matter(config: dict, history: dict) -> str:
         re.sub(r"[^a-z0-9]+", "-", (row["collection"] or row["source"]).lower()).strip("-")
         for row in history["scans"]
     }
-    data = ModelCardData(
-        license=strictest(history["scans"]),
-        library_name="ctssl",
-        pipeline_tag="image-feature-extraction",
-        tags=["ct", "medical-imaging", "3d", "self-supervised", config["encoder"], config["pretext"]],
-        datasets=sorted(names),
-        eval_results=evaluations or None,
-        model_name=config["name"] if evaluations else None,
-    )
-    return data.to_yaml().strip()
+    return {
+        "license": strictest(history["scans"]),
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["ct", "medical-imaging", "3d", "self-supervised", config["encoder"], config["pretext"]],
+        "datasets": sorted(names),
+        "eval_results": evaluations or None,
+        "model_name": config["name"] if evaluations else None,
+    }
 
 
 PROBED = {

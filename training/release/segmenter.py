@@ -12,11 +12,14 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import ctssl
 from ctssl.datasets.seen import SEEN
+from ctssl.files.text import markdown
+from ctssl.hub.card import Card
 from ctssl.hub.client import WEIGHTS
 from ctssl.hub.folder import read_config
 from ctssl.hub.provenance import read_metadata
@@ -109,39 +112,35 @@ def card(config: dict, report: dict, cases: str, task: str) -> str:
         else ""
     )
     start = "initial weights" if report["from_scratch"] else f"`{report['model']}`"
-    return f"""---
-{front_matter(config, report, facts, float(scores["dsc"].mean()), len(rows))}
----
-# {config["name"]}
-
-**Limits first.** {facts["limits"]} It is a model for research, not a medical device, and must not be used for diagnosis.
-
-It segments {facts["title"]} in CT: {config["parameters"] / 1e6:.1f} M parameters, from {start}, head `{config["head"]}`, at
-{pre["spacing_mm"]:g} mm, {low:g} to {high:g} HU.
-
-```python
-import ctssl
-
-mask = ctssl.load_segmenter("{loaded_as(config)}").segment("scan.nii.gz")
-```
-
-## Data and training
-{facts["source"]} ({facts["licence"]}): {trained} cases to train on, {len(report["validated"])} that chose the weights among
+    columns = ("mean DSC", "median DSC", "median HD95 (mm)", "mean NSD")
+    dsc, nsd = scores["dsc"], scores["nsd"]
+    table = markdown(columns, [[f"{dsc.mean():.3f}", f"{np.median(dsc):.3f}", distance, f"{nsd.mean():.3f}"]])
+    return Card(
+        title=config["name"],
+        front=front_matter(config, report, facts, float(dsc.mean()), len(rows)),
+        limits=f"""{facts["limits"]} It is a model for research, not a medical device, and must not be used for diagnosis.""",
+        about=f"""It segments {facts["title"]} in CT: {config["parameters"] / 1e6:.1f} M parameters, from {start}, head `{config["head"]}`, at
+{pre["spacing_mm"]:g} mm, {low:g} to {high:g} HU.""",
+        code=f'mask = ctssl.load_segmenter("{loaded_as(config)}").segment("scan.nii.gz")',
+        sections=[
+            (
+                "Data and training",
+                f"""{facts["source"]} ({facts["licence"]}): {trained} cases to train on, {len(report["validated"])} that chose the weights among
 {len(report["curve"])} evaluations and the threshold ({config["threshold"]:g}: the probability from which on a voxel counts),
 {report["settings"]["steps"]} steps, {report["seconds"] / 60:.0f} minutes on a CPU.
-Licence of the weights: {config["licence"]}.
-
-## What it is worth
-{len(rows)} test cases that neither pretraining nor fine-tuning saw, whole scans on their own grid, by `{facts["command"]}`; all
+Licence of the weights: {config["licence"]}.""",
+            ),
+            (
+                "What it is worth",
+                f"""{len(rows)} test cases that neither pretraining nor fine-tuning saw, whole scans on their own grid, by `{facts["command"]}`; all
 rows are in `cases.csv`. NSD at 2 mm; cases without a distance (nothing found): {len(rows) - len(known)}. Of the trainings of that
 experiment it is the one with the best of these scores, which flatters it a little.
 
-| mean DSC | median DSC | median HD95 (mm) | mean NSD |
-|---|---|---|---|
-| {scores["dsc"].mean():.3f} | {np.median(scores["dsc"]):.3f} | {distance} | {scores["nsd"].mean():.3f} |
-
-{pictures}![Training](curves.png)
-"""
+{table}
+{pictures}![Training](curves.png)""",
+            ),
+        ],
+    ).render()
 
 
 def loaded_as(config: dict) -> str:
@@ -149,8 +148,9 @@ def loaded_as(config: dict) -> str:
     return config["name"] if is_open_licence(config["licence"]) else f"model_cards/{config['name']}"
 
 
-def front_matter(config: dict, report: dict, facts: dict, mean: float, cases: int) -> str:
-    from huggingface_hub import EvalResult, ModelCardData
+def front_matter(config: dict, report: dict, facts: dict, mean: float, cases: int) -> dict[str, Any]:
+    """Return what the Hub reads."""
+    from huggingface_hub import EvalResult
 
     result = EvalResult(
         "image-segmentation",
@@ -161,17 +161,15 @@ def front_matter(config: dict, report: dict, facts: dict, mean: float, cases: in
         metric_name="mean DSC",
     )
     known = is_open_licence(config["licence"])
-    data = ModelCardData(
-        license=config["licence"].lower() if known else "other",
-        library_name="ctssl",
-        pipeline_tag="image-segmentation",
-        tags=["ct", "medical-imaging", "3d", "segmentation", config["encoder"]],
-        datasets=[facts["dataset"]],
-        eval_results=[result],
-        model_name=config["name"],
-        license_name=None if known else "unclear",
-    )
-    return data.to_yaml().strip()
+    return {
+        "license": config["licence"].lower() if known else "other",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["ct", "medical-imaging", "3d", "segmentation", config["encoder"]],
+        "datasets": [facts["dataset"]],
+        "eval_results": [result],
+        "model_name": config["name"],
+        "license_name": None if known else "unclear",
+    }
 
 
 def entry(folder: Path) -> str:
