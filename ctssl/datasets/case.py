@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctssl.volume.volume import Volume, read
+from ctssl.volume.volume import Volume, corner_distance, read
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,7 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
         raise ValueError(
             f"{case.name}: the scan has shape {scan.shape}, its mask {mask.shape}; resample the mask"
         )
-    corners = np.array(
-        [[x, y, z, 1] for x in (0, scan.shape[0]) for y in (0, scan.shape[1]) for z in (0, scan.shape[2])]
-    )
-    apart = float(np.abs(corners @ (scan.affine - mask.affine).T).max())
+    apart = corner_distance(scan, mask)
     if apart > 0.5 * min(scan.spacing_mm):
         raise ValueError(
             f"{case.name}: scan and mask lie up to {apart:.1f} mm apart (their affines differ); "

@@ -11,7 +11,7 @@ import numpy as np
 
 from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml
 from ctssl.volume.grids import is_sheared, resample, working_grid
-from ctssl.volume.volume import Volume, read
+from ctssl.volume.volume import Volume, corner_distance, read
 
 METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml")
 RESERVED = {
@@ -35,12 +35,14 @@ RESERVED = {
 
 
 def read_mask(path: Path) -> Volume:
-    """Read a mask. Raises `ValueError` for a probability map."""
+    """Read a mask. Raises `ValueError` for a probability map, and for negative labels."""
     mask = read(path)
     if (mask.array != np.round(mask.array)).any():
         raise ValueError(
             f"{path} holds fractions, so it is a probability map, not a mask; give masks of whole numbers"
         )
+    if (mask.array < 0).any():
+        raise ValueError(f"{path} holds the label {mask.array.min():g}; give labels from 0 (background)")
     return mask
 
 
@@ -62,13 +64,12 @@ def check_same_grid(one: Volume, two: Volume, *, name: str) -> None:
         two: the truth.
         name: the case or file, for the message.
     """
-    if one.shape == two.shape and np.allclose(one.affine, two.affine, atol=0.1 * min(two.spacing_mm)):
+    off = corner_distance(one, two) if one.shape == two.shape else math.inf
+    if off <= 0.5 * min(two.spacing_mm):
         return
     if one.shape != two.shape:
         what = f"{' x '.join(map(str, one.shape))} and {' x '.join(map(str, two.shape))} voxels"
     else:
-        ends = np.array([[0, 0, 0, 1], [*(n - 1 for n in two.shape), 1]]).T
-        off = float(np.linalg.norm(((one.affine - two.affine) @ ends)[:3], axis=0).max())
         axes_differ = not np.allclose(
             np.sign(np.round(one.affine[:3, :3], 3)), np.sign(np.round(two.affine[:3, :3], 3))
         )
@@ -128,7 +129,7 @@ def unshear(mask: Volume) -> Volume:
     if not is_sheared(mask.affine):
         return mask
     shape, affine = working_grid(mask, min(mask.spacing_mm))
-    labels = np.zeros(shape, np.uint8)
+    labels = np.zeros(shape, np.int32)  # of any number
     for value in np.unique(mask.array[mask.array > 0]):
         labels[resample(mask.array == value, mask.affine, shape, affine) > 0.5] = value
     return replace(mask, array=labels, affine=affine)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+ROUNDING = 1e-12  # below which a difference is none
 FEWEST = 6  # smallest number of patients for a paired test
 
 
@@ -92,6 +93,7 @@ def paired(
             else:
                 undefined += 1
         differences = np.array([np.mean(each) for each in patients.values()])
+        differences[np.abs(differences) < ROUNDING] = 0.0
         nonzero = differences[differences != 0]
         ranks = rankdata(np.abs(nonzero))
         effect = float((ranks * np.sign(nonzero)).sum() / ranks.sum()) if len(nonzero) else 0.0

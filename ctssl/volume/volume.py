@@ -159,3 +159,10 @@ def voxel_hash(scan: Volume, salt: str = "") -> str:
     digest = hashlib.sha256(f"{salt}{scan.shape}".encode())
     digest.update(np.clip(np.round(scan.array), -32768, 32767).astype("<i2").tobytes())
     return digest.hexdigest()
+
+
+def corner_distance(one: Volume, two: Volume) -> float:
+    """Return how far apart in mm the corners of two grids of one shape are at most."""
+    n = two.shape
+    corners = np.array([[x, y, z, 1] for x in (0, n[0]) for y in (0, n[1]) for z in (0, n[2])])
+    return float(np.linalg.norm((corners @ (one.affine - two.affine).T)[:, :3], axis=1).max())

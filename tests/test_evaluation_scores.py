@@ -1,0 +1,62 @@
+"""Scores of one mask against another: grids that lie, labels of any number, labels that nobody has."""
+
+import numpy as np
+import pytest
+
+from ctssl.evaluation.scores import check_same_grid, read_mask, score_masks
+from ctssl.evaluation.statistics import paired
+from ctssl.finetuning.report import Report, judge
+from ctssl.volume.volume import Volume
+
+
+def turned(degrees: float) -> np.ndarray:
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    "lie", [np.diag([1, 1, 1.09, 1]), turned(5.0)], ids=["9% thicker", "turned by 5 degrees"]
+)
+def test_a_grid_that_lies_is_refused(ball, lie):
+    truth = ball[1]
+    other = Volume(truth.array, truth.affine @ lie)
+    with pytest.raises(ValueError, match="different grids .*corners are up to"):
+        score_masks(other, truth, name="c", tolerance_mm=None)
+    check_same_grid(Volume(truth.array, truth.affine + 1e-3), truth, name="c")  # rounding is none
+
+
+def test_labels_above_255_do_not_wrap_on_a_tilted_grid(ball):
+    """Disjoint masks of label 300 agree in nothing; 300 and 44 are one label in a byte."""
+    affine = ball[1].affine.copy()
+    affine[1, 2] = 0.6  # gantry tilt
+    one, two = (np.zeros(ball[1].shape, np.int32) for _ in range(2))
+    one[4:9, 4:9, 4:9], two[12:17, 12:17, 4:9] = 300, 300
+    (row,) = score_masks(Volume(one, affine), Volume(two, affine), name="c", tolerance_mm=None)
+    assert (row["label"], row["dsc"]) == (300, 0.0)
+
+
+def test_a_negative_label_is_refused(ball, tmp_path):
+    array = ball[1].array.astype(np.int16)
+    array[0, 0, 0] = -1
+    path = Volume(array, ball[1].affine).save(tmp_path / "m.nii.gz")
+    with pytest.raises(ValueError, match="holds the label -1; give labels from 0"):
+        read_mask(path)
+
+
+def test_differences_of_rounding_are_none():
+    rows = [{"patient": i, "dsc": 0.3, "other_dsc": 0.1 + 0.2} for i in range(8)]
+    (row,) = paired(rows, ("dsc",))
+    assert row["difference"] == 0.0 and np.isnan(row["p"])
+
+
+def test_finetune_leaves_out_a_label_that_neither_case_nor_mask_has(ball):
+    """As `ctssl evaluate` does; before, it counted as DSC 1."""
+    scan, truth = ball
+    found = Volume(np.roll(truth.array, 2, 0), truth.affine, truth.name)
+    judged = judge(found, truth, scan, {1: "tumour", 2: "organ"})
+    rows = score_masks(found, truth, name="c", tolerance_mm=2.0)
+    assert judged.dsc == {"tumour": rows[0]["dsc"]} and 0 < rows[0]["dsc"] < 1
+    report = Report(None, {"a": judged.dsc, "b": {"tumour": 0.0, "organ": 0.5}}, [], [], [], 0.0)  # type: ignore[arg-type]
+    assert report.by_label() == {"tumour": (pytest.approx(rows[0]["dsc"] / 2), 2), "organ": (0.5, 1)}
+    assert report.mean_dsc == pytest.approx((rows[0]["dsc"] + 0.25) / 2)
+    assert not Report(None, {"a": {"tumour": 0.0}}, [], [], [{"step": 1, "dsc": 0.0}], 0.0).learned  # type: ignore[arg-type]
