@@ -42,6 +42,7 @@ def test_list_and_info(capsys):
     assert "no model matches" in refused(capsys, "list", "zzz*")
 
 
+@pytest.mark.slow
 def test_embed(capsys, scan, tmp_path):
     vector = np.array(said(capsys, "embed", scan).split(), float)
     assert vector.shape == (ctssl.load("swin-wild-mim").channels[-1],)
@@ -121,6 +122,7 @@ def test_segment_a_folder(capsys, scan, model, tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default::ctssl.lint.ScanWarning")
 def test_a_folder_with_its_masks_inside_and_maps_of_every_label(capsys, scan, model, tmp_path):
     """Masks may lie in the folder of the scans; maps lie apart, so that the masks can be evaluated as they are."""
@@ -181,6 +183,7 @@ def test_demo(capsys, model, tmp_path):
     assert not (tmp_path / "own" / "phantom.nii.gz").exists()
 
 
+@pytest.mark.slow
 def test_a_demo_replaces_its_own_files_alone(capsys, scan, model, tmp_path):
     (tmp_path / "mask.nii.gz").write_bytes(b"an expert's")
     assert "not from a demo" in refused(capsys, "demo", scan, "--model", model, "--out", tmp_path)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 
+import pytest
 import torch
 
 import ctssl
@@ -10,6 +11,7 @@ from ctssl.cli.main import main
 from ctssl.finetuning import run
 
 
+@pytest.mark.slow
 def test_all_folds_from_the_command(labelled, tiny, tmp_path, capsys):
     tiny.save_pretrained(tmp_path / "tiny")
     assert (
@@ -41,6 +43,7 @@ def test_all_folds_from_the_command(labelled, tiny, tmp_path, capsys):
     assert "--folds" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_folds_go_on_where_they_stopped(labelled, tiny, tmp_path, capsys, monkeypatch):
     """Killed between two folds, and within one: what is finished is not done again."""
     tiny.save_pretrained(tmp_path / "tiny")

@@ -26,6 +26,7 @@ class Evil:
         return os.system, (f"touch {self.path}",)
 
 
+@pytest.mark.slow
 def test_a_pickle_that_would_run_code_is_refused_and_does_not(tmp_path):
     content = {"state_dict": {"patch_embed.proj.weight": torch.ones(2)}, "extra": Evil(tmp_path / "created")}
     torch.save(content, tmp_path / "evil.pt")
@@ -36,6 +37,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not(tmp_path):
     assert not (tmp_path / "created").exists() and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_trainers_save_beside_the_weights_does_not_hinder(tmp_path):
     import argparse
 
@@ -87,6 +89,7 @@ def test_files_that_are_no_checkpoint_are_refused_in_words(tmp_path, write, word
         read_checkpoint(tmp_path / "file.pt")
 
 
+@pytest.mark.slow
 def test_truncated_files_are_refused(tmp_path):
     torch.save({"w": torch.rand(1000)}, tmp_path / "file.pt")
     torch.save({"w": torch.rand(1000)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
@@ -100,6 +103,7 @@ def test_truncated_files_are_refused(tmp_path):
         read_checkpoint(tmp_path / "none.pt")
 
 
+@pytest.mark.slow
 def test_time_and_memory_are_limited(tmp_path, monkeypatch):
     torch.save({"w": torch.rand(16 << 20)}, tmp_path / "file.pt")  # 64 MiB
     with pytest.raises(ValueError, match=r"not open after 0\.05 seconds"):

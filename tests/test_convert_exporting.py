@@ -31,6 +31,7 @@ def ours(**changes) -> ctssl.Swin:
     return encoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 96])
 @pytest.mark.parametrize(
     "changes",

@@ -48,6 +48,7 @@ def test_smit_in_each_of_its_containers(tmp_path, container, qkv_bias):
     assert {entry["action"] for entry in done.keys} >= {"renamed", "changed", "left out"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merging", ["1.4", "1.5", "v2"])
 def test_a_monai_swinunetr_under_each_merging(tmp_path, merging):
     downsample = {"1.4": OldPatchMerging, "1.5": "merging", "v2": "mergingv2"}[merging]

@@ -17,7 +17,14 @@ def test_the_papers_swin_has_exactly_its_parameters():
     assert sum(p.numel() for p in segmenter(swin, head="smit").parameters()) == 64_698_114
 
 
-@pytest.mark.parametrize("size", [(64, 64, 64), (50, 71, 33), (30, 30, 97)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param((64, 64, 64), marks=pytest.mark.slow),
+        (50, 71, 33),
+        pytest.param((30, 30, 97), marks=pytest.mark.slow),
+    ],
+)
 def test_swin_equals_monai_on_the_same_weights(size):
     torch.manual_seed(0)
     theirs = SwinTransformer(1, 48, (7, 7, 7), (2, 2, 2), (2, 2, 2, 2), (3, 6, 12, 24), spatial_dims=3).eval()

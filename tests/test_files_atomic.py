@@ -56,6 +56,7 @@ def full(monkeypatch):
     return lambda count: left.__setitem__(0, count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", range(7))
 def test_a_full_disk_stops_a_folder_of_scans_and_leaves_whole_masks(net, scans, tmp_path, full, count):
     full(count)

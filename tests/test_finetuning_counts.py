@@ -45,6 +45,7 @@ def test_a_finetuning_opens_its_model_once_and_reads_every_scan_twice(labelled, 
     assert len(lints) == 3 and set(lints.values()) == {1}, lints
 
 
+@pytest.mark.slow
 def test_folds_share_one_survey(labelled, tiny, tmp_path, counted):
     tiny.save_pretrained(tmp_path / "tiny")
     ask = [

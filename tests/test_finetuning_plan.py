@@ -47,6 +47,7 @@ def test_one_label_of_seven_decides_neither_spacing_nor_window():
     assert plan.derive_window(few, (-500.0, 500.0))[1] > 1500 and plan.derive_spacing(few, 3.0) == 1.0
 
 
+@pytest.mark.slow
 def test_the_window_follows_from_the_tumours_and_is_kept(labelled, tiny, tmp_path):
     hu = np.linspace(-100, 100, 20001)
 
@@ -82,6 +83,7 @@ def test_the_window_follows_from_the_tumours_and_is_kept(labelled, tiny, tmp_pat
         )
 
 
+@pytest.mark.slow
 def test_the_baselines_network_fits_its_crops(labelled, tmp_path):
     """nnU-Net's rule: crops of 16 voxels can be halved twice."""
     report = ctssl.finetune(

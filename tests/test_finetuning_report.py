@@ -15,6 +15,7 @@ from ctssl.volume.volume import Volume
 from tests.support.tiny import QUICK, tiny_swin
 
 
+@pytest.mark.slow
 def test_the_folder_tells_what_came_out(labelled, tiny, tmp_path):
     report = ctssl.finetune(
         labelled, model=tiny, out=tmp_path / "m", hold_out=["case1", "case2"], settings=QUICK, progress=False
@@ -81,6 +82,7 @@ def test_held_out_cases_that_the_encoder_has_seen_are_told(labelled, tmp_path):
     ] and "pretrained on this very scan" in report.warnings[0]
 
 
+@pytest.mark.slow
 def test_who_is_trained_on_who_chooses_and_who_is_judged(labelled, tiny, tmp_path, capsys):
     """By the table's words; the segmenter knows afterwards whom it was trained on."""
 
@@ -111,6 +113,7 @@ def test_who_is_trained_on_who_chooses_and_who_is_judged(labelled, tiny, tmp_pat
         splits.divide(find_cases(table("train", "tarin", "test")).cases, None, 0)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_judged_is_told_before_the_training(labelled, tiny, tmp_path):
     mask = ctssl.read(labelled / "labels" / "case2.nii.gz")
     voxels = np.argwhere(mask.array)

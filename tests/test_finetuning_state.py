@@ -12,6 +12,7 @@ from ctssl.finetuning import crops, loop
 from tests.support.tiny import QUICK
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(labelled, tiny, tmp_path, monkeypatch):
     def train(out):
         encoder = ctssl.Swin(**tiny.config)

@@ -22,7 +22,7 @@ def fitting(encoder):
 
 
 @pytest.mark.parametrize("head", [pytest.param(name, marks=LARGE.get(name, ())) for name in sorted(HEADS)])
-@pytest.mark.parametrize("size", [(64, 32, 32), (33, 17, 40)])
+@pytest.mark.parametrize("size", [pytest.param((64, 32, 32), marks=pytest.mark.slow), (33, 17, 40)])
 def test_logits_have_the_size_of_the_image_and_every_parameter_learns(fitting, head, size):
     model = Segmenter(fitting(head), head=head, classes=3).train()
     image = torch.rand(2, 1, *size)

@@ -47,6 +47,7 @@ def disk(tmp_path):
     subprocess.run(["umount", place], check=True)
 
 
+@pytest.mark.slow
 def test_without_a_network_it_says_so_and_what_is_there_loads(double, tmp_path):
     at = dict(HF_ENDPOINT=double.url, HF_HOME=tmp_path / "home")
     said = refused(REPO, HF_HUB_OFFLINE=1, **at)
@@ -71,6 +72,7 @@ def test_without_a_network_it_says_so_and_what_is_there_loads(double, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_home_that_does_not_exist_is_made_or_named(double, tmp_path):
     bare = {"HF_HOME": tmp_path / "not" / "there"}
     assert found(NAME, HOME=tmp_path / "gone", **bare) == hub.bundled() / NAME
@@ -84,6 +86,7 @@ def test_a_home_that_does_not_exist_is_made_or_named(double, tmp_path):
     assert said.startswith("PermissionError") and "cannot write to" in said and "set HF_HOME" in said
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_the_next_attempt_succeeds(double, disk, tmp_path):
     place, mount = disk
     at = dict(HF_ENDPOINT=double.url, HF_HOME=place / "home")

@@ -110,6 +110,7 @@ def test_what_is_published_loads_from_a_mirror_with_its_features(olah, mirror, t
     assert cached.name == mirror[1] and str(cached).startswith(str(tmp_path / "home"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("revision", ["v9.9.9", "0" * 40])
 def test_a_revision_that_does_not_exist_is_named(olah, revision, tmp_path):
     said = refused(REPO, revision, HF_ENDPOINT=olah, HF_HOME=tmp_path / "home")
@@ -126,6 +127,7 @@ def test_a_repository_that_does_not_exist_is_named(olah, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_half_way_leaves_nothing_and_the_next_attempt_succeeds(
     olah, mirror, tmp_path
 ):
@@ -146,6 +148,7 @@ def test_a_server_that_goes_away_half_way_leaves_nothing_and_the_next_attempt_su
     assert hub.open_folder(found(REPO, mirror[1], HF_ENDPOINT=olah, HF_HOME=home), sha256=MODELS[NAME].sha256)
 
 
+@pytest.mark.slow
 def test_a_damaged_file_in_the_cache_is_found_and_the_cure_works(olah, mirror, tmp_path):
     at = dict(HF_ENDPOINT=olah, HF_HOME=tmp_path / "home")
     weights = (found(REPO, mirror[1], **at) / "model.safetensors").resolve()
@@ -179,6 +182,7 @@ hub.find({NAME!r})"""
     )
 
 
+@pytest.mark.slow
 def test_the_mirror_is_one_commit_with_a_tag_and_is_left_when_it_is_there(mirror, capsys, tmp_path):
     folder, good, _ = mirror
     assert git(folder / REPO, "rev-list", "--count", "main") == "1" and git(folder / REPO, "tag") == TAG

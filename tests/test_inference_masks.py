@@ -8,9 +8,8 @@ import torch
 
 import ctssl
 from ctssl import inference
-from ctssl.datasets.case import Case
-from ctssl.finetuning import threshold as thresholds
 from ctssl.heads.segmenter import Segmenter
+from ctssl.inference.features import prepared
 from ctssl.volume.volume import Volume
 
 
@@ -47,19 +46,18 @@ def test_among_several_labels_the_likeliest_is_taken_where_it_beats_the_backgrou
     assert inference.likeliest(maps, [1, 2], 0.3).tolist() == [1, 2, 0]
 
 
-def test_the_threshold_is_the_one_that_suits_the_validation_cases(tmp_path):
+def test_the_threshold_is_the_one_that_suits_the_validation_cases():
     """Three of ten unsure voxels are labelled: taking them all scores best, whatever is likeliest."""
     hu = np.full((20, 20, 20), -480.0, np.float32)
     hu[4:14, 4:14, 4:14] = -150.0  # the model says 0.35 here
     labels = np.zeros(hu.shape, np.uint8)
     labels[4:14, 4:14, 4:10] = 1
-    scan = Volume(hu, np.diag([2.0, 2, 2, 1]), "a")
-    case = Case(
-        "a", scan.save(tmp_path / "a.nii.gz"), Volume(labels, scan.affine).save(tmp_path / "label.nii.gz")
-    )
-    assert thresholds.choose(Shares(), [case], [labels]) == 0.3
-    assert thresholds.choose(Shares(), [case], [np.zeros_like(labels)]) == 0.5  # which tells nothing
-    assert thresholds.choose(Shares(), [], []) == 0.5
+    model = Shares()
+    image = prepared(model.encoder, Volume(hu, np.diag([2.0, 2, 2, 1]), "a"))
+    scan = Scan(image.array.astype(np.float16), labels, image.affine, "a")
+    assert choose_threshold(model, [scan]) == 0.3
+    assert choose_threshold(model, [scan._replace(labels=np.zeros_like(labels))]) == 0.5  # tells nothing
+    assert choose_threshold(model, []) == 0.5
 
 
 def test_a_segmenter_keeps_its_threshold(encoder, tmp_path):

@@ -40,6 +40,7 @@ def killed_at(monkeypatch, rename: int):
     monkeypatch.setattr(os, "replace", counted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rename", [1, 2, 3, 4])
 def test_a_mask_of_one_model_never_stands_under_the_name_of_another(
     net, scans, tmp_path, monkeypatch, rename

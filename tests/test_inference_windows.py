@@ -85,6 +85,7 @@ def test_windows_of_air_are_left_out_without_a_difference(model):
     np.testing.assert_array_equal(found, plain)
 
 
+@pytest.mark.slow
 def test_the_mask_does_not_depend_on_the_memory_allowed(model, monkeypatch):
     affine = np.array([[0, 0, 3.0, 1], [1.5, 0, 0, 2], [0, -2.0, 0, 3], [0, 0, 0, 1]])
     scan = Volume(scan_of((40, 36, 30)).array, affine)

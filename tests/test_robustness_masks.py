@@ -13,6 +13,7 @@ from ctssl.volume.volume import Volume
 from tests.support.command import refused
 
 
+@pytest.mark.slow
 def test_masks_of_another_tool(labelled, tiny_segmenter, tmp_path, capsys):
     """Written by a threshold on what `ctssl shift --every` wrote."""
     scans, masks = tmp_path / "scans", tmp_path / "masks"

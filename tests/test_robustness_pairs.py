@@ -12,6 +12,7 @@ from ctssl.shifts import shift
 from ctssl.volume.volume import Volume
 
 
+@pytest.mark.slow
 def test_strata_and_pairs(labelled, tiny_segmenter, tmp_path):
     (tmp_path / "cases.csv").write_text(
         "id,patient,kernel\ncase0,p0,SOFT\ncase1,p0,SOFT\ncase2,p1,STANDARD\n"

@@ -54,6 +54,7 @@ def test_a_model_against_itself_and_going_on(labelled, tiny_segmenter, tmp_path,
     assert wider.tolerance_mm == 4.0 and "NSD at 4 mm" in (out / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_corrected_mask_is_not_judged_by_old_scores(labelled, tiny_segmenter, tmp_path):
 
     data = shutil.copytree(labelled, tmp_path / "copy")
@@ -72,6 +73,7 @@ def test_a_corrected_mask_is_not_judged_by_old_scores(labelled, tiny_segmenter, 
         assert (one["volume_ml"] != two["volume_ml"]) == (one["case"] == "case0")
 
 
+@pytest.mark.slow
 def test_what_changed_is_measured_again(labelled, tiny_segmenter, tmp_path):
     """A corrected spacing, and another config beside the same weights."""
     data, other = (
@@ -103,6 +105,7 @@ def test_what_changed_is_measured_again(labelled, tiny_segmenter, tmp_path):
         measure_robustness(data, **{**how, "out": other}, overwrite=True)
 
 
+@pytest.mark.slow
 def test_what_a_shift_leaves_to_see_is_said(labelled, tiny_segmenter, tmp_path):
     found = measure_robustness(
         labelled,
@@ -149,6 +152,7 @@ def test_every_column_is_taken(labelled, tiny_segmenter, tmp_path):
     assert set().union(*found.rows) <= RESERVED
 
 
+@pytest.mark.slow
 def test_a_reader_is_told_of_training_cases(labelled, tiny_segmenter, tmp_path):
 
     trained = shutil.copytree(tiny_segmenter, tmp_path / "trained")

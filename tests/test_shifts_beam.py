@@ -39,6 +39,7 @@ def test_the_noise_of_a_dose_is_what_the_dose_says():
     ] == pytest.approx(4.0, rel=0.12)
 
 
+@pytest.mark.slow
 def test_the_reference_protocol_has_the_noise_that_is_stated():
     """9 HU in 300 mm of water, pixels of 0.7 mm, slices of 5 mm; half the dose adds as much variance as there was."""
     body = cylinder(150.0, slices=3, spacing=(0.71, 0.71, 5.0))
@@ -70,6 +71,7 @@ def test_the_noise_does_not_depend_on_pixels(name):
     assert added((0.7, 0.7), air=170) / fine == pytest.approx(1.0, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, severity", [("dose", 1), ("dose", 3), ("streaks", 3)])
 def test_the_noise_in_the_middle_of_a_large_body_is_the_one_of_theory(name, severity):
     """White noise of each reading, through the ramp and back: the sum over views of its power. So dense that the electronics'

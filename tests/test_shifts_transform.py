@@ -66,12 +66,13 @@ def test_shifted_copies_for_a_training(chest, labelled, tmp_path):
     for a, b in zip(one, two, strict=True):
         assert np.array_equal(a.array, b.array) and not np.array_equal(a.array, chest.array)
     cases = find_cases(labelled).cases[:2]
-    pairs, classes = prepare_cases(cases, Preprocess(), copies=2, seed=4, progress=False)
-    assert len(pairs) == 6 and classes == 2
+    scans = prepare_cases(cases, Preprocess(), copies=2, seed=4, progress=False)
+    assert len(scans) == 6 and scans[0].labels.max() == 1
     for first in (0, 3):
-        (image, label), *others = pairs[first : first + 3]
-        assert all(other.shape == image.shape and not np.array_equal(other, image) for other, _ in others)
-        assert all(mine is label for _, mine in others)
+        one, *others = scans[first : first + 3]
+        assert all(other.image.shape == one.image.shape for other in others)
+        assert not any(np.array_equal(other.image, one.image) for other in others)
+        assert all(other.labels is one.labels for other in others)
     args = ["--steps", "1", "--batch", "1", "--crop", "16", "--hold-out", "case2", "--shift-augment", "1"]
     assert main(["finetune", str(labelled), "--out", str(tmp_path / "m"), *args]) == 0
     assert json.loads((tmp_path / "m" / "report.json").read_text())["settings"]["shift_augment"] == 1

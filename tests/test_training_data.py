@@ -148,6 +148,7 @@ def test_no_corpus_holds_a_test_case(data):
         corpora.corpus("tame")
 
 
+@pytest.mark.slow
 def test_a_scan_that_is_no_ct_in_hu_is_left_out(tmp_path):
     scan = phantom(6.0)[0]
     good = [

@@ -158,6 +158,7 @@ def test_a_voxel_gets_the_feature_of_its_own_place():
     )
 
 
+@pytest.mark.slow
 def test_the_place_of_a_voxel_tells_nothing_even_in_scans_with_the_tumour_in_their_middle():
     image = np.ones((64, 64, 64), np.float32)
     tumour = np.zeros(image.shape, bool)

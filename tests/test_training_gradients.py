@@ -84,6 +84,7 @@ def same(found, expected):
             assert away <= 1e-5 * norm, (away / norm).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["swin", "vit"])
 @pytest.mark.parametrize("name", ["contrastive", "smit"])
 def test_recomputed_blocks_give_the_same_gradient(name, encoder):
@@ -99,6 +100,7 @@ def test_recomputed_blocks_give_the_same_gradient(name, encoder):
     same(*found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mim", "contrastive", "smit"])
 def test_two_pieces_give_the_gradient_of_the_whole_batch(name):
     same(whole_step(name, 2), whole_step(name, 1))

@@ -164,6 +164,7 @@ def test_a_tag_of_another_commit_is_not_moved(double, table):
         publish.publish([NAME], org="org", table=table)
 
 
+@pytest.mark.slow
 def test_a_private_repository_needs_a_token_to_read(double, tmp_path):
     at = dict(HF_ENDPOINT=double.url, HF_HOME=tmp_path / "home")
     publish.publish([NAME], org="org", private=True, table=None)

@@ -23,6 +23,7 @@ def claim(first, second, shift="clean", expected=1):
     return study.Claim(f"{first}, {second}", "said so", first, second, shift, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gain", "words"), [(0.1, "agrees"), (-0.1, "disagrees"), (0.0, "cannot tell")])
 def test_a_verdict_follows_from_the_corrected_test(gain, words):
     kept = {"shifts": {"a": measured(gain), "b": measured(0.0)}}
@@ -241,6 +242,7 @@ def test_results_are_kept_part_by_part(tmp_path):
     assert study.reused(robustness.results(path)) == [row]
 
 
+@pytest.mark.slow
 def test_other_data_has_results_of_its_own(labelled, tmp_path, monkeypatch, capsys):
     table = tmp_path / "theirs.csv"
     rows = [

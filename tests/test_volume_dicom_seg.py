@@ -23,6 +23,7 @@ def test_a_segmentation_lands_on_the_grid_of_its_scan(tmp_path):
         read_seg(tmp_path / "rs.dcm", grid_in_lps())
 
 
+@pytest.mark.slow
 def test_a_mask_becomes_a_segmentation_of_its_series_and_comes_back(tmp_path):
     from ctssl.volume.dicom_masks import read_seg
     from ctssl.volume.dicom_seg import write_seg

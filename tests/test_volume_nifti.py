@@ -97,6 +97,7 @@ def test_a_flipped_bit_of_a_packed_file_is_found_by_its_checksum(scan, tmp_path)
         ctssl.read(tmp_path / "flipped.nii.gz")
 
 
+@pytest.mark.slow
 def test_decompression_bombs_are_refused_before_they_unpack(scan, tmp_path):
     """Files of some megabytes that unpack to 8 GB, in a process that may take half a gigabyte."""
     bomb = zeros_packed(8)
