@@ -8,6 +8,8 @@ import torch
 
 import ctssl
 from ctssl import inference
+from ctssl.finetuning.crops import Scan
+from ctssl.finetuning.threshold import choose_threshold
 from ctssl.heads.segmenter import Segmenter
 from ctssl.inference.features import prepared
 from ctssl.volume.volume import Volume
