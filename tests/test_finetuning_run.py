@@ -31,6 +31,7 @@ def test_a_segmenter_learns_a_ball_and_is_scored_on_the_case_held_out(labelled, 
     assert not (tmp_path / "m" / ".unfinished").exists()
 
 
+@pytest.mark.slow
 def test_a_label_that_nobody_has_raises_no_score(labelled, tiny, tmp_path):
     """dataset.json names two labels, the masks hold one: of the other there is nothing to judge."""
     (labelled / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "tumour": 1, "node": 2}}))
@@ -114,6 +115,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_minutes_end_the_training(labelled, 
         assert torch.equal(value, before[key])
 
 
+@pytest.mark.slow
 def test_a_finished_request_is_not_done_again(labelled, tiny, tmp_path, monkeypatch):
     how = dict(model=tiny, out=tmp_path / "m", settings=QUICK, progress=False)
     first = ctssl.finetune(labelled, **how)
@@ -137,6 +139,7 @@ def test_a_finished_request_is_not_done_again(labelled, tiny, tmp_path, monkeypa
         ctssl.finetune(labelled, **how, keep=True)
 
 
+@pytest.mark.slow
 def test_files_of_the_user_stay(labelled, tiny, tmp_path, monkeypatch):
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -173,6 +176,7 @@ def test_a_baseline_trains_and_loads_again(labelled, model, tmp_path):
     assert ctssl.metrics.dsc(again.array == 1, truth == 1) == pytest.approx(report.mean_dsc)
 
 
+@pytest.mark.slow
 def test_a_training_whose_judging_fails_is_not_lost(labelled, tiny, tmp_path, monkeypatch):
     how = dict(model=tiny, out=tmp_path / "m", settings=QUICK, progress=False)
     monkeypatch.setattr(run, "judge_cases", lambda *_, **__: 1 / 0)

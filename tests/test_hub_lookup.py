@@ -162,6 +162,7 @@ def test_a_damaged_file_in_the_cache_is_found_and_the_cure_works(olah, mirror, t
     assert hub.open_folder(found(REPO, mirror[1], **at), sha256=MODELS[NAME].sha256)
 
 
+@pytest.mark.slow
 def test_swapped_weights_in_the_repository_are_found(olah, mirror, tmp_path):
     at = dict(HF_ENDPOINT=olah, HF_HOME=tmp_path / "home")
     said = refused(REPO, "other", **at)

@@ -61,6 +61,7 @@ def test_monai_seeds_the_transform_of_every_worker(chest):
     assert any(not torch.equal(drawn[0], other) for other in drawn[1:])
 
 
+@pytest.mark.slow
 def test_shifted_copies_for_a_training(chest, labelled, tmp_path):
     one, two = (shifted_copies(chest, 2, seed=4) for _ in range(2))
     for a, b in zip(one, two, strict=True):

@@ -25,6 +25,7 @@ def test_a_checkpoint_of_other_settings_is_not_continued(phantoms):
         pretrain.pretrain(dataclasses.replace(TINY, lr=1.0), phantoms)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_same_scans_and_processes_alone(phantoms, monkeypatch):
     pretrain.pretrain(TINY, phantoms, stop_after=2)
     state = torch.load(phantoms / "checkpoint.pt", weights_only=True)

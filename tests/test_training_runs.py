@@ -30,7 +30,7 @@ def test_settings_can_be_changed_and_unknown_ones_fail():
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if "smit" in name or "paper" in name else ())
+        pytest.param(name, marks=() if name.endswith("_mim") and "paper" not in name else pytest.mark.slow)
         for name in RUNS
     ],
 )
