@@ -30,7 +30,7 @@ from ctssl.datasets.layouts import find_cases
 from ctssl.files.atomic import file_sha256
 from ctssl.files.names import check_case_name
 from ctssl.phantom import phantom
-from tests import mutation
+from tests.support import mutation
 
 SECONDS, MEMORY = 10.0, 1 << 30  # for each file; beyond what the libraries take
 Attempt = Callable[[np.random.Generator], None]
