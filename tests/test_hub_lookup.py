@@ -118,6 +118,7 @@ def test_a_revision_that_does_not_exist_is_named(olah, revision, tmp_path):
     assert "omit it for the newest" in said
 
 
+@pytest.mark.slow
 def test_a_repository_that_does_not_exist_is_named(olah, tmp_path):
     said = refused("org/nothing", HF_ENDPOINT=olah, HF_HOME=tmp_path / "home")
     assert (

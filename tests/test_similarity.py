@@ -60,6 +60,7 @@ def test_too_few_examples_are_refused():
         similarity.cka(features(3, 4), features(3, 4))
 
 
+@pytest.mark.slow
 def test_an_encoder_equals_itself_and_differs_from_another(encoder, tmp_path):
     scans = [phantom(6.0, seed=i)[0] for i in range(2)]
     torch.manual_seed(5)
@@ -158,6 +159,7 @@ def test_models_of_different_spacing_can_be_compared_at_one():
     assert similarity.compare(one, two, [phantom(6.0)[0]], spacing_mm=6.0, **sizes).names == ("one", "two")
 
 
+@pytest.mark.slow
 def test_compare_clean_with_shifted(tmp_path, capsys, monkeypatch):
     import json
 
