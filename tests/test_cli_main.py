@@ -88,6 +88,7 @@ def test_segment_with_probabilities(capsys, scan, model, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_segment_a_folder(capsys, scan, model, tmp_path):
     scans, out = tmp_path / "scans", tmp_path / "out"
     scans.mkdir()

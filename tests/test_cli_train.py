@@ -108,6 +108,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_read(labelled, t
         assert main([*ask, "--device", "cuda"]) == 2 and "no CUDA" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_flag_reaches_the_training(labelled, tiny, tmp_path, capsys):
     tiny.save_pretrained(tmp_path / "tiny")
     ask = [

@@ -123,6 +123,7 @@ def test_a_table(labelled):
         find_cases(table)
 
 
+@pytest.mark.slow
 def test_dicom_patients(tmp_path, data):
     pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'ctssl[dicom]'")
     from ctssl.metrics import dsc

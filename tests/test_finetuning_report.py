@@ -34,6 +34,7 @@ def test_the_folder_tells_what_came_out(labelled, tiny, tmp_path):
         assert f"({picture})" in card.text and (tmp_path / "m" / picture).read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_few_cases_have_a_curve_of_the_loss(labelled, tiny, tmp_path):
     report = ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=QUICK, progress=False)
     assert [set(row) for row in report.curve] == [{"step", "loss"}] * 4 and report.validated == []
@@ -68,6 +69,7 @@ def test_what_is_doubtful_about_a_case_is_told(labelled, tiny, tmp_path, capsys)
     assert "case1: the mask is empty" in (tmp_path / "m" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_held_out_cases_that_the_encoder_has_seen_are_told(labelled, tmp_path):
     from ctssl.volume.volume import voxel_hash
 

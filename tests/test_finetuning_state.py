@@ -40,6 +40,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(labelled, tiny, tm
         torch.testing.assert_close(one[key], two[key], atol=0, rtol=0, msg=key)
 
 
+@pytest.mark.slow
 def test_a_damaged_state_says_what_to_do(labelled, tiny, tmp_path, monkeypatch):
     whole = loop.descend
     steps = itertools.count()

@@ -89,6 +89,7 @@ def test_the_baseline_has_nnunets_shape(crop, halvings):
     assert len(head.up) == halvings and head.bottleneck.conv1.conv.out_channels == min(32 * 2**halvings, 320)
 
 
+@pytest.mark.slow
 def test_the_baseline_is_monais(monkeypatch):
     """All levels of deep supervision, against MONAI's own forward on the same blocks."""
     made = []

@@ -155,6 +155,7 @@ def test_processes_that_load_and_download_at_once_all_succeed(double, tmp_path):
     assert hub.open_folder(tmp_path / "models" / "encoder", sha256=MODELS[NAME].sha256)
 
 
+@pytest.mark.slow
 def test_a_folder_for_another_machine(double, tmp_path):
     at = dict(HF_ENDPOINT=double.url, HF_HOME=tmp_path / "home")
     done = python(CLI, "download", NAME, REPO, "--to", tmp_path / "models", **at)

@@ -147,6 +147,7 @@ def test_info_tells_where_a_users_model_comes_from(known, capsys):
     )
 
 
+@pytest.mark.slow
 def test_info_tells_where_a_fine_tuned_model_comes_from(labelled, tmp_path, capsys):
     parent = ctssl.Swin(**SMALL["swin"]).save_pretrained(tmp_path / "parent")
     settings = ctssl.Settings(steps=2, batch=3, crop=16)

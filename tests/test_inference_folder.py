@@ -65,6 +65,7 @@ ODD = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ODD)
 def test_a_scan_that_cannot_be_used_has_its_sentence(net, ball, tmp_path, capsys, what):
     """Through the library, and through the command: exit code 2 (1 for the system's own errors), words, no traceback."""
@@ -107,6 +108,7 @@ def test_an_image_smaller_than_the_window_is_segmented(net, shape):
     assert torch.isfinite(net.encoder.embed(scan)).all()
 
 
+@pytest.mark.slow
 def test_a_training_on_images_smaller_than_the_crop_works(tiny_folder, tmp_path):
     for kind in ("images", "labels"):
         (tmp_path / "small" / kind).mkdir(parents=True)

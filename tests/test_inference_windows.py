@@ -40,6 +40,7 @@ def blended(model, image, overlap=0.5):
     return shares / shares.sum(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", [0.5, 0.25])
 def test_windows_are_blended_by_their_weights(model, overlap):
     scan = scan_of((50, 31, 24))

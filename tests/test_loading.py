@@ -86,6 +86,7 @@ def test_a_models_folder_says_what_the_table_says(name):
     assert card.startswith("---\n") and name in card and "licence" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_a_segmenter_of_the_table_loads_and_says_what_the_table_says(name):
     folder, spec = hub.bundled() / name, MODELS[name]

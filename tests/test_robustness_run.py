@@ -139,6 +139,7 @@ def test_what_is_labelled_in_air_is_not_cut_off(labelled):
     assert left_to_see(scan, seen, truth, 1, "truncation")["best_dsc"] == 0.0
 
 
+@pytest.mark.slow
 def test_every_column_is_taken(labelled, tiny_segmenter, tmp_path):
     """A stratum of the same name would replace it."""
     found = measure_robustness(

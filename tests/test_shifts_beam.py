@@ -24,6 +24,7 @@ def test_a_line_integral_is_the_chord_and_backprojection_inverts_it():
     assert found[middle, middle].mean() == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_dose_is_what_the_dose_says():
     body = cylinder(100.0, slices=16)
     middle = np.s_[body.shape[0] // 2 - 12 : body.shape[0] // 2 + 12]

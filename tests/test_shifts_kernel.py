@@ -104,6 +104,7 @@ def test_the_kernel_shift_brings_real_pairs_closer(data):
     assert (shifts_proof.RESULTS / "shifts_proof.md").read_text() == shifts_proof.table(kept)
 
 
+@pytest.mark.slow
 def test_the_strength_between_unpaired_slices_is_the_one_that_was_applied():
     """Of noise of which each half is drawn anew: sharper, smoother and the same."""
     from training.experiments.shifts_proof import unpaired

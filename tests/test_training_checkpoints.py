@@ -37,6 +37,7 @@ def test_a_run_goes_on_with_the_same_scans_and_processes_alone(phantoms, monkeyp
     pretrain.pretrain(TINY, phantoms)
 
 
+@pytest.mark.slow
 def test_the_damaged_checkpoint_never_takes_the_place_of_a_good_one(phantoms):
     pretrain.pretrain(TINY, phantoms, stop_after=3)
     newest, before = phantoms / "checkpoint.pt", phantoms / "checkpoint.before.pt"

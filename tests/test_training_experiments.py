@@ -20,6 +20,7 @@ from training.release.segmenter import card as segmenter_card
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "table"),
     [("sarcoma", sarcoma.table), ("lung-nodule", lung_nodules.table), ("probe", probe.short)],
@@ -67,6 +68,7 @@ def test_a_segmenters_card_is_what_its_files_say(name):
     assert sorted(report["held_out"]) == {"sarcoma": split, "lung-nodule": nodule_split}[task]("test")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(name for name, spec in MODELS.items() if spec.kind == "encoder"))
 def test_a_card_is_what_its_files_say(name):
     folder = ROOT / "model_cards" / name
@@ -257,6 +259,7 @@ def test_a_patient_whom_several_seeds_judge_is_one_patient():
     assert probe.patients(runs, "linear", "auroc").tolist() == pytest.approx([0.2, 0.7, 1.0])
 
 
+@pytest.mark.slow
 def test_the_results_page_names_every_model_with_its_size_and_licence():
     rows = {
         line.split("|")[1].replace(" (baseline only)", "").strip(): line

@@ -68,6 +68,7 @@ def placed(table: Path) -> dict:
 FOLDERS = sorted(path.parent.name for path in hub.bundled().glob("*/config.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FOLDERS if name in MODELS])
 def test_every_model_is_fit_to_be_published(name):
     publish.check(hub.bundled() / name)
@@ -100,6 +101,7 @@ def spoil_weights(folder):
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

@@ -70,6 +70,7 @@ def test_every_run_builds_and_takes_a_shrunken_step(name, phantoms):
         assert dataclasses.replace(other, name=run.name, corpus=run.corpus, init=run.init) == run
 
 
+@pytest.mark.slow
 def test_wild_then_self_starts_from_the_wild_weights(phantoms, tmp_path):
     first = pretrain.pretrain(TINY, phantoms)
     then = dataclasses.replace(TINY, name="then", task="contrastive", init=str(phantoms))

@@ -62,6 +62,7 @@ def test_only_seeds_that_both_have_are_compared():
     assert row["seeds"] == 1 and row["difference"] == pytest.approx(0.1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_robustness_is_what_is_lost_and_not_what_is_left():
     """The first is better everywhere, and loses three times as much."""
     kept = {"shifts": {"swin-wild-smit": measured(0.2, seeds=1), "swin-scratch": measured(0.0)}}
@@ -116,6 +117,7 @@ def test_the_cost_is_the_way_to_what_training_from_scratch_reaches():
     ] == ["agrees", "disagrees", "cannot tell", "cannot tell"]
 
 
+@pytest.mark.slow
 def test_a_seed_without_a_shift_does_not_count_as_clean():
     kept = {"shifts": {"a": measured(0.1, seeds=1), "b": measured(0.0, seeds=1)}}
     claim = study.Claim("a is better", "", "a", "b", "dose")
@@ -124,6 +126,7 @@ def test_a_seed_without_a_shift_does_not_count_as_clean():
     assert study.judged([claim], kept)[0]["verdict"] == "not measured"
 
 
+@pytest.mark.slow
 def test_nodules_are_compared_with_the_same_training_from_scratch():
     def rows(gain, seeds):
         return [
