@@ -3,8 +3,6 @@
 import copy
 import dataclasses
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from ctssl.encoders import ENCODERS
 from ctssl.finetuning import loop
 from ctssl.finetuning.crops import Scan
 from ctssl.finetuning.threshold import validate
+from tests.support import fork
 from tests.support.tiny import QUICK
 
 SCAN = Scan(
@@ -111,8 +110,8 @@ dist.destroy_process_group()
 @pytest.mark.slow
 def test_devices_share_their_gradients(tmp_path):
     (tmp_path / "shared.py").write_text(SHARED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*command, str(tmp_path / "shared.py"), str(tmp_path)], check=True, capture_output=True)
+    for done in fork.run_pair(tmp_path / "shared.py", tmp_path):
+        assert done.returncode == 0, done.stderr[-2000:]
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert [float(grad.unique()) for grad in found] == [2.0, 12.0]  # the means of 0 and 4, of 10 and 14

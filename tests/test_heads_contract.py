@@ -64,11 +64,11 @@ def test_the_decoder_of_swin_unetr_is_monais_on_the_same_weights():
     from monai.networks.nets.swin_unetr import SwinUNETR
 
     torch.manual_seed(0)
-    theirs = SwinUNETR(in_channels=1, out_channels=3, feature_size=24).eval()
+    theirs = SwinUNETR(in_channels=1, out_channels=3, feature_size=12).eval()
     for name, parameter in theirs.named_parameters():
         if name.endswith("bias_table"):
             torch.nn.init.normal_(parameter, std=0.5)
-    swin = Swin(**{**MONAI_SWIN, "width": 24})
+    swin = Swin(**{**MONAI_SWIN, "width": 12})
     swin.load_state_dict(our_swin_state(theirs.swinViT.state_dict()))
     for head in ("swin-unetr", "smit"):
         ours = Segmenter(swin, head=head, classes=3).eval()

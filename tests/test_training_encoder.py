@@ -2,17 +2,15 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 import ctssl
 from ctssl.hub.provenance import facts, read_metadata
+from tests.support import fork
 from tests.support.tiny import SMALL
-from tests.support.training import ROOT, SMALL_HEADS, TINY
+from tests.support.training import SMALL_HEADS, TINY
 from training import pretrain
 from training.release import encoder as export
 from training.run import find_run
@@ -73,7 +71,6 @@ def test_the_whole_state_of_a_run_is_where_another_one_starts(phantoms, tmp_path
 @pytest.mark.slow
 def test_ones_own_scans_become_an_encoder_and_a_segmenter(labelled, tmp_path):
     """The README's recipe, from the command line; held-out scans that the pretraining has seen are named."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     sizes = [
         "crop=32",
         "batch=2",
@@ -114,9 +111,7 @@ def test_ones_own_scans_become_an_encoder_and_a_segmenter(labelled, tmp_path):
         "1",
     ]
     for command in (pretraining, finetuning):
-        done = subprocess.run(
-            [sys.executable, "-m", *map(str, command)], env=env, capture_output=True, text=True
-        )
+        done = fork.run(*command)
         assert done.returncode == 0, done.stderr[-2000:]
     assert "was pretrained on this very scan" in done.stderr
     seen = json.loads((tmp_path / "my-encoder" / "seen.json").read_text())
@@ -127,10 +122,7 @@ def test_ones_own_scans_become_an_encoder_and_a_segmenter(labelled, tmp_path):
 
 @pytest.mark.slow
 def test_what_cannot_be_trained_is_said_before_any_scan_is_read(labelled, tmp_path):
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ask = [
-        sys.executable,
-        "-m",
         "training.pretrain",
         "--data",
         labelled,
@@ -144,6 +136,6 @@ def test_what_cannot_be_trained_is_said_before_any_scan_is_read(labelled, tmp_pa
         ["--task", "mim", "--init", "swin-wild-mum"],
         ["--task", "mim", "--set", "task_args.foo=1"],
     ):
-        done = subprocess.run([*map(str, ask), *more], env=env, capture_output=True, text=True)
+        done = fork.run(*ask, *more)
         assert done.returncode == 1 and "Traceback" not in done.stderr and "Error: " in done.stderr
         assert not (tmp_path / "cache").exists()

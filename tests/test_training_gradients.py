@@ -11,6 +11,7 @@ import torch
 
 import ctssl
 from ctssl.phantom import phantom
+from tests.support import fork
 from tests.support.tiny import SMALL
 from tests.support.training import ROOT, SMALL_HEADS, TINY
 from training import log, pretrain
@@ -110,7 +111,8 @@ def test_two_pieces_give_the_gradient_of_the_whole_batch(name):
 def test_two_processes_give_the_gradient_of_the_whole_batch(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(GRADIENTS)
-    torchrun(script, tmp_path)
+    for done in fork.run_pair(script, tmp_path):
+        assert done.returncode == 0, done.stderr[-3000:]
     for name in ("mim", "contrastive", "smit"):
         same(torch.load(tmp_path / f"{name}.pt", weights_only=True), whole_step(name, 1))
 

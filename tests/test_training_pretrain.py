@@ -2,9 +2,6 @@
 
 import copy
 import dataclasses
-import os
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -14,8 +11,9 @@ import torch
 import ctssl
 from ctssl.phantom import phantom
 from ctssl.zoo import Preprocess
+from tests.support import fork
 from tests.support.tiny import SMALL
-from tests.support.training import ROOT, SMALL_HEADS, TINY
+from tests.support.training import SMALL_HEADS, TINY
 from training import log, pretrain
 from training.data import cache
 from training.data.manifest import Scan
@@ -49,8 +47,6 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path):
         f"task_args={SMALL_HEADS}",
     ]
     command = [
-        sys.executable,
-        "-m",
         "training.pretrain",
         "--data",
         tmp_path / "phantom.csv",
@@ -62,18 +58,18 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path):
         *sizes,
     ]
     (tmp_path / "phantom.csv").write_text("image\nphantom.nii.gz\n")
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     killed = tmp_path / "killed" / "run"
-    process = subprocess.Popen([*command, "--out", killed], env=env, stderr=subprocess.DEVNULL)
-    while process.poll() is None and (
+    process = fork.start(*command, "--out", killed, into=tmp_path)
+    while process.exitcode is None and (
         not (killed / "log.jsonl").exists() or len(log.read(killed / "log.jsonl")) < 8
     ):
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
     assert (killed / "checkpoint.pt").exists() and not (killed / "config.json").exists()
     for out in (killed, tmp_path / "whole" / "run"):
-        subprocess.run([*command, "--out", out], env=env, check=True, capture_output=True)
+        done = fork.run(*command, "--out", out)
+        assert done.returncode == 0, done.stderr[-3000:]
     one, two = (
         torch.load(tmp_path / n / "run" / "checkpoint.pt", weights_only=True) for n in ("killed", "whole")
     )

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -13,21 +12,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 import ctssl
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    [
-        "tests.support.kill",
-        "ctssl.cli",
-        "ctssl.finetuning",
-        "ctssl.heads",
-        "monai.losses.dice",
-        "nibabel",
-        "scipy.ndimage",
-        "matplotlib.figure",
-        "matplotlib.backends.backend_agg",
-    ]
-)
+from tests.support.fork import SERVER
 
 
 def run(
