@@ -225,7 +225,7 @@ def distribute(task: Any, run: Run, world: int) -> nn.Module:
 def batches_of(run: Run, task: Any, corpus: Any, *, first: int, last: int) -> Iterator[Batch]:
     """Return the batches of this process from step `first` to `last`."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    samples = Samples(corpus, crop=run.crop, views=getattr(task, "views", 1), how=run.views, seed=run.seed)
+    samples = Samples(corpus, task, run)
     places = Places(batch=run.batch, pieces=run.accumulate, rank=rank, world=world, first=first, last=last)
     return iter(loader(samples, places, workers=run.workers))
 

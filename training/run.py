@@ -24,6 +24,7 @@ STEPS = {
     "smit": 1800,
     "mae": 4500,
     "rotate_inpaint_contrast": 2250,
+    "lesions": 4000,
 }
 """Steps with about equal compute: a step of `contrastive` costs two of `mim`, one of `smit` about 2.5."""
 
@@ -38,7 +39,21 @@ DISTILLED: dict[str, Any] = dict(
 """For runs of 1,800 steps. With the published settings (tokens not standardised, momentum 0.996, temperature
 rising to 0.07) the targets of the Swins' teachers were uniform from the first hundred steps to the last
 (entropy 6.93, the log of 1024), so SMIT was reduced to masked image prediction."""
-RECIPES = {"contrastive": CONTRASTIVE, "itd": DISTILLED, "itd_mpd": DISTILLED, "smit": DISTILLED}
+LESIONS: dict[str, Any] = dict(
+    crop=32,
+    batch=16,
+    lr=1e-3,
+    preprocess=Preprocess(1.5, (-1000.0, 400.0)),
+    views=Views(intensity=0.05, gamma=1.1, noise=0.02, blur=0.7, spacing=(0.9, 3.0), thick=3.0),
+)
+"""A window that shows lung and soft tissue, and the spacings of users' scans."""
+RECIPES = {
+    "lesions": LESIONS,
+    "contrastive": CONTRASTIVE,
+    "itd": DISTILLED,
+    "itd_mpd": DISTILLED,
+    "smit": DISTILLED,
+}
 """Settings that the small runs of a task change."""
 
 
@@ -50,7 +65,7 @@ class Run:
         name: name of the model.
         encoder: key of `ctssl.encoders.ENCODERS`.
         task: key of `training.pretext.TASKS`.
-        corpus: "wild", "self", a CSV or a folder; see `training.data.manifest`.
+        corpus: "wild", "wild46", "self", a CSV or a folder; see `training.data.manifest`.
         encoder_args: arguments of the encoder.
         task_args: arguments of the task.
         preprocess: working spacing and HU window.
@@ -122,7 +137,8 @@ def find_run(name: str) -> Run:
 
 def parse_run(settings: dict[str, Any]) -> Run:
     """Return a run from the JSON of a checkpoint or of a card's `training.json`."""
-    parts = {"preprocess": Preprocess(**settings["preprocess"]), "views": Views(**settings["views"])}
+    views = {key: tuple(v) if isinstance(v, list) else v for key, v in settings["views"].items()}
+    parts = {"preprocess": Preprocess(**settings["preprocess"]), "views": Views(**views)}
     return Run(**{**settings, **parts})
 
 

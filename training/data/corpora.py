@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-NAMES = ("wild", "self")
+NAMES = ("wild", "wild46", "self")
 SPLIT = Path(__file__).with_name("sarcoma_split.json")
 NODULES = Path(__file__).with_name("nodule_split.json")
 
@@ -41,8 +41,8 @@ def nodule_split(side: str) -> list[str]:
 
 
 def corpus(name: str) -> list[Path]:
-    """Return the pretraining scans of `"wild"` (uncurated public CTs) or `"self"` (training side of the
-    sarcoma data).
+    """Return the pretraining scans of `"wild"` or `"wild46"` (26 or 46 uncurated public CTs) or `"self"` (training
+    side of the sarcoma data).
     """
     return [data_folder() / row["image"] for row in _rows(name)]
 
@@ -58,10 +58,12 @@ def provenance(name: str) -> list[dict[str, str]]:
 def _rows(name: str) -> list[dict[str, str]]:
     if name == "wild":
         return cases("wild")
+    if name == "wild46":
+        return cases("wild") + cases("wild2")
     if name == "self":
         train = set(split("train"))
         return [row for row in cases("sarcoma") if row["id"] in train]
-    raise ValueError(f"unknown corpus {name!r}; use 'wild' or 'self'")
+    raise ValueError(f"unknown corpus {name!r}; use 'wild', 'wild46' or 'self'")
 
 
 def make_split(seed: int = 0, per_kernel: int = 6) -> dict[str, list[str]]:

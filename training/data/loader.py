@@ -4,6 +4,7 @@ Sample number n is always the same, so resuming skips and repeats nothing.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from training.data.cache import Corpus
-from training.data.views import Views, sample
+from training.data.views import sample
 from training.pretext.batch import Batch
+from training.run import Run
 
 
 class Samples(Dataset):
@@ -21,8 +23,11 @@ class Samples(Dataset):
     Every scan appears once in each pass over the corpus, in a new order.
     """
 
-    def __init__(self, corpus: Corpus, *, crop: int, views: int, how: Views, seed: int) -> None:
-        self.corpus, self.crop, self.views, self.how, self.seed = corpus, crop, views, how, seed
+    def __init__(self, corpus: Corpus, task: Any, run: Run, *, seed: int | None = None) -> None:
+        self.corpus, self.seed = corpus, run.seed if seed is None else seed
+        own = getattr(task, "sample", None)
+        draw: Any = own or partial(sample, views=getattr(task, "views", 1))
+        self.draw = partial(draw, crop=run.crop, how=run.views, preprocess=run.preprocess)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def __getitem__(self, number: int) -> tuple[list[np.ndarray], int, int]:
@@ -33,8 +38,7 @@ class Samples(Dataset):
         seed = int(
             np.random.SeedSequence([self.seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(24)
         )
-        views = sample(self.corpus.scan(scan), crop=self.crop, views=self.views, how=self.how, seed=seed)
-        return views, seed, self.corpus.patient(scan)
+        return self.draw(self.corpus.scan(scan), seed=seed), seed, self.corpus.patient(scan)
 
 
 class Places:

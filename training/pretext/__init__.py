@@ -7,6 +7,9 @@ the encoder's, and hides tokens between `encoder.patch_embed` and `encoder.encod
 gets exported. Optional:
 
 - `views`: number of views of each sample (1);
+- `sample(scan, *, crop, how, preprocess, seed)`: draws the views of a sample instead of
+  `training.data.views.sample`, for tasks whose views are an image and its target;
+- `segmenter`: encoder and head, for a task that segments; both get exported;
 - `after_step(progress)`: called after each optimiser step, for momentum teachers;
 - `embed(batch)`, `forward(batch, others)` and a result named `joint`: for a loss, or a part of one, that
   relates samples to each other; see `contrastive.py`.
@@ -17,6 +20,7 @@ To add one: write `training/pretext/<name>.py` and add a line to `TASKS`.
 from training.pretext.contrastive import Contrastive
 from training.pretext.itd import ImageTokens
 from training.pretext.itd_mpd import ImageAndPatchTokens
+from training.pretext.lesions import Lesions
 from training.pretext.mae import MaskedAutoencoder
 from training.pretext.mim import MaskedImageModelling
 from training.pretext.rotate_inpaint_contrast import RotateInpaintContrast
@@ -30,4 +34,5 @@ TASKS = {
     "smit": Smit,
     "mae": MaskedAutoencoder,
     "rotate_inpaint_contrast": RotateInpaintContrast,
+    "lesions": Lesions,
 }

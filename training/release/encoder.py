@@ -40,6 +40,7 @@ from training.release.fingerprint import fingerprint
 from training.run import Run, find_run
 
 CARDS = Path(__file__).parents[2] / "model_cards"
+FAMILY = {"wild46": "wild"}  # corpora that models are named after
 
 
 def load_finished(run: Run, out: Path) -> tuple[Any, dict[str, Any]]:
@@ -117,8 +118,9 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
 
 
 def trained_on(run: Run) -> str:
-    """Return the corpus of a run, preceded by that of its starting weights: "wild-self"."""
-    return f"{MODELS[run.init].corpus}-{run.corpus}" if run.init in MODELS else run.corpus
+    """Return the corpus of a run, preceded by that of its starting weights if that is another: "wild-self"."""
+    own, before = FAMILY.get(run.corpus, run.corpus), MODELS[run.init].corpus if run.init in MODELS else ""
+    return f"{before}-{own}" if before not in ("", own) else own
 
 
 def scans_of(run: Run) -> list[dict[str, Any]]:
@@ -141,7 +143,7 @@ def unseen(task: nn.Module, run: Run, out: Path, batches: int = 40) -> dict[str,
     other = {"self": "wild", "wild-self": "paired_kernels"}.get(trained_on(run), "self")
     source = other if other in NAMES else data_folder() / other
     scans = prepare_corpus(find_scans(source), run.preprocess, out.parent / "cache")
-    samples = Samples(scans, crop=run.crop, views=getattr(task, "views", 1), how=run.views, seed=run.seed + 1)
+    samples = Samples(scans, task, run, seed=run.seed + 1)
     places = Places(batch=run.batch, pieces=1, rank=0, world=1, first=0, last=batches)
     task.eval()
     rows = [
