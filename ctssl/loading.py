@@ -31,7 +31,7 @@ def load(
     offline: bool | None = None,
     device: str | torch.device = "cpu",
 ) -> Swin | ViT:
-    """Load a pretrained encoder in evaluation mode.
+    """Load a pretrained encoder in evaluation mode; of a segmenter, its encoder.
 
     Args:
         source: a model name (`ctssl.list_models()`), a folder, or a Hub repository `owner/name`. A name takes
@@ -42,19 +42,14 @@ def load(
 
     Raises:
         FileNotFoundError: the model is not here and cannot be downloaded; the message says what to do.
-        ValueError: the model is damaged, was changed, or is not an encoder.
+        ValueError: the model is damaged or was changed.
 
     >>> load("swin-wild-mim").strides
     (4, 8, 16)
     """
     folder = open_model(source, revision=revision, offline=offline)
-    if folder.kind != "encoder":
-        raise ValueError(
-            f"{folder.name} is a {folder.kind}, not an encoder; load it with "
-            f"ctssl.load_segmenter({folder.name!r})"
-        )
     encoder = build_encoder(folder)
-    load_weights(encoder, folder.weights)
+    load_weights(encoder, folder.weights, within=_within(folder))
     encoder.spec = folder.spec
     return encoder.to(choose_device(device)).eval()
 
@@ -152,10 +147,15 @@ def build_encoder(folder: ModelFolder) -> Any:
         raise ValueError(
             f"{path}/{CONFIG} does not describe a {kind} that this ctssl can build: {error}"
         ) from error
-    within = "encoder." if folder.kind == "segmenter" else ""
+    within = _within(folder)
     shapes = {within + key: tuple(v.shape) for key, v in sketch.state_dict().items()}
     _check_shapes(shapes, folder.weights, within=within)
     return known[kind](**settings)
+
+
+def _within(folder: ModelFolder) -> str:
+    """Return what the names of the encoder's weights begin with."""
+    return "encoder." if folder.kind == "segmenter" else ""
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -182,8 +182,8 @@ def _check_shapes(own: dict[str, tuple[int, ...]], path: Path, *, within: str = 
         )
 
 
-def load_weights(model: Any, path: Path) -> None:
-    """Load the weights of a file into a model, strictly.
+def load_weights(model: Any, path: Path, *, within: str = "") -> None:
+    """Load the weights of a file into a model, strictly; of those in the file, the ones named `within...`.
 
     Raises `ValueError` for missing, unexpected, non-finite or non-floating-point weights.
     """
@@ -191,13 +191,14 @@ def load_weights(model: Any, path: Path) -> None:
     from safetensors.torch import load_file
 
     own = model.state_dict()
-    _check_shapes({key: tuple(value.shape) for key, value in own.items()}, path)
+    _check_shapes({within + key: tuple(value.shape) for key, value in own.items()}, path, within=within)
     try:
-        state = load_file(path)
+        stored = load_file(path)
     except (SafetensorError, OSError, KeyError, ValueError) as error:  # KeyError: a type unknown to torch
         raise ValueError(
             f"{path} is not a complete safetensors file ({error}); copy or download it again"
         ) from error
+    state = {key.removeprefix(within): v for key, v in stored.items() if key.startswith(within)}
     other = [
         k
         for k, v in state.items()

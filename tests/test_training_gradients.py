@@ -16,7 +16,6 @@ from tests.support.tiny import SMALL
 from tests.support.training import ROOT, SMALL_HEADS, TINY
 from training import log, pretrain
 from training.data.loader import Places, Samples, loader
-from training.data.views import Views
 
 GRADIENTS = """
 import pathlib, sys, torch
@@ -62,7 +61,7 @@ def gradient_case(name, *, world, rank, batch, pieces, encoder="swin"):
         def patient(self, number):
             return number
 
-    samples = Samples(Three(), crop=32, views=getattr(task, "views", 1), how=Views(), seed=0)  # type: ignore[arg-type]
+    samples = Samples(Three(), task, dataclasses.replace(TINY, crop=32))  # type: ignore[arg-type]
     places = Places(batch=batch, pieces=pieces, rank=rank, world=world, first=0, last=1)
     return task, [pretrain.at(b, 0.3) for b in loader(samples, places, workers=0)]
 

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import ctssl
+from ctssl.zoo import Preprocess
 from tests.support.tiny import SMALL
 from training.data.views import Views, sample
 from training.pretext import TASKS
@@ -353,17 +354,18 @@ def test_rotation_turns_about_z_and_no_more_than_the_share_is_overwritten():
 
 def test_one_view_is_a_mirrored_crop_and_two_views_overlap():
     scan = np.linspace(0, 1, 60 * 50 * 40, dtype=np.float32).reshape(60, 50, 40)
-    (one,) = sample(scan, crop=24, views=1, how=Views(), seed=4)
+    about: dict = dict(crop=24, preprocess=Preprocess())
+    (one,) = sample(scan, **about, views=1, how=Views(), seed=4)
     values = set(scan.flatten().tolist())
     assert one.shape == (24, 24, 24) and set(one.flatten().tolist()) <= values
     plain = Views(zoom=1.0, intensity=0, gamma=1.0, noise=0, blur=0)
-    left, right = sample(scan, crop=24, views=2, how=plain, seed=5)
+    left, right = sample(scan, **about, views=2, how=plain, seed=5)
     shared = set(left.flatten().tolist()) & set(right.flatten().tolist())
     assert 0.4 * 24**3 < len(shared) <= 24**3
-    again = sample(scan, crop=24, views=2, how=Views(), seed=5)
+    again = sample(scan, **about, views=2, how=Views(), seed=5)
     assert all(
         np.array_equal(a, b)
-        for a, b in zip(again, sample(scan, crop=24, views=2, how=Views(), seed=5), strict=True)
+        for a, b in zip(again, sample(scan, **about, views=2, how=Views(), seed=5), strict=True)
     )
     assert all(
         a.shape == (24, 24, 24) and a.min() >= 0 and a.max() <= 1 and a.dtype == np.float32 for a in again

@@ -35,6 +35,7 @@ import ctssl
 from ctssl.datasets.seen import SEEN
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pretrained import encoder_config
+from ctssl.heads.segmenter import segmenter_config
 from ctssl.hub.folder import write_folder
 from ctssl.hub.provenance import facts
 from ctssl.precision import half
@@ -197,7 +198,7 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     keep(last)
     journal.close()
     if rank == 0 and last == run.steps:
-        finish(task.encoder, run, out, corpus, world=world)
+        finish(task, run, out, corpus, world=world)
     return task
 
 
@@ -309,9 +310,12 @@ def shared_corpus(run: Run, out: Path, rank: int) -> Any:
     return corpus
 
 
-def finish(encoder: Any, run: Run, out: Path, corpus: Any, *, world: int = 1) -> None:
-    """Write the encoder as a model folder next to its checkpoint, and a picture of the loss."""
+def finish(task: Any, run: Run, out: Path, corpus: Any, *, world: int = 1) -> None:
+    """Write the encoder, or the segmenter of a task that has one, as a model folder next to its checkpoint, and
+    a picture of the loss.
+    """
     scans = [scan.path.name for scan in find_scans(run.corpus)]
+    encoder = task.encoder
     encoder.spec = ModelSpec(
         run.name,
         "encoder",
@@ -329,10 +333,17 @@ def finish(encoder: Any, run: Run, out: Path, corpus: Any, *, world: int = 1) ->
         samples=run.steps * run.batch * run.accumulate * world,
     )
     extra = {SEEN: seen(run, corpus.voxels)} if len(scans) <= HASHED else {}
-    write_folder(
-        encoder, out, encoder_config(encoder, name=run.name), overwrite=True, metadata=metadata, extra=extra
-    )
+    model, config = exported(task, run.name)
+    write_folder(model, out, config, overwrite=True, metadata=metadata, extra=extra)
     log.picture(out / "log.jsonl", out / "loss.png", title=run.name)
+
+
+def exported(task: Any, name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """Return what is kept of a task whose encoder has its `spec`, and its `config.json`."""
+    if hasattr(task, "segmenter"):
+        task.segmenter.parent = ""
+        return task.segmenter, segmenter_config(task.segmenter, name=name)
+    return task.encoder, encoder_config(task.encoder, name=name)
 
 
 def main() -> None:

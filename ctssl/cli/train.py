@@ -30,8 +30,10 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="starting weights: name, folder or repository; or a baseline without pretraining: swin-scratch, "
         "vit-scratch, dynunet (default: %(default)s)",
     )
-    heads = "light, linear, smit, swin-unetr or unetr (default: %(default)s)"
-    sub.add_argument("--head", default="light", help=heads)
+    heads = (
+        "light, linear, smit, swin-unetr or unetr (default: the head that the model brings, otherwise light)"
+    )
+    sub.add_argument("--head", default="", help=heads)
     _add_sides(sub)
     _add_settings(sub)
     sub.add_argument(
@@ -86,6 +88,19 @@ def _add_settings(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--steps", **number, help="training steps (default: 600)")
     sub.add_argument("--minutes", type=float, metavar="M", help="train for about M minutes instead")
+    sub.add_argument("--lr", type=float, metavar="R", help="peak learning rate of the head (default: 0.001)")
+    sub.add_argument(
+        "--encoder-lr",
+        type=float,
+        metavar="R",
+        help="peak learning rate of a pretrained encoder (default: 0.0003)",
+    )
+    sub.add_argument(
+        "--warmup-head",
+        type=float,
+        metavar="SHARE",
+        help="share of the steps in which the head learns alone, before a pretrained encoder joins in (default: 0)",
+    )
     sub.add_argument("--freeze", choices=["encoder"], help="train the head alone")
     sub.add_argument(
         "--layer-decay", type=float, metavar="F", help="learning rate decay per block (default: 1)"
@@ -196,6 +211,9 @@ def _request(args: argparse.Namespace) -> Request:
         "batch",
         "crop",
         "seed",
+        "lr",
+        "encoder_lr",
+        "warmup_head",
         "layer_decay",
         "ema",
         "validation",

@@ -85,7 +85,7 @@ class _Run:
     def __init__(
         self, net: Segmenter, settings: Settings, identity: dict[str, Any], folder: Path, from_scratch: bool
     ) -> None:
-        self.net, self.settings, self.folder = net, settings, folder
+        self.net, self.settings, self.folder, self.from_scratch = net, settings, folder, from_scratch
         self.rank, self.world = _world()
         self.device = next(net.parameters()).device
         self.half = settings.bf16 or self.device.type == "cuda"
@@ -103,8 +103,12 @@ class _Run:
         """One step of the optimiser."""
         now, settings = self.now, self.settings
         make_ready(self.net, settings)
+        total = now.steps or 10 * TIMED
+        alone = 0 if self.from_scratch else round(settings.warmup_head * total)
+        self.net.encoder.requires_grad_(not settings.freeze and now.step >= alone)
         for group in self.opt.param_groups:
-            group["lr"] = group["peak"] * rate(now.step, now.steps or 10 * TIMED, settings.warmup)
+            first = alone if group["encoder"] else 0
+            group["lr"] = group["peak"] * rate(now.step - first, total - first, settings.warmup)
         self.losses.append(descend(self.net, self.opt, image, label, half=self.half, world=self.world))
         if not math.isfinite(self.losses[-1]):
             raise ValueError(
@@ -205,23 +209,31 @@ def groups(net: Segmenter, settings: Settings, *, from_scratch: bool) -> list[di
     """Parameter groups with their peak learning rates. The encoder's blocks decay by `settings.layer_decay`,
     by timm."""
     decay = settings.weight_decay
-    head = {"params": list(net.head.parameters()), "peak": settings.lr, "weight_decay": decay}
+    head = {
+        "params": list(net.head.parameters()),
+        "peak": settings.lr,
+        "weight_decay": decay,
+        "encoder": False,
+    }
     net.encoder.requires_grad_(not settings.freeze)
     if settings.freeze:
         return [head]
     peak = settings.lr if from_scratch else settings.encoder_lr
     if settings.layer_decay == 1.0 or from_scratch:
-        return [{"params": list(net.encoder.parameters()), "peak": peak, "weight_decay": decay}, head]
+        whole = {"params": list(net.encoder.parameters()), "peak": peak, "weight_decay": decay}
+        return [{**whole, "encoder": True}, head]
     from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 
     layers = param_groups_layer_decay(
         net.encoder, decay, weight_decay_exclude_1d=False, layer_decay=settings.layer_decay
     )
-    return [{**layer, "peak": peak * layer["lr_scale"]} for layer in layers] + [head]
+    return [{**layer, "peak": peak * layer["lr_scale"], "encoder": True} for layer in layers] + [head]
 
 
 def rate(step: int, steps: int, warmup: float) -> float:
-    """Linear warm-up, then cosine to zero, as a factor."""
+    """Linear warm-up, then cosine to zero, as a factor; 0 before the first step."""
+    if step < 0:
+        return 0.0
     warm = max(1, round(warmup * steps))
     return (
         (step + 1) / warm

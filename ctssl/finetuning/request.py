@@ -23,7 +23,7 @@ class Request:
     out: Path
     model: Any
     settings: Settings
-    head: str = "light"
+    head: str = ""
     hold_out: float | list[str] | None = None
     few_shot: int | None = None
     folds: int | None = None
@@ -48,7 +48,7 @@ def check_request(request: Request) -> None:
     """Raise for what cannot be done, whatever the data: `ValueError` for arguments, `FileExistsError` where
     `out` holds something that would be replaced."""
     out = request.out
-    if request.head not in HEADS:
+    if request.head and request.head not in HEADS:
         raise ValueError(f"unknown head {request.head!r}; use {', '.join(sorted(HEADS))}")
     ours = (out / WEIGHTS).exists() and (out / "config.json").exists()
     if ours and not request.overwrite and not request.keep:

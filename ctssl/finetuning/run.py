@@ -34,7 +34,7 @@ from ctssl.finetuning.prepare import (
 from ctssl.finetuning.report import WRITTEN, Facts, Judged, Report, judge, result_files
 from ctssl.finetuning.request import Request, check_request, finished, identity_of
 from ctssl.finetuning.settings import Settings
-from ctssl.finetuning.start import Start, check_model, open_start
+from ctssl.finetuning.start import Start, check_model, open_start, take_head
 from ctssl.finetuning.threshold import choose_threshold
 from ctssl.hub.provenance import facts as metadata_of
 from ctssl.inference.masks import onto, plan, probabilities_of
@@ -53,7 +53,7 @@ def finetune(
     images: str | os.PathLike | None = None,
     labels: str | os.PathLike | None = None,
     roi: str | None = None,
-    head: str = "light",
+    head: str = "",
     hold_out: float | list[str] | None = None,
     few_shot: int | None = None,
     folds: int | None = None,
@@ -78,7 +78,9 @@ def finetune(
         out: folder for the segmenter (`ctssl.load_segmenter(out)`). Called again, an interrupted training
             goes on.
         model: starting weights: a name, folder or repository for `ctssl.load`, an encoder, or a baseline:
-            `swin-scratch`, `vit-scratch` (the published encoders, untrained) or `dynunet` (nnU-Net's network).
+            `swin-scratch`, `vit-scratch` (the published encoders, untrained) or `dynunet` (nnU-Net's network). A
+            segmenter brings its head too.
+        head: key of `ctssl.heads.HEADS`; "" is the head that the model brings, otherwise `light`.
         hold_out: share of the patients to hold out (drawn by `settings.seed`), or names of cases; 0 trains on
             all. None: the cases that a column `split` calls test (those it calls val are the validation set),
             or a fifth.
@@ -308,6 +310,7 @@ def build_network(job: Job) -> Any:
     encoder.spec = replace(job.start.spec, preprocess=job.plan.preprocess)
     torch.manual_seed(job.settings.seed)
     net = segmenter(encoder, head=job.start.head, classes=classes, labels=names, window=job.plan.crop)
+    take_head(net, job.start)
     net.parent = "" if job.start.from_scratch else job.start.name
     for case in job.sides.held_out:
         plan(net, job.survey.records.cases[case.name].grid, job.request.max_memory_gb)

@@ -18,6 +18,7 @@ class Settings:
         crop: voxels along each side of a crop; 0: derived from the structures and the scans.
         lr: peak learning rate of the head, and of an encoder with initial weights.
         encoder_lr: peak learning rate of a pretrained encoder.
+        warmup_head: share of the steps in which the head learns alone, before a pretrained encoder joins in.
         layer_decay: factor of the learning rate for every block further from the end (timm); 1 for none.
         freeze: train the head alone.
         ema: decay of an average of the weights that is validated and kept (timm); 0 for none.
@@ -49,6 +50,7 @@ class Settings:
     crop: int = 0
     lr: float = 1e-3
     encoder_lr: float = 3e-4
+    warmup_head: float = 0.0
     layer_decay: float = 1.0
     freeze: bool = False
     ema: float = 0.0
@@ -86,7 +88,7 @@ class Settings:
         ]
         for keys, low, high, text in (
             (("lr", "encoder_lr", "layer_decay", "zoom"), 0, math.inf, "> 0"),
-            (("ema", "validation", "warmup"), None, 1, ">= 0 and < 1"),
+            (("ema", "validation", "warmup", "warmup_head"), None, 1, ">= 0 and < 1"),
             (("foreground", "trim", "warp", "degrade"), None, math.nextafter(1, 2), "from 0 to 1"),
         ):
             for key in keys:

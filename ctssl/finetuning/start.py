@@ -14,10 +14,11 @@ from torch import nn
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
 from ctssl.heads import HEADS
+from ctssl.heads.segmenter import Segmenter
 from ctssl.hub.folder import ModelFolder
 from ctssl.hub.lookup import open_model
 from ctssl.hub.provenance import fingerprint_of
-from ctssl.loading import load
+from ctssl.loading import load_model
 from ctssl.zoo import ModelSpec, info, list_models
 
 BASELINES: dict[str, Callable[[], Any]] = {
@@ -34,7 +35,8 @@ class Start:
 
     `name`: what the weights are called. `weights`: their sha256, or the name of a baseline. `folder`: where
     they come from, None for a module or without pretraining. `from_scratch`: whether initial weights are
-    used, in which case `spec` says nothing about any pretraining.
+    used, in which case `spec` says nothing about any pretraining. `segmenter`: what brings a trained head of the
+    kind `head`, if anything does.
     """
 
     encoder: Any
@@ -44,34 +46,50 @@ class Start:
     spec: ModelSpec
     folder: ModelFolder | None
     from_scratch: bool
+    segmenter: Any = None
 
 
 def open_start(model: Any, head: str, *, from_scratch: bool, seed: int) -> Start:
-    """Load the encoder to train.
+    """Load the encoder to train, and the head of a segmenter.
 
     Args:
-        model: a baseline of `BASELINES`, what `ctssl.load` takes, or an encoder (which stays as it is).
-        head: the head that was asked for; `dynunet` brings its own.
+        model: a baseline of `BASELINES`, what `ctssl.load` takes, or an encoder or segmenter (which stays as it is).
+        head: the head that was asked for; "" is that of the segmenter, otherwise `light`. `dynunet` brings its own.
         from_scratch: use initial weights, drawn with `seed`.
     """
-    encoder: Any
+    net: Any
     baseline, folder = isinstance(model, str) and model in BASELINES, None
     if baseline:
-        encoder = BASELINES[str(model)]()
+        net = BASELINES[str(model)]()
         head = str(model) if model in HEADS else head
     elif isinstance(model, nn.Module):
-        encoder = copy.deepcopy(model)
+        net = copy.deepcopy(model)
     else:
         folder = open_model(model)
-        encoder = load(folder)
+        net = load_model(folder)
+    segmenter = (
+        net if isinstance(net, Segmenter) and head in ("", net.head_name) and not from_scratch else None
+    )
+    head = head or (net.head_name if isinstance(net, Segmenter) else "light")
+    encoder: Any = net.encoder if isinstance(net, Segmenter) else net
     spec = encoder.spec or ModelSpec("", "encoder", encoder.architecture)
     name = str(model) if baseline else spec.name
-    weights = spec.sha256 or (name if baseline else fingerprint_of(encoder))
+    weights = spec.sha256 or (name if baseline else fingerprint_of(net))
     if from_scratch or baseline:
         encoder = fresh(encoder, seed)
         spec = ModelSpec("", "encoder", encoder.architecture, encoder.config, spec.preprocess)
         return Start(encoder, name, weights, head, spec, None, True)
-    return Start(encoder, name, weights, head, spec, folder, False)
+    return Start(encoder, name, weights, head, spec, folder, False, segmenter)
+
+
+def take_head(net: Segmenter, start: Start) -> None:
+    """Give a network the head that it starts from, but for a last layer of another number of classes."""
+    if start.segmenter is None:
+        return
+    own = net.head.state_dict()
+    known = start.segmenter.head.state_dict()
+    fitting = {key: value for key, value in known.items() if key in own and own[key].shape == value.shape}
+    net.head.load_state_dict({**own, **fitting})
 
 
 def published(kind: str) -> Any:

@@ -178,24 +178,12 @@ class Segmenter(nn.Module):
             metadata: provenance for the header of the weights. Default: as loaded, or the starting weights as
                 parent.
         """
-        from ctssl.encoders.pretrained import encoder_config
         from ctssl.hub.folder import write_folder
 
-        own = encoder_config(self.encoder, name=Path(folder).resolve().name)
-        own |= {
-            "name": Path(folder).resolve().name,
-            "kind": "segmenter",
-            "head": self.head_name,
-            "labels": {str(k): v for k, v in self.labels.items()},
-            "window": self.window,
-            "parent": self.parent,
-            "threshold": self.threshold,
-            "parameters": sum(p.numel() for p in self.parameters()),
-        }
         return write_folder(
             self,
             folder,
-            {**own, **(config or {})},
+            {**segmenter_config(self, name=Path(folder).resolve().name), **(config or {})},
             half=half,
             overwrite=overwrite,
             extra=extra,
@@ -203,6 +191,23 @@ class Segmenter(nn.Module):
         )
 
     push_to_hub = Pretrained.push_to_hub
+
+
+def segmenter_config(net: Segmenter, *, name: str) -> dict[str, Any]:
+    """Return the `config.json` of a segmenter."""
+    from ctssl.encoders.pretrained import encoder_config
+
+    return {
+        **encoder_config(net.encoder, name=name),
+        "name": name,
+        "kind": "segmenter",
+        "head": net.head_name,
+        "labels": {str(k): v for k, v in net.labels.items()},
+        "window": net.window,
+        "parent": net.parent,
+        "threshold": net.threshold,
+        "parameters": sum(p.numel() for p in net.parameters()),
+    }
 
 
 def segmenter_settings(config: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ PRETEXTS = {
     "itd_mpd": "image and masked patch token self-distillation (ITD and MPD of SMIT, arXiv 2205.10342)",
     "smit": "SMIT: masked image prediction with image and patch token self-distillation (arXiv 2205.10342)",
     "mae": "a masked autoencoder (arXiv 2111.06377)",
+    "lesions": "segmentation of synthetic lesions pasted into unlabelled scans (after arXiv 2303.14869)",
     "rotate_inpaint_contrast": "rotation, inpainting and contrast (arXiv 2111.14791)",
 }
 CORPORA = {
@@ -29,6 +30,8 @@ CORPORA = {
 
 LICENCES = {
     "public domain": "cc0-1.0",
+    "MIT": "mit",
+    "BSD": "bsd-3-clause",
     "Apache-2.0": "apache-2.0",
     "CC BY 3.0": "cc-by-3.0",
     "CC BY 4.0": "cc-by-4.0",

@@ -21,7 +21,6 @@ from torch import nn
 
 from ctssl.datasets.seen import SEEN
 from ctssl.demo import picture_features
-from ctssl.encoders.pretrained import encoder_config
 from ctssl.hub.client import CONFIG
 from ctssl.hub.folder import read_config, write_folder
 from ctssl.hub.provenance import facts
@@ -34,7 +33,7 @@ from training.data.corpora import NAMES, data_folder, provenance
 from training.data.loader import Places, Samples, loader
 from training.data.manifest import find_scans
 from training.data.seen import seen
-from training.pretrain import build
+from training.pretrain import build, exported
 from training.release.card import card, strictest
 from training.release.fingerprint import fingerprint
 from training.run import Run, find_run
@@ -66,7 +65,7 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
     encoder: Any = task.encoder.eval()
     before = build(run).encoder.state_dict()
     untrained = [key for key, value in encoder.state_dict().items() if torch.equal(value, before[key])]
-    for p in encoder.parameters():
+    for p in task.parameters():
         p.data = p.data.half().float()  # rounded to fp16, so that users get the same fingerprint
     encoder.spec = ModelSpec(
         run.name,
@@ -78,7 +77,7 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
         licence=strictest(scans_of(run)).upper(),
         data=SCANS[trained_on(run)],
     )
-    config = encoder_config(encoder, name=run.name)
+    model, config = exported(task, run.name)
     config |= {"untrained": untrained, "fingerprint": fingerprint(encoder)}
     samples = run.steps * run.batch * run.accumulate * state["world"]
     history = {
@@ -105,7 +104,7 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
         licence=encoder.spec.licence,
     )
     folder = write_folder(
-        encoder,
+        model,
         cards / run.name,
         config,
         half=True,
