@@ -24,7 +24,7 @@ STEPS = {
     "smit": 1800,
     "mae": 4500,
     "rotate_inpaint_contrast": 2250,
-    "lesions": 4000,
+    "lesions": 8000,
 }
 """Steps with about equal compute: a step of `contrastive` costs two of `mim`, one of `smit` about 2.5."""
 
@@ -41,8 +41,7 @@ rising to 0.07) the targets of the Swins' teachers were uniform from the first h
 (entropy 6.93, the log of 1024), so SMIT was reduced to masked image prediction."""
 LESIONS: dict[str, Any] = dict(
     crop=32,
-    batch=16,
-    lr=1e-3,
+    batch=8,
     preprocess=Preprocess(1.5, (-1000.0, 400.0)),
     views=Views(intensity=0.05, gamma=1.1, noise=0.02, blur=0.7, spacing=(0.9, 3.0), thick=3.0),
 )

@@ -13,6 +13,7 @@ import numpy as np
 
 NAMES = ("wild", "wild46", "self")
 SPLIT = Path(__file__).with_name("sarcoma_split.json")
+LUNG = Path(__file__).with_name("lung_split.json")
 NODULES = Path(__file__).with_name("nodule_split.json")
 
 
@@ -38,6 +39,11 @@ def split(side: str) -> list[str]:
 def nodule_split(side: str) -> list[str]:
     """Return case ids of the lung nodules: `"train"` or `"test"` (a third)."""
     return json.loads(NODULES.read_text())[side]
+
+
+def lung_split() -> dict[str, list[str]]:
+    """Return case ids of NSCLC-Radiomics: `"train"` (150), and `"choose"` (40) to choose recipes by."""
+    return json.loads(LUNG.read_text())
 
 
 def corpus(name: str) -> list[Path]:
@@ -84,7 +90,14 @@ def make_nodule_split(seed: int = 0) -> dict[str, list[str]]:
     return {"train": [name for name in ids if name not in test], "test": sorted(test)}
 
 
+def make_lung_split(seed: int = 0, choose: int = 40) -> dict[str, list[str]]:
+    """Draw the patients of NSCLC-Radiomics that choose recipes."""
+    ids = sorted(row["id"] for row in cases("lung_radiomics_nc"))
+    drawn = np.random.default_rng(seed).choice(ids, choose, replace=False).tolist()
+    return {"train": [name for name in ids if name not in drawn], "choose": sorted(drawn)}
+
+
 if __name__ == "__main__":
-    for path, made in ((SPLIT, make_split()), (NODULES, make_nodule_split())):
+    for path, made in ((SPLIT, make_split()), (NODULES, make_nodule_split()), (LUNG, make_lung_split())):
         path.write_text(json.dumps({"seed": 0, **made}, indent=1) + "\n")
-        print(f"{path}: {len(made['train'])} training cases, {len(made['test'])} test cases")
+        print(f"{path}: {', '.join(f'{len(ids)} {side}' for side, ids in made.items())}")

@@ -130,7 +130,8 @@ def _in_lung(
         opacity = np.clip(haze, 0.1, 0.8) * _sigmoid(depth / rng.uniform(0.6, 2.0))
         if kind == "part-solid":
             core = rng.uniform(0.3, 0.7) + 0.2 * smooth_noise(hu.shape, 4, rng)
-            opacity = np.maximum(opacity, _sigmoid((core - share) * radius / border))
+            nodule = np.minimum(depth, (core - share) * radius)
+            opacity = np.maximum(opacity, _sigmoid(nodule / border))
     if radius > 6 and rng.random() < 0.1:  # a cavity
         hole = rng.uniform(0.25, 0.65) + 0.15 * smooth_noise(hu.shape, 4, rng)
         solid = solid + (rng.uniform(-950, -800) - solid) * _sigmoid((hole - share) * radius / border)

@@ -2,6 +2,7 @@
 table of them."""
 
 import argparse
+import ast
 import fcntl
 import hashlib
 import json
@@ -27,32 +28,43 @@ SHARE = 0.95  # of the last validation DSC, for the cost of a fine-tuning
 
 @dataclass(frozen=True)
 class Experiment:
-    """`data`: a folder for `ctssl finetune`; `test`: its cases to judge on; `design`: what is trained without
-    arguments.
+    """Trainings that are compared with each other.
 
-    `share`: of the steps that a model takes whose step costs more or less than the others', so that all take
-    about the same time. `settings`: what differs from the defaults. `spacing_mm`: of the segmenters; None as
-    `ctssl finetune` would choose it.
+    Attributes:
+        name: what folders and tables are called.
+        command: what trains them.
+        data: returns the folder or the CSV for `ctssl finetune`.
+        test: names of the cases to judge on; None: those that the CSV calls test.
+        results: where the rows are kept.
+        design: models that are trained without arguments.
+        share: of the steps, for a model whose step costs more or less than the others', so that all take about the
+            same time.
+        settings: what differs from the defaults.
+        spacing_mm: working spacing in mm; None as `ctssl finetune` derives it.
+        window_hu: window in HU; None as `ctssl finetune` derives it.
     """
 
     name: str
     command: str
     data: Callable[[], Path]
-    test: list[str]
+    test: list[str] | None
     results: Path
     design: list[str]
     share: dict[str, float]
     settings: ctssl.Settings
     spacing_mm: float | None = None
+    window_hu: tuple[float, float] | None = None
 
 
-def label_of(model: str, head: str, few_shot: int | None, steps: int | None = None) -> str:
-    """What a trial is called in results and tables; `steps`: if they are not the experiment's."""
+def label_of(model: str, head: str, few_shot: int | None, steps: int | None = None, changed: str = "") -> str:
+    """What a trial is called in results and tables; `steps` and `changed` settings: if they are not the
+    experiment's."""
     return (
         model
         + ("" if head == "light" or model == "dynunet" else f" + {head}")
         + (f", {few_shot} cases" if few_shot else "")
         + (f", {steps} steps" if steps else "")
+        + (f" [{changed}]" if changed else "")
     )
 
 
@@ -108,6 +120,7 @@ def measure(
         out=out,
         hold_out=experiment.test,
         spacing_mm=experiment.spacing_mm,
+        window_hu=experiment.window_hu,
         settings=settings,
         overwrite=True,
         keep=True,
@@ -143,7 +156,8 @@ def steps_to_share(row: dict) -> int | None:
 def scratch_of(label: str, models: dict) -> str | None:
     """The same training from initial weights, if it is in the results."""
     model = re.match("[^ ,]+", label)[0]  # type: ignore[index]
-    twin = f"{model.split('-')[0]}-scratch{label[len(model) :]}"  # with its head, cases and steps
+    rest = re.sub(r" \[.*", "", label[len(model) :])
+    twin = f"{model.split('-')[0]}-scratch{rest}"  # with its head, cases and steps
     return twin if twin in models and twin != label else None
 
 
@@ -211,7 +225,8 @@ def steps_of(experiment: Experiment, model: str, steps: int) -> int:
 
 def folder_of(experiment: Experiment, runs: Path, label: str, seed: int) -> Path:
     """Where a training leaves its segmenter."""
-    return runs / f"{experiment.name}-{label.replace(' ', '').replace(',', '-')}-{seed}"
+    name = re.sub(r"[^\w.=-]+", "-", label.replace(" ", "").replace(",", "-"))
+    return runs / f"{experiment.name}-{name}-{seed}"
 
 
 def train(
@@ -223,14 +238,16 @@ def train(
     head: str = "light",
     few_shot: int | None = None,
     steps: int | None = None,
+    changes: tuple[str, ...] = (),
     again: bool = False,
 ) -> None:
     """One training, unless it is in the results; `again`: all the same, for its segmenter."""
     own = steps in (None, experiment.settings.steps)
-    label = label_of(model, head, few_shot, None if own else steps)
+    label = label_of(model, head, few_shot, None if own else steps, " ".join(changes))
     out = folder_of(experiment, runs, label, seed)
     steps = steps_of(experiment, model, steps or experiment.settings.steps)
-    settings = replace(experiment.settings, steps=steps, seed=seed)
+    changed = {key: ast.literal_eval(value) for key, value in (one.split("=") for one in changes)}
+    settings = replace(experiment.settings, **{"steps": steps, "seed": seed, **changed})
     if again or not done(experiment.results, label, settings, experiment.spacing_mm):
         row = measure(experiment, model, head=head, few_shot=few_shot, settings=settings, out=out)
         keep(experiment.results, experiment.command, label, row)
@@ -251,6 +268,9 @@ def run(experiment: Experiment, description: str | None) -> None:
     )
     parser.add_argument("--head", default="light")
     parser.add_argument("--few-shot", type=int, metavar="N", help="train on N patients only")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="change settings: rows of their own"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the segmenters")
     parser.add_argument("--show", action="store_true", help="print what was measured, train nothing")
     parser.add_argument(
@@ -267,6 +287,7 @@ def run(experiment: Experiment, description: str | None) -> None:
                 head=args.head,
                 few_shot=args.few_shot,
                 steps=args.steps,
+                changes=tuple(args.set),
             )
     if args.write:
         write_table(experiment.name, table(experiment.results))
