@@ -84,6 +84,7 @@ def test_a_cube_is_rescaled_as_its_mean_and_its_ends_say():
 
 @pytest.mark.parametrize("name", ["swin", "vit"])
 def test_the_head_is_kept_beside_the_encoder_and_starts_a_fine_tuning(name, tmp_path, labelled):
+    (tmp_path / "scans").mkdir()
     phantom(8.0)[0].save(tmp_path / "scans" / "p.nii.gz")
     run = dataclasses.replace(
         TINY,
