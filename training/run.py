@@ -25,6 +25,7 @@ STEPS = {
     "mae": 4500,
     "rotate_inpaint_contrast": 2250,
     "lesions": 8000,
+    "fusion": 8000,
 }
 """Steps with about equal compute: a step of `contrastive` costs two of `mim`, one of `smit` about 2.5."""
 

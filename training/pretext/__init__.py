@@ -18,6 +18,7 @@ To add one: write `training/pretext/<name>.py` and add a line to `TASKS`.
 """
 
 from training.pretext.contrastive import Contrastive
+from training.pretext.fusion import Fusion
 from training.pretext.itd import ImageTokens
 from training.pretext.itd_mpd import ImageAndPatchTokens
 from training.pretext.lesions import Lesions
@@ -35,4 +36,5 @@ TASKS = {
     "mae": MaskedAutoencoder,
     "rotate_inpaint_contrast": RotateInpaintContrast,
     "lesions": Lesions,
+    "fusion": Fusion,
 }

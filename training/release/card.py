@@ -17,6 +17,7 @@ PRETEXTS = {
     "itd_mpd": "image and masked patch token self-distillation (ITD and MPD of SMIT, arXiv 2205.10342)",
     "smit": "SMIT: masked image prediction with image and patch token self-distillation (arXiv 2205.10342)",
     "mae": "a masked autoencoder (arXiv 2111.06377)",
+    "fusion": "Volume Fusion: segmentation of how two crops were mixed (arXiv 2306.16925)",
     "lesions": "segmentation of synthetic lesions pasted into unlabelled scans (after arXiv 2303.14869)",
     "rotate_inpaint_contrast": "rotation, inpainting and contrast (arXiv 2111.14791)",
 }
