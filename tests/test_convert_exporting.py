@@ -87,6 +87,13 @@ def test_what_monai_cannot_compute_is_not_exported(encoder, words):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in ctssl.list_models() if ctssl.info(n).kind == "encoder"])
+def test_no_encoder_that_comes_with_ctssl_fits_into_monai_and_each_says_what_does(name):
+    with pytest.raises(ValueError, match="not representable: .*to_onnx"):
+        ctssl.to_monai(ctssl.load(name))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_a_program_and_an_onnx_file_give_the_same_maps(name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX is the extra ctssl[export]")

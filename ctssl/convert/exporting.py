@@ -76,7 +76,11 @@ def to_onnx(
 
 
 def to_monai(encoder: nn.Module, *, deepest_only: bool = False) -> nn.Module:
-    """Convert a Swin to MONAI's `SwinTransformer`.
+    """Convert a Swin of MONAI's shape to MONAI's `SwinTransformer`: one that `ctssl import` brought in, or that
+    you built so.
+
+    The encoders that come with ctssl have another shape (three stages, maps before merging; or a ViT), and are
+    refused; use them as they are, which takes MONAI's `MetaTensor`s too, or `to_program` and `to_onnx`.
 
     Use it with `SwinUNETR(...).swinViT.load_state_dict(to_monai(encoder).state_dict())`. It is exact for
     images with more than a window of tokens along each axis at every stage.
@@ -94,7 +98,7 @@ def to_monai(encoder: nn.Module, *, deepest_only: bool = False) -> nn.Module:
     config: dict[str, Any] = getattr(encoder, "config", {})
     for wrong, why in _not_monai(encoder, config, deepest_only):
         if wrong:
-            raise ValueError(f"not representable: {why}")
+            raise ValueError(f"not representable: {why}; to_program and to_onnx export any encoder")
     theirs = SwinTransformer(
         1,
         config["width"],

@@ -28,12 +28,14 @@ def learns_bias(qkv: Tensor, bias: Tensor) -> bool:
     """Return whether to use `attend_learning_bias`: on a CPU, PyTorch's fused kernel takes no bias that needs
     a gradient.
     """
-    return (
-        qkv.device.type == "cpu"
-        and torch.is_grad_enabled()
-        and bias.requires_grad
-        and not torch.compiler.is_exporting()
-    )
+    return qkv.device.type == "cpu" and torch.is_grad_enabled() and bias.requires_grad and not leaves_python()
+
+
+def leaves_python() -> bool:
+    """Return whether the operations are being recorded (`torch.export`, `torch.jit.trace`), to be run where our
+    own gradients do not exist.
+    """
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def attend_learning_bias(qkv: Tensor, bias: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -88,7 +90,7 @@ class _BiasedAttention(torch.autograd.Function):
             grad, v.transpose(1, 2)
         )  # gradient of the weights, then of the logits, (W*H, N, M)
         logits = torch.ops.aten._softmax_backward_data(logits, weights, -1, weights.dtype)
-        gradients = q.new_empty(3, *q.shape)
+        gradients = q.new_empty((3, *q.shape))
         padding = None
         if ctx.padded:
             every = product(logits.transpose(1, 2), q, scale), torch.bmm(weights.transpose(1, 2), grad)
@@ -110,4 +112,4 @@ class _BiasedAttention(torch.autograd.Function):
 
 def product(a: Tensor, b: Tensor, scale: float, *, out: Tensor | None = None) -> Tensor:
     """Return `scale * a @ b` of two stacks of matrices, without copying either."""
-    return torch.baddbmm(a.new_empty(1), a, b, beta=0, alpha=scale, out=out)
+    return torch.baddbmm(a.new_empty((1,)), a, b, beta=0, alpha=scale, out=out)

@@ -25,13 +25,19 @@ class on_class:
         self.__doc__ = function.__doc__
 
     def __get__(self, instance, owner):
-        if instance is not None:
-            name = owner.__name__
-            raise TypeError(
-                f"from_pretrained returns a new {name} and does not change this one; write "
-                f"model = {name}.from_pretrained(...)"
-            )
-        return self.function.__get__(owner)
+        return self.function.__get__(owner) if instance is None else _refusal(owner.__name__)
+
+
+def _refusal(name: str):
+    """Return a function that raises when it is called, not when it is looked at (`inspect`, `torch.jit`)."""
+
+    def from_pretrained(*args, **kwargs):
+        raise TypeError(
+            f"from_pretrained returns a new {name} and does not change this one; write "
+            f"model = {name}.from_pretrained(...)"
+        )
+
+    return from_pretrained
 
 
 class Pretrained:

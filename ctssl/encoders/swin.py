@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ctssl.encoders.attention import attend, attend_learning_bias, learns_bias
+from ctssl.encoders.attention import attend, attend_learning_bias, learns_bias, leaves_python
 from ctssl.encoders.layers import (
     DropPath,
     Mlp,
@@ -112,7 +112,7 @@ class Attention(nn.Module):
     def _padding(self, dtype: torch.dtype) -> Tensor:
         """Return key and value `(2, heads, d)` of a zero vector."""
         if self.qkv.bias is None:
-            return self.qkv.weight.new_zeros(2, self.heads, self.qkv.in_features // self.heads, dtype=dtype)
+            return self.qkv.weight.new_zeros((2, self.heads, self.qkv.in_features // self.heads), dtype=dtype)
         return self.qkv.bias.to(dtype).view(3, self.heads, -1)[1:]
 
     def _with_padding(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +178,7 @@ class Merge(nn.Module):
         pads = [size % 2 for size in x.shape[1:4]]
         if any(pads):
             x = F.pad(x, (0, 0, 0, pads[2], 0, pads[1], 0, pads[0]))
-        whole = len(set(self.places)) == 8 and torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        whole = len(set(self.places)) == 8 and torch.is_grad_enabled() and not leaves_python()
         beside = _Neighbours.apply(x, self.places) if whole else neighbours(x, self.places)
         return self.reduction(self.norm(beside))
 
@@ -200,7 +200,7 @@ class _Neighbours(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads: Tensor):
         batch, x, y, z, channels = grads[0].shape
-        gradient = grads[0].new_empty(batch, 2 * x, 2 * y, 2 * z, channels // 8)
+        gradient = grads[0].new_empty((batch, 2 * x, 2 * y, 2 * z, channels // 8))
         for (i, j, k), part in zip(ctx.places, grads[0].chunk(8, -1), strict=True):
             gradient[:, i::2, j::2, k::2] = part
         return gradient, None
@@ -400,7 +400,7 @@ class Swin(nn.Module, Pretrained):
         for i, stage in enumerate(self.stages):
             if stage.conv is not None:
                 tokens = stage.conv(tokens)
-            (batch, *_, width), size = tokens.shape, _grid(tokens)
+            batch, width, size = int(tokens.shape[0]), tokens.shape[-1], _grid(tokens)
             rows, order = tokens.reshape(-1, width), None  # (B*T, C), order None: grid order
             for block in stage.blocks:
                 plan = layout(size, block.window, block.shift, batch, rows.device, block.pads, at_once)
@@ -439,18 +439,23 @@ class _Gather(torch.autograd.Function):
         return _Gather.apply(grads[0], inverse, order), None, None
 
 
+def gather(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """Return `rows[order]`, with a fast gradient."""
+    return rows.index_select(0, order) if leaves_python() else _Gather.apply(rows, order, inverse)  # type: ignore[return-value]
+
+
 def reorder(rows: Tensor, old: Layout | None, new: Layout) -> Tensor:
     """Permute rows from grid order (`old` None) or from another layout into the order of `new`."""
     if old is None:
-        return _Gather.apply(rows, new.order, new.inverse)
+        return gather(rows, new.order, new.inverse)
     if old is new:
         return rows
-    return _Gather.apply(rows, old.inverse[new.order], new.inverse[old.order])
+    return gather(rows, old.inverse[new.order], new.inverse[old.order])
 
 
 def unorder(rows: Tensor, plan: Layout) -> Tensor:
     """Permute rows back into grid order."""
-    return _Gather.apply(rows, plan.inverse, plan.order)
+    return gather(rows, plan.inverse, plan.order)
 
 
 def scaled(branch: Tensor, keep: Tensor | None) -> Tensor:
@@ -458,8 +463,9 @@ def scaled(branch: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def _grid(tokens: Tensor) -> tuple[int, int, int]:
+    """Return the token grid as plain numbers: `torch.jit.trace` makes tensors of them, which no layout is for."""
     _, x, y, z, _ = tokens.shape
-    return x, y, z
+    return int(x), int(y), int(z)
 
 
 def plain_norm(tokens: Tensor) -> Tensor:
@@ -491,7 +497,7 @@ def window_attention(
     starts = [range(s - w if s else 0, n, w) for n, w, s in zip(size, windows, shifts, strict=True)]
     origins = torch.cartesian_prod(*(torch.tensor(list(s)) for s in starts)).reshape(-1, 3)
     volume = windows[0] * windows[1] * windows[2]
-    weights = rows.new_zeros(batch, attn.heads, len(origins), volume, volume)
+    weights = rows.new_zeros((batch, attn.heads, len(origins), volume, volume))
     full = attn.window_bias(windows)
     qkv, row = attn.qkv(block.norm1(rows)), 0
     counts = torch.tensor([len(s) for s in starts])

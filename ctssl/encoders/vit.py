@@ -196,6 +196,12 @@ class ViT(nn.Module, Pretrained):
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
+    def _apply(self, fn, recurse: bool = True):
+        """Move or convert the weights. PyTorch takes the four dimensions of the positions for a 2D image's and
+        would refuse them `channels_last_3d`.
+        """
+        return super()._apply(lambda x: fn(x[None])[0].contiguous() if x.ndim == 4 else fn(x), recurse)
+
     def _placed(self, tokens: Tensor) -> Tensor:
         placed = tokens + self.position_grid(tokens.shape[1:4]).to(tokens.dtype)
         return self._with_extra(placed.flatten(1, 3))  # (B, x*y*z + extra, C)
