@@ -79,3 +79,65 @@ def test_what_is_not_a_ct_series_is_refused(tmp_path):
     victim.write_bytes(victim.read_bytes()[:-20])
     with pytest.raises(ValueError, match="cannot decode"):
         ctssl.read(tmp_path / "cut")
+
+
+def place(x, y, z):
+    """An edit of `write_series` that moves each slice to `x(k), y(k), z(k)` mm."""
+
+    def edit(k, image):
+        image.ImagePositionPatient = [float(f"{axis(k):.6g}") for axis in (x, y, z)]
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (place(lambda k: -10 + 30 * (k == 3), lambda k: -20, lambda k: k), "slice 4 of 40 lies .* beside"),
+        (place(lambda k: -10 + 30 * (k >= 20), lambda k: -20, lambda k: k), "beside the line"),
+        (place(lambda k: -10, lambda k: -20, lambda k: k + 0.095 * k * (k - 1) / 78), "beside the line"),
+        (place(lambda k: -10, lambda k: -20 + 3 * k, lambda k: k), "shift by 3 mm .* per 1 mm"),
+    ],
+    ids=[
+        "one slice aside",
+        "two reconstruction centres",
+        "a drifting distance",
+        "a shift steeper than any tilt",
+    ],
+)
+def test_slices_that_do_not_lie_on_one_line_are_refused(tmp_path, edit, words):
+    write_series(tmp_path / "scan", count=40, edit=edit)
+    with pytest.raises(ValueError, match=words):
+        ctssl.read(tmp_path / "scan")
+
+
+def test_rounded_positions_of_a_tilted_gantry_are_accepted(tmp_path):
+    """A tilt of 20 degrees, positions written with one decimal: the grid is that of the fitted line."""
+    y, z = (
+        (lambda k: round(-20 + 1.25 * k * np.sin(0.349), 1)),
+        (lambda k: round(1.25 * k * np.cos(0.349), 1)),
+    )
+    write_series(tmp_path / "scan", count=40, edit=place(lambda k: -10, y, z))
+    affine = ctssl.read(tmp_path / "scan").affine
+    np.testing.assert_allclose(affine[:3, 2], [0, -1.25 * np.sin(0.349), 1.25 * np.cos(0.349)], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("PatientID", "2 values of PatientID"),
+        ("FrameOfReferenceUID", "2 values of FrameOfReferenceUID"),
+        ("RescaleSlope", "RescaleSlope is missing in 3 of 6 slices"),
+        ("RescaleIntercept", "RescaleIntercept is missing in 3 of 6 slices"),
+    ],
+)
+def test_slices_of_two_patients_frames_or_scales_are_refused(tmp_path, key, words):
+    def edit(k, image):
+        if k % 2 and key.startswith("Rescale"):
+            delattr(image, key)
+        elif k % 2:
+            setattr(image, key, "1.2.77")
+
+    write_series(tmp_path / "scan", edit=edit)
+    with pytest.raises(ValueError, match=words):
+        ctssl.read(tmp_path / "scan")

@@ -34,6 +34,10 @@ class Volume:
     name: str = "array"
     header: Any = field(default=None, repr=False, compare=False)
     """The NIfTI header it was read with; `save` keeps the fields that array and affine do not determine."""
+    series_uid: str = field(default="", repr=False)
+    """SeriesInstanceUID of the DICOM series it was read from."""
+    frame_uid: str = field(default="", repr=False)
+    """FrameOfReferenceUID of that series: what was drawn in another one has other coordinates."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -102,11 +106,20 @@ def read(
     if not path.exists():
         raise FileNotFoundError(f"no scan at {path}")
     if path.is_dir() or path.suffix.lower() in (".dcm", ".ima"):
-        from ctssl.volume.dicom import read_series
-
-        array, affine = read_series(path, series=series)
-        return _to_volume(array, affine, path.name)
+        return _read_dicom(path, series)
     return _read_nifti(path)
+
+
+def _read_dicom(path: Path, series: str | None) -> Volume:
+    from ctssl.volume.dicom import read_series
+    from ctssl.volume.dicom_file import get_text
+
+    array, affine, header = read_series(path, series=series)
+    return replace(
+        _to_volume(array, affine, path.name),
+        series_uid=get_text(header, "SeriesInstanceUID"),
+        frame_uid=get_text(header, "FrameOfReferenceUID"),
+    )
 
 
 def _read_nifti(path: Path) -> Volume:

@@ -1,6 +1,8 @@
 """DICOM series and structure sets, made on the spot."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -8,9 +10,18 @@ import ctssl
 
 
 def write_series(
-    folder: Path, *, count: int = 6, uid: str = "1.2.3", modality: str = "CT", tilt_mm: float = 0.0
+    folder: Path,
+    *,
+    count: int = 6,
+    uid: str = "1.2.3",
+    modality: str = "CT",
+    tilt_mm: float = 0.0,
+    edit: Callable[[int, Any], None] = lambda k, image: None,
 ) -> None:
-    """A little series: rows 5, columns 4, 0.5 x 0.8 mm, slices 2.5 mm apart; value = 100 k + 10 j + i as HU."""
+    """A little series: rows 5, columns 4, 0.5 x 0.8 mm, slices 2.5 mm apart; value = 100 k + 10 j + i as HU.
+
+    `edit(k, image)` changes the k-th image before it is written.
+    """
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
@@ -38,6 +49,7 @@ def write_series(
         image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 1
         rows, columns = np.meshgrid(np.arange(5), np.arange(4), indexing="ij")
         image.PixelData = ((100 * k + 10 * rows + columns + 1000) // 2).astype(np.int16).tobytes()
+        edit(k, image)
         image.save_as(folder / f"{uid}-{(k * 7) % count}.dcm", enforce_file_format=True)
 
 
@@ -47,8 +59,9 @@ def write_rtstruct(
     *,
     series: str = "1.2.3",
     patient: str = "P",
+    edit: Callable[[Any], None] = lambda image: None,
 ) -> None:
-    """An RTSTRUCT with closed contours in LPS mm."""
+    """An RTSTRUCT with closed contours in LPS mm; `edit(image)` changes it before it is written."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.sequence import Sequence
     from pydicom.uid import ExplicitVRLittleEndian
@@ -79,6 +92,7 @@ def write_rtstruct(
         drawn.append(two)
     image.StructureSetROISequence, image.ROIContourSequence = Sequence(names), Sequence(drawn)
     path.parent.mkdir(parents=True, exist_ok=True)
+    edit(image)
     image.save_as(path, enforce_file_format=True)
 
 
@@ -91,8 +105,11 @@ def grid_in_lps() -> ctssl.Volume:
     return ctssl.Volume(np.zeros((20, 20, 4), np.float32), np.diag([-1.0, -1.0, 2.0, 1.0]), "grid")
 
 
-def write_segmentation(path: Path) -> None:
-    """Frames in any order, a slice left out, half the pixel size; value 1 in LPS x 4..8, y 2..12 mm of slices 1 and 3."""
+def write_segmentation(path: Path, edit: Callable[[Any], None] = lambda image: None) -> None:
+    """Frames in any order, a slice left out, half the pixel size; value 1 in LPS x 4..8, y 2..12 mm of slices 1 and 3.
+
+    `edit(image)` changes it before it is written.
+    """
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.sequence import Sequence
     from pydicom.uid import ExplicitVRLittleEndian
@@ -138,4 +155,5 @@ def write_segmentation(path: Path) -> None:
         PerFrameFunctionalGroupsSequence=Sequence(groups),
     )
     image.file_meta = meta
+    edit(image)
     image.save_as(path, enforce_file_format=True)
