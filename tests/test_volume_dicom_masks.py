@@ -1,10 +1,12 @@
 """Contours of an RTSTRUCT on the grid of their scan."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import ctssl
-from tests.support.dicom import grid_in_lps, square, write_rtstruct
+from tests.support.dicom import grid_in_lps, square, write_rtstruct, write_series
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'ctssl[dicom]'")
 
@@ -47,6 +49,100 @@ def test_a_structure_is_chosen_by_name_and_foreign_contours_are_refused(tmp_path
     write_rtstruct(tmp_path / "off.dcm", {"GTV-1": [square(1.5, 4.5, 1.0)]})
     with pytest.raises(ValueError, match="another series"):
         read_rtstruct(tmp_path / "off.dcm", grid_in_lps())
+
+
+def rename(name):
+    """An edit of `write_rtstruct` that gives every ROI one name, as where each lesion is drawn on its own."""
+
+    def edit(image):
+        for roi in image.StructureSetROISequence:
+            roi.ROIName = name
+
+    return edit
+
+
+def test_rois_of_one_name_become_their_union(tmp_path):
+    from ctssl.volume.dicom_masks import read_rtstruct
+
+    lesions = {"a": [square(1.5, 4.5, 0.0)], "b": [square(9.5, 12.5, 2.0)], "c": [square(2.5, 5.5, 0.0)]}
+    write_rtstruct(tmp_path / "rs.dcm", lesions, edit=rename("GTV"))
+    for roi in (None, "GTV"):
+        mask = read_rtstruct(tmp_path / "rs.dcm", grid_in_lps(), roi=roi).array
+        assert mask.sum((0, 1)).tolist() == [9 + 9 - 4, 9, 0, 0]
+
+
+def test_a_contour_listed_twice_counts_once(tmp_path):
+    from ctssl.volume.dicom_masks import read_rtstruct
+
+    outline, hole = square(2.5, 12.5, 2.0), square(5.5, 8.5, 2.0)
+    again = [*outline[2:], *outline[:2]][::-1]  # from another corner, the other way round
+    write_rtstruct(tmp_path / "rs.dcm", {"a": [outline, hole, outline, again, hole]})
+    assert read_rtstruct(tmp_path / "rs.dcm", grid_in_lps()).array.sum() == 10 * 10 - 3 * 3
+
+
+@pytest.mark.parametrize(
+    ("outside", "lost"),
+    [
+        ([square(1.5, 4.5, 20.0)], 1),
+        ([square(1.5, 4.5, -2.0), square(40.0, 44.0, 0.0)], 2),
+        ([square(15.5, 24.5, 2.0)], 1),
+    ],
+    ids=["other slices", "before the first slice, and beside", "in part"],
+)
+def test_contours_outside_the_scan_are_counted_in_a_warning(tmp_path, outside, lost):
+    from ctssl.volume.dicom_masks import read_rtstruct
+
+    write_rtstruct(tmp_path / "rs.dcm", {"GTV": [square(1.5, 4.5, 0.0), *outside]})
+    with pytest.warns(UserWarning, match=f"{lost} of {1 + len(outside)} contours of 'GTV' .*outside grid"):
+        mask = read_rtstruct(tmp_path / "rs.dcm", grid_in_lps()).array
+    assert mask[2:5, 2:5, 0].all() and mask.sum() == 9 + (16 if lost == 1 and outside[0][0][2] == 2.0 else 0)
+
+
+@pytest.mark.parametrize(
+    ("contours", "words"),
+    [
+        ([square(1.5, 4.5, 20.0), square(40.0, 44.0, 0.0)], "no voxel of grid .*2 of 2 contours"),
+        ([square(1.6, 1.9, 0.0)], "no voxel of grid .*0 of 1 contours"),
+        ([], "'GTV' has no closed contour"),
+    ],
+    ids=["all outside", "smaller than a voxel", "nothing drawn"],
+)
+def test_a_structure_without_a_voxel_is_an_error(tmp_path, contours, words):
+    from ctssl.volume.dicom_masks import read_rtstruct
+
+    write_rtstruct(tmp_path / "rs.dcm", {"GTV": contours})
+    with pytest.raises(ValueError, match=words):
+        read_rtstruct(tmp_path / "rs.dcm", grid_in_lps())
+
+
+def test_contours_that_are_not_closed_are_counted_in_a_warning(tmp_path):
+    from ctssl.volume.dicom_masks import read_rtstruct
+
+    def edit(image):
+        image.ROIContourSequence[0].ContourSequence[1].ContourGeometricType = "POINT"
+
+    write_rtstruct(tmp_path / "rs.dcm", {"GTV": [square(1.5, 4.5, 0.0), square(1.5, 4.5, 2.0)]}, edit=edit)
+    with pytest.warns(UserWarning, match="1 of 2 contours of ROI 1 are left out"):
+        assert read_rtstruct(tmp_path / "rs.dcm", grid_in_lps()).array.sum() == 9
+
+
+def test_a_mask_of_another_frame_of_reference_or_series_is_told(tmp_path):
+    from ctssl.volume.dicom_masks import read_rtstruct
+
+    def edit(image):
+        image.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = "1.2.9"
+
+    write_series(tmp_path / "ct")
+    scan = ctssl.read(tmp_path / "ct")
+    assert (scan.series_uid, scan.frame_uid) == ("1.2.3", "1.2.9")
+    contours = {"GTV": [[(-9.7, -19.5, 30.0), (-8.7, -19.5, 30.0), (-8.7, -18.0, 30.0), (-9.7, -18.0, 30.0)]]}
+    write_rtstruct(tmp_path / "rs.dcm", contours, edit=edit)
+    assert read_rtstruct(tmp_path / "rs.dcm", scan).array.sum() == 4
+    with pytest.raises(ValueError, match=r"frame of reference 1\.2\.9, ct lies in 1\.2\.8"):
+        read_rtstruct(tmp_path / "rs.dcm", replace(scan, frame_uid="1.2.8"))
+    write_rtstruct(tmp_path / "rs.dcm", contours, series="1.2.4", edit=edit)
+    with pytest.warns(UserWarning, match=r"refers to series 1\.2\.4, ct is series 1\.2\.3"):
+        assert read_rtstruct(tmp_path / "rs.dcm", scan).array.sum() == 4
 
 
 def test_a_real_rtstruct_agrees_with_the_published_mask(data):

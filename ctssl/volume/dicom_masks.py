@@ -1,14 +1,21 @@
-"""Turn DICOM contours (RTSTRUCT) and segmentations (SEG) into masks on the grid of the scan."""
+"""Turn DICOM contours (RTSTRUCT) and segmentations (SEG) into masks on the grid of the scan.
+
+Structures of one name are one label: their union. What lies outside the scan is told, never left out silently.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ctssl.volume.dicom import LPS_TO_RAS
+from ctssl.volume.dicom_checks import check_inside, check_reference, get_slice, is_outside
 from ctssl.volume.dicom_file import decode_pixels, get_numbers, get_text, open_dicom
+from ctssl.volume.dicom_slices import get_axes, get_pixel_spacing
 from ctssl.volume.grids import resample
 from ctssl.volume.nifti import VOXELS
 from ctssl.volume.volume import Volume
@@ -25,18 +32,20 @@ def read_annotation(path: Path, scan: Volume, *, roi: str | None = None) -> Volu
 
 
 def read_rtstruct(path: Path, scan: Volume, *, roi: str | None = None) -> Volume:
-    """Read the contours of one ROI of an RTSTRUCT file as a mask on the grid of their scan.
+    """Read the contours of an RTSTRUCT file as a mask on the grid of their scan.
 
-    A voxel belongs to the ROI if its centre lies inside an odd number of the slice's contours (even-odd rule:
-    a contour within another is a hole).
+    A voxel belongs to an ROI if its centre lies inside an odd number of the slice's contours (even-odd rule:
+    a contour within another is a hole). Several ROIs of one name become their union. A warning counts the
+    contours that lie outside the scan or are not closed, and names another series that the file refers to.
 
     Args:
         path: the RTSTRUCT file.
         scan: the CT that the contours were drawn on.
-        roi: name of the ROI; required when the file holds several.
+        roi: name of the ROI; required when the file holds several names.
 
     Raises:
-        ValueError: not an RTSTRUCT, several ROIs and none named, or contours outside the scan's slices.
+        ValueError: not an RTSTRUCT, several names and none chosen, contours that do not lie in a slice, none
+            that holds a voxel of the scan, or another frame of reference.
     """
     dataset = _open(path)
     if get_text(dataset, "Modality") != "RTSTRUCT":
@@ -48,19 +57,44 @@ def read_rtstruct(path: Path, scan: Volume, *, roi: str | None = None) -> Volume
 
 
 def _fill_contours(dataset: Any, scan: Volume, roi: str | None, path: Path) -> np.ndarray:
-    """Fill the contours of one ROI: uint8 on the scan's grid."""
-    names = {int(r.ROINumber): str(r.ROIName) for r in dataset.get("StructureSetROISequence", [])}
-    rois = {
-        names[int(c.ReferencedROINumber)]: c
-        for c in dataset.get("ROIContourSequence", [])
-        if int(c.ReferencedROINumber) in names
-    }
-    contours = [
-        c for c in _choose(rois, roi, path).get("ContourSequence", []) if "CLOSED" in c.ContourGeometricType
-    ]
-    to_voxel = np.linalg.inv(scan.affine)
+    """Fill the contours of the ROIs of one name: uint8 on the scan's grid."""
+    rois = {int(r.ROINumber): r for r in dataset.get("StructureSetROISequence", [])}
+    drawn = [c for c in dataset.get("ROIContourSequence", []) if int(c.ReferencedROINumber) in rois]
+    names = [str(rois[int(c.ReferencedROINumber)].ROIName) for c in drawn]
+    name = _choose(names, roi, path)
+    drawn = [c for c, its in zip(drawn, names, strict=True) if its == name]
+    check_reference(dataset, [rois[int(c.ReferencedROINumber)] for c in drawn], scan, path)
     mask = np.zeros(scan.shape, bool)
-    for contour in contours:
+    count = outside = 0
+    for one in drawn:
+        filled = np.zeros(scan.shape, bool)
+        for number, polygon in _polygons(one, scan, path):
+            count, outside = count + 1, outside + is_outside(number, polygon, scan)
+            if 0 <= number < scan.shape[2]:
+                _toggle(filled[:, :, number], polygon)
+        mask |= filled
+    if not count:
+        raise ValueError(f"{path}: {name!r} has no closed contour; choose another, or leave this case out")
+    check_inside(mask, outside, f"of {count} contours of {name!r}", scan, path)
+    return mask.astype(np.uint8)
+
+
+def _polygons(roi: Any, scan: Volume, path: Path) -> list[tuple[int, np.ndarray]]:
+    """Return the closed contours of an ROI: the slice that each lies in, and its corners in voxels `(n, 2)`.
+
+    Of several with the same corners it returns one: listed twice, a contour would be its own hole.
+    """
+    contours = roi.get("ContourSequence") or []
+    closed = [c for c in contours if "CLOSED" in c.ContourGeometricType]
+    if len(closed) < len(contours):
+        warnings.warn(
+            f"{path}: {len(contours) - len(closed)} of {len(contours)} contours of ROI "
+            f"{roi.ReferencedROINumber} are left out, because they are points or open lines",
+            stacklevel=2,
+        )
+    to_voxel = np.linalg.inv(scan.affine)
+    polygons = {}
+    for contour in closed:
         count = len(contour.ContourData) // 3
         points = np.array(get_numbers(contour, "ContourData", 3 * count, path)).reshape(-1, 3) @ LPS_TO_RAS
         voxels = points @ to_voxel[:3, :3].T + to_voxel[:3, 3]
@@ -68,14 +102,9 @@ def _fill_contours(dataset: Any, scan: Volume, roi: str | None, path: Path) -> n
             raise ValueError(
                 f"{path}: a contour lies far outside {scan.name}; it may belong to another series"
             )
-        number = round(float(voxels[:, 2].mean()))
-        if np.abs(voxels[:, 2] - number).max() > 0.3:
-            raise ValueError(
-                f"{path}: a contour does not lie in a slice of {scan.name}; it may belong to another series"
-            )
-        if 0 <= number < scan.shape[2]:
-            _toggle(mask[:, :, number], voxels[:, :2])
-    return mask.astype(np.uint8)
+        corners = frozenset(map(tuple, np.round(voxels, 3).tolist()))
+        polygons[corners] = get_slice(voxels[:, 2], "contour", scan, path), voxels[:, :2]
+    return list(polygons.values())
 
 
 def _toggle(plane: np.ndarray, polygon: np.ndarray) -> None:
@@ -88,9 +117,20 @@ def _toggle(plane: np.ndarray, polygon: np.ndarray) -> None:
 
 
 def read_seg(path: Path, scan: Volume, *, segment: str | None = None) -> Volume:
-    """Read one segment of a DICOM-SEG file as a mask on the grid of a scan.
+    """Read a DICOM-SEG file as a mask on the grid of a scan.
 
-    Raises `ValueError` for another kind of file, and for several segments when none is named.
+    Several segments of one name become their union. Fractions count above half of MaximumFractionalValue. A
+    segment without a pixel in any frame is empty. A warning counts the frames that lie outside the scan, and
+    names another series that the file refers to.
+
+    Args:
+        path: the DICOM-SEG file.
+        scan: the CT that the segments were drawn on.
+        segment: label of the segment; required when the file holds several labels.
+
+    Raises:
+        ValueError: not a DICOM-SEG of binary or fractional values, several labels and none chosen, frames that
+            do not lie in a slice, none that holds a voxel of the scan, or another frame of reference.
     """
     dataset = _open(path)
     if get_text(dataset, "Modality") != "SEG":
@@ -98,49 +138,81 @@ def read_seg(path: Path, scan: Volume, *, segment: str | None = None) -> Volume:
             f"{path} is {get_text(dataset, 'Modality', 'without a modality')}, not a DICOM segmentation"
         )
     try:
-        return _read_frames(dataset, scan, segment, path)
+        return Volume(_place_frames(dataset, scan, segment, path), scan.affine, path.name)
     except BROKEN as error:
         raise _explain(error, path, "a DICOM segmentation") from error
 
 
-def _read_frames(dataset: Any, scan: Volume, segment: str | None, path: Path) -> Volume:
-    """Resample each frame of one segment onto the slice of the scan that it lies in."""
-    number = int(
-        _choose({str(s.SegmentLabel): s for s in dataset.SegmentSequence}, segment, path).SegmentNumber
-    )
-    shared = dataset.SharedFunctionalGroupsSequence[0]
-    frames: list[tuple[np.ndarray, np.ndarray]] = []
+def _place_frames(dataset: Any, scan: Volume, segment: str | None, path: Path) -> np.ndarray:
+    """Resample each frame of the segments of one name onto its slice: uint8 on the scan's grid."""
+    name = _choose([str(s.SegmentLabel) for s in dataset.SegmentSequence], segment, path)
+    numbers = {int(s.SegmentNumber) for s in dataset.SegmentSequence if str(s.SegmentLabel) == name}
+    check_reference(dataset, [], scan, path)
+    threshold = _threshold(dataset, path)
+    mask = np.zeros(scan.shape, bool)
+    count = outside = 0
+    for pixels, affine in _frames(dataset, numbers, scan, path):
+        if not pixels.any():
+            continue
+        frame = pixels > threshold
+        to_voxel = np.linalg.inv(scan.affine) @ affine
+        ends = [[x, y, 0, 1] for x in (0, frame.shape[0] - 1) for y in (0, frame.shape[1] - 1)]
+        number = get_slice((ends @ to_voxel.T)[:, 2], "frame", scan, path)
+        voxels = to_voxel[:2, :2] @ np.nonzero(frame) + to_voxel[:2, 3:]  # (2, pixels)
+        count, outside = count + 1, outside + is_outside(number, voxels.T, scan)
+        if 0 <= number < scan.shape[2]:
+            grid = scan.affine.copy()
+            grid[:3, 3] += grid[:3, 2] * number
+            affine[:3, 3] -= affine[:3, 2] / 2
+            layers = np.repeat(frame[..., None], 2, axis=2)  # (X, Y, 2): it may lie up to 0.3 slices beside
+            mask[:, :, number] |= resample(layers, affine, (*scan.shape[:2], 1), grid)[..., 0] > 0.5
+    if count:
+        check_inside(mask, outside, f"of {count} frames of {name!r}", scan, path)
+    return mask.astype(np.uint8)
+
+
+def _frames(
+    dataset: Any, numbers: set[int], scan: Volume, path: Path
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the frames of some segments `(X, Y)`, with the 4x4 affine from pixels to RAS+ mm.
+
+    The third axis of the affine is that of the scan.
+    """
     sizes = [
         int(get_numbers(dataset, key, 1, path, default=1)[0]) for key in ("NumberOfFrames", "Rows", "Columns")
     ]
     if min(sizes) < 1 or int(np.prod([float(n) for n in sizes])) > VOXELS:
         raise ValueError(f"{path} declares {' x '.join(map(str, sizes))} pixels; ctssl reads up to {VOXELS}")
     pixels = decode_pixels(dataset, path).reshape(sizes)
+    shared = dataset.SharedFunctionalGroupsSequence[0]
     for frame, group in zip(pixels, dataset.PerFrameFunctionalGroupsSequence, strict=True):
-        if int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber) == number:
-            place = get_numbers(group.PlanePositionSequence[0], "ImagePositionPatient", 3, path)
-            frames.append((np.array(place), frame > 0))
-            orientation = group.get("PlaneOrientationSequence") or shared.PlaneOrientationSequence
-            measures = group.get("PixelMeasuresSequence") or shared.PixelMeasuresSequence
-    if not frames:
-        return Volume(np.zeros(scan.shape, np.uint8), scan.affine, path.name)
-    row, column = np.array(get_numbers(orientation[0], "ImageOrientationPatient", 6, path)).reshape(2, 3)
-    down, across = get_numbers(measures[0], "PixelSpacing", 2, path)
-    normal = LPS_TO_RAS @ np.cross(row, column)
-    to_voxel = np.linalg.inv(scan.affine)
-    mask = np.zeros(scan.shape, np.float32)
-    depth = float(np.abs(normal @ scan.affine[:3, 2]))
-    for place, frame in frames:  # one at a time: a segmentation may skip slices
-        own = np.eye(4)
-        own[:3, 0], own[:3, 1] = LPS_TO_RAS @ row * across, LPS_TO_RAS @ column * down
-        own[:3, 2], own[:3, 3] = normal * depth, LPS_TO_RAS @ place
-        k = round(float((to_voxel @ own[:, 3])[2]))
-        if 0 <= k < scan.shape[2]:
-            grid = scan.affine.copy()
-            grid[:3, 3] = scan.affine[:3, 3] + scan.affine[:3, 2] * k
-            slab = resample(frame.T[..., None].astype(np.float32), own, (*scan.shape[:2], 1), grid)
-            mask[:, :, k] = np.maximum(mask[:, :, k], slab[..., 0])
-    return Volume((mask > 0.5).astype(np.uint8), scan.affine, path.name)
+        identity, position, plane, measures = (
+            (group.get(key) or shared[key].value)[0]  # what all frames have in common may be shared
+            for key in (
+                "SegmentIdentificationSequence",
+                "PlanePositionSequence",
+                "PlaneOrientationSequence",
+                "PixelMeasuresSequence",
+            )
+        )
+        if int(identity.ReferencedSegmentNumber) in numbers:
+            row, column = get_axes(plane, path)
+            down, across = get_pixel_spacing(measures, path)
+            place = get_numbers(position, "ImagePositionPatient", 3, path)
+            affine = scan.affine.copy()
+            affine[:3, [0, 1, 3]] = LPS_TO_RAS @ np.stack([row * across, column * down, place], 1)
+            yield frame.T, affine
+
+
+def _threshold(dataset: Any, path: Path) -> float:
+    """Return the pixel value above which a pixel belongs to its segment."""
+    kind = get_text(dataset, "SegmentationType", "BINARY")
+    if kind not in ("BINARY", "FRACTIONAL"):
+        raise ValueError(
+            f"{path} is a {kind} segmentation; ctssl reads BINARY and FRACTIONAL ones: convert it, for "
+            "example with highdicom"
+        )
+    return get_numbers(dataset, "MaximumFractionalValue", 1, path)[0] / 2 if kind == "FRACTIONAL" else 0.0
 
 
 def _explain(error: Exception, path: Path, what: str) -> Exception:
@@ -158,10 +230,12 @@ def _open(path: Path) -> Any:
     return dataset
 
 
-def _choose(structures: dict[str, Any], name: str | None, path: Path) -> Any:
-    listed = ", ".join(map(repr, sorted(structures))) or "none"
-    if name is None and len(structures) != 1:
-        raise ValueError(f"{path} holds {len(structures)} structures ({listed}); choose one (--roi NAME)")
-    if name is not None and name not in structures:
+def _choose(names: list[str], name: str | None, path: Path) -> str:
+    """Return the name that is asked for, or the only one."""
+    distinct = sorted(set(names))
+    listed = ", ".join(map(repr, distinct)) or "none"
+    if name is None and len(distinct) != 1:
+        raise ValueError(f"{path} holds {len(distinct)} structures ({listed}); choose one (--roi NAME)")
+    if name is not None and name not in distinct:
         raise ValueError(f"{path} has no structure {name!r}; it has {listed}")
-    return structures[name or next(iter(structures))]
+    return name or distinct[0]
