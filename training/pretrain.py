@@ -14,6 +14,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ import ctssl
 from ctssl.datasets.seen import SEEN
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pretrained import encoder_config
+from ctssl.files.running import Stopped, alone, clear_parts, stop_signals
+from ctssl.finetuning.loop import agreed
 from ctssl.heads.segmenter import segmenter_config
 from ctssl.hub.folder import write_folder
 from ctssl.hub.provenance import facts
@@ -159,8 +162,23 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     task = build(run).to(device)  # first, so that invalid settings fail at once
-    out.mkdir(parents=True, exist_ok=True)
-    corpus = shared_corpus(run, out, rank)
+    with alone(out) if rank == 0 else contextlib.nullcontext():
+        if rank == 0:
+            clear_parts(out)
+        corpus = shared_corpus(run, out, rank)
+        train(task, run, out, corpus, last=min(run.steps, stop_after or run.steps))
+        if rank == 0 and (stop_after or run.steps) >= run.steps:
+            finish(task, run, out, corpus, world=world)
+    return task
+
+
+def train(task: Any, run: Run, out: Path, corpus: Any, *, last: int) -> None:
+    """Train up to step `last`, from the newest checkpoint in `out` if there is one, and leave one.
+
+    Raises `Stopped` after SIGINT or SIGTERM, with a checkpoint of the step that was running.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    device = next(task.parameters()).device
     opt, scheduler = optimizer(task, run)
     state = checkpoints.load_latest(out, run, device)
     check_state(state, out, world=world, corpus=corpus.table.stem)
@@ -169,8 +187,7 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
         task.load_state_dict(state["task"])
         opt.load_state_dict(state["opt"])
     model = distribute(task, run, world)
-    last, saved = min(run.steps, stop_after or run.steps), time.monotonic()
-    clock = Clock(seconds)
+    saved, clock = time.monotonic(), Clock(seconds)
     batches = batches_of(run, task, corpus, first=first, last=last)
     journal = log.Log(out / "log.jsonl", first, enabled=rank == 0)
     facts_now = {"world": world, "corpus": corpus.table.stem, "device": str(device)}
@@ -184,22 +201,26 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     bar = tqdm(
         range(first, last), initial=first, total=run.steps, desc=run.name, disable=rank > 0, mininterval=5
     )
-    for step in bar:
-        scheduler.step_update(step)
-        pieces = [at(next(batches).to(device), step / run.steps) for _ in range(run.accumulate)]
-        numbers = descend(model, task, opt, pieces, run, step)
-        clock.tick()
-        journal.add({"step": step, **numbers, "lr": opt.param_groups[0]["lr"]})
-        pace = f"{rate(bar, first, run, world):.1f}"
-        bar.set_postfix({"loss": f"{journal.recent():.4f}", "samples/s": pace}, refresh=False)
-        if time.monotonic() - saved > 60 * run.save_minutes:
-            keep(step + 1)
-            saved = time.monotonic()
+    with stop_signals() as asked:
+        for step in bar:
+            scheduler.step_update(step)
+            pieces = [at(next(batches).to(device), step / run.steps) for _ in range(run.accumulate)]
+            numbers = descend(model, task, opt, pieces, run, step)
+            clock.tick()
+            journal.add({"step": step, **numbers, "lr": opt.param_groups[0]["lr"]})
+            pace = f"{rate(bar, first, run, world):.1f}"
+            bar.set_postfix({"loss": f"{journal.recent():.4f}", "samples/s": pace}, refresh=False)
+            stop = agreed(len(asked), world) > 0
+            if stop or time.monotonic() - saved > 60 * run.save_minutes:
+                keep(step + 1)
+                saved = time.monotonic()
+            if stop:
+                journal.close()
+                raise Stopped(
+                    f"stopped after step {step + 1} of {run.steps}; the same command goes on", *asked[:1]
+                )
     keep(last)
     journal.close()
-    if rank == 0 and last == run.steps:
-        finish(task, run, out, corpus, world=world)
-    return task
 
 
 def check_state(state: dict[str, Any] | None, out: Path, **now: Any) -> None:
@@ -375,6 +396,9 @@ def main() -> None:
     out = args.out or Path("runs") / args.run
     try:
         pretrain(run, out)
+    except Stopped as error:
+        print(f"\n{error}", file=sys.stderr)
+        raise SystemExit(error.code) from error
     except (ValueError, TypeError, OSError, ImportError) as error:  # invalid settings, model or data
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     if int(os.environ.get("RANK", 0)) == 0:

@@ -40,9 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, RuntimeError, MemoryError) as error:
         print(f"ctssl {args.command}: {_words(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"\nctssl {args.command}: stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(f"\nctssl {args.command}: {error if error.args else 'stopped'}", file=sys.stderr)
+        return getattr(error, "code", 130)
     return 0
 
 

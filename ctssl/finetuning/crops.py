@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ctssl.files.running import leave_signals
 from ctssl.finetuning.settings import Settings
 from ctssl.sampling import augment, crop_at, degrade, random_matrix, random_part, random_placement, warp
 
@@ -32,7 +33,8 @@ def batches(
     steps: Any = itertools.count(start)
     own = torch.Generator()  # not the global one, which the network may draw from
     crops = _Steps(scans, settings, rank)
-    return iter(DataLoader(crops, batch_size=None, sampler=steps, num_workers=workers, generator=own))
+    how: Any = {"sampler": steps, "num_workers": workers, "worker_init_fn": leave_signals}
+    return iter(DataLoader(crops, batch_size=None, generator=own, **how))
 
 
 def workers_for(device: torch.device) -> int:

@@ -18,6 +18,7 @@ from ctssl import precision
 
 if TYPE_CHECKING:
     from ctssl.heads.segmenter import Segmenter
+from ctssl.files.running import Stopped, stop_signals
 from ctssl.finetuning.crops import Scan, batches, workers_for
 from ctssl.finetuning.settings import Settings
 from ctssl.finetuning.state import Progress, load_state, save_state
@@ -57,22 +58,26 @@ def fit(
 
     Raises:
         ValueError: the loss is not finite, or `folder` holds another training.
+        Stopped: SIGINT or SIGTERM came; the state is kept, after the step that was running.
     """
     run = _Run(net, settings, {**identity, "world": _world()[1]}, folder, from_scratch)
     now, choosing = run.now, len(validating) >= CHOOSING
     crops = batches(scans, settings, now.step, rank=run.rank, workers=workers_for(run.device))
     bar = tqdm(total=now.steps, initial=now.step, desc="training", disable=not progress or run.rank > 0)
-    while now.steps is None or now.step < now.steps:
-        run.descend(*next(crops))
-        if run.clock.due(now):
-            now.steps = bar.total = agreed(run.clock.steps(now), run.world)
-        if now.steps and due(now.step, now.steps, settings.evaluations):
-            run.evaluate(validating, choosing=choosing)
-            if choosing and agreed(now.since_best(), run.world) >= settings.patience:
-                now.steps = now.step  # where it ends
-        bar.set_postfix(run.shown(), refresh=False)
-        bar.update()
-        run.save_if_due()
+    with stop_signals() as asked:
+        while now.steps is None or now.step < now.steps:
+            run.descend(*next(crops))
+            if run.clock.due(now):
+                now.steps = bar.total = agreed(run.clock.steps(now), run.world)
+            if now.steps and due(now.step, now.steps, settings.evaluations):
+                run.evaluate(validating, choosing=choosing)
+                if choosing and agreed(now.since_best(), run.world) >= settings.patience:
+                    now.steps = now.step  # where it ends
+            bar.set_postfix(run.shown(), refresh=False)
+            bar.update()
+            run.save_if_due()
+            if agreed(len(asked), run.world):
+                run.stop(asked)
     bar.close()
     run.save()  # what follows may fail, and is not to cost the training
     net.load_state_dict(now.best or run.kept.state_dict())
@@ -144,6 +149,17 @@ class _Run:
         if self.rank == 0:
             save_state(self.folder, self.net, self.average, self.opt, self.identity, self.now)
         self.saved = time.monotonic()
+
+    def stop(self, asked: list[int]) -> None:
+        """Keep the state and end, by a `Stopped` that says how to go on."""
+        now = self.now
+        now.steps = now.steps or self.clock.steps(now)  # a training that goes on keeps its number of steps
+        self.save()
+        raise Stopped(
+            f"stopped after step {now.step} of {now.steps}; the state is kept in {self.folder}, and the same "
+            "command goes on from there",
+            *asked[:1],
+        )
 
 
 class Clock:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ctssl.files.running import check_alone
 from ctssl.files.text import read_json
 from ctssl.finetuning.report import WRITTEN, Report
 from ctssl.finetuning.settings import Settings
@@ -46,7 +47,7 @@ class Request:
 
 def check_request(request: Request) -> None:
     """Raise for what cannot be done, whatever the data: `ValueError` for arguments, `FileExistsError` where
-    `out` holds something that would be replaced."""
+    `out` holds something that would be replaced, or another process is at work there."""
     out = request.out
     if request.head and request.head not in HEADS:
         raise ValueError(f"unknown head {request.head!r}; use {', '.join(sorted(HEADS))}")
@@ -57,6 +58,7 @@ def check_request(request: Request) -> None:
         )
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; choose another --out")
+    check_alone(request.unfinished)
     began = ours or request.unfinished.is_dir()
     foreign = [name for name in ("config.json", WEIGHTS, *WRITTEN) if not began and (out / name).exists()]
     if foreign:

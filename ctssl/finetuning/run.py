@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from ctssl.datasets.checks import check_problems, problems
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.seen import SEEN, seen_after, seen_by
 from ctssl.datasets.splits import astride
+from ctssl.files.running import alone, clear_parts
 from ctssl.finetuning.loop import CHOOSING, fit
 from ctssl.finetuning.plan import Plan, make_plan
 from ctssl.finetuning.prepare import (
@@ -99,8 +101,9 @@ def finetune(
 
     Raises:
         FileNotFoundError: data or model are missing.
-        FileExistsError: `out` holds something that would be replaced.
+        FileExistsError: `out` holds something that would be replaced, or another process is at work there.
         ValueError: data or arguments cannot be used; before any training.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the state is kept, and the same call goes on.
     """
     request = Request(
         Path(out),
@@ -137,10 +140,21 @@ def run(request: Request, dataset: Dataset, *, survey: Survey | None = None) -> 
     say(job.describe())
     learning, validating = prepare_scans(job)
     net = build_network(job)
-    request.unfinished.mkdir(parents=True, exist_ok=True)  # from here on the folder is ours
-    began = time.monotonic()
+    with alone(request.unfinished) if rank == 0 else nullcontext():  # from here on the folder is ours
+        if rank == 0:
+            clear_parts(request.out)
+            clear_parts(request.unfinished)
+        report = train(net.to(device), learning, validating, job, rank=rank)
+    if dist.is_initialized():
+        dist.barrier()
+    return report
+
+
+def train(net: Any, learning: list[Any], validating: list[Any], job: Job, *, rank: int) -> Report:
+    """Train a network on its device, judge it, and (the first device) write it."""
+    request, began = job.request, time.monotonic()
     curve = fit(
-        net.to(device),
+        net,
         learning,
         validating,
         job.settings,
@@ -158,8 +172,6 @@ def run(request: Request, dataset: Dataset, *, survey: Survey | None = None) -> 
     report = report_of(job, judged, curve, seconds)
     if rank == 0:
         save(net.cpu(), job, report, judged)
-    if dist.is_initialized():
-        dist.barrier()
     return report
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ctssl.files.running import leave_signals
 from training.data.cache import Corpus
 from training.data.views import sample
 from training.pretext.batch import Batch
@@ -78,6 +79,7 @@ def loader(samples: Samples, places: Places, *, workers: int) -> Any:
         batch_sampler=places,
         collate_fn=collate,
         num_workers=workers,
+        worker_init_fn=leave_signals,
         pin_memory=torch.cuda.is_available(),
         **ahead,
     )
