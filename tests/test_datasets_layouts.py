@@ -7,6 +7,7 @@ import pytest
 
 import ctssl
 from ctssl import datasets
+from ctssl.datasets.case import read_case
 from ctssl.datasets.checks import problems
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.scans import list_scans
@@ -82,15 +83,34 @@ def test_the_first_nnunet_lists_cases_and_keeps_channels(labelled):
     ].image.name == "case0_0000.nii.gz"
 
 
-def test_labels_that_nothing_names_must_be_counted_from_one(labelled):
-    """A mask of 0 and 255 is not one of 256 classes."""
+@pytest.mark.parametrize("named", [False, True])
+def test_masks_of_0_and_255_have_one_label(labelled, named):
+    """They are not of 256 classes, whether a `dataset.json` names the 255 or not."""
+    if named:
+        described(labelled, channel_names={"0": "CT"}, labels={"background": 0, "tumour": 255})
+    before = [read_case(case)[1].array for case in find_cases(labelled).cases]
     for i in range(3):
         mask = ctssl.read(labelled / "labels" / f"case{i}.nii.gz")
         Volume((mask.array * 255).astype(np.uint8), mask.affine).save(
             labelled / "labels" / f"case{i}.nii.gz", overwrite=True
         )
+    found = find_cases(labelled)
+    assert found.names == ({1: "tumour"} if named else {})
+    assert not [p for p in problems(found) if p.code == "labels"]
+    for case, mask in zip(found.cases, before, strict=True):
+        np.testing.assert_array_equal(read_case(case)[1].array, mask)
+    (row, *_) = ctssl.evaluate(labelled / "labels", labelled / "labels").cases
+    assert (row["label"], row["dsc"]) == (1, 1.0)
+
+
+def test_labels_that_nothing_names_must_be_counted_from_one(labelled):
+    for i in range(3):
+        mask = ctssl.read(labelled / "labels" / f"case{i}.nii.gz")
+        Volume((mask.array * 254).astype(np.uint8), mask.affine).save(
+            labelled / "labels" / f"case{i}.nii.gz", overwrite=True
+        )
     found = problems(find_cases(labelled), whole=False)
-    assert [p.level for p in found] == ["error"] * 3 and "holds [255], but the 1 labels" in found[0].message
+    assert [p.level for p in found] == ["error"] * 3 and "holds [254], but the 1 labels" in found[0].message
 
 
 def test_a_table(labelled):

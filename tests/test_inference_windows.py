@@ -1,14 +1,20 @@
 """Whole scans in windows: blended as they should be, air for nothing, back on the scan's grid, within the memory allowed."""
 
 import itertools
+import math
+import os
+from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 
 import ctssl
+from ctssl.cli import main
 from ctssl.heads.segmenter import Segmenter
 from ctssl.inference import features, masks, windows
+from ctssl.volume import nifti
 from ctssl.volume.volume import Volume
 
 
@@ -104,3 +110,31 @@ def test_a_large_scan_is_planned_for_eight_gigabytes():
     model = ctssl.segmenter("swin-wild-mim")
     scan = Volume(np.broadcast_to(np.float32(0), (512, 512, 600)), np.diag([0.75, 0.75, 1.0, 1.0]))
     assert 16 <= masks.plan(model, scan, 8.0) <= masks.plan(model, scan, 12.0) <= 600
+
+
+def huge(path: Path, shape=(600, 600, 600), spacing=10.0) -> Path:
+    """The header of a scan of zeros, as long as they are said to be: a file with a hole."""
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_data_shape(shape)
+    header.set_sform(np.diag([spacing, spacing, spacing, 1.0]), code=1)
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    path.write_bytes(header.binaryblock)
+    os.truncate(path, 352 + 2 * math.prod(shape))
+    return path
+
+
+@pytest.mark.parametrize("what", ["embed", "segment", "probabilities", "command", "command embed"])
+def test_a_scan_is_planned_before_it_is_read(what, model, tmp_path, monkeypatch, capsys):
+    """Coarse scans become large on the grid of a model, and a large file takes minutes to read."""
+    scan = huge(tmp_path / "scan.nii")
+    monkeypatch.setattr(nifti, "read_nifti", lambda path: pytest.fail("it was read"))
+    if what.startswith("command"):
+        model.save_pretrained(tmp_path / "m")
+        name, out = ("embed", "v.npy") if what.endswith("embed") else ("segment", "m.nii.gz")
+        assert main([name, str(scan), str(tmp_path / out), "--model", str(tmp_path / "m")]) == 2
+        said = capsys.readouterr().err
+        assert "--max-memory" in said and "GB, more than the 8 GB allowed" in said
+        return
+    with pytest.raises(ValueError, match=r"scan.nii.* need about .* GB, more than the 8 GB allowed"):
+        getattr(model.encoder if what == "embed" else model, what)(scan)

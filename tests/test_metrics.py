@@ -1,11 +1,14 @@
 """Metrics against numbers worked by hand, and against plain references on random shapes."""
 
 import math
+import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from ctssl import metrics
 from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml
 
 SPACING = (1.0, 2.0, 3.0)
@@ -68,6 +71,39 @@ def test_nsd_is_that_of_deepminds_surface_distance():
         expected = theirs.compute_surface_dice_at_tolerance(distances, tolerance)
         assert nsd(a, b, spacing_mm=SPACING, tolerance_mm=tolerance) == pytest.approx(expected, abs=1e-6)
         assert 0.2 < expected < 0.9
+
+
+@pytest.mark.parametrize("slab", [1, 700, 1 << 21])
+def test_surfaces_are_monais_wherever_they_are_cut(slab, monkeypatch):
+    """Also of masks that touch the border of the image, and whose boxes lie apart."""
+    import torch
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+    from monai.metrics.surface_dice import compute_surface_dice
+
+    monkeypatch.setattr(metrics, "SLAB", slab)
+    rng = np.random.default_rng(2)
+    for shape, level in (((24, 9, 17), 0.0), ((12, 20, 20), 0.03)):
+        a, b = (ndimage.gaussian_filter(rng.normal(size=shape), 2) > level for _ in range(2))
+        b[:5] = False
+        pair = [torch.from_numpy(np.pad(mask, 2))[None, None].float() for mask in (a, b)]
+        how = dict(include_background=True, spacing=list(SPACING))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            far = compute_hausdorff_distance(*pair, percentile=95, **how)
+            near = compute_surface_dice(*pair, class_thresholds=[2.0], use_subvoxels=True, **how)
+        assert hd95(a, b, spacing_mm=SPACING) == pytest.approx(float(far), rel=1e-5)
+        assert nsd(a, b, spacing_mm=SPACING) == pytest.approx(float(near), rel=1e-5)
+
+
+def test_memory_follows_the_surface_and_not_the_scan():
+    """Two stray voxels in opposite corners took 158 bytes per voxel of the scan."""
+    a = np.zeros((128, 128, 150), bool)
+    a[0, 0, 0] = a[-1, -1, -1] = a[60:64, 60:64, 60:64] = True
+    tracemalloc.start()
+    far, near = hd95(a, a, spacing_mm=SPACING), nsd(a, a, spacing_mm=SPACING)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (far, near) == (0.0, 1.0) and peak < 8 * a.size
 
 
 def test_a_ball_against_a_larger_one():

@@ -73,6 +73,13 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     sub.add_argument(
         "--model", default="swin-wild-mim", help="encoder: name, folder or repository (default: %(default)s)"
     )
+    sub.add_argument(
+        "--max-memory",
+        type=float,
+        default=8.0,
+        metavar="GB",
+        help="memory limit in GB (default: %(default)s)",
+    )
     common(sub)
     for part in (segment, train, judge):
         part.add_commands(command)
@@ -97,7 +104,8 @@ def _embed(args: argparse.Namespace) -> None:
     if args.out:
         free(args.out, args.overwrite, ".npy")
     encoder = ctssl.load(args.model, device=args.device)
-    vector = embed(encoder, ctssl.read(args.scan, series=args.series), progress=not args.json).cpu().numpy()
+    scan = args.scan if args.series is None else ctssl.read(args.scan, series=args.series)
+    vector = embed(encoder, scan, max_memory_gb=args.max_memory, progress=not args.json).cpu().numpy()
     if args.out:
         content = BytesIO()
         np.save(content, vector)

@@ -75,9 +75,14 @@ def _segment(args: argparse.Namespace) -> None:
         _segment_dicom(args)
         return
     from ctssl.inference.folder import target_of, write_mask
+    from ctssl.inference.masks import plan
+    from ctssl.inference.memory import read_within
 
     model = _model(args)
-    scan = ctssl.read(args.scan, series=args.series)
+    maps = len(model.labels) if args.probabilities else 0
+    scan, _ = read_within(
+        args.scan, lambda grid: plan(model, grid, args.max_memory, maps=maps), series=args.series
+    )
     target = target_of(model, Path(args.out), with_maps=args.probabilities)
     check_apart([target.record, *target.maps.values()], [Path(args.scan)])
     mask, record = write_mask(

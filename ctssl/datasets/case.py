@@ -44,7 +44,7 @@ class Dataset:
 
 
 def read_case(case: Case) -> tuple[Volume, Volume]:
-    """Read scan (HU) and mask (uint8) of a case, on one grid.
+    """Read scan (HU) and mask (uint8) of a case, on one grid. A mask of 0 and 255 is one of 0 and 1.
 
     Raises `ValueError` where they do not fit, and for a mask that holds other values than 0 to 255.
     """
@@ -72,4 +72,11 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
         or values.max() > 255
     ):
         raise ValueError(f"{case.name}: a mask holds whole numbers 0..255, this one has {values[:6]}")
-    return scan, Volume(mask.array.astype(np.uint8), scan.affine, mask.name)
+    return scan, Volume(one_label(mask.array, values).astype(np.uint8), scan.affine, mask.name)
+
+
+def one_label(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return a mask that holds 0 and 255 (`values`), as programs for images write it, with 1 for 255; any
+    other one unchanged.
+    """
+    return labels == 255 if set(values.tolist()) - {0} == {255} else labels

@@ -186,8 +186,7 @@ def _short(message: Any, case: Case) -> str:
 
 
 def _odd_labels(held: dict[str, set[int]], *, missing: int) -> list[Problem]:
-    """Where nothing says what the labels are: they must be 1, 2, ... (a mask of 0 and 255 has one label),
-    none in one case alone. So many may be `missing`."""
+    """Where nothing says what the labels are: they must be 1, 2, ..., none in one case alone. So many may be `missing`."""
     counts = Counter(value for values in held.values() for value in values)
     gaps = [value for value in counts if value > len(counts) + missing]
     found = []

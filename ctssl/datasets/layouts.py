@@ -106,7 +106,7 @@ def _names(description: dict[str, Any]) -> dict[int, str]:
             )
         if int(number) > 0 and name != "ignore":
             names[int(number)] = name
-    return names
+    return {1: names[255]} if set(names) == {255} else names  # as `read_case` reads masks of 0 and 255
 
 
 def _decathlon(root: Path, entries: Any) -> list[Case]:

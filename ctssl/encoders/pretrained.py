@@ -68,11 +68,19 @@ class Pretrained:
 
         return preprocess(self, volume)
 
-    def embed(self, volume: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray]) -> Tensor:
-        """Return `(channels[-1],)`: the mean of the deepest map over the tissue of a scan of any size."""
+    def embed(
+        self,
+        volume: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray],
+        *,
+        max_memory_gb: float = 8.0,
+    ) -> Tensor:
+        """Return `(channels[-1],)`: the mean of the deepest map over the tissue of a scan of any size.
+
+        Raises `ValueError` for a scan that needs more memory than `max_memory_gb`, before it is read.
+        """
         from ctssl.inference.features import embed
 
-        return embed(self, volume)
+        return embed(self, volume, max_memory_gb=max_memory_gb)
 
     @on_class
     def from_pretrained(

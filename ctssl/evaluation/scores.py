@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ctssl.datasets.case import one_label
 from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml
 from ctssl.volume.grids import is_sheared, resample, working_grid
 from ctssl.volume.volume import Volume, corner_distance, read
@@ -35,7 +36,7 @@ RESERVED = {
 
 
 def read_mask(path: Path) -> Volume:
-    """Read a mask. Raises `ValueError` for a probability map, and for negative labels."""
+    """Read a mask; one of 0 and 255 as one of 0 and 1. Raises `ValueError` for a probability map, and for negative labels."""
     mask = read(path)
     if (mask.array != np.round(mask.array)).any():
         raise ValueError(
@@ -43,7 +44,8 @@ def read_mask(path: Path) -> Volume:
         )
     if (mask.array < 0).any():
         raise ValueError(f"{path} holds the label {mask.array.min():g}; give labels from 0 (background)")
-    return mask
+    array = one_label(mask.array, np.unique(mask.array))
+    return mask if array is mask.array else replace(mask, array=array.astype(np.float32))
 
 
 def labels_of(*masks: Volume) -> list[int]:

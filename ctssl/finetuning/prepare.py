@@ -151,14 +151,12 @@ def prepare_cases(
 
 def onto_grid(mask: Volume, grid: Volume) -> np.ndarray:
     """Bring labels onto another grid: each voxel gets the label that fills most of it."""
-    classes = int(mask.array.max()) + 1
-    shares = np.stack(
-        [
-            resample(mask.array == k, mask.affine, grid.shape, grid.affine, fill=float(k == 0))
-            for k in range(classes)
-        ]
-    )
-    return shares.argmax(0).astype(np.uint8)
+    labels, most = np.zeros(grid.shape, np.uint8), np.zeros(grid.shape, np.float32)
+    for k in np.unique(np.append(mask.array, 0)):  # one after the other, in the memory of one
+        share = resample(mask.array == k, mask.affine, grid.shape, grid.affine, fill=float(k == 0))
+        larger = share > most
+        labels[larger], most[larger] = k, share[larger]
+    return labels
 
 
 def sub_dataset(dataset: Dataset, cases: list[Case], names: dict[int, str] | None) -> Dataset:

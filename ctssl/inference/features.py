@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctssl.inference.memory import check_features, read_within
+from ctssl.inference.windows import MEMORY_GB
 from ctssl.lint import check
 from ctssl.volume.grids import prepare
 from ctssl.volume.volume import Volume, read
@@ -93,9 +95,13 @@ def _starts(size: int, tile: int, step: int) -> list[int]:
     return [0] if size <= tile else list(range(0, size - tile + step, step))
 
 
-def embed(encoder: Any, source: Any, *, progress: bool = False) -> Tensor:
+def embed(encoder: Any, source: Any, *, max_memory_gb: float = MEMORY_GB, progress: bool = False) -> Tensor:
     """Compute one vector `(channels[-1],)` for a scan; see `Pretrained.embed`."""
-    image = preprocess(blocks_of(encoder), source)
+    spacing_mm = (blocks_of(encoder).spec.preprocess if encoder.spec else Preprocess()).spacing_mm
+    scan, _ = read_within(
+        source, lambda grid: check_features(grid, encoder, spacing_mm, TILE, max_memory_gb=max_memory_gb)
+    )
+    image = preprocess(encoder, scan)
     features = feature_maps(encoder, image, progress=progress)[-1]
     stride = encoder.strides[-1]
     tissue = torch.nn.functional.max_pool3d(image, stride, ceil_mode=True)[0, 0] > 0

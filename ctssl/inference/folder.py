@@ -21,11 +21,12 @@ from ctssl.datasets.scans import list_scans
 from ctssl.files.atomic import check_apart, disk_is_full, file_sha256, write_whole
 from ctssl.files.names import check_case_name, safe_label
 from ctssl.files.text import read_json
-from ctssl.inference.masks import Network, mask_and_maps, segment
+from ctssl.inference.masks import Network, mask_and_maps, plan, segment
 from ctssl.inference.masks import probabilities as compute_maps
+from ctssl.inference.memory import read_within
 from ctssl.inference.windows import Windows
 from ctssl.lint import ScanWarning
-from ctssl.volume.volume import Volume, read
+from ctssl.volume.volume import Volume
 
 WRITING, WHOLE = "writing", "whole"  # state of a record
 TODO, MAPS, DONE = "to do", "maps are missing", "done"  # state of the results of a scan
@@ -161,7 +162,8 @@ def write_mask(
     taken = [path for path in (target.mask, target.record, *target.maps.values()) if path.exists()]
     if taken and not overwrite:
         raise FileExistsError(f"{taken[0]} exists; choose another name, or overwrite it on purpose")
-    scan = read(source)
+    maps_kept = len(model.labels) if target.maps else 0
+    scan, _ = read_within(source, lambda grid: plan(model, grid, windows.max_memory_gb, maps=maps_kept))
     facts = made_by(model, windows, source)
     if target.maps:
         mask, maps = mask_and_maps(model, scan, windows, progress=progress)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from ctssl.inference.features import prepared
-from ctssl.inference.memory import plan_slices
+from ctssl.inference.memory import plan_slices, read_within
 from ctssl.inference.windows import Windows, slide
 from ctssl.volume.grids import resample
-from ctssl.volume.volume import Volume, read
+from ctssl.volume.volume import Volume
 from ctssl.zoo import ModelSpec, Preprocess
 
 
@@ -35,8 +35,7 @@ class Network(Protocol):
 
 def segment(model: Network, source: Any, windows: Windows = Windows(), *, progress: bool = False) -> Volume:
     """Segment a scan; see `Segmenter.segment`."""
-    volume = read(source)
-    slices = plan(model, volume, windows.max_memory_gb)
+    volume, slices = read_within(source, lambda grid: plan(model, grid, windows.max_memory_gb))
     found, affine = probabilities_of(model, prepared(model.encoder, volume), windows, progress=progress)
     return replace(volume, array=onto(found, affine, volume, slices, threshold=model.threshold))
 
@@ -52,8 +51,8 @@ def mask_and_maps(
     model: Network, source: Any, windows: Windows = Windows(), *, progress: bool = False
 ) -> tuple[Volume, dict[str, Volume]]:
     """Compute the mask of `segment` and the maps of `probabilities` in one run."""
-    volume = read(source)
-    slices = plan(model, volume, windows.max_memory_gb, maps=len(model.labels))
+    maps = len(model.labels)
+    volume, slices = read_within(source, lambda grid: plan(model, grid, windows.max_memory_gb, maps=maps))
     found, affine = probabilities_of(model, prepared(model.encoder, volume), windows, progress=progress)
     mask = replace(volume, array=onto(found, affine, volume, slices, threshold=model.threshold))
     return mask, {

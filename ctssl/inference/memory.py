@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from ctssl.volume.grids import working_grid
-from ctssl.volume.volume import Volume
+from ctssl.volume.volume import Volume, read, read_grid
+
+T = TypeVar("T")
 
 LIBRARIES = 1.2e9  # bytes that Python, torch, MONAI and a model take before the first scan
 ACTIVATIONS = 200  # numbers that a network holds for each voxel of a window, at most
+
+
+def read_within(source: Any, plan: Callable[[Volume], T], *, series: str | None = None) -> tuple[Volume, T]:
+    """Read a scan for which `plan` finds the memory; of a NIfTI file the header is asked first.
+
+    Args:
+        source, series: as for `ctssl.read`.
+        plan: called with the scan's grid; raises `ValueError` where the memory is too small.
+
+    Returns:
+        The scan and its plan.
+    """
+    ahead = read_grid(source)
+    if ahead is not None:
+        plan(ahead)
+    volume = read(source, series=series)
+    return volume, plan(volume)
 
 
 def plan_slices(
@@ -44,3 +65,30 @@ def plan_slices(
             f"{max_memory_gb:g} GB allowed; allow more (--max-memory), or cut the scan"
         )
     return min(room, volume.shape[2])
+
+
+def check_features(
+    volume: Volume, encoder: Any, spacing_mm: float, tile: int, *, max_memory_gb: float
+) -> None:
+    """Raise `ValueError` for a scan whose features need more memory than allowed.
+
+    Args:
+        volume: the scan; only its shape and affine are used.
+        encoder: its `channels` and `strides` count.
+        spacing_mm: working spacing in mm.
+        tile: voxels along each side of what goes through the encoder at once.
+        max_memory_gb: memory limit of the process in GB.
+    """
+    own, grid = math.prod(volume.shape), working_grid(volume, spacing_mm)[0]
+    maps = [
+        c * math.prod(-(-n // s) for n in grid)
+        for c, s in zip(encoder.channels, encoder.strides, strict=True)
+    ]
+    need = LIBRARIES + 4 * (own + 3 * math.prod(grid) + max(own, math.prod(grid)))  # resampled, windowed
+    need += 4 * (sum(maps) + maps[-1]) + tile**3 * 4 * ACTIVATIONS
+    if need > max_memory_gb * 1e9:
+        raise ValueError(
+            f"{volume.name}: at {spacing_mm:g} mm it has {' x '.join(map(str, grid))} voxels, which need about "
+            f"{need / 1e9:.1f} GB, more than the {max_memory_gb:g} GB allowed; allow more (--max-memory), cut the "
+            "scan, or take a model of a coarser spacing"
+        )

@@ -56,6 +56,25 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, Any]:
         raise ValueError(f"{path} is damaged or not NIfTI ({error}); copy or convert it again") from error
 
 
+def read_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Return the shape and the affine that a file declares; nothing of its voxels is read.
+
+    Raises `ValueError` as `read_nifti` does.
+    """
+    from nibabel.spatialimages import HeaderDataError
+
+    size, packed = path.stat().st_size, path.name.lower().endswith(".gz")
+    try:
+        with gzip.open(path) if packed else open(path, "rb") as stream:
+            header = _read_header(stream)[0]
+        shape = _check_claim(header, size * DEFLATE if packed else size)[0]
+        return shape, np.asarray(header.get_best_affine(), dtype=float)
+    except (OSError, EOFError, ValueError, OverflowError, HeaderDataError, zlib.error) as error:
+        if isinstance(error, PermissionError):
+            raise
+        raise ValueError(f"{path} is damaged or not NIfTI ({error}); copy or convert it again") from error
+
+
 def _read_header(stream: Any) -> tuple[Any, int]:
     """Read the header by its own length (NIfTI-1 or 2, either byte order); returns it and the bytes read."""
     import nibabel

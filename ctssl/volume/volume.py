@@ -122,6 +122,23 @@ def _read_dicom(path: Path, series: str | None) -> Volume:
     )
 
 
+def read_grid(source: Any) -> Volume | None:
+    """Return a scan of zeros that take no memory, with the shape and the affine of a NIfTI file, before the
+    file is read; None for any other source.
+
+    Raises `ValueError` as `read` does.
+    """
+    if not isinstance(source, (str, os.PathLike)) or not str(source).lower().endswith((".nii", ".nii.gz")):
+        return None
+    from ctssl.volume.nifti import read_header
+
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"no scan at {path}")
+    shape, affine = read_header(path)
+    return Volume(_checked(np.broadcast_to(np.float32(0), shape), affine, path.name), affine, path.name)
+
+
 def _read_nifti(path: Path) -> Volume:
     from ctssl.volume.nifti import read_nifti
 
@@ -133,6 +150,14 @@ def _read_nifti(path: Path) -> Volume:
 
 def _to_volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
     """Check and convert the input. Raises `ValueError` unless it is one 3D scan."""
+    values = np.ascontiguousarray(_checked(array, affine, name), dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} holds {NOT_FINITE}")
+    return Volume(values, affine, name)
+
+
+def _checked(array: np.ndarray, affine: np.ndarray, name: str) -> np.ndarray:
+    """Return the `(X, Y, Z)` numbers of a scan. Raises `ValueError` for another shape, type or affine."""
     if array.dtype.names:
         raise ValueError(f"{name} is a colour image (RGB); a CT has one number per voxel, in HU")
     if array.ndim > 3 and all(size == 1 for size in array.shape[3:]):
@@ -161,10 +186,7 @@ def _to_volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
         raise ValueError(
             f"{name} has no usable affine: its origin or last row is invalid; repair its geometry first"
         )
-    values = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name} holds {NOT_FINITE}")
-    return Volume(values, affine, name)
+    return array
 
 
 def voxel_hash(scan: Volume, salt: str = "") -> str:
