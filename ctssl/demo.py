@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ctssl.files.atomic import write_whole
+from ctssl.files.names import check_path
 from ctssl.inference.features import feature_maps, prepared
 from ctssl.loading import load, load_segmenter
 from ctssl.phantom import phantom
@@ -46,7 +47,7 @@ def demo(
     Raises:
         FileExistsError: `out` holds files that are not from a demo and would be replaced.
     """
-    folder = Path(out)
+    folder = check_path(out)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; choose another folder (--out)")
     taken = [name for name in WRITTEN if (folder / name).exists()]

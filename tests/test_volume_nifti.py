@@ -127,3 +127,13 @@ def test_a_scan_too_large_for_the_ceiling_can_be_allowed_on_purpose(scan, monkey
         ctssl.read(scan)
     monkeypatch.setattr(nifti, "VOXELS", voxels)
     assert isinstance(ctssl.read(scan), Volume)
+
+
+def test_an_axis_that_nifti_1_cannot_hold_is_written_as_nifti_2(tmp_path):
+    """Also with the header that such a file was read with; a shorter part of it is NIfTI-1 again."""
+    long = Volume(np.arange(2 * 3 * 40000, dtype=np.float32).reshape(2, 3, 40000), np.diag([1, 2, 3, 1.0]))
+    once = ctssl.read(long.save(tmp_path / "long.nii"))
+    again = ctssl.read(once.save(tmp_path / "again.nii.gz"))
+    assert np.array_equal(again.array, long.array) and np.allclose(again.affine, long.affine)
+    part = Volume(again.array[..., :50], again.affine, header=again.header)
+    assert (part.save(tmp_path / "part.nii")).read_bytes()[:4] == (348).to_bytes(4, "little")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ctssl.files.names import check_path
+
 
 def common(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--series", help="SeriesInstanceUID, if a DICOM folder holds several")
@@ -16,7 +18,7 @@ def free(path: str, overwrite: bool, *endings: str) -> None:
     """Raise for an output that cannot be written, before hours of work and not after."""
     if not path.endswith(endings):
         raise ValueError(f"cannot write {path}: its name must end in {' or '.join(endings)}")
-    if Path(path).exists() and not overwrite:
+    if check_path(path).exists() and not overwrite:
         raise FileExistsError(f"{path} exists; choose another name, or add --overwrite")
     if not Path(path).absolute().parent.is_dir():
         raise FileNotFoundError(f"no folder {Path(path).parent} to write {Path(path).name} in; make it first")

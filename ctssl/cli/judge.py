@@ -59,9 +59,11 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from ctssl.files.names import check_path
+
     if (
         args.out
-        and Path(args.out).exists()
+        and check_path(args.out).exists()
         and (not Path(args.out).is_dir() or any(Path(args.out).iterdir()))
     ):
         raise FileExistsError(f"{args.out} exists and is not empty; choose another folder")

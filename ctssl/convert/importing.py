@@ -19,6 +19,7 @@ from ctssl.convert.families.moves import Move, Options, Translation
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pretrained import encoder_config
 from ctssl.files.atomic import file_sha256
+from ctssl.files.names import check_path
 from ctssl.hub.folder import write_folder
 from ctssl.hub.provenance import facts
 from ctssl.zoo import ModelSpec, Preprocess
@@ -106,7 +107,7 @@ def import_checkpoint(
         ValueError: some part of the encoder cannot be represented or is missing; nothing is written.
         FileExistsError: `out` is not empty and `overwrite` is False.
     """
-    file, out = Path(file), Path(out)
+    file, out = Path(file), check_path(out)
     if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty; choose another --out, or pass --overwrite")
     checkpoint = read_checkpoint(file, seconds=seconds)

@@ -104,6 +104,10 @@ def _names(description: dict[str, Any]) -> dict[int, str]:
                 f"dataset.json: the label {str(key)[:60]!r}: {str(value)[:60]!r} is no number (0 to 255) and name; "
                 "regions are not supported"
             )
+        if not name.isprintable():
+            raise ValueError(
+                f"dataset.json: the label {name[:60]!r} cannot be printed; write it in plain text"
+            )
         if int(number) > 0 and name != "ignore":
             names[int(number)] = name
     return {1: names[255]} if set(names) == {255} else names  # as `read_case` reads masks of 0 and 255

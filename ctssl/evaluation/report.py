@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -15,7 +13,7 @@ from ctssl.evaluation.scores import METRICS, labels_of, read_mask, score_masks
 from ctssl.evaluation.statistics import FEWEST, paired, summary
 from ctssl.evaluation.tables import as_plain, read_facts
 from ctssl.files.atomic import write_whole
-from ctssl.files.text import markdown_table
+from ctssl.files.text import csv_text, markdown_table
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,7 @@ class Evaluation:
                 f"{folder} holds a {existing[0]}; choose another folder, or pass overwrite=True (--overwrite)"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        rows = io.StringIO(newline="")
-        writer = csv.DictWriter(rows, list(self.cases[0]))
-        writer.writeheader()
-        writer.writerows(self.cases)
-        write_whole(folder / "cases.csv", rows.getvalue())
+        write_whole(folder / "cases.csv", csv_text(self.cases))
         write_whole(folder / "report.json", json.dumps(self.plain(), indent=1) + "\n")
         write_whole(folder / "report.md", self.markdown())
         if self.paired:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 LONGEST = (
     150  # bytes; with `.part-PID-` in front and `_LABEL.nii.gz` behind, a name must stay below 255 bytes
 )
+PART = len(".part-4194304-")  # what `write_whole` puts in front of a name
 REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)  # owner/name, neither is `..`
 
 
@@ -35,3 +38,20 @@ def safe_label(label: str) -> str:
     'left_kidney_cyst'
     """
     return re.sub(r"[^A-Za-z0-9_.-]", "_", label)[:60]
+
+
+def check_path(path: str | os.PathLike) -> Path:
+    """Return an output path. Raises `ValueError` for names that are too long to write: before the work, which
+    may take hours, and not after it.
+
+    >>> check_path("mask.nii.gz").name
+    'mask.nii.gz'
+    """
+    found = Path(path)
+    *folders, name = (len(os.fsencode(part)) for part in found.absolute().parts)
+    if max([*folders, name + PART]) > 255 or len(os.fsencode(found.absolute())) + PART > 4095:
+        raise ValueError(
+            f"the name {found.name[:40]!r}... is too long to write ({name} bytes, at most {255 - PART}; a path has "
+            "at most 4081); choose a shorter one"
+        )
+    return found

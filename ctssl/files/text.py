@@ -101,4 +101,21 @@ def csv_cell(value: Any) -> Any:
     >>> csv_cell("=1+1")
     "'=1+1"
     """
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")) else value
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else value
+    )
+
+
+def csv_text(rows: list[dict[str, Any]]) -> str:
+    """Return rows as CSV, with a column for every key; no cell is a formula to a spreadsheet.
+
+    >>> csv_text([{"case": "=1+1", "dsc": 0.5}])
+    "case,dsc\\n'=1+1,0.5\\n"
+    """
+    columns, text = list(dict.fromkeys(key for row in rows for key in row)), io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(csv_cell, columns))
+    writer.writerows([csv_cell(row.get(column, "")) for column in columns] for row in rows)
+    return text.getvalue()

@@ -3,7 +3,6 @@ case, curves, pictures, and a card."""
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -15,7 +14,7 @@ import numpy as np
 
 from ctssl.datasets.seen import SEEN
 from ctssl.evaluation.scores import labels_of, score_masks
-from ctssl.files.text import csv_cell, markdown_table
+from ctssl.files.text import csv_text, markdown_table
 from ctssl.finetuning.settings import Settings
 from ctssl.hub.card import Card, pictures
 from ctssl.pictures import Cuts, cut_slices, draw_cuts
@@ -138,14 +137,8 @@ def result_files(
 
 def _cases_csv(judged: dict[str, Judged]) -> str:
     """`cases.csv`: a row for each case and label."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     rows = [{"case": name, **row} for name, one in judged.items() for row in one.rows]
-    if rows:
-        writer.writerow(rows[0])
-    for row in rows:
-        writer.writerow([round(v, 4) if isinstance(v, float) else csv_cell(v) for v in row.values()])
-    return text.getvalue()
+    return csv_text([{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows])
 
 
 def _portraits(

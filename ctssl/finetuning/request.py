@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ctssl.files.names import check_path
 from ctssl.files.running import check_alone
 from ctssl.files.text import read_json
 from ctssl.finetuning.report import WRITTEN, Report
@@ -48,7 +49,7 @@ class Request:
 def check_request(request: Request) -> None:
     """Raise for what cannot be done, whatever the data: `ValueError` for arguments, `FileExistsError` where
     `out` holds something that would be replaced, or another process is at work there."""
-    out = request.out
+    out = check_path(request.out)
     if request.head and request.head not in HEADS:
         raise ValueError(f"unknown head {request.head!r}; use {', '.join(sorted(HEADS))}")
     ours = (out / WEIGHTS).exists() and (out / "config.json").exists()
@@ -65,6 +66,8 @@ def check_request(request: Request) -> None:
         raise FileExistsError(
             f"{out} holds a {foreign[0]} that is not of a model, and would be replaced; choose another --out"
         )
+    if odd := [name for name in (request.names or {}).values() if not name.isprintable()]:
+        raise ValueError(f"the label {odd[0][:60]!r} cannot be printed; name it in plain text")
     if request.folds is not None and request.folds < 2:
         raise ValueError(f"folds={request.folds}: give at least 2")
     if request.folds is not None and request.hold_out is not None:

@@ -37,6 +37,12 @@ def check_types(config: dict[str, Any], path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: unknown kind {_short(config['kind'])}; this ctssl knows encoder and segmenter"
         )
+    labels = config.get("labels") or {}
+    said = [config["name"], config.get("parent"), *labels, *labels.values()]
+    if odd := [text for text in said if isinstance(text, str) and not text.isprintable()]:
+        raise ValueError(
+            f"{path}: {_short(odd[0])} holds characters that control a terminal; write it in plain text"
+        )
     absent = [key for key in ("name", "kind", "encoder", "encoder_args", "sha256") if config[key] is None]
     if absent:
         raise ValueError(f"{path}: {absent[0]} is empty; download the file again")

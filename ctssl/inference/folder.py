@@ -19,7 +19,7 @@ import numpy as np
 
 from ctssl.datasets.scans import list_scans
 from ctssl.files.atomic import check_apart, disk_is_full, file_sha256, write_whole
-from ctssl.files.names import check_case_name, safe_label
+from ctssl.files.names import check_case_name, check_path, safe_label
 from ctssl.files.text import read_json
 from ctssl.inference.masks import Network, mask_and_maps, plan, segment
 from ctssl.inference.masks import probabilities as compute_maps
@@ -47,7 +47,8 @@ class Target:
 
 
 def target_of(model: Network, mask: Path, *, maps_in: Path | None = None, with_maps: bool = False) -> Target:
-    """Name the files of one scan. Raises `ValueError` where two labels would share a file.
+    """Name the files of one scan. Raises `ValueError` where two labels would share a file, and for names
+    that are too long.
 
     Args:
         mask: file of the mask.
@@ -55,13 +56,19 @@ def target_of(model: Network, mask: Path, *, maps_in: Path | None = None, with_m
         with_maps: whether there are maps of probabilities, `NAME_LABEL.nii.gz`.
     """
     if not with_maps:
-        return Target(mask)
+        return _writable(Target(mask))
     name = mask.name.removesuffix(".gz").removesuffix(".nii")
     folder = maps_in or mask.parent
     maps = {label: folder / f"{name}_{safe_label(label)}.nii.gz" for label in model.labels.values()}
     if len(set(maps.values())) < len(maps):
         raise ValueError(f"the labels {list(maps)} would share files; give them names that differ in letters")
-    return Target(mask, maps)
+    return _writable(Target(mask, maps))
+
+
+def _writable(target: Target) -> Target:
+    for path in (target.mask, target.record, *target.maps.values()):
+        check_path(path)
+    return target
 
 
 def segment_folder(

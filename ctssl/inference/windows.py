@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 MEMORY_GB = 8.0
+MOST = 1_000_000  # windows of a scan; 64 voxels, half of them shared, make a few thousand
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def slide(
         `(classes, X, Y, Z)` float16.
 
     Raises:
-        ValueError: the network gives NaN or infinite values.
+        ValueError: the network gives NaN or infinite values, or there would be more than `MOST` windows.
     """
     from tqdm import tqdm
 
@@ -69,13 +70,19 @@ def slide(
     low = [(max(side - n, 0)) // 2 for n in size]
     image = np.pad(image, [(a, max(side - n, 0) - a) for n, a in zip(size, low, strict=True)])
     starts = [_spread(n, side, windows.overlap) for n in image.shape]
+    count = math.prod(map(len, starts))
+    if count > MOST:
+        raise ValueError(
+            f"{name}: {count} windows of {side} voxels, more than {MOST}; set `window` in the config.json of the "
+            "model to the size of its training crops, or let windows overlap less"
+        )
     bell = torch.from_numpy(gaussian(side))
     weight = bell[:, None, None] * bell[:, None] * bell
     totals = [_total(bell, places, n) for places, n in zip(starts, image.shape, strict=True)]
     answer_of, air = (mirrored(network) if windows.tta else network), None
     result = np.zeros((classes, *image.shape), np.float16)
     slab = torch.zeros(classes, side, *image.shape[1:])
-    bar = tqdm(total=math.prod(map(len, starts)), desc="segmenting", disable=not progress)
+    bar = tqdm(total=count, desc="segmenting", disable=not progress)
     for x, after in zip(starts[0], [*starts[0][1:], image.shape[0]], strict=True):
         for y, z in itertools.product(*starts[1:]):
             window = torch.from_numpy(image[x : x + side, y : y + side, z : z + side]).to(device)[None, None]

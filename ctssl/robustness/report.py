@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -16,7 +14,7 @@ from ctssl.datasets.case import Case, read_case
 from ctssl.evaluation.statistics import summary
 from ctssl.evaluation.tables import as_plain
 from ctssl.files.atomic import write_whole
-from ctssl.files.text import markdown_table
+from ctssl.files.text import csv_text, markdown_table
 from ctssl.robustness.curves import (
     Row,
     against_clean,
@@ -96,12 +94,7 @@ class Robustness:
         for name in ("rows.csv", "curves.png"):  # of an earlier run
             (folder / name).unlink(missing_ok=True)
         if self.rows:
-            columns = list(dict.fromkeys(key for row in self.rows for key in row))
-            text = io.StringIO(newline="")
-            writer = csv.DictWriter(text, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-            write_whole(folder / "rows.csv", text.getvalue())
+            write_whole(folder / "rows.csv", csv_text(self.rows))
             write_whole(
                 folder / "curves.png", lambda part: picture(self.rows, self.models, self.shifts, part)
             )

@@ -15,6 +15,7 @@ from ctssl.datasets.case import Case
 from ctssl.datasets.layouts import find_cases
 from ctssl.evaluation.scores import RESERVED
 from ctssl.evaluation.tables import read_facts
+from ctssl.files.names import check_path
 from ctssl.robustness.curves import Row
 from ctssl.robustness.masks import Source, check_complete, check_labels, find_sources
 from ctssl.robustness.measure import Grid, keep_rows, kept_rows, measure
@@ -73,7 +74,7 @@ def measure_robustness(
     Raises `ValueError` or `FileNotFoundError` for what does not fit, before any work.
     """
     asked = _Asked(
-        Path(out),
+        check_path(out),
         _several(shifts),
         _severities(severities),
         _several(by),

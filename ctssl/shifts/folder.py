@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ctssl.datasets.scans import list_scans
 from ctssl.files.atomic import check_apart, disk_is_full
+from ctssl.files.names import check_path
 from ctssl.lint import ScanWarning, check
 from ctssl.shifts import SHIFTS, check_shift, shift_all
 from ctssl.shifts.stamps import (
@@ -77,12 +78,14 @@ def shift_folder(
 
     Raises:
         FileExistsError: a file exists that this function did not write, or wrote with other settings.
-        ValueError: a result would replace an input scan, or a shift is unknown.
+        ValueError: a result would replace an input scan or has too long a name, or a shift is unknown.
         OSError: the disk is full.
     """
     out = Path(out)
     listed = scans if isinstance(scans, Mapping) else list_scans(Path(scans), series=True)
     targets = {(place, name): out / place / f"{name}.nii.gz" for name in listed for place in shifts}
+    for target in targets.values():
+        check_path(target)
     check_apart(list(targets.values()), list(listed.values()))
     stamps = {
         path: make_stamp(combined_name(dict(shifts[place])), seed, "") for (place, _), path in targets.items()

@@ -17,6 +17,7 @@ import numpy as np
 from ctssl.files.atomic import write_whole
 
 AIR_HU = -1024.0
+NIFTI1 = 32767  # most voxels along an axis of a NIfTI-1 file; NIfTI-2 holds more
 NOT_FINITE = "NaN or infinite voxels; replace them (with -1000 HU, which is air, in a CT, 0 in a mask)"
 
 
@@ -63,9 +64,15 @@ class Volume:
             raise FileExistsError(f"{path} exists; choose another name, or pass overwrite=True")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"no folder {path.parent} to save {path.name} in; create it first")
-        known = None if self.header is None else nibabel.Nifti1Header.from_header(self.header, check=False)
+        kind = nibabel.Nifti2Image if max(self.shape) > NIFTI1 else nibabel.Nifti1Image
+        known = self.header
+        if known is not None:
+            if max(known.get_data_shape()) > NIFTI1:
+                known = known.copy()
+                known.set_data_shape(self.shape)
+            known = kind.header_class.from_header(known, check=False)
         array = self.array.astype(np.uint8) if self.array.dtype == bool else self.array
-        image = nibabel.Nifti1Image(array, self.affine, known, dtype=array.dtype)
+        image = kind(array, self.affine, known, dtype=array.dtype)
         codes = [1, 1] if known is None else [int(known[key]) for key in ("sform_code", "qform_code")]
         image.set_sform(self.affine, code=codes[0] or 1)
         image.set_qform(self.affine, code=codes[1] or 1, strip_shears=True)
