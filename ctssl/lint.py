@@ -143,7 +143,7 @@ def _no_scan(values: np.ndarray, low: float, high: float) -> Finding | None:
 
 
 def _windowed(values: np.ndarray, low: float, high: float) -> Finding | None:
-    """Values that were mapped to 0..1, -1..1 or 0..255."""
+    """Values that were mapped to 0..1, -1..1 or 0..255, or to a mean of 0 and a standard deviation of 1."""
     if low >= -0.01 and high <= 1.01:
         done = "the scan was already windowed to 0..1; give it in HU"
     elif low >= -1.01 and high <= 1.01:
@@ -154,6 +154,8 @@ def _windowed(values: np.ndarray, low: float, high: float) -> Finding | None:
             "windowed",
             "values range from 0 to 255: this is a windowed image, not HU; give the scan in HU",
         )
+    elif low > -30 and high < 30:
+        done = "the scan was already standardised (z-score); give it in HU"
     else:
         return None
     return Finding("error", "windowed", f"values range from {low:.2g} to {high:.2g}: {done}")
@@ -183,7 +185,7 @@ def _never_negative(values: np.ndarray, low: float, high: float) -> Finding | No
         "no value is negative, but fat and air are in HU: this does not look like CT; check the modality (MR? PET?) and "
         "that RescaleSlope and RescaleIntercept were applied"
     )
-    return Finding("warning", "not-ct", text)
+    return Finding("error", "not-ct", text)
 
 
 def _rescaled_twice(values: np.ndarray, low: float, high: float) -> Finding | None:

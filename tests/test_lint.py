@@ -41,7 +41,8 @@ def test_the_phantom_is_fine(scan):
         (lambda hu: hu - 1024, ("error", "rescaled-twice")),
         (lambda hu: hu * 0 + 3, ("error", "constant")),
         (lambda hu: hu * 1000, ("error", "not-ct")),
-        (lambda hu: np.clip(hu, 0, None) * 2, ("warning", "not-ct")),
+        (lambda hu: (hu - hu.mean()) / hu.std(), ("error", "windowed")),
+        (lambda hu: np.clip(hu, 0, None) * 2, ("error", "not-ct")),
     ],
 )
 def test_wrong_intensities_are_named(scan, change, expected):

@@ -5,7 +5,8 @@ After nnU-Net's planning (Isensee et al. 2021, arXiv 1809.10486), with rules of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -25,13 +26,16 @@ class Structures:
     """The labelled structures of one case, or what cases have in common.
 
     `diameters_mm`: by label, of a ball as large as the largest piece. `hu`: by label, of some of its voxels.
-    `finest_mm`: the scan's finest spacing. `extent_mm`: the scan's shortest side.
+    `finest_mm`: the scan's finest spacing. `extent_mm`: the scan's shortest side. `longest_mm`: its longest side.
+    `volumes_ml`: by label, of all of it.
     """
 
     diameters_mm: dict[int, float]
     hu: dict[int, np.ndarray]
     finest_mm: float
     extent_mm: float
+    longest_mm: float = 0.0
+    volumes_ml: dict[int, float] = field(default_factory=dict)
 
     @property
     def diameter_mm(self) -> float:
@@ -54,16 +58,17 @@ class Plan:
 
 def measure(scan: Volume, mask: Volume) -> Structures:
     """Measure the labelled structures of one case."""
-    diameters, hu = {}, {}
+    diameters, hu, volumes = {}, {}, {}
+    voxel_ml = abs(np.linalg.det(mask.affine[:3, :3])) / 1000
     for label in map(int, np.unique(mask.array[mask.array > 0])):
         of_label = mask.array == label
         counts = np.bincount(ndimage.label(of_label)[0].ravel())[1:]  # type: ignore[index]
-        volume = counts.max() * abs(np.linalg.det(mask.affine[:3, :3]))
-        diameters[label] = 2 * (3 * volume / (4 * np.pi)) ** (1 / 3)
+        diameters[label] = 2 * (3 * 1000 * counts.max() * voxel_ml / (4 * np.pi)) ** (1 / 3)
+        volumes[label] = float(counts.sum() * voxel_ml)
         inside = scan.array[of_label]
         hu[label] = inside[np.linspace(0, len(inside) - 1, min(len(inside), SAMPLED)).astype(int)]
-    extent = min(n * s for n, s in zip(scan.shape, scan.spacing_mm, strict=True))
-    return Structures(diameters, hu, min(scan.spacing_mm), extent)
+    sides = [n * s for n, s in zip(scan.shape, scan.spacing_mm, strict=True)]
+    return Structures(diameters, hu, min(scan.spacing_mm), min(sides), max(sides), volumes)
 
 
 def pool(cases: list[Structures]) -> Structures:
@@ -75,6 +80,18 @@ def pool(cases: list[Structures]) -> Structures:
         float(np.median([case.finest_mm for case in cases])),
         float(np.median([case.extent_mm for case in cases])),
     )
+
+
+def training_range(cases: list[Structures], labels: dict[int, str]) -> dict[str, Any]:
+    """Return what a segmenter remembers of its training cases, for `ctssl.inference.ranges`."""
+    volumes = {
+        str(k): [
+            round(float(f([c.volumes_ml[k] for c in cases if k in c.volumes_ml])), 3) for f in (min, max)
+        ]
+        for k in labels
+        if any(k in c.volumes_ml for c in cases)
+    }
+    return {"longest_mm": round(max((c.longest_mm for c in cases), default=0.0), 1), "volume_ml": volumes}
 
 
 def make_plan(

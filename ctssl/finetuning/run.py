@@ -22,7 +22,7 @@ from ctssl.datasets.seen import SEEN, seen_after, seen_by
 from ctssl.datasets.splits import astride
 from ctssl.files.running import alone, clear_parts
 from ctssl.finetuning.loop import CHOOSING, fit
-from ctssl.finetuning.plan import Plan, make_plan
+from ctssl.finetuning.plan import Plan, make_plan, training_range
 from ctssl.finetuning.prepare import (
     Sides,
     Survey,
@@ -397,6 +397,9 @@ def save(net: Any, job: Job, report: Report, judged: dict[str, Judged]) -> None:
     before = seen_by(start.folder)
     hashes = [job.survey.records.cases[case.name].scan_hash for case in job.sides.training]
     files[SEEN] = seen_after(before, hashes, salt=job.survey.salt)
+    net.training_range = training_range(
+        [job.survey.structures[case.name] for case in job.sides.training], net.labels
+    )
     net.save_pretrained(request.out, overwrite=True, extra=files, metadata=_metadata(report, job, facts))
     for name in set(WRITTEN) - set(files):  # of the model that was there before
         (request.out / name).unlink(missing_ok=True)

@@ -27,6 +27,7 @@ class Segmenter(nn.Module):
         window: side of the sliding window of `segment` in voxels, the same as that of the training crops.
         parent: name of the starting weights, for `config.json`.
         threshold: probability (0 to 1) from which on `segment` prefers a label to the background.
+        training_range: size of the training scans and volumes of their labels; see `ctssl.inference.ranges`.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Segmenter(nn.Module):
         window: int = 64,
         parent: str | None = None,
         threshold: float = 0.5,
+        training_range: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if head not in HEADS:
@@ -61,6 +63,7 @@ class Segmenter(nn.Module):
             {1: "tumour"} if classes == 2 else {i: f"class {i}" for i in range(1, classes)}
         )
         self.threshold = threshold
+        self.training_range = training_range or {}
         self.origin: Path | None = None
         self.parent = (encoder.spec.name if encoder.spec else "") if parent is None else parent
 
@@ -206,6 +209,7 @@ def segmenter_config(net: Segmenter, *, name: str) -> dict[str, Any]:
         "window": net.window,
         "parent": net.parent,
         "threshold": net.threshold,
+        **({"training_range": net.training_range} if net.training_range else {}),
         "parameters": sum(p.numel() for p in net.parameters()),
     }
 
@@ -232,5 +236,24 @@ def segmenter_settings(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     if not 0 < threshold < 1:
         raise ValueError(f"{folder}/config.json: invalid threshold {threshold:g} (must be between 0 and 1)")
     return dict(
-        head=head, classes=len(labels) + 1, labels=labels, window=window, parent=parent, threshold=threshold
+        head=head,
+        classes=len(labels) + 1,
+        labels=labels,
+        window=window,
+        parent=parent,
+        threshold=threshold,
+        training_range=check_range(config.get("training_range"), folder),
     )
+
+
+def check_range(given: Any, folder: Path) -> dict[str, Any]:
+    """Return the `training_range` of a `config.json`, empty if there is none. Raises `ValueError` if it is none."""
+    if given is None:
+        return {}
+    try:
+        volumes = {str(int(k)): [float(low), float(high)] for k, (low, high) in given["volume_ml"].items()}
+        return {"longest_mm": float(given["longest_mm"]), "volume_ml": volumes}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{folder}/config.json: invalid training_range ({error!r}); remove it, or export the model again"
+        ) from error

@@ -10,6 +10,7 @@ import torch
 
 from ctssl.inference.features import prepared
 from ctssl.inference.memory import plan_slices, read_within
+from ctssl.inference.ranges import warn_unlike_training
 from ctssl.inference.windows import Windows, slide
 from ctssl.volume.grids import resample
 from ctssl.volume.volume import Volume
@@ -37,7 +38,9 @@ def segment(model: Network, source: Any, windows: Windows = Windows(), *, progre
     """Segment a scan; see `Segmenter.segment`."""
     volume, slices = read_within(source, lambda grid: plan(model, grid, windows.max_memory_gb))
     found, affine = probabilities_of(model, prepared(model.encoder, volume), windows, progress=progress)
-    return replace(volume, array=onto(found, affine, volume, slices, threshold=model.threshold))
+    mask = replace(volume, array=onto(found, affine, volume, slices, threshold=model.threshold))
+    warn_unlike_training(model, mask)
+    return mask
 
 
 def probabilities(
@@ -55,6 +58,7 @@ def mask_and_maps(
     volume, slices = read_within(source, lambda grid: plan(model, grid, windows.max_memory_gb, maps=maps))
     found, affine = probabilities_of(model, prepared(model.encoder, volume), windows, progress=progress)
     mask = replace(volume, array=onto(found, affine, volume, slices, threshold=model.threshold))
+    warn_unlike_training(model, mask)
     return mask, {
         name: replace(
             volume,

@@ -4,15 +4,22 @@
 model with each seed on NSCLC-Radiomics (150 training patients, or `--few-shot` of them) and scores the off-centre boxes
 of the 98 patients of NSCLC-Radiogenomics. `--set encoder_lr=1e-4 warmup_head=0.2` changes the recipe, in rows of their
 own. With `--choose` the 40 other Radiomics patients are scored instead: recipes are chosen there, and Radiogenomics is
-looked at for the tables alone. No validation cases: the last averaged weights are kept, with a threshold of 0.5. See
+looked at for the tables alone. `--zero` scores segmenters as they are, without any fine-tuning. No validation cases: the last averaged weights are kept, with a threshold of 0.5. See
 `training.experiments.sarcoma` for what is kept and printed.
 """
 
 import csv
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
 
 import ctssl
+from ctssl.datasets.case import read_case
+from ctssl.datasets.layouts import find_cases
+from ctssl.metrics import dsc
 from training.data.corpora import cases, data_folder, lung_split
 from training.experiments import trials
 
@@ -78,11 +85,35 @@ def table() -> str:
     return trials.table(EXPERIMENT.results)
 
 
+def score(model: str | Path, experiment: trials.Experiment) -> dict[str, Any]:
+    """Return the row of a segmenter that is used as it is."""
+    net, found = ctssl.load_segmenter(model), {}
+    for case in tqdm(find_cases(experiment.data()).cases, desc=str(model)):
+        if case.split == "test":
+            scan, truth = read_case(case)
+            found[case.name] = round(dsc(net.segment(scan).array > 0, truth.array > 0), 4)
+    mean = round(float(np.mean(list(found.values()))), 4)
+    settings = {"threshold": net.threshold}
+    return {"seed": 0, "mean_dsc": mean, "cases": found, "curve": [], "settings": settings}
+
+
+def flag(name: str) -> bool:
+    """Remove a flag from the command line and return whether it was there."""
+    there = name in sys.argv
+    if there:
+        sys.argv.remove(name)
+    return there
+
+
 def main() -> None:
-    choose = "--choose" in sys.argv
-    if choose:
-        sys.argv.remove("--choose")
-    trials.run(CHOOSING if choose else EXPERIMENT, __doc__)
+    experiment = CHOOSING if flag("--choose") else EXPERIMENT
+    if not flag("--zero"):
+        trials.run(experiment, __doc__)
+        return
+    for model in sys.argv[1:]:
+        label = f"{Path(model).name}, no labels"
+        trials.keep(experiment.results, experiment.command, label, score(model, experiment))
+    print(trials.table(experiment.results))
 
 
 if __name__ == "__main__":
