@@ -79,7 +79,15 @@ def demo(
     if net is not None:
         mask = net.segment(volume, progress=progress)
         written["mask"] = str(mask.save(folder / "mask.nii.gz", overwrite=True))
-        overlay(volume, mask, folder / "overlay.png", outline=truth, title=f"{volume.name}: {model}")
+        overlay(
+            volume,
+            mask,
+            folder / "overlay.png",
+            window_hu=net.spec.preprocess.window_hu,
+            outline=truth,
+            title=f"{volume.name}: {model}",
+            names=net.labels,
+        )
         written["overlay"] = str(folder / "overlay.png")
         voxel_ml = abs(np.linalg.det(mask.affine[:3, :3])) / 1000
         written["volume_ml"] = {

@@ -44,6 +44,7 @@ class Similarity:
         names: names of the two networks.
         size: side of a crop in voxels.
         apart: how many of the crops do not overlap; in small scans the others repeat part of their content.
+        random: like `matrix`, with the second network's initial weights; None if they were not asked for.
     """
 
     matrix: np.ndarray
@@ -51,14 +52,20 @@ class Similarity:
     names: tuple[str, str]
     size: int
     apart: int
+    random: np.ndarray | None = None
 
     def picture(self, path: Any) -> None:
-        """Draw a heat map as PNG."""
+        """Draw a heat map as PNG and, where random weights were compared too, CKA block by block beside theirs."""
         from matplotlib.figure import Figure
 
         rows, columns = self.matrix.shape
-        figure = Figure(figsize=(1.8 + 0.32 * columns, 1.4 + 0.32 * rows), layout="constrained")
-        axes = figure.subplots()
+        beside = 0.0 if self.random is None else 3.6
+        figure = Figure(figsize=(1.8 + 0.32 * columns + beside, 1.4 + 0.32 * rows), layout="constrained")
+        if beside:
+            axes, line = figure.subplots(1, 2, width_ratios=[1.8 + 0.32 * columns, beside])
+            self._draw_line(line)
+        else:
+            axes = figure.subplots()
         image = axes.imshow(self.matrix, vmin=0, vmax=1, origin="lower", cmap="magma")
         axes.set(
             xlabel=f"block of {self.names[1]}",
@@ -67,8 +74,17 @@ class Similarity:
         )
         axes.set_xticks(range(columns), [str(i + 1) for i in range(columns)])
         axes.set_yticks(range(rows), [str(i + 1) for i in range(rows)])
-        figure.colorbar(image)
+        figure.colorbar(image, ax=axes)
         write_whole(Path(path), lambda part: figure.savefig(part, dpi=110, format="png"))
+
+    def _draw_line(self, axes: Any) -> None:
+        """Draw the CKA of the same block in both networks, against that with random weights."""
+        blocks = range(1, min(self.matrix.shape) + 1)
+        axes.plot(blocks, np.diag(self.matrix), "o-", label=self.names[1])
+        axes.plot(blocks, np.diag(self.random), "s--", color="grey", label="random weights")
+        axes.set(xlabel="block", ylabel=f"CKA with {self.names[0]}", ylim=(-0.05, 1.05))
+        axes.set_xticks(blocks)
+        axes.legend(fontsize=8)
 
 
 def hsic(k: Tensor, other: Tensor) -> Tensor:
@@ -162,6 +178,7 @@ def compare(
     spacing_mm: float | None = None,
     seed: int = 0,
     names: tuple[str, str] | None = None,
+    random: bool = False,
     progress: bool = False,
 ) -> Similarity:
     """Compute CKA between all blocks of two encoders (or the encoders of two segmenters) on crops of scans.
@@ -183,6 +200,8 @@ def compare(
             model's own.
         seed: seed of the crops.
         names: names for the picture. Default: those of the models.
+        random: also compare the first with the second's architecture with initial weights, which tells how much of
+            the similarity no training explains.
         progress: show a progress bar.
 
     Raises:
@@ -209,23 +228,50 @@ def compare(
                 "a common spacing_mm (--spacing), and give other scans on the same grid"
             )
     size, places = sized_crops(left, crops, (size,) if size else SIZES, seed)
-    total = None
-    ends = np.linspace(0, crops, max(1, crops // batch) + 1).astype(int).tolist()
-    for first_one, last in tqdm(list(itertools.pairwise(ends)), desc="comparing", disable=not progress):
-        chosen = places[first_one:last]
-        pair = [
-            np.stack([crop_at(arrays[number], start, size) for number, start in chosen])
-            for arrays in (left, right)
-        ]
-        features = [
-            block_features(encoder, torch.from_numpy(side)[:, None])
-            for encoder, side in zip(encoders, pair, strict=True)
-        ]
-        total = total or Minibatches(len(features[0]), len(features[1]))
-        total.add(*features)
-    assert total is not None
+    twin = initial(encoders[1], seed) if random else None
+    total, by_chance = _accumulate(
+        encoders, twin, (left, right), places, size=size, batch=batch, progress=progress
+    )
     own = tuple(e.spec.name if e.spec and e.spec.name else type(e).__name__ for e in encoders)
-    return Similarity(total.matrix(), len(places), names or own, size, apart(places, size))  # type: ignore[arg-type]
+    return Similarity(total, len(places), names or own, size, apart(places, size), by_chance)  # type: ignore[arg-type]
+
+
+def _accumulate(
+    encoders: list[Any],
+    twin: Any,
+    scans: tuple[list[np.ndarray], list[np.ndarray]],
+    places: list[tuple[int, tuple[int, ...]]],
+    *,
+    size: int,
+    batch: int,
+    progress: bool,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the CKA of the first encoder with the second, and with its `twin` (None without one)."""
+    networks = [encoders[1]] if twin is None else [encoders[1], twin]
+    sums: list[Minibatches] = []
+    ends = np.linspace(0, len(places), max(1, len(places) // batch) + 1).astype(int).tolist()
+    for first, last in tqdm(list(itertools.pairwise(ends)), desc="comparing", disable=not progress):
+        chosen = places[first:last]
+        seen, other = (
+            torch.from_numpy(np.stack([crop_at(side[number], start, size) for number, start in chosen]))[
+                :, None
+            ]
+            for side in scans
+        )
+        own = block_features(encoders[0], seen)
+        features = [block_features(network, other) for network in networks]
+        sums = sums or [Minibatches(len(own), len(one)) for one in features]
+        for total, one in zip(sums, features, strict=True):
+            total.add(own, one)
+    matrices = [total.matrix() for total in sums]
+    return matrices[0], matrices[1] if twin is not None else None
+
+
+def initial(encoder: Any, seed: int) -> Any:
+    """Return an encoder of the same architecture and device with initial weights, in evaluation mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return type(encoder)(**encoder.config).to(next(encoder.parameters()).device).eval()
 
 
 def _own(encoder: Any) -> Any:

@@ -13,7 +13,8 @@ def main(scan: str, model: str, mask: str, picture: str) -> None:
     segmenter = ctssl.load_segmenter(model)
     tumour = segmenter.segment(volume, progress=True)
     tumour.save(mask)
-    overlay(volume, tumour, picture, title=volume.name)
+    window = segmenter.spec.preprocess.window_hu
+    overlay(volume, tumour, picture, window_hu=window, title=volume.name, names=segmenter.labels)
     voxel_ml = abs(np.linalg.det(volume.affine[:3, :3])) / 1000
     millilitres = (tumour.array == 1).sum() * voxel_ml
     print(f"{segmenter.labels[1]}: {millilitres:.1f} ml; {mask}, {picture}")

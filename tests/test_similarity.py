@@ -77,6 +77,14 @@ def test_an_encoder_equals_itself_and_differs_from_another(encoder, tmp_path):
     assert np.array_equal(found.matrix, again.matrix)
     found.picture(tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    beside = similarity.compare(encoder, encoder, scans, random=True, seed=1, **sizes)
+    assert found.random is None and beside.random is not None
+    assert np.array_equal(beside.matrix, similarity.compare(encoder, encoder, scans, seed=1, **sizes).matrix)
+    twin = similarity.initial(encoder, 1)
+    expected = similarity.compare(encoder, twin, scans, seed=1, **sizes)
+    assert np.allclose(beside.random, expected.matrix) and np.diag(beside.random).min() < 0.99
+    beside.picture(tmp_path / "line.png")
+    assert (tmp_path / "line.png").stat().st_size > (tmp_path / "map.png").stat().st_size
 
 
 def test_no_crop_counts_twice():

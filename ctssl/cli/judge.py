@@ -116,11 +116,13 @@ def _compare(args: argparse.Namespace) -> None:
         names=names,
         spacing_mm=args.spacing,
         seed=args.seed,
+        random=True,
         progress=not args.json,
     )
     found.picture(args.out)
     result = {
         "blocks": found.matrix.round(5).tolist(),
+        "random": found.random.round(5).tolist(),
         "crops": found.crops,
         "size": found.size,
         "apart": found.apart,
@@ -134,7 +136,8 @@ def _compare(args: argparse.Namespace) -> None:
         return
     count = min(found.matrix.shape)
     print(f"{found.crops} crops of {found.size} voxels, {found.apart} of them without a voxel in common")
-    print("block by block: " + "  ".join(f"{found.matrix[i, i]:.2f}" for i in range(count)))
+    for name, matrix in (("block by block", found.matrix), ("random weights", found.random)):
+        print(f"{name}: " + "  ".join(f"{matrix[i, i]:.2f}" for i in range(count)))
     print(f"{args.out}, {numbers}")
 
 

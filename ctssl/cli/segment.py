@@ -88,7 +88,7 @@ def _segment(args: argparse.Namespace) -> None:
     mask, record = write_mask(
         model, scan, target, windows=_windows(args), overwrite=args.overwrite, progress=not args.json
     )
-    _draw(args, scan, mask)
+    _draw(args, model, scan, mask)
     if args.json:
         print(json.dumps({"mask": args.out, "overlay": args.overlay, "volume_ml": record["volume_ml"]}))
         return
@@ -112,11 +112,14 @@ def _windows(args: argparse.Namespace) -> Any:
     return Windows(tta=args.tta, max_memory_gb=args.max_memory)
 
 
-def _draw(args: argparse.Namespace, scan: Any, mask: Any) -> None:
+def _draw(args: argparse.Namespace, model: Any, scan: Any, mask: Any) -> None:
+    """Draw the overlay, in the HU window that the model sees."""
     if args.overlay:
         from ctssl.pictures import overlay
 
-        overlay(scan, mask, args.overlay, title=f"{scan.name}: {args.model}")
+        window = model.spec.preprocess.window_hu
+        title = f"{scan.name}: {Path(args.model).name}"
+        overlay(scan, mask, args.overlay, window_hu=window, title=title, names=model.labels)
 
 
 def _segment_dicom(args: argparse.Namespace) -> None:
@@ -143,7 +146,7 @@ def _segment_dicom(args: argparse.Namespace) -> None:
         sha256=known[1],
         overwrite=args.overwrite,
     )
-    _draw(args, scan, mask)
+    _draw(args, model, scan, mask)
     print(
         json.dumps({"mask": args.out})
         if args.json
