@@ -14,7 +14,7 @@ from ctssl.phantom import phantom
 from tests.support import fork
 from tests.support.tiny import SMALL
 from tests.support.training import ROOT, SMALL_HEADS, TINY
-from training import log, pretrain
+from training import checkpoints, log, pretrain
 from training.data.loader import Places, Samples, loader
 
 GRADIENTS = """
@@ -162,7 +162,7 @@ def test_two_processes_train_one_model_with_torchrun(tmp_path):
         "--set",
         *sizes,
     )
-    state = torch.load(tmp_path / "runs" / "out" / "checkpoint.pt", weights_only=True)
+    state = checkpoints.read(tmp_path / "runs" / "out" / checkpoints.NEWEST)
     assert state["step"] == 3 and state["world"] == 2
     assert len(log.read(tmp_path / "runs" / "out" / "log.jsonl")) == 3
     assert ctssl.load(tmp_path / "runs" / "out").channels == (12, 24)

@@ -14,7 +14,7 @@ from ctssl.zoo import Preprocess
 from tests.support import fork
 from tests.support.tiny import SMALL
 from tests.support.training import SMALL_HEADS, TINY
-from training import log, pretrain
+from training import checkpoints, log, pretrain
 from training.data import cache
 from training.data.manifest import Scan
 
@@ -26,7 +26,7 @@ def test_a_run_stopped_in_the_middle_ends_as_one_that_was_not(task, phantoms):
     whole = pretrain.pretrain(run, phantoms)
     halves = phantoms.with_name("halves")
     pretrain.pretrain(run, halves, stop_after=3)
-    assert torch.load(halves / "checkpoint.pt", weights_only=True)["step"] == 3
+    assert checkpoints.read(halves / checkpoints.NEWEST)["step"] == 3
     resumed = pretrain.pretrain(run, halves)
     for (key, one), two in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, two), key
@@ -66,13 +66,11 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path):
         time.sleep(0.01)
     process.kill()
     process.join()
-    assert (killed / "checkpoint.pt").exists() and not (killed / "config.json").exists()
+    assert (killed / checkpoints.NEWEST).exists() and not (killed / "config.json").exists()
     for out in (killed, tmp_path / "whole" / "run"):
         done = fork.run(*command, "--out", out)
         assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (
-        torch.load(tmp_path / n / "run" / "checkpoint.pt", weights_only=True) for n in ("killed", "whole")
-    )
+    one, two = (checkpoints.read(tmp_path / n / "run" / checkpoints.NEWEST) for n in ("killed", "whole"))
     assert one["step"] == two["step"] == 16
     for key, value in one["task"].items():
         assert torch.equal(value, two["task"][key]), key
