@@ -6,12 +6,13 @@ lesion in the lung ends at the pleura, one in soft tissue at bone, gas and the s
 """
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, special
 
 OUTSIDE_HU = -990.0
 LUNG_HU = (-980.0, -500.0)
 SOFT_HU = (-200.0, 300.0)  # a lesion in soft tissue changes these voxels only
 RADIUS_MM = (2.5, 25.0)
+REACH = 2.2  # times its radius, a lesion with its spikes ends
 
 
 def paste(hu: np.ndarray, spacing_mm: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -26,19 +27,29 @@ def paste(hu: np.ndarray, spacing_mm: float, rng: np.random.Generator) -> tuple[
         The new crop, and a boolean mask of the lesion; the mask is empty where the crop holds only air and bone.
     """
     centre, in_lung = _place(hu, spacing_mm, rng)
+    mask = np.zeros(hu.shape, bool)
     if centre is None:
-        return hu, np.zeros(hu.shape, bool)
+        return hu, mask
     largest = min(RADIUS_MM[1], 0.4 * spacing_mm * min(hu.shape))
     radius = (
         RADIUS_MM[0] * max(1.01, largest / RADIUS_MM[0]) ** rng.random() ** 0.7
     )  # rather large than small
-    depth, share = _shape(hu.shape, centre, radius, spacing_mm, rng, spiculated=in_lung)
+    reach = int(np.ceil(REACH * radius / spacing_mm)) + 2
+    box = tuple(
+        slice(max(0, c - reach), min(n, c + reach + 1)) for c, n in zip(centre, hu.shape, strict=True)
+    )
+    middle = tuple(c - part.start for c, part in zip(centre, box, strict=True))
     free = ~_thick_tissue(hu, spacing_mm) if in_lung else (hu > SOFT_HU[0]) & (hu < SOFT_HU[1])
+    part, free = hu[box], free[box]
+    depth, share = _shape(part.shape, middle, radius, spacing_mm, rng, spiculated=in_lung)
     if in_lung:
-        changed = _in_lung(hu, depth, share, radius, rng)
+        changed = _in_lung(part, depth, share, radius, rng)
     else:
-        changed = _in_soft_tissue(hu, depth, share, radius, centre, rng)
-    return np.where(free, changed, hu).astype(np.float32), (depth > 0) & free
+        changed = _in_soft_tissue(part, depth, share, radius, middle, rng)
+    result = hu.copy()
+    result[box] = np.where(free, changed, part)
+    mask[box] = (depth > 0) & free
+    return result, mask
 
 
 def _place(
@@ -81,21 +92,17 @@ def _shape(
     Returns the depth below its surface in mm (negative outside) and the distance from the centre as a share of the
     radius.
     """
-    offsets = np.stack(
-        np.meshgrid(
-            *((np.arange(n, dtype=np.float32) - c) * spacing_mm for n, c in zip(shape, centre, strict=True)),
-            indexing="ij",
-        )
-    )
+    places = ((np.arange(n, dtype=np.float32) - c) * spacing_mm for n, c in zip(shape, centre, strict=True))
+    offsets = np.stack(np.meshgrid(*places, indexing="ij"))
     turn = np.linalg.qr(rng.standard_normal((3, 3)))[0].astype(np.float32)
     axes = np.exp(rng.normal(0, 0.22, 3)).astype(np.float32)
     axes /= np.prod(axes) ** (1 / 3)
-    turned = np.einsum("ij,jxyz->ixyz", turn, offsets) / (radius * axes[:, None, None, None])
+    turned = np.tensordot(turn / (np.float32(radius) * axes)[:, None], offsets, 1)
     share = np.sqrt((turned**2).sum(0))
     surface = 1 + rng.uniform(0.05, 0.4) * smooth_noise(shape, max(1.5, radius / spacing_mm), rng)
     if spiculated and rng.random() < 0.5:
         surface = surface + _spikes(turned / np.maximum(share, 1e-3), rng)
-    return (surface - share) * radius, share
+    return (np.minimum(surface, REACH) - share) * radius, share
 
 
 def _spikes(directions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -192,4 +199,4 @@ def _rows(size: int, knots: int) -> np.ndarray:
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(x, -30, 30)))
+    return special.expit(np.asarray(x, np.float32))
