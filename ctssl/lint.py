@@ -69,8 +69,23 @@ def outside_body(scan: Volume, mask: Volume) -> bool:
     return bool(marked.any())
 
 
+def two_geometries(volume: Volume) -> list[Finding]:
+    """Return a finding where sform and qform of a NIfTI file disagree by more than half a voxel."""
+    from ctssl.volume.nifti import forms_apart
+
+    apart = 0.0 if volume.header is None else forms_apart(volume.header)
+    if apart <= 0.5 * min(volume.spacing_mm):
+        return []
+    how = f"sform and qform lie up to {apart:.1f} mm apart" if np.isfinite(apart) else "the qform is invalid"
+    text = (
+        f"{how}; ctssl uses the sform, and writes it as both into its masks. Programs that use the qform show "
+        "them in another place: find out which is right, and export the file again with that one as both"
+    )
+    return [Finding("warning", "two-geometries", text)]
+
+
 def _geometry(volume: Volume) -> list[Finding]:
-    findings, spacing = [], volume.spacing_mm
+    findings, spacing = two_geometries(volume), volume.spacing_mm
     extent = [n * s for n, s in zip(volume.shape, spacing, strict=True)]
     codes = (
         [int(volume.header[key]) for key in ("sform_code", "qform_code")]

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -80,6 +81,30 @@ def test_a_mask_in_the_lung_or_in_an_airway_is_inside_the_body(ball):
     corner[:2, :2] = 1
     assert outside_body(Volume(hollow, scan.affine), Volume(corner, scan.affine))
     assert not outside_body(scan, mask) and not outside_body(scan, Volume(mask.array * 0, mask.affine))
+
+
+def test_a_mask_file_with_two_geometries_is_noticed(labelled, ball):
+    image = nibabel.Nifti1Image(ball[1].array, ball[1].affine)
+    image.set_sform(ball[1].affine, code=1)
+    moved = ball[1].affine.copy()
+    moved[0, 3] += 15
+    image.set_qform(moved, code=1)
+    nibabel.save(image, labelled / "labels" / "case1.nii.gz")
+    (found,) = problems(find_cases(labelled))
+    assert (found.case, found.level, found.code) == ("case1", "warning", "two-geometries")
+    assert found.message.startswith("its mask: sform and qform lie up to 15.0 mm apart")
+
+
+def test_what_is_left_out_of_a_dicom_mask_is_shown(tmp_path, capsys):
+    pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'ctssl[dicom]'")
+    from tests.support.dicom import write_rtstruct, write_series
+
+    write_series(tmp_path / "data" / "p1" / "ct")
+    inside = [(x, y, 32.5) for x, y in ((-9.8, -19.5), (-8.7, -19.5), (-8.7, -17.0), (-9.8, -17.0))]
+    far = [(x, y + 90, z) for x, y, z in inside]
+    write_rtstruct(tmp_path / "data" / "p1" / "rs.dcm", {"GTV": [inside, far]}, patient="p")
+    main(["check", str(tmp_path / "data")])
+    assert "1 of 2 contours of 'GTV'" in capsys.readouterr().out
 
 
 def test_a_long_table_with_a_fault_is_refused_before_scans_are_read(labelled, monkeypatch, capsys):

@@ -84,6 +84,44 @@ def test_a_lost_geometry_is_seen_in_every_form(scan, tmp_path):
     assert codes(Volume(scan.array, np.eye(4))) == [("warning", "identity-affine")]
 
 
+def two_forms(scan: Volume, qform: np.ndarray) -> nibabel.Nifti1Image:
+    """The scan with its affine as sform and another one as qform."""
+    image = nibabel.Nifti1Image(scan.array, scan.affine)
+    image.set_sform(scan.affine, code=1)
+    image.set_qform(qform, code=1, strip_shears=True)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("far", "said"), [((0, 0, 0), ""), ((1.9, 0, 0), ""), ((0, 0, 12.0), "up to 12.0 mm apart")]
+)
+def test_sform_and_qform_that_disagree_are_noticed(scan, tmp_path, far, said):
+    """By more than half a voxel of 4 mm; the mask gets the one that was used as both."""
+    qform = scan.affine.copy()
+    qform[:3, 3] += far
+    nibabel.save(two_forms(scan, qform), tmp_path / "scan.nii.gz")
+    read = ctssl.read(tmp_path / "scan.nii.gz")
+    assert codes(read) == ([("warning", "two-geometries")] if said else [])
+    assert all(said in finding.message and "uses the sform" in finding.message for finding in lint(read))
+    mask = nibabel.load(
+        Volume(read.array > 0, read.affine, header=read.header).save(tmp_path / "mask.nii.gz")
+    )
+    for form in (mask.get_sform(), mask.get_qform()):
+        np.testing.assert_allclose(form, scan.affine, atol=1e-3)
+    assert codes(ctssl.read(tmp_path / "mask.nii.gz"))[1:] == []  # a mask is no CT, but has one geometry
+
+
+def test_an_invalid_qform_is_noticed_and_a_shear_that_it_cannot_hold_is_not(scan, tmp_path):
+    image = two_forms(scan, scan.affine)
+    image.header["quatern_b"] = 3
+    nibabel.save(image, tmp_path / "broken.nii")
+    assert [finding.code for finding in lint(ctssl.read(tmp_path / "broken.nii"))] == ["two-geometries"]
+    tilted = scan.affine.copy()
+    tilted[1, 2] = 1.0
+    whole = Volume(scan.array, tilted).save(tmp_path / "tilted.nii.gz")
+    assert codes(ctssl.read(whole)) == []
+
+
 def test_errors_raise_and_doubts_warn(scan):
     with pytest.raises(ValueError, match="already windowed"):
         check(changed(scan, np.clip(scan.array / 1000, 0, 1)))

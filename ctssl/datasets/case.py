@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +72,8 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
         or values.max() > 255
     ):
         raise ValueError(f"{case.name}: a mask holds whole numbers 0..255, this one has {values[:6]}")
-    return scan, Volume(one_label(mask.array, values).astype(np.uint8), scan.affine, mask.name)
+    labels = one_label(mask.array, values).astype(np.uint8)
+    return scan, replace(mask, array=labels, affine=scan.affine)
 
 
 def one_label(labels: np.ndarray, values: np.ndarray) -> np.ndarray:

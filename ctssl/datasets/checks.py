@@ -15,7 +15,8 @@ import numpy as np
 from ctssl.datasets.case import Case, Dataset, read_case
 from ctssl.datasets.seen import scan_hash, seen_by
 from ctssl.hub.folder import ModelFolder
-from ctssl.lint import Finding, lint, outside_body
+from ctssl.lint import Finding, lint, outside_body, two_geometries
+from ctssl.volume.dicom_checks import MaskWarning
 from ctssl.volume.volume import Volume
 
 MISSING = 20  # labels that a few cases may lack
@@ -99,13 +100,16 @@ def survey(
     seen, found, kept = seen or {}, [], {}
     for case in tqdm(dataset.cases, desc="checking cases", disable=not progress):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
                 scan, mask = read_case(case)
         except (ValueError, OSError, EOFError, ImportError, MemoryError) as error:
             found.append(Problem("error", "unreadable", _short(error, case), case.name))
             continue
-        found += [Problem(one.level, one.code, _short(one.message, case), case.name) for one in lint(scan)]
+        told = [Finding("warning", "mask", str(w.message)) for w in said if w.category is MaskWarning]
+        told += [replace(one, message=f"its mask: {one.message}") for one in two_geometries(mask)]
+        for one in [*lint(scan), *told]:
+            found.append(Problem(one.level, one.code, _short(one.message, case), case.name))
         kept[case.name] = one = _surveyed(scan, mask, scan_hash(scan, seen, salt))
         found += _mask_problems(case, scan, mask, one.labels, dataset.names)
         found += _seen_problems(case, one.scan_hash, seen, model)

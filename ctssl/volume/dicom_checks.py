@@ -13,6 +13,10 @@ from ctssl.volume.dicom_file import get_text
 from ctssl.volume.volume import Volume
 
 
+class MaskWarning(UserWarning):
+    """A DICOM mask of which something is left out, or that names another series than its scan."""
+
+
 def get_slice(k: np.ndarray, what: str, scan: Volume, path: Path) -> int:
     """Return the slice that points with these voxel coordinates along the third axis lie in."""
     number = round(float(k.mean()))
@@ -43,7 +47,7 @@ def check_inside(mask: np.ndarray, outside: int, what: str, scan: Volume, path: 
             "drawn on, or leave this case out"
         )
     if outside:
-        warnings.warn(f"{path}: {told}; check that it was drawn on this series", stacklevel=2)
+        warnings.warn(f"{path}: {told}; check that it was drawn on this series", MaskWarning, stacklevel=2)
 
 
 def check_reference(dataset: Any, rois: list[Any], scan: Volume, path: Path) -> None:
@@ -66,5 +70,6 @@ def check_reference(dataset: Any, rois: list[Any], scan: Volume, path: Path) -> 
         warnings.warn(
             f"{path} refers to series {', '.join(sorted(series))}, {scan.name} is series {scan.series_uid}; "
             "check that the mask lies on its structure",
+            MaskWarning,
             stacklevel=2,
         )

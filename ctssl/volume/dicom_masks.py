@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ctssl.volume.dicom import LPS_TO_RAS
-from ctssl.volume.dicom_checks import check_inside, check_reference, get_slice, is_outside
+from ctssl.volume.dicom_checks import MaskWarning, check_inside, check_reference, get_slice, is_outside
 from ctssl.volume.dicom_file import decode_pixels, get_numbers, get_text, open_dicom
 from ctssl.volume.dicom_slices import get_axes, get_pixel_spacing
 from ctssl.volume.grids import resample
@@ -90,6 +90,7 @@ def _polygons(roi: Any, scan: Volume, path: Path) -> list[tuple[int, np.ndarray]
         warnings.warn(
             f"{path}: {len(contours) - len(closed)} of {len(contours)} contours of ROI "
             f"{roi.ReferencedROINumber} are left out, because they are points or open lines",
+            MaskWarning,
             stacklevel=2,
         )
     to_voxel = np.linalg.inv(scan.affine)

@@ -75,6 +75,27 @@ def read_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
         raise ValueError(f"{path} is damaged or not NIfTI ({error}); copy or convert it again") from error
 
 
+def forms_apart(header: Any) -> float:
+    """Return how far apart in mm sform and qform place the corners of a grid at most: 0 unless a header has
+    both, infinite for an invalid qform. What a qform cannot hold, the shear of an sform, does not count.
+    """
+    from nibabel.spatialimages import HeaderDataError
+
+    if not (int(header["sform_code"]) and int(header["qform_code"])):
+        return 0.0
+    same = header.copy()
+    try:
+        same.set_qform(header.get_sform(), strip_shears=True)
+        with np.errstate(all="ignore"):
+            difference = same.get_qform() - header.get_qform()
+    except (ValueError, HeaderDataError):
+        return math.inf
+    n = header.get_data_shape()
+    corners = np.array([[x, y, z, 1] for x in (0, n[0]) for y in (0, n[1]) for z in (0, n[2])])
+    apart = float(np.linalg.norm((corners @ difference.T)[:, :3], axis=1).max())
+    return apart if math.isfinite(apart) else math.inf
+
+
 def _read_header(stream: Any) -> tuple[Any, int]:
     """Read the header by its own length (NIfTI-1 or 2, either byte order); returns it and the bytes read."""
     import nibabel
