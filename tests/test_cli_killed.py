@@ -1,5 +1,6 @@
 """A command that is killed goes on, and leaves whole files."""
 
+import itertools
 import json
 import os
 import signal
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 import ctssl
+from ctssl.cli import main
+from ctssl.evaluation.report import WRITTEN
 from tests.support import kill
 from tests.support.tiny import QUICK_FLAGS
 
@@ -109,3 +112,66 @@ def test_what_a_killed_process_left_is_no_hindrance_to_one_of_the_same_number(ti
     (tmp_path / f".part-{os.getpid()}-s.nii.gz").write_text("half a")
     ball[0].save(tmp_path / "s.nii.gz")
     assert not list(tmp_path.glob(".part*"))
+
+
+def killed_at_every_rename(command: list[str], folder: Path) -> int:
+    """Start the same command again and again, killed one rename further on each time; how often it was killed."""
+    for moment in itertools.count(1):
+        code = kill.run(command, at_rename=moment)
+        kill.whole(folder)
+        if code != -signal.SIGKILL:
+            assert code == 0, f"refused after it was killed before rename {moment - 1}"
+            return moment - 1
+    raise AssertionError
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_killed_is_started_again(labelled, tmp_path):
+    masks = str(labelled / "labels")
+    command = ["evaluate", masks, masks, "--against", masks, "--out", str(tmp_path / "out")]
+    assert killed_at_every_rename(command, tmp_path / "out") == 4
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(WRITTEN)
+    assert kill.run(command) == 2, "a finished one is not replaced"
+
+
+def test_a_folder_of_the_users_is_not_taken_for_an_evaluation(labelled, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "cases.csv").write_text("mine\n")
+    command = ["evaluate", str(labelled / "labels"), str(labelled / "labels"), "--out", str(tmp_path / "out")]
+    assert main(command) == 2 and (tmp_path / "out" / "cases.csv").read_text() == "mine\n"
+
+
+@pytest.mark.slow
+def test_a_comparison_that_was_killed_is_started_again(tiny_folder, ball, tmp_path):
+    scan, out = ball[0].save(tmp_path / "s.nii.gz"), tmp_path / "out"
+    out.mkdir()
+    model = str(tiny_folder)
+    command = ["compare", model, model, "--data", str(scan), "--crops", "4", "--size", "16"]
+    command += ["--out", str(out / "c.png")]
+    assert killed_at_every_rename(command, out) == 2
+    assert {path.name for path in out.iterdir()} == {"c.png", "c.json"}
+    assert kill.run(command) == 2
+    (out / "c.json").unlink()
+    assert kill.run(command) == 2, "a picture alone is the user's"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--probabilities"]])
+def test_a_scan_that_was_killed_while_it_was_segmented_is_started_again(tiny_segmenter, ball, tmp_path, more):
+    scan, out = ball[0].save(tmp_path / "s.nii.gz"), tmp_path / "out"
+    out.mkdir()
+    command = ["segment", str(scan), str(out / "m.nii.gz"), "--model", str(tiny_segmenter), *more]
+    command += ["--overlay", str(out / "m.png")]
+    assert killed_at_every_rename(command, out) == 4 + len(more)
+    assert {"m.nii.gz", "m.png", "m.ctssl.json"} <= {path.name for path in out.iterdir()}
+    assert not list(out.glob(".part*"))
+    assert kill.run(command) == 2
+
+
+def test_a_picture_of_the_users_is_not_replaced_by_that_of_a_mask_begun(tiny_segmenter, ball, tmp_path):
+    scan = ball[0].save(tmp_path / "s.nii.gz")
+    (tmp_path / "mine.png").write_text("mine")
+    (tmp_path / "m.ctssl.json").write_text(json.dumps({"state": "writing", "picture": "None"}))
+    command = ["segment", str(scan), str(tmp_path / "m.nii.gz"), "--model", str(tiny_segmenter)]
+    assert main([*command, "--overlay", str(tmp_path / "mine.png")]) == 2
+    assert (tmp_path / "mine.png").read_text() == "mine"

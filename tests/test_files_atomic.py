@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_no_half_report(labelled, tmp_path, full, count):
     else:
         with pytest.raises(OSError, match="the disk is full: "):
             found.save(tmp_path / "report")
-    assert len(files(tmp_path / "report")) == count
+    assert len(set(files(tmp_path / "report")) - {writing.BEGUN}) == count
     full(10**9)
     found.save(tmp_path / "report", overwrite=True)
     assert len(kill.whole(tmp_path / "report")) == 4

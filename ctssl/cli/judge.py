@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ctssl
@@ -57,16 +59,10 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from ctssl.files.names import check_path
 
-    if (
-        args.out
-        and check_path(args.out).exists()
-        and (not Path(args.out).is_dir() or any(Path(args.out).iterdir()))
-    ):
-        raise FileExistsError(f"{args.out} exists and is not empty; choose another folder")
+    if args.out:
+        _check_folder(check_path(args.out))
     by = tuple(column.strip() for column in args.by.split(",") if column.strip())
     found = ctssl.evaluate(
         args.predictions,
@@ -85,11 +81,20 @@ def _evaluate(args: argparse.Namespace) -> None:
     print(found.markdown() + (f"\n{args.out}: cases.csv, report.json, report.md" if args.out else ""))
 
 
-def _compare(args: argparse.Namespace) -> None:
-    from pathlib import Path
+def _check_folder(folder: Path) -> None:
+    """Raise `FileExistsError` for a folder that holds something, but for what an evaluation that was killed left."""
+    from ctssl.files.atomic import is_begun
 
+    held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    kept = [name for name in held if not name.startswith(".part-")]
+    if (kept and not is_begun(folder)) or (folder.exists() and not folder.is_dir()):
+        raise FileExistsError(f"{folder} exists and is not empty; choose another folder")
+
+
+def _compare(args: argparse.Namespace) -> None:
     from ctssl.datasets.scans import list_scans
     from ctssl.files.atomic import write_whole
+    from ctssl.files.running import clear_parts
     from ctssl.loading import load_model
     from ctssl.similarity import CELLS, compare
 
@@ -97,7 +102,8 @@ def _compare(args: argparse.Namespace) -> None:
         return Path(source).name
 
     numbers = str(Path(args.out).with_suffix(".json"))
-    free(args.out, args.overwrite, ".png")
+    whole = Path(numbers).exists()  # it is written last, beside the picture
+    free(args.out, args.overwrite or (not whole and bool(_parts_of(Path(numbers)))), ".png")
     free(numbers, args.overwrite, ".json")
     scans: list[Path] = []
     for source in map(Path, args.data):
@@ -119,7 +125,6 @@ def _compare(args: argparse.Namespace) -> None:
         random=True,
         progress=not args.json,
     )
-    found.picture(args.out)
     result = {
         "blocks": found.matrix.round(5).tolist(),
         "random": found.random.round(5).tolist(),
@@ -130,7 +135,13 @@ def _compare(args: argparse.Namespace) -> None:
         "shift": args.shift,
         "pooling": f"mean over a grid of {CELLS} x {CELLS} x {CELLS} cells",
     }
-    write_whole(Path(numbers), json.dumps(result) + "\n")
+
+    def write(part: Path) -> None:
+        part.write_text(json.dumps(result) + "\n")
+        found.picture(args.out)  # while the numbers are a part: they tell whose it is if we are killed
+
+    write_whole(Path(numbers), write)
+    clear_parts(Path(numbers).parent, Path(args.out).name, Path(numbers).name)
     if args.json:
         print(json.dumps(result))
         return
@@ -139,6 +150,15 @@ def _compare(args: argparse.Namespace) -> None:
     for name, matrix in (("block by block", found.matrix), ("random weights", found.random)):
         print(f"{name}: " + "  ".join(f"{matrix[i, i]:.2f}" for i in range(count)))
     print(f"{args.out}, {numbers}")
+
+
+def _parts_of(path: Path) -> list[Path]:
+    """What killed processes left of a file that they were writing."""
+    return [
+        part
+        for part in path.absolute().parent.glob(".part-*")
+        if re.fullmatch(rf"\.part-\d+-{re.escape(path.name)}", part.name)
+    ]
 
 
 def _shifted(scans: list[Any], text: str, seed: int) -> list[Any]:

@@ -68,9 +68,13 @@ def _segment(args: argparse.Namespace) -> None:
     if args.resume or args.shard:
         raise ValueError("--resume and --shard are for a folder of scans and a folder to write to")
     check_apart([Path(args.out), *([Path(args.overlay)] if args.overlay else [])], [Path(args.scan)])
-    free(args.out, args.overwrite, ".nii", ".nii.gz", ".dcm")
+    from ctssl.inference.folder import Target, is_unfinished
+
+    picture = Path(args.overlay) if args.overlay else None
+    again = args.overwrite or is_unfinished(Target(Path(args.out)), picture)
+    free(args.out, again, ".nii", ".nii.gz", ".dcm")
     if args.overlay:
-        free(args.overlay, args.overwrite, ".png")
+        free(args.overlay, again, ".png")
     if args.out.endswith(".dcm"):
         _segment_dicom(args)
         return
@@ -85,10 +89,16 @@ def _segment(args: argparse.Namespace) -> None:
     )
     target = target_of(model, Path(args.out), with_maps=args.probabilities)
     check_apart([target.record, *target.maps.values()], [Path(args.scan)])
-    mask, record = write_mask(
-        model, scan, target, windows=_windows(args), overwrite=args.overwrite, progress=not args.json
+    _, record = write_mask(
+        model,
+        scan,
+        target,
+        windows=_windows(args),
+        overwrite=args.overwrite,
+        picture=picture,
+        draw=lambda scan, mask, _: _draw(args, model, scan, mask),
+        progress=not args.json,
     )
-    _draw(args, model, scan, mask)
     if args.json:
         print(json.dumps({"mask": args.out, "overlay": args.overlay, "volume_ml": record["volume_ml"]}))
         return

@@ -12,8 +12,10 @@ from ctssl.datasets.scans import require_scans
 from ctssl.evaluation.scores import METRICS, labels_of, read_mask, score_masks
 from ctssl.evaluation.statistics import FEWEST, paired, summary
 from ctssl.evaluation.tables import as_plain, read_facts
-from ctssl.files.atomic import write_whole
+from ctssl.files.atomic import beginning, is_begun, write_whole
 from ctssl.files.text import csv_text, markdown_table
+
+WRITTEN = ("cases.csv", "report.json", "report.md", "paired.png")
 
 
 @dataclass(frozen=True)
@@ -37,24 +39,21 @@ class Evaluation:
     def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Write `cases.csv`, `report.json`, `report.md` and, with paired results, `paired.png` to a folder.
 
-        Raises `FileExistsError` if one of them exists and `overwrite` is False.
+        Raises `FileExistsError` if one of them exists and `overwrite` is False, unless a call that was killed left
+        it.
         """
         folder = Path(folder)
-        existing = [
-            name
-            for name in ("cases.csv", "report.json", "report.md", "paired.png")
-            if (folder / name).exists()
-        ]
-        if existing and not overwrite:
+        existing = [name for name in WRITTEN if (folder / name).exists()]
+        if existing and not overwrite and not is_begun(folder):
             raise FileExistsError(
                 f"{folder} holds a {existing[0]}; choose another folder, or pass overwrite=True (--overwrite)"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "cases.csv", csv_text(self.cases))
-        write_whole(folder / "report.json", json.dumps(self.plain(), indent=1) + "\n")
-        write_whole(folder / "report.md", self.markdown())
-        if self.paired:
-            write_whole(folder / "paired.png", self._picture)
+        with beginning(folder):
+            write_whole(folder / "cases.csv", csv_text(self.cases))
+            write_whole(folder / "report.json", json.dumps(self.plain(), indent=1) + "\n")
+            write_whole(folder / "report.md", self.markdown())
+            if self.paired:
+                write_whole(folder / "paired.png", self._picture)
         return folder
 
     def plain(self) -> dict[str, Any]:

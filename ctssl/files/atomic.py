@@ -7,9 +7,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ctssl.files.running import clear_parts
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -41,6 +44,27 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], Any]) -> Pat
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+BEGUN = ".part-of-a-whole"
+
+
+@contextmanager
+def beginning(folder: Path) -> Iterator[None]:
+    """Mark a folder while several files that belong together are written to it: what a killed process left
+    there may be written again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_begun(folder):
+        clear_parts(folder)
+    (folder / BEGUN).touch()
+    yield
+    (folder / BEGUN).unlink(missing_ok=True)
+
+
+def is_begun(folder: Path) -> bool:
+    """Return whether a process was killed while it wrote to a folder (see `beginning`)."""
+    return (folder / BEGUN).exists()
 
 
 def disk_is_full(error: BaseException) -> bool:

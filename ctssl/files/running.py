@@ -103,11 +103,16 @@ def check_alone(folder: Path) -> None:
             pass
 
 
-def clear_parts(folder: Path) -> None:
-    """Remove the unfinished files of processes that were killed, from a folder that this process holds."""
+def clear_parts(folder: Path, *names: str) -> None:
+    """Remove the unfinished files of processes that were killed.
+
+    Args:
+        folder: a folder; all of it has to belong to this process if no names are given.
+        names: of the files that were being written. Default: all.
+    """
     for path in folder.glob(".part*"):
-        number = re.match(r"\.part-?(\d{1,9})\b", path.name)
-        if number is None or _is_alive(int(number[1])):
+        number = re.match(r"\.part-?(\d{1,9})(?:-(.*))?$", path.name)
+        if number is None or (names and number[2] not in names) or _is_alive(int(number[1])):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from ctssl.datasets.scans import list_scans
 from ctssl.files.atomic import check_apart, disk_is_full, file_sha256, write_whole
 from ctssl.files.names import check_case_name, check_path, safe_label
+from ctssl.files.running import clear_parts
 from ctssl.files.text import read_json
 from ctssl.inference.masks import Network, mask_and_maps, plan, segment
 from ctssl.inference.masks import probabilities as compute_maps
@@ -156,16 +157,24 @@ def write_mask(
     *,
     windows: Windows = Windows(),
     overwrite: bool = False,
+    picture: Path | None = None,
+    draw: Callable[[Volume, Volume, Path], object] | None = None,
     progress: bool = False,
 ) -> tuple[Volume, dict[str, Any]]:
-    """Segment one scan and write its mask, the maps that `target` names, and the record, in this order.
+    """Segment one scan and write its mask, the maps that `target` names, a picture if there is one to `draw` (scan,
+    mask, file), and the record, in this order.
 
     Returns:
         The mask, and the record (labels, volumes in ml, model, settings, hashes).
 
-    Raises `FileExistsError` for files that are there, unless they may be overwritten.
+    Raises `FileExistsError` for files that are there, unless they may be overwritten, or are what a run that was
+    killed left of this mask.
     """
     target = target if isinstance(target, Target) else Target(target)
+    if is_unfinished(target, picture):
+        overwrite = True
+        for path in (target.mask, target.record, *target.maps.values(), *([picture] if picture else [])):
+            clear_parts(path.parent, path.name)
     taken = [path for path in (target.mask, target.record, *target.maps.values()) if path.exists()]
     if taken and not overwrite:
         raise FileExistsError(f"{taken[0]} exists; choose another name, or overwrite it on purpose")
@@ -185,14 +194,27 @@ def write_mask(
         "model": model.spec.name if model.spec else "",
         **facts,
     }
-    write_whole(target.record, json.dumps({**record, "state": WRITING}, indent=1) + "\n")
+    begun = {**record, "picture": str(picture and picture.absolute()), "state": WRITING}
+    write_whole(target.record, json.dumps(begun, indent=1) + "\n")
     mask.save(target.mask, overwrite=overwrite)
     for label, one in maps.items():
         one.save(target.maps[label], overwrite=overwrite)
+    if picture is not None and draw is not None:
+        draw(scan, mask, picture)
     hashes = {path.name: file_sha256(path) for path in (target.mask, *target.maps.values())}
     record |= {"files": hashes, "state": WHOLE}
     write_whole(target.record, json.dumps(record, indent=1) + "\n")  # last: what it names is complete
     return mask, record
+
+
+def is_unfinished(target: Target, picture: Path | None = None) -> bool:
+    """Return whether a run was killed while it wrote these results: its record says so."""
+    if not target.record.is_file():
+        return False
+    told = read_json(target.record)
+    if not isinstance(told, dict) or told.get("state") != WRITING:
+        return False
+    return picture is None or not picture.exists() or told.get("picture") == str(picture.absolute())
 
 
 def made_by(model: Network, windows: Windows, source: Path | Volume) -> dict[str, Any]:
