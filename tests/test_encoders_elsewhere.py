@@ -5,6 +5,7 @@ import inspect
 import io
 import pickle
 
+import nibabel
 import pytest
 import torch
 from monai.data.meta_tensor import MetaTensor
@@ -121,3 +122,29 @@ def test_a_worker_of_a_dataloader_runs_it(encoder, image, context):
     loader = DataLoader(Embedded(encoder, image), num_workers=1, multiprocessing_context=context)
     for found, one in zip(loader, expected, strict=True):
         torch.testing.assert_close(found, one)
+
+
+def test_a_scan_may_be_an_image_of_nibabel_and_scans_a_list(encoder, ball, tmp_path):
+    scan = ball[0]
+    expected = encoder.embed(scan)
+    image = nibabel.Nifti1Image(scan.array, scan.affine)
+    path = scan.save(tmp_path / "s.nii.gz")
+    assert torch.equal(encoder.embed(image), expected)
+    rows = encoder.embed([scan, path, image, (scan.array, scan.affine)])
+    assert torch.equal(rows, expected.expand(4, -1)) and torch.equal(encoder.embed([scan, scan]), rows[:2])
+    assert ctssl.read(nibabel.load(path)).name == "s.nii.gz"
+    with pytest.raises(ValueError, match="2 scans were given; read one at a time"):
+        encoder.preprocess([scan, path])
+    for wrong in (None, torch.zeros(1, 1, 32, 32, 32)):
+        with pytest.raises(TypeError, match="is no scan; give a path"):
+            encoder.embed(wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_models_in_another_precision_embed_and_segment(encoder, ball, dtype):
+    net = ctssl.segmenter(encoder, head="linear", window=32)
+    exact, mask = encoder.embed(ball[0]), net.segment(ball[0])
+    net.to(dtype)
+    found = encoder.embed(ball[0])
+    assert found.dtype == torch.float32 and (found - exact).abs().mean() < 0.03 * exact.abs().mean() + 1e-3
+    assert (net.segment(ball[0]).array == mask.array).mean() > 0.9

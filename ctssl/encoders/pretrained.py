@@ -70,11 +70,12 @@ class Pretrained:
 
     def embed(
         self,
-        volume: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray],
+        volume: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray] | list,
         *,
         max_memory_gb: float = 8.0,
     ) -> Tensor:
-        """Return `(channels[-1],)`: the mean of the deepest map over the tissue of a scan of any size.
+        """Return `(channels[-1],)`: the mean of the deepest map over the tissue of a scan of any size; of a list of
+        scans, a row for each.
 
         Raises `ValueError` for a scan that needs more memory than `max_memory_gb`, before it is read.
         """

@@ -12,7 +12,7 @@ from ctssl.inference.memory import check_features, read_within
 from ctssl.inference.windows import MEMORY_GB
 from ctssl.lint import check
 from ctssl.volume.grids import prepare
-from ctssl.volume.volume import Volume, read
+from ctssl.volume.volume import Volume, read, scans_in
 from ctssl.zoo import Preprocess
 
 TILE = 96  # voxels along each side of a piece that goes through an encoder at once
@@ -62,13 +62,13 @@ def feature_maps(encoder: Any, image: Tensor, *, progress: bool = False) -> list
     Pieces of 96 voxels overlap by a third; each place takes the piece in whose middle it lies.
 
     Args:
-        encoder: on its device.
+        encoder: on its device, in its precision.
         image: `(1, 1, X, Y, Z)`, 0 to 1.
     """
     from tqdm import tqdm
 
     stride = encoder.strides[-1]
-    device = next(encoder.parameters()).device
+    like = next(encoder.parameters())  # device and precision
     size = image.shape[2:]
     starts = [_starts(n, TILE, TILE * 2 // 3 // stride * stride) for n in size]
     maps = [
@@ -80,7 +80,7 @@ def feature_maps(encoder: Any, image: Tensor, *, progress: bool = False) -> list
     pieces = list(itertools.product(*starts))
     for corner in tqdm(pieces, desc="encoding", disable=not progress or len(pieces) < 2):
         part = image[(..., *[slice(s, min(s + TILE, n)) for s, n in zip(corner, size, strict=True)])]
-        for out, found, fine in zip(maps, encoder(part.to(device)), encoder.strides, strict=True):
+        for out, found, fine in zip(maps, encoder(part.to(like)), encoder.strides, strict=True):
             into, take = [], []
             for s, count in zip(corner, found.shape[2:], strict=True):
                 skip = TILE // 6 // fine if s > 0 else 0  # the first sixth belongs to the piece before
@@ -97,6 +97,10 @@ def _starts(size: int, tile: int, step: int) -> list[int]:
 
 def embed(encoder: Any, source: Any, *, max_memory_gb: float = MEMORY_GB, progress: bool = False) -> Tensor:
     """Compute one vector `(channels[-1],)` for a scan; see `Pretrained.embed`."""
+    if several := scans_in(source):
+        return torch.stack(
+            [embed(encoder, one, max_memory_gb=max_memory_gb, progress=progress) for one in several]
+        )
     spacing_mm = (blocks_of(encoder).spec.preprocess if encoder.spec else Preprocess()).spacing_mm
     scan, _ = read_within(
         source, lambda grid: check_features(grid, encoder, spacing_mm, TILE, max_memory_gb=max_memory_gb)

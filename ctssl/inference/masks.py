@@ -85,7 +85,7 @@ def probabilities_of(
     Returns:
         Probabilities `(classes, x, y, z)` float16 on the image's own grid, and its affine.
     """
-    training = model.training
+    training, like = model.training, next(model.parameters())
     model.eval()
     found = slide(
         model,
@@ -93,7 +93,8 @@ def probabilities_of(
         model.window,
         classes=model.classes,
         windows=windows,
-        device=next(model.parameters()).device,
+        device=like.device,
+        dtype=like.dtype,
         name=image.name,
         progress=progress,
         skip_air=skip_air,

@@ -43,6 +43,7 @@ def slide(
     classes: int,
     windows: Windows = Windows(),
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
     name: str = "scan",
     progress: bool = False,
     skip_air: bool = True,
@@ -56,6 +57,7 @@ def slide(
         network: `(1, 1, side, side, side)` -> logits `(1, classes, side, side, side)`.
         image: `(X, Y, Z)` float32, 0 to 1.
         side: voxels along each side of a window.
+        device, dtype: of the network.
         name: of the scan, for messages.
 
     Returns:
@@ -85,7 +87,9 @@ def slide(
     bar = tqdm(total=count, desc="segmenting", disable=not progress)
     for x, after in zip(starts[0], [*starts[0][1:], image.shape[0]], strict=True):
         for y, z in itertools.product(*starts[1:]):
-            window = torch.from_numpy(image[x : x + side, y : y + side, z : z + side]).to(device)[None, None]
+            window = torch.from_numpy(image[x : x + side, y : y + side, z : z + side]).to(device, dtype)[
+                None, None
+            ]
             empty = skip_air and not window.any()
             answer = air if empty and air is not None else answer_of(window)[0].float().cpu()
             if not torch.isfinite(answer).all():

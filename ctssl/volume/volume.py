@@ -88,12 +88,13 @@ def read(
     """Read a scan from a NIfTI file, a DICOM folder or `(array, affine)`.
 
     Args:
-        source: a `.nii` or `.nii.gz` file, a folder with one DICOM series, `(array in HU, 4x4 affine)`, or a
-            `Volume`, which is returned unchanged.
+        source: a `.nii` or `.nii.gz` file, a folder with one DICOM series, `(array in HU, 4x4 affine)`, an
+            image of nibabel, or a `Volume`, which is returned unchanged.
         series: SeriesInstanceUID, when a DICOM folder holds several series.
 
     Raises:
         FileNotFoundError: the path does not exist.
+        TypeError: something else was given.
         ValueError: not one 3D scan (4D, colour, missing slices, an invalid affine, NaN or infinite voxels).
 
     >>> read((np.zeros((4, 4, 4)), np.eye(4))).spacing_mm
@@ -105,10 +106,18 @@ def read(
         return source
     if isinstance(source, np.ndarray):
         raise ValueError("an array alone has no spacing; give (array in HU, affine)")
+    if is_image(source):
+        return _from_image(source)
+    if several := scans_in(source):
+        raise ValueError(f"{len(several)} scans were given; read one at a time")
     if isinstance(source, (tuple, list)):
         if len(source) != 2:
             raise ValueError(f"expected (array, affine), got {len(source)} items")
         return _to_volume(np.asarray(source[0]), np.asarray(source[1], dtype=float), "array")
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(
+            f"a {type(source).__name__} is no scan; give a path, (array in HU, affine), a Volume or a nibabel image"
+        )
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"no scan at {path}")
@@ -127,6 +136,28 @@ def _read_dicom(path: Path, series: str | None) -> Volume:
         series_uid=get_text(header, "SeriesInstanceUID"),
         frame_uid=get_text(header, "FrameOfReferenceUID"),
     )
+
+
+def is_image(source: Any) -> bool:
+    """Return whether a source is an image of nibabel."""
+    return all(hasattr(source, name) for name in ("dataobj", "affine", "get_filename"))
+
+
+def scans_in(source: Any) -> list[Any]:
+    """Return the scans of a list or tuple of scans; none for `(array, affine)`, and for anything else."""
+    if not isinstance(source, (tuple, list)):
+        return []
+    each = (isinstance(one, (str, os.PathLike, Volume, tuple)) or is_image(one) for one in source)
+    return list(source) if all(each) else []
+
+
+def _from_image(image: Any) -> Volume:
+    import nibabel
+
+    name = Path(image.get_filename() or "image").name
+    array = np.asanyarray(image.dataobj)
+    header = image.header if isinstance(image.header, nibabel.Nifti1Header) else None
+    return replace(_to_volume(array, np.asarray(image.affine, dtype=float), name), header=header)
 
 
 def read_grid(source: Any) -> Volume | None:
