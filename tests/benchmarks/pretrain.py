@@ -11,7 +11,9 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -108,7 +110,7 @@ def loading(views: int, *, samples: int = 160) -> float:
         scan = phantom(2.0)[0].save(Path(folder) / "phantom.nii.gz")
         run = Run("benchmark", "swin", "mim", "")
         corpus = prepare_corpus([Scan(scan, "p")], run.preprocess, Path(folder) / "cache")
-        source = Samples(corpus, crop=CROP, views=views, how=run.views, seed=0)
+        source = Samples(corpus, SimpleNamespace(views=views), replace(run, crop=CROP))
         places = Places(batch=BATCH, pieces=1, rank=0, world=1, first=0, last=samples // BATCH + 1)
         batches = iter(loader(source, places, workers=1))
         next(batches)

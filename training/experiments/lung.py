@@ -4,7 +4,9 @@
 model with each seed on NSCLC-Radiomics (150 training patients, or `--few-shot` of them) and scores the off-centre boxes
 of the 98 patients of NSCLC-Radiogenomics. `--set encoder_lr=1e-4 warmup_head=0.2` changes the recipe, in rows of their
 own. With `--choose` the 40 other Radiomics patients are scored instead: recipes are chosen there, and Radiogenomics is
-looked at for the tables alone. `--zero` scores segmenters as they are, without any fine-tuning. No validation cases: the last averaged weights are kept, with a threshold of 0.5. See
+looked at for the tables alone. `--zero` scores segmenters as they are, without any fine-tuning.
+
+There are no validation cases: the last averaged weights are kept, with a threshold of 0.5. See
 `training.experiments.sarcoma` for what is kept and printed.
 """
 

@@ -11,7 +11,7 @@ FILE` continues from it.
 import argparse
 import json
 import platform
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
     config |= {"untrained": untrained, "fingerprint": fingerprint(encoder)}
     samples = run.steps * run.batch * run.accumulate * state["world"]
     history = {
-        "command": f"python -m training.pretrain {run.name.replace('-', '_')}",
+        "command": command_of(run),
         "run": json.loads(checkpoints.settings(run)),
         "samples": samples,
         "hours": round(state["seconds"] / 3600, 3),
@@ -114,6 +114,21 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
     )
     write_card(folder)
     return folder
+
+
+def command_of(run: Run) -> str:
+    """Return the command that trains a run, with what differs from its file in `training/runs`."""
+    name = run.name.replace("-", "_")
+    try:
+        recipe = find_run(name)
+    except SystemExit:
+        return f"python -m training.pretrain {name}"
+    changed = [
+        f"{field.name}={getattr(run, field.name)!r}"
+        for field in fields(Run)
+        if field.name not in checkpoints.OPERATION and getattr(run, field.name) != getattr(recipe, field.name)
+    ]
+    return f"python -m training.pretrain {name}" + (f" --set {' '.join(changed)}" if changed else "")
 
 
 def trained_on(run: Run) -> str:
@@ -192,9 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "run", help="a file in training/runs, without .py; for --full-state also the folder of a run"
-    )
+    parser.add_argument("run", help="a file in training/runs, without .py, or the folder of a run")
     parser.add_argument("--out", type=Path, help="folder with the checkpoint (default: runs/<run>)")
     parser.add_argument("--card", action="store_true", help="write only the card")
     parser.add_argument("--seen", action="store_true", help="write only seen.json")
@@ -205,14 +218,15 @@ def main() -> None:
     if args.full_state:
         whole_state(args.run, args.out, args.full_state)
         return
-    run = find_run(args.run)
+    own = (Path(args.run) / checkpoints.NEWEST).is_file()
+    run = checkpoints.load_run(Path(args.run)) if own else find_run(args.run)
     if args.card:
         write_card(CARDS / run.name)
         return
     if args.seen:
         (CARDS / run.name / SEEN).write_text(seen(run))
         return
-    folder = export(run, args.out or Path("runs") / args.run)
+    folder = export(run, args.out or (Path(args.run) if own else Path("runs") / args.run))
     size = sum(f.stat().st_size for f in folder.iterdir()) / 1e6
     print(f"{folder} ({size:.1f} MB, {folder / CONFIG}). The entry for ctssl/zoo.py:\n{entry(folder)}")
 

@@ -1,0 +1,88 @@
+"""The prepared run on a GPU, as far as it goes without one."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+
+from ctssl.phantom import phantom
+from tests.support.training import TINY
+from training import checkpoints, gpu, pretrain
+from training.release.encoder import command_of
+from training.run import find_run
+
+
+@pytest.fixture
+def run(tmp_path):
+    phantom(8.0)[0].save(tmp_path / "p.nii.gz")
+    (tmp_path / "scans.csv").write_text("image\np.nii.gz\n")
+    return dataclasses.replace(
+        TINY, name="vit-wild-lesions", corpus=str(tmp_path / "scans.csv"), task="lesions"
+    )
+
+
+def call(monkeypatch, *args) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu", *map(str, args)])
+    gpu.main()
+
+
+def test_a_checkpoint_comes_back_from_its_parts(run, tmp_path, monkeypatch):
+    """Half as large, in parts, with the same weights to fp16."""
+    monkeypatch.setattr(gpu, "PART", 20_000)
+    pretrain.pretrain(dataclasses.replace(run, steps=2), tmp_path / "runs" / "one")
+    state = checkpoints.read(tmp_path / "runs" / "one" / checkpoints.NEWEST)
+    (tmp_path / "out").mkdir()
+    parts = gpu.pack(
+        state, tmp_path / "out" / f"{run.name}.checkpoint", tmp_path / "runs" / "one" / "log.jsonl"
+    )
+    assert len(parts) > 1 and all(part.stat().st_size <= 20_000 for part in parts)
+    gpu.unpack(tmp_path / "out", tmp_path / "home")
+    folder = tmp_path / "home" / run.name
+    again = checkpoints.read(folder / checkpoints.NEWEST)
+    assert again["step"] == 2 and not again["opt"]["state"]
+    for key, value in state["task"].items():
+        torch.testing.assert_close(again["task"][key].float(), value.float(), atol=2e-3, rtol=1e-3)
+    kept = checkpoints.load_run(folder)
+    assert (kept.name, kept.steps, kept.task, kept.corpus) == (run.name, 2, "lesions", run.corpus)
+    with pytest.raises(SystemExit, match="move it away"):
+        gpu.unpack(tmp_path / "out", tmp_path / "home")
+
+
+@pytest.mark.slow
+def test_a_rehearsal_checks_trains_and_goes_on_after_a_failure(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "find_run", lambda name: run if name == "good" else find_run(name))
+    monkeypatch.setattr(
+        gpu, "COMMANDS", {"quick": ["-c", "print('checked')"], "slow": ["-c", "while True: pass"]}
+    )
+    monkeypatch.setattr(gpu, "command", command_within(gpu.command, 3.0))
+    asked = (
+        "--device cpu --steps 3 --batch 4 --workers 0 --minutes 1 --parts quick slow --runs no_such_run good"
+    )
+    call(monkeypatch, *asked.split(), "--out", tmp_path / "out", "--work", tmp_path / "work")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["quick"]["exit"] == 0 and (tmp_path / "out" / "quick.txt").read_text() == "checked\n"
+    assert summary["slow"]["exit"] == "stopped: too slow"
+    assert "unknown run" in summary["no_such_run"]["failed"]
+    assert summary["good"]["steps"] == 3 and summary["good"]["batch"] == 4
+    assert summary["good"]["lr"] == pytest.approx(run.lr * 2**0.5)
+    assert (tmp_path / "out" / f"{run.name}.checkpoint.00").is_file()
+
+
+def command_within(command, seconds):
+    return lambda name, log, device, *, timeout: command(name, log, device, timeout=seconds)
+
+
+def test_without_a_gpu_it_says_how_to_rehearse(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "--minutes", 1)
+    assert "--device cpu --steps 3" in capsys.readouterr().err
+
+
+def test_a_card_names_the_settings_that_differ_from_the_recipe():
+    recipe = find_run("vit_wild_lesions")
+    assert command_of(recipe) == "python -m training.pretrain vit_wild_lesions"
+    large = dataclasses.replace(recipe, batch=64, steps=9000, workers=9)
+    assert command_of(large) == "python -m training.pretrain vit_wild_lesions --set batch=64 steps=9000"

@@ -1,0 +1,183 @@
+"""Use a GPU for some minutes: check, measure, train. `python -m training.gpu --out OUT --minutes 8`.
+
+In this order: the tests that need a GPU, the benchmarks on it, then the runs of `--runs`, which share the minutes that are
+left. A run trains on larger batches than its recipe (`--batch`, learning rate by the square root), for as many steps as
+fit: the pace is measured first. What there is is written as it comes: `OUT/summary.json`, the output of every part, and for
+each run a checkpoint without its optimiser in fp16, in parts of at most 15 MB. A part that fails does not stop the others.
+
+`python -m training.gpu --unpack OUT` puts the checkpoints into `runs/`, where `python -m training.release.encoder
+runs/NAME` turns them into models. `--device cpu --steps 3` rehearses all of it.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctssl.files.atomic import write_whole
+from training import checkpoints, pretrain
+from training.run import Run, find_run
+
+PART = 15 << 20  # bytes of a part
+PACE = 300  # steps that measure the pace
+MARGIN = 0.92  # of the time that is left, for a pace that was measured too high
+RESERVE = 20.0  # seconds that are kept for what comes after the last run
+COMMANDS = {
+    "tests": ["-m", "pytest", "-q", "-m", "gpu"],
+    "encoders": ["-m", "tests.benchmarks.encoders", "10"],
+    "finetune": ["-m", "tests.benchmarks.finetune", "10", "32", "32", "1"],
+}
+"""What is run before the trainings, by name; each is given a fifth of the minutes at most."""
+
+
+class Summary:
+    """What is known so far, as JSON."""
+
+    def __init__(self, path: Path, **facts: Any) -> None:
+        self.path, self.facts = path, facts
+        self.add()
+
+    def add(self, **facts: Any) -> None:
+        self.facts |= facts
+        write_whole(self.path, json.dumps(self.facts, indent=1) + "\n")
+
+
+def main() -> None:
+    args = _arguments()
+    if args.unpack:
+        unpack(args.unpack, Path("runs"))
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * args.minutes
+    cuda = args.device == "cuda"
+    name = torch.cuda.get_device_name() if cuda else "cpu"
+    summary = Summary(args.out / "summary.json", device=name, torch=torch.__version__)
+    for part in args.parts:
+        seconds = command(part, args.out / f"{part}.txt", args.device, timeout=12 * args.minutes)
+        summary.add(**{part: seconds})
+    for number, run_name in enumerate(args.runs):
+        share = (end - RESERVE - time.monotonic()) / (len(args.runs) - number)
+        try:
+            facts = train(find_run(run_name), args, seconds=share)
+        except (Exception, SystemExit) as error:  # the next run may go well
+            facts = {"failed": f"{type(error).__name__}: {error}"}
+        summary.add(**{run_name: facts})
+        print(json.dumps({run_name: facts}), flush=True)
+
+
+def command(name: str, log: Path, device: str, *, timeout: float) -> dict[str, Any]:
+    """Run one of `COMMANDS` in a process of its own; its output goes to `log`."""
+    began = time.monotonic()
+    with open(log, "w") as file:
+        extra = ["--device", device] if "benchmarks" in COMMANDS[name][1] else []
+        try:
+            code: int | str = subprocess.run(
+                [sys.executable, *COMMANDS[name], *extra],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                timeout=timeout,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = "stopped: too slow"
+    return {"exit": code, "seconds": round(time.monotonic() - began, 1)}
+
+
+def train(run: Run, args: argparse.Namespace, *, seconds: float) -> dict[str, Any]:
+    """Train a run for some seconds and write its slim checkpoint. Returns what it did."""
+    factor = args.batch / run.batch if args.batch else 1.0
+    large = replace(
+        run,
+        batch=args.batch or run.batch,
+        lr=run.lr * math.sqrt(factor),
+        bf16=args.device == "cuda",
+        workers=args.workers,
+        save_minutes=1e9,  # the device goes back: only the end counts
+    )
+    began = time.monotonic()
+    trial, folder = replace(large, steps=args.steps or PACE), args.work / f"{run.name}-pace"
+    shutil.rmtree(folder, ignore_errors=True)
+    pretrain.pretrain(trial, folder)
+    pace = checkpoints.read(folder / checkpoints.NEWEST)["seconds"] / trial.steps
+    left = seconds - (time.monotonic() - began)
+    steps = args.steps or max(1, round(MARGIN * left / pace))
+    final, out = replace(large, steps=steps), args.work / run.name
+    shutil.rmtree(out, ignore_errors=True)
+    pretrain.pretrain(final, out)
+    state = checkpoints.read(out / checkpoints.NEWEST)
+    pack(state, args.out / f"{run.name}.checkpoint", out / "log.jsonl")
+    return {"steps": steps, "batch": final.batch, "lr": final.lr, "seconds": round(state["seconds"], 1)}
+
+
+def pack(state: dict[str, Any], path: Path, log: Path) -> list[Path]:
+    """Write a checkpoint without its optimiser, in fp16, in parts beside its log. Returns the parts."""
+    task = {key: value.half() if value.is_floating_point() else value for key, value in state["task"].items()}
+    checkpoints.write(path, {**state, "task": task, "opt": {"state": {}, "param_groups": []}})
+    data = path.read_bytes()
+    path.unlink()
+    parts = []
+    for number, start in enumerate(range(0, len(data), PART)):
+        parts.append(path.with_name(f"{path.name}.{number:02d}"))
+        parts[-1].write_bytes(data[start : start + PART])
+    shutil.copyfile(log, path.with_name(f"{path.stem}.log.jsonl"))
+    return parts
+
+
+def unpack(source: Path, runs: Path) -> None:
+    """Put the checkpoints that `pack` wrote into the folders of their runs."""
+    for first in sorted(source.glob("*.checkpoint.00")):
+        name = first.name.removesuffix(".checkpoint.00")
+        folder = runs / name
+        if folder.exists():
+            raise SystemExit(f"{folder} exists; move it away first")
+        folder.mkdir(parents=True)
+        parts = sorted(source.glob(f"{name}.checkpoint.*"))
+        (folder / checkpoints.NEWEST).write_bytes(b"".join(part.read_bytes() for part in parts))
+        shutil.copyfile(source / f"{name}.log.jsonl", folder / "log.jsonl")
+        print(f"{folder}: python -m training.release.encoder {folder}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("out"), help="folder for results (default: %(default)s)"
+    )
+    parser.add_argument("--minutes", type=float, default=8.0, help="for everything (default: %(default)s)")
+    parser.add_argument(
+        "--parts", nargs="*", default=list(COMMANDS), choices=list(COMMANDS), help="before the runs"
+    )
+    parser.add_argument(
+        "--runs", nargs="*", default=["vit_wild_lesions"], help="files in training/runs, without .py"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=64, help="samples per step; 0 keeps the recipe's (default: 64)"
+    )
+    parser.add_argument("--steps", type=int, default=0, help="steps of each run; 0: as many as fit")
+    parser.add_argument(
+        "--workers", type=int, default=max(1, (os.cpu_count() or 1) - 1), help="loader processes"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs"), help="folder for the runs and the cache of scans"
+    )
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--unpack", type=Path, metavar="OUT", help="put the checkpoints of OUT into runs/")
+    args = parser.parse_args()
+    if not args.unpack and args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device; --device cpu --steps 3 rehearses without one")
+    args.work.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+if __name__ == "__main__":
+    main()
