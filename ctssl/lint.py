@@ -49,24 +49,31 @@ def check(volume: Volume) -> Volume:
 
 
 def outside_body(scan: Volume, mask: Volume) -> bool:
-    """Return whether every labelled voxel lies in the air around the body: a shifted mask, or one of another
-    scan.
-
-    Air inside the body (lungs, airways, bowel) counts as body: each axial slice is filled.
+    """Return whether a mask is mostly air, and lies mostly in air that no tissue encloses: a shifted mask, or one
+    of another scan.
     """
     labelled = mask.array > 0
     if not labelled.any() or float(np.median(scan.array[labelled])) > -800:
         return False  # the usual case; the exact test is slow
+    return share_outside(scan, labelled, air_hu=-500.0) > 0.5
+
+
+def share_outside(scan: Volume, labelled: np.ndarray, *, air_hu: float) -> float:
+    """Return the share of labelled voxels that lie in open air, from 0 to 1.
+
+    Air inside the body (lungs, airways, bowel) counts as body: each axial slice is filled.
+    """
     from scipy import ndimage
 
     axial = int(np.abs(scan.affine[2, :3]).argmax())
     steps = [max(1, n // 256) if axis != axial else 1 for axis, n in enumerate(scan.shape)]
     part = tuple(slice(None, None, step) for step in steps)
-    tissue, marked = (np.moveaxis(a[part], axial, 0) for a in (scan.array > -500, labelled))
+    tissue, marked = (np.moveaxis(a[part], axial, 0) for a in (scan.array > air_hu, labelled))
+    outside = 0
     for slice_, here in zip(tissue, marked, strict=True):
-        if here.any() and (ndimage.binary_fill_holes(slice_) & here).any():  # type: ignore[operator]
-            return False
-    return bool(marked.any())
+        if (here & ~slice_).any():
+            outside += int((here & ~ndimage.binary_fill_holes(slice_)).sum())  # type: ignore[operator]
+    return outside / max(1, int(marked.sum()))
 
 
 def two_geometries(volume: Volume) -> list[Finding]:

@@ -103,7 +103,7 @@ def test_sform_and_qform_that_disagree_are_noticed(scan, tmp_path, far, said):
     read = ctssl.read(tmp_path / "scan.nii.gz")
     assert codes(read) == ([("warning", "two-geometries")] if said else [])
     assert all(said in finding.message and "uses the sform" in finding.message for finding in lint(read))
-    mask = nibabel.load(
+    mask = nibabel.Nifti1Image.from_filename(
         Volume(read.array > 0, read.affine, header=read.header).save(tmp_path / "mask.nii.gz")
     )
     for form in (mask.get_sform(), mask.get_qform()):

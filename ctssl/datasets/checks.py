@@ -14,12 +14,14 @@ import numpy as np
 
 from ctssl.datasets.case import Case, Dataset, read_case
 from ctssl.datasets.seen import scan_hash, seen_by
+from ctssl.datasets.unlike import Sign, signs, unlike_others
 from ctssl.hub.folder import ModelFolder
 from ctssl.lint import Finding, lint, outside_body, two_geometries
 from ctssl.volume.dicom_checks import MaskWarning
 from ctssl.volume.volume import Volume
 
 MISSING = 20  # labels that a few cases may lack
+UNLIKE = "is it the mask of another scan, moved, or flipped? Look at it"
 RARE = 5  # cases from which a label in one of them alone is odd
 
 
@@ -33,12 +35,12 @@ class Problem(Finding):
 @dataclass(frozen=True)
 class Surveyed:
     """What is kept of a case that could be read. `scan_hash`: salted, of its voxels; `content`: of scan, mask
-    and grid; `grid`: the scan without its voxels; `labels`: that occur in the mask."""
+    and grid; `grid`: the scan without its voxels; `labels`: that occur in the mask, each with its `Sign`."""
 
     scan_hash: str
     content: str
     grid: Volume
-    labels: set[int]
+    labels: dict[int, Sign]
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,10 @@ def problems(
 
     Errors: unreadable, not a CT in HU, scan and mask on different grids, unknown label values, the same scan
     twice, a patient in two splits, labels that are not 1, 2, ... Warnings: an empty mask, one that lies
-    outside the body, a label that no other case has, what `ctssl.lint` finds suspicious, and a scan on which
-    `model`, or the encoder that it came from, was trained (exact copies only: a model's folder holds salted
-    hashes of voxels and the SeriesInstanceUIDs that are known).
+    outside the body, a label that no other case has, or whose HU or side of the body is unlike that in the
+    other cases (from 15 on), what is left out of a DICOM mask, what `ctssl.lint` finds suspicious, and a scan
+    on which `model`, or the encoder that it came from, was trained (exact copies only: a model's folder holds
+    salted hashes of voxels and the SeriesInstanceUIDs that are known).
 
     Args:
         dataset: the cases; see `find_cases`.
@@ -111,14 +114,16 @@ def survey(
         for one in [*lint(scan), *told]:
             found.append(Problem(one.level, one.code, _short(one.message, case), case.name))
         kept[case.name] = one = _surveyed(scan, mask, scan_hash(scan, seen, salt))
-        found += _mask_problems(case, scan, mask, one.labels, dataset.names)
+        found += _mask_problems(case, scan, mask, set(one.labels), dataset.names)
         found += _seen_problems(case, one.scan_hash, seen, model)
         if look is not None:
             look(case, scan, mask)
     found += _duplicates(kept)
+    for name, told in unlike_others({name: one.labels for name, one in kept.items()}).items():
+        found.append(Problem("warning", "unlike", f"{'; '.join(told)}: {UNLIKE}", name))
     if not dataset.names:
         found += _odd_labels(
-            {name: one.labels for name, one in kept.items()}, missing=0 if whole else MISSING
+            {name: set(one.labels) for name, one in kept.items()}, missing=0 if whole else MISSING
         )
     found += _torn_patients(dataset.cases)
     return Survey(sorted(found, key=lambda problem: problem.level != "error"), kept)
@@ -127,7 +132,7 @@ def survey(
 def _surveyed(scan: Volume, mask: Volume, own: str) -> Surveyed:
     digest = hashlib.sha256(f"{own} {np.round(scan.affine, 4).tolist()}".encode())
     digest.update(np.ascontiguousarray(mask.array).tobytes())
-    labels = {int(v) for v in np.unique(mask.array)} - {0}
+    labels = signs(scan, mask, {int(v) for v in np.unique(mask.array)} - {0})
     grid = replace(scan, array=np.broadcast_to(np.float32(0), scan.shape))
     return Surveyed(own, digest.hexdigest(), grid, labels)
 
@@ -140,7 +145,10 @@ def _mask_problems(
         text = "the mask is empty: nothing to learn or to judge, if there is a tumour"
         found.append(Problem("warning", "empty", text, case.name))
     elif outside_body(scan, mask):
-        text = "the whole mask lies in the air around the body; is it that of another patient?"
+        text = (
+            "most of the mask lies in air that no tissue encloses, as around the body; is it that of another patient, "
+            "or has it moved?"
+        )
         found.append(Problem("warning", "outside", text, case.name))
     if names and (unknown := sorted(labels - set(names))):
         text = f"the mask holds {unknown}, but dataset.json names only {sorted(names)}"
