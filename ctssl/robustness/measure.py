@@ -26,8 +26,10 @@ from ctssl.shifts.stamps import (
     read_stamp,
     shift_name,
 )
+from ctssl.volume.grids import resample, working_grid
 from ctssl.volume.volume import AIR_HU, Volume, read
 
+BODY_HU = -950.0  # above it is the body, with its lungs
 TAKING = ("thickness", "truncation")
 """Shifts that may leave a scan as it is, or cut off what is labelled."""
 
@@ -117,7 +119,10 @@ def _measure_place(
             scores = score_masks(
                 mask, truth, name=case.name, tolerance_mm=grid.tolerance_mm, labels=labels_of(truth)
             )
-            kept = [{**row, **left_to_see(scan, seen, truth, row["label"], place[0])} for row in scores]
+            size = {} if shifted is None else size_of_change(scan, seen, source.model)
+            kept = [
+                {**row, **left_to_see(scan, seen, truth, row["label"], place[0]), **size} for row in scores
+            ]
             keep_rows(path, facts, kept)
         rows[source.name] = kept
     return rows
@@ -132,6 +137,31 @@ def left_to_see(scan: Volume, seen: Volume, truth: Volume, label: int, name: str
         there = int((true & ~((seen.array == AIR_HU) & (scan.array > AIR_HU))).sum())
         best = 2 * there / (there + int(true.sum())) if there else float(not true.any())
     return {"best_dsc": best, "unchanged": name in TAKING and np.array_equal(seen.array, scan.array)}
+
+
+def size_of_change(scan: Volume, seen: Volume, model: Any) -> Row:
+    """Return how large a shift is, in mean absolute HU over the body: on the scan's grid (`scan_mm`, its finest
+    spacing) and at the model's working spacing (`working_mm`). `width_mm`: of the field of view.
+    """
+    spacing = model.spec.preprocess.spacing_mm if model is not None and model.spec else min(scan.spacing_mm)
+    shape, grid = working_grid(scan, spacing)
+    change = seen.array.astype(np.float32) - scan.array
+    coarse, body = (
+        resample(array, scan.affine, shape, grid)
+        for array in (change, (scan.array > BODY_HU).astype(np.float32))
+    )
+    sides = [n * s for n, s in zip(scan.shape, scan.spacing_mm, strict=True)]
+    return {
+        "scan_mm": min(scan.spacing_mm),
+        "change_hu": _mean_inside(change, scan.array > BODY_HU),
+        "working_mm": spacing,
+        "working_change_hu": _mean_inside(coarse, body > 0.5),
+        "width_mm": sorted(sides)[1],
+    }
+
+
+def _mean_inside(change: np.ndarray, body: np.ndarray) -> float:
+    return float(np.abs(change[body]).mean()) if body.any() else 0.0
 
 
 def shifted_scan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ctssl.evaluation.statistics import summary
 from ctssl.evaluation.tables import as_plain
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import csv_text, markdown_table
+from ctssl.robustness.conclusion import conclude, on_crops, sizes
 from ctssl.robustness.curves import (
     Row,
     against_clean,
@@ -37,7 +38,9 @@ Wilcoxon signed-rank, two-sided, with the rank-biserial effect (1: every patient
 patients, whose scans and labels are averaged first. `undefined`: cases without a value on one side (HD95 of an empty mask), which
 do not count: misses show in DSC and NSD. Pairs: `covered` is the share of the first scan that the second covers,
 `volume_difference` is relative to the mean of both, concordance is Lin's, of volumes over pairs or of the features of a pair,
-cosine is that of its features; masks that agree need not be right.
+cosine is that of its features; masks that agree need not be right. A shift acts on the grid of the scan (`scan_mm`, its finest
+spacing): `change_hu` is the mean absolute change over the body there, `working_change_hu` what is left of it at the model's
+working spacing (`working_mm`).
 """
 
 
@@ -57,6 +60,8 @@ class Robustness:
     against_model: list[Row] = field(default_factory=list)
     pairs: list[Row] = field(default_factory=list)
     pairs_summary: list[Row] = field(default_factory=list)
+    sizes: list[Row] = field(default_factory=list)
+    conclusion: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
@@ -64,14 +69,16 @@ class Robustness:
         return as_plain(asdict(self))
 
     def markdown(self) -> str:
-        """All tables but the rows."""
+        """The conclusion, how to read the tables, and all tables but the rows."""
         cases = {row["case"] for row in self.rows}
         head = f"{', '.join(self.models)}; {len(cases)} cases of {len({row['patient'] for row in self.rows})} patients"
-        text = EXPLAINED.format(tolerance=self.tolerance_mm, head=head if cases else ", ".join(self.models))
+        text = "".join(f"{sentence}\n\n" for sentence in self.conclusion)
+        text += EXPLAINED.format(tolerance=self.tolerance_mm, head=head if cases else ", ".join(self.models))
         text += "".join(f"\n- {note}" for note in self.notes) + "\n"
         if self.rows:
             text += "\n![DSC against severity](curves.png)\n"
         titles = {
+            "sizes": "How large each shift is",
             "overview": "Each shift",
             "against_model": "One model against another",
             "against_clean": "Shifted against clean",
@@ -115,8 +122,9 @@ def notes(sources: list[Source], cases: list[Case]) -> list[str]:
 
 
 def left(rows: list[Row]) -> list[str]:
-    """Return, as sentences, which shifts leave scans as they are and what a shift cuts off."""
-    found, first = [], rows[0]["model"] if rows else ""
+    """Return, as sentences, which shifts leave scans as they are, what a shift cuts off, and which mean something
+    else on crops."""
+    found, first = on_crops(rows), rows[0]["model"] if rows else ""
     for place in dict.fromkeys((row["shift"], row["severity"]) for row in rows):
         mine = [row for row in rows if (row["shift"], row["severity"]) == place and row["model"] == first]
         cases = {row["case"]: row["unchanged"] for row in mine}
@@ -166,7 +174,7 @@ def tables(
             for value in sorted({str(row[column]) for row in clean}):
                 chosen = [row for row in clean if str(row[column]) == value]
                 strata.append({"model": model, **summary(chosen, column, value)})
-    return Robustness(
+    found = Robustness(
         rows,
         models,
         shifts,
@@ -176,7 +184,9 @@ def tables(
         strata,
         corrected([row for model in models for row in against_clean(rows, model, shifts)]),
         corrected([row for other in models[1:] for row in against_model(rows, models[0], other, shifts)]),
+        sizes=sizes(rows),
     )
+    return replace(found, conclusion=conclude(found))
 
 
 def draw(source: Source, cases: list[Case], rows: list[Row], count: int, out: Path, seed: int) -> None:
