@@ -95,7 +95,8 @@ def optimizer(task: nn.Module, run: Run) -> tuple[torch.optim.Optimizer, CosineL
     No weight decay for biases, norms, position tables and tokens; linear warm-up, then half a cosine to zero,
     per step.
     """
-    free = [name for name, _ in task.named_parameters() if "bias_table" in name or "position" in name]
+    own = {f"encoder.{name}" for name in task.encoder.no_weight_decay()}
+    free = [name for name, _ in task.named_parameters() if name.removeprefix("segmenter.") in own]
     groups = param_groups_weight_decay(task, run.weight_decay, no_weight_decay_list=free)
     opt = torch.optim.AdamW(groups, lr=run.lr, betas=(0.9, 0.95))
     warm = max(1, round(run.warmup * run.steps))

@@ -7,6 +7,7 @@ An encoder is an `nn.Module` with
   strides[i]), ...)`. Positions are added here, after any masking;
 - `forward(x)`: `encode(patch_embed(x))`; `channels`, `strides`: one number per map;
 - `forward_intermediates(x, indices=...)`: output `(B, C, x, y, z)` of any block; `attention(x, block=...)`;
+- timm's names (`ctssl/encoders/backbone.py`): `num_features`, `feature_info`, `forward_features`, `group_matcher`, ...;
 - `config`: the arguments that it was built with; `architecture`: its key in `ENCODERS`.
 
 Sizes that are not multiples of a stride are padded. There is no mask token and no projection head: those

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctssl.encoders.backbone import Backbone
 from ctssl.zoo import ModelSpec
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def _refusal(name: str):
     return from_pretrained
 
 
-class Pretrained:
+class Pretrained(Backbone):
     """Methods that all encoders share.
 
     Attributes:

@@ -92,6 +92,6 @@ def on_crops(rows: list[Row]) -> list[str]:
     if not widths or not named or float(np.median(list(widths.values()))) >= NARROW_MM:
         return []
     return [
-        f"the cases are crops ({np.median(list(widths.values())):.0f} mm across in the median): {', '.join(named)} mean something "
-        "else than on whole scans, since they depend on the whole cross-section of the body"
+        f"the cases are crops ({np.median(list(widths.values())):.0f} mm across in the median): {', '.join(named)} mean "
+        "something else than on whole scans, since they depend on the whole cross-section of the body"
     ]
