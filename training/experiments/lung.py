@@ -40,10 +40,14 @@ def table_of(side: str, folder: Path = Path("runs/lung")) -> Path:
     split = lung_split()
     held_out = split["choose"] if side == "choose" else [row["id"] for row in cases("lung_radiogenomics")]
     group = "lung_radiomics_nc" if side == "choose" else "lung_radiogenomics"
-    rows = [_row("lung_radiomics_nc", name, "", "train") for name in split["train"]]
-    rows += [_row(group, name, "_offcentre", "test") for name in held_out]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{side}.csv"
+    rows = [row_of("lung_radiomics_nc", name, "", "train") for name in split["train"]]
+    rows += [row_of(group, name, "_offcentre", "test") for name in held_out]
+    return write_rows(rows, folder / f"{side}.csv")
+
+
+def write_rows(rows: list[dict[str, str]], path: Path) -> Path:
+    """Write a table of cases and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -51,7 +55,8 @@ def table_of(side: str, folder: Path = Path("runs/lung")) -> Path:
     return path
 
 
-def _row(group: str, name: str, box: str, split: str) -> dict[str, str]:
+def row_of(group: str, name: str, box: str, split: str) -> dict[str, str]:
+    """Return the row of a case. `box`: "" for the whole cube, "_offcentre" for the fixed box of it in which the tumour lies aside."""
     image, label = (
         data_folder() / group / f"{kind}{box}" / f"{name}.nii.gz" for kind in ("images", "labels")
     )

@@ -1,0 +1,73 @@
+"""A segmenter of lung tumours that anyone may use: trained on NSCLC-Radiogenomics, judged on NSCLC-Radiomics.
+
+`python -m training.experiments.lung_tumour [MODEL ...] [--seeds 0]` trains on 88 of the 98 patients of Radiogenomics (cubes
+of 92 mm around their tumours; ten more choose weights and threshold) and on `HEALTHY`, twelve whole chests without a known
+tumour whose masks are empty, so that it does not mark all the rest of a body. Scored are the off-centre boxes of the 190
+patients of Radiomics, which no training has seen. `python -m training.release.segmenter lung-tumour MODEL` publishes it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+import ctssl
+from training.data.corpora import cases, data_folder
+from training.experiments import lung, trials
+
+RESULTS = Path(__file__).parent / "results" / "lung_tumour.json"
+VALIDATING = 10
+HEALTHY = (
+    "cap001",
+    "cap002",
+    "normal001",
+    "normal002",
+    "P001",
+    "P002",
+    "CPTAC-PDA_C3N-00249_chest",
+    "ACRIN-FLT-Breast_c",
+    "ACRIN-FLT-Breast_001",
+    "RIDER-Pilot_0117",
+    "aorta_ct_cropped",
+    "pulmonary_ct_cropped",
+)
+"""Chests of `wild` and `wild2` whose collections are not of lung cancer; three show pneumonia."""
+
+
+def table_of(folder: Path = Path("runs/lung")) -> Path:
+    """Write the table of cases, and an empty mask for each of `HEALTHY`, and return its path."""
+    learn = sorted(row["id"] for row in cases("lung_radiogenomics"))
+    drawn = set(np.random.default_rng(0).choice(learn, VALIDATING, replace=False).tolist())
+    rows = [
+        lung.row_of("lung_radiogenomics", name, "", "val" if name in drawn else "train") for name in learn
+    ]
+    chests = {row["id"]: row["image"] for row in cases("wild") + cases("wild2") if row["id"] in HEALTHY}
+    for name in HEALTHY:
+        image = data_folder() / chests[name]
+        mask = folder / "empty" / f"{name}.nii.gz"
+        if not mask.exists():
+            scan = ctssl.read(image)
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            ctssl.Volume(np.zeros(scan.shape, np.uint8), scan.affine).save(mask)
+        paths = {"image": str(image), "label": str(mask.resolve())}
+        rows.append({"id": f"healthy-{name}", **paths, "patient": f"healthy-{name}", "split": "train"})
+    judged = sorted(row["id"] for row in cases("lung_radiomics_nc"))
+    rows += [lung.row_of("lung_radiomics_nc", name, "_offcentre", "test") for name in judged]
+    return lung.write_rows(rows, folder / "lung_tumour.csv")
+
+
+EXPERIMENT = trials.Experiment(
+    "lung-tumour",
+    "python -m training.experiments.lung_tumour",
+    table_of,
+    None,
+    RESULTS,
+    ["vit-wild-contrastive"],
+    share={},
+    spacing_mm=1.5,
+    window_hu=(-1000.0, 400.0),
+    settings=ctssl.Settings(steps=1500, crop=48, batch=4, ema=0.99, evaluations=10, patience=10),
+)
+
+
+if __name__ == "__main__":
+    trials.run(EXPERIMENT, __doc__)
