@@ -56,7 +56,7 @@ def write_rows(rows: list[dict[str, str]], path: Path) -> Path:
 
 
 def row_of(group: str, name: str, box: str, split: str) -> dict[str, str]:
-    """Return the row of a case. `box`: "" for the whole cube, "_offcentre" for the fixed box of it in which the tumour lies aside."""
+    """Return the row of a case. `box`: "" for the whole cube, "_offcentre" for its fixed off-centre box."""
     image, label = (
         data_folder() / group / f"{kind}{box}" / f"{name}.nii.gz" for kind in ("images", "labels")
     )

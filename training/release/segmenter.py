@@ -24,7 +24,8 @@ from ctssl.hub.client import WEIGHTS
 from ctssl.hub.folder import read_config
 from ctssl.hub.provenance import read_metadata
 from ctssl.zoo import info
-from training.release.card import LICENCES
+from training.experiments import trials
+from training.release.card import LICENCES, RESULTS
 from training.release.encoder import CARDS
 
 TASKS = {
@@ -50,8 +51,22 @@ TASKS = {
         limits="The scans it was trained and tested on are cubes of 51 mm with a nodule in their middle; it has not seen whole "
         "lungs and will mark vessels.",
     ),
+    "lung-tumour": dict(
+        title="lung tumours",
+        dataset="nsclc-radiogenomics",
+        licence="CC BY 4.0",
+        source="NSCLC-Radiogenomics (TCIA, CC BY 3.0), cubes of 92 mm around the tumours, semi-automatic masks; and twelve "
+        "public chest CTs without a known tumour (COVID-CT-MD, ACRIN-FLT-Breast, CPTAC-PDA, RIDER Pilot and others, CC BY "
+        "4.0, CC BY 3.0, Apache-2.0), whose masks are empty",
+        command="python -m training.experiments.lung_tumour",
+        limits="It was tested on boxes of 64 mm that each hold a tumour of NSCLC-Radiomics: on whole chests it marks other tissue too, "
+        "how much has not been measured. Crop the scan around the lesion.",
+        test="190 test cases of NSCLC-Radiomics, another collection with masks drawn for radiotherapy, that neither pretraining "
+        "nor fine-tuning saw, in boxes of 64 mm off the centre of their tumours",
+        portraits=False,  # the test scans are for non-commercial use
+    ),
 }
-"""Purpose and training data of the segmenters of each experiment."""
+"""Purpose and training data of the segmenters of each experiment. `test` and `portraits`: where they are not the usual."""
 PORTRAITS = {"best.png": "The best test case", "median.png": "The median", "worst.png": "The worst"}
 
 
@@ -63,10 +78,7 @@ def export(task: str, model: str, source: Path, cards: Path = CARDS) -> Path:
     texts = {name: (source / name).read_text() for name in ("report.json", "cases.csv", SEEN)}
     parent = info(model).licence if model in ctssl.list_models() else ""
     facts = {"licence": strictest(TASKS[task]["licence"], parent), "data": TASKS[task]["source"]}
-    shown = [
-        *(PORTRAITS if is_open_licence(facts["licence"]) else {}),
-        "curves.png",
-    ]  # not of scans of unclear licence
+    shown = [*portraits(task, facts["licence"]), "curves.png"]
     pictures = {name: (source / name).read_bytes() for name in shown if (source / name).exists()}
     net.save_pretrained(
         folder,
@@ -78,6 +90,11 @@ def export(task: str, model: str, source: Path, cards: Path = CARDS) -> Path:
     )
     write_card(folder, task)
     return folder
+
+
+def portraits(task: str, licence: str) -> dict[str, str]:
+    """Return the pictures of test scans that may be shown: none of scans of unclear or non-commercial licence."""
+    return PORTRAITS if is_open_licence(licence) and TASKS[task].get("portraits", True) else {}
 
 
 def is_open_licence(licence: str) -> bool:
@@ -106,10 +123,16 @@ def card(config: dict, report: dict, cases: str, task: str) -> str:
     distance = f"{np.median(known):.1f}" if len(known) else "-"
     trained = len(report["train"]) - len(report["validated"])
     pre, (low, high) = config["preprocess"], config["preprocess"]["window_hu"]
-    pictures = (
-        "".join(f"![{title}]({name})\n" for name, title in PORTRAITS.items())
-        if is_open_licence(config["licence"])
-        else ""
+    shown = portraits(task, config["licence"])
+    pictures = "".join(f"![{title}]({name})\n" for name, title in shown.items())
+    usual = (
+        f"{len(rows)} test cases that neither pretraining nor fine-tuning saw, whole scans on their own grid"
+    )
+    only = trials.read(RESULTS / f"{task.replace('-', '_')}.json")["models"].values()
+    flattered = (
+        "Of the trainings of that\nexperiment it is the one with the best of these scores, which flatters it a little."
+        if sum(map(len, only)) != 1
+        else "It is the only training of that experiment."
     )
     start = "initial weights" if report["from_scratch"] else f"`{report['model']}`"
     columns = ("mean DSC", "median DSC", "median HD95 (mm)", "mean NSD")
@@ -132,9 +155,8 @@ Licence of the weights: {config["licence"]}.""",
             ),
             (
                 "What it is worth",
-                f"""{len(rows)} test cases that neither pretraining nor fine-tuning saw, whole scans on their own grid, by `{facts["command"]}`; all
-rows are in `cases.csv`. NSD at 2 mm; cases without a distance (nothing found): {len(rows) - len(known)}. Of the trainings of that
-experiment it is the one with the best of these scores, which flatters it a little.
+                f"""{facts.get("test", usual)}, by `{facts["command"]}`; all
+rows are in `cases.csv`. NSD at 2 mm; cases without a distance (nothing found): {len(rows) - len(known)}. {flattered}
 
 {table}
 {pictures}![Training](curves.png)""",
