@@ -88,7 +88,7 @@ EXPERIMENT, CHOOSING = _experiment("test"), _experiment("choose")
 
 
 def table() -> str:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     return trials.table(EXPERIMENT.results)
 
 

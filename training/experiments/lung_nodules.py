@@ -33,7 +33,7 @@ EXPERIMENT = trials.Experiment(
 
 
 def table() -> str:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     return trials.table(RESULTS)
 
 

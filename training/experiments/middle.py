@@ -17,19 +17,19 @@ SHARES = tuple(round(0.05 * i, 2) for i in range(2, 20))
 
 
 def ellipsoid(shape: tuple[int, ...], share: float) -> np.ndarray:
-    """Mask `shape` of the ellipsoid whose axes are `share` of the extent of the scan."""
+    """Return the mask `shape` of the ellipsoid whose axes are `share` of the extent of the scan."""
     places = [(np.arange(n) - (n - 1) / 2) / (n / 2) for n in shape]
     grid = np.meshgrid(*places, indexing="ij")
     return sum((x**2 for x in grid), np.zeros(shape)) <= share**2
 
 
 def scores(truths: dict[str, np.ndarray], share: float) -> dict[str, float]:
-    """DSC of each case."""
+    """Return the DSC of each case."""
     return {name: round(dsc(ellipsoid(truth.shape, share), truth), 4) for name, truth in truths.items()}
 
 
 def measure(experiment: trials.Experiment) -> dict:
-    """The row of an experiment's results."""
+    """Return the row of an experiment's results."""
     truths = {case.name: read_case(case)[1].array > 0 for case in find_cases(experiment.data()).cases}
     test = {name: truths.pop(name) for name in experiment.test}
     share = max(SHARES, key=lambda s: float(np.mean(list(scores(truths, s).values()))))

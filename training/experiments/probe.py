@@ -89,7 +89,7 @@ Features = Callable[[list[Cube]], Tensor]  # -> (all voxels of all cubes, D)
 
 
 def cubes(scan: Scan, rng: np.random.Generator) -> list[Cube]:
-    """Pieces in which some tumour voxel lies at a random place; as many voxels of the tumour as of other
+    """Return pieces in which some tumour voxel lies at a random place; as many voxels of the tumour as of other
     tissue in each."""
     found, inside = [], np.argwhere(scan.tumour)
     room = np.maximum(np.array(scan.image.shape) - CUBE, 0)
@@ -106,7 +106,7 @@ def cubes(scan: Scan, rng: np.random.Generator) -> list[Cube]:
 
 
 def encoded(encoder: Any) -> Features:
-    """Features of voxels: all maps, trilinear."""
+    """Return the features of voxels: all maps, trilinear."""
 
     @torch.inference_mode()
     def features(pieces: list[Cube]) -> Tensor:
@@ -129,7 +129,7 @@ def encoded(encoder: Any) -> Features:
 
 
 def intensity(pieces: list[Cube]) -> Tensor:
-    """The value of each voxel, and of its neighbourhood at three scales."""
+    """Return the value of each voxel, and of its neighbourhood at three scales."""
     rows = []
     for cube in pieces:
         blurred = [cube.image, *(ndimage.gaussian_filter(cube.image, s) for s in (1, 2, 4))]
@@ -138,7 +138,7 @@ def intensity(pieces: list[Cube]) -> Tensor:
 
 
 def position(pieces: list[Cube]) -> Tensor:
-    """Where in its cube each voxel lies: coordinates, their squares and products, the distance from the
+    """Return where in its cube each voxel lies: coordinates, their squares and products, the distance from the
     middle."""
     x = torch.from_numpy(np.concatenate([cube.voxels for cube in pieces]) + 0.5).float() * 2 / CUBE - 1
     first, second = torch.triu_indices(3, 3)
@@ -160,13 +160,13 @@ def rows(group: list[Scan], features: Features, seeds: int) -> list[Rows]:
 
 
 def of_patients(rows: Rows, numbers: set[int]) -> Rows:
-    """The rows of these patients."""
+    """Return the rows of these patients."""
     mine = torch.isin(rows.patient, torch.tensor(sorted(numbers)))
     return Rows(*(column[mine] for column in rows))
 
 
 def linear_scores(train: Rows, test: Rows) -> Tensor:
-    """Logistic regression on standardised features. Its ridge is the one of `DECAYS` that serves every third
+    """Return scores by a logistic regression on standardised features. Its ridge is the one of `DECAYS` that serves every third
     patient of `train` best when fitted on the others."""
     inner = of_patients(train, set(train.patient.unique().tolist()[::3]))
     outer = of_patients(train, set(train.patient.unique().tolist()) - set(inner.patient.tolist()))
@@ -175,7 +175,7 @@ def linear_scores(train: Rows, test: Rows) -> Tensor:
 
 
 def logistic(train: Rows, test: Rows, decay: float) -> Tensor:
-    """Scores of `test` by a logistic regression with ridge `decay` on `train`, by L-BFGS."""
+    """Return scores of `test` by a logistic regression with ridge `decay` on `train`, by L-BFGS."""
     mean, deviation = train.features.mean(0), train.features.std(0) + 1e-6
     x, y = (train.features - mean) / deviation, train.tumour.float()
     weight = torch.zeros(x.shape[1] + 1, requires_grad=True)
@@ -194,7 +194,7 @@ def logistic(train: Rows, test: Rows, decay: float) -> Tensor:
 
 
 def neighbour_scores(train: Rows, test: Rows) -> Tensor:
-    """Share of tumour among the 20 nearest training voxels by cosine."""
+    """Return the share of tumour among the 20 nearest training voxels by cosine."""
     mean, deviation = train.features.mean(0), train.features.std(0) + 1e-6
     known, asked = (F.normalize((r.features - mean) / deviation, dim=1) for r in (train, test))
     return torch.cat(
@@ -206,7 +206,7 @@ def neighbour_scores(train: Rows, test: Rows) -> Tensor:
 
 
 def auroc(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Chance that a tumour voxel scores above another one; ties count half."""
+    """Return the chance that a tumour voxel scores above another one; ties count half."""
     order = np.argsort(scores)
     ranks = np.empty(len(scores))
     _, first, counts = np.unique(scores[order], return_index=True, return_counts=True)
@@ -216,7 +216,7 @@ def auroc(scores: np.ndarray, truth: np.ndarray) -> float:
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Mean precision at each step of recall; equal scores step together."""
+    """Return the mean precision at each step of recall; equal scores step together."""
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     hits = np.cumsum(truth[order])[last]
@@ -224,7 +224,7 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
 
 
 def judged(scores: Tensor, test: Rows) -> list[tuple[float, float]]:
-    """AUROC and AP of each patient of the test side."""
+    """Return the AUROC and AP of each patient of the test side."""
     found = []
     for patient in test.patient.unique():
         mine = test.patient == patient
@@ -234,7 +234,7 @@ def judged(scores: Tensor, test: Rows) -> list[tuple[float, float]]:
 
 
 def measure(group: list[Scan], features: Features, *, seeds: int) -> list[dict[str, Any]]:
-    """Per seed and probe, AUROC and AP of a third of the patients, drawn by the seed, after a fit on the
+    """Return, for each seed and probe, the AUROC and AP of a third of the patients, drawn by the seed, after a fit on the
     others."""
     runs = []
     for seed, drawn in enumerate(rows(group, features, seeds)):
@@ -251,7 +251,7 @@ def measure(group: list[Scan], features: Features, *, seeds: int) -> list[dict[s
 
 
 def patients(runs: list[dict], probe: str, metric: str) -> np.ndarray:
-    """`(patients,)`, each once: the mean over the seeds that judge him."""
+    """Return `(patients,)`, each once: the mean over the seeds that judge him."""
     found: dict[str, list[float]] = {}
     for run in runs:
         for name, value in zip(run["patients"], run[probe][metric], strict=True):
@@ -260,7 +260,7 @@ def patients(runs: list[dict], probe: str, metric: str) -> np.ndarray:
 
 
 def beats_its_twin(results: dict, model: str) -> bool:
-    """Whether the linear probe's patient-level AUROC is above the random twin's, with the whole interval, in
+    """Return whether the linear probe's patient-level AUROC is above the random twin's, with the whole interval, in
     some task."""
     for task in results["tasks"].values():
         pair = [patients(task[label], "linear", "auroc") for label in (model, twin(model))]
@@ -270,14 +270,14 @@ def beats_its_twin(results: dict, model: str) -> bool:
 
 
 def cell(runs: list[dict], probe: str, metric: str) -> str:
-    """Mean over patients and its interval, for a table."""
+    """Return the mean over patients and its interval, for a table."""
     values = patients(runs, probe, metric)
     low, high = mean_interval(values)
     return f"{values.mean():.3f} ({low:.3f}-{high:.3f})"
 
 
 def table(results: dict | None = None) -> str:
-    """The results as Markdown: AUROC over patients, with intervals."""
+    """Return the results as Markdown: AUROC over patients, with intervals."""
     kept: dict = results or json.loads(RESULTS.read_text())
     text = ""
     for task, models in kept["tasks"].items():
@@ -290,7 +290,7 @@ def table(results: dict | None = None) -> str:
 
 
 def short(results: dict | None = None) -> str:
-    """Linear AUROC of every model and reference in both tasks, and whether a model beats its random twin."""
+    """Return the linear AUROC of every model and reference in both tasks, and whether a model beats its random twin."""
     kept: dict = results or json.loads(RESULTS.read_text())
     titles = [f"{task.replace('_', ' ')}, {kept['spacing_mm'][task]:g} mm" for task in kept["tasks"]]
     lines = []
@@ -303,12 +303,12 @@ def short(results: dict | None = None) -> str:
 
 
 def twin(model: str) -> str:
-    """What the encoder of this model is called without its training: one for all models that share it."""
+    """Return what the encoder of this model is called without its training: one for all models that share it."""
     return f"{model.split('-')[0]} (random weights)"
 
 
 def random_twins(model: str, seeds: int) -> list[Any]:
-    """The model's encoder as it would be without training, once a seed."""
+    """Return the model's encoder as it would be without training, once a seed."""
     spec, twins = ctssl.info(model), []
     for seed in range(seeds):
         torch.manual_seed(1000 + seed)

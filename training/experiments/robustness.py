@@ -62,17 +62,17 @@ STRATA = [
 
 
 def results_of(data: Path | None) -> Path:
-    """Where what is measured on some data is kept: beside the table, or with our own results."""
+    """Return where what is measured on some data is kept: beside the table, or with our own results."""
     return RESULTS if data is None else data.with_suffix(".robustness.json")
 
 
 def trainings_of(data: Path) -> Path:
-    """Where the trainings on other data are kept."""
+    """Return where the trainings on other data are kept."""
     return data.with_suffix(".results.json")
 
 
 def results(path: Path) -> dict[str, Any]:
-    """`shifts`: model, seed, shift, severity, case -> DSC. `strata`: kernel trained on, model, seed, case.
+    """Return the results by kind. `shifts`: model, seed, shift, severity, case -> DSC. `strata`: kernel trained on, model, seed, case.
     `cka`: model, seed. `controls`: model, seed, "random" or "twin" -> CKA of each block. `crops`: how many,
     and how many of these apart. `weights`: the same keys -> sha256 of the segmenter (of `shifts` with their
     revision). `facts` of each test case: kernel, volume, and the best DSC that truncation leaves by
@@ -111,7 +111,7 @@ def known(path: Path, part: str, *keys: str) -> bool:
 
 
 def experiment(data: Path | None) -> trials.Experiment:
-    """The sarcoma experiment, or the same on other labelled scans, whose results are kept beside the
+    """Return the sarcoma experiment, or the same on other labelled scans, whose results are kept beside the
     table."""
     if data is None:
         return sarcoma.EXPERIMENT
@@ -150,14 +150,14 @@ def note_facts(source: trials.Experiment, path: Path) -> None:
 
 
 def segmenter(source: trials.Experiment, model: str, seed: int, runs: Path) -> Path:
-    """The folder of a fine-tuned model; trained now where it is missing, or was trained otherwise, or from
+    """Return the folder of a fine-tuned model; trained now where it is missing, or was trained otherwise, or from
     other weights."""
     trials.train(source, model, seed=seed, runs=runs, again=True)
     return trials.folder_of(source, runs, model, seed)
 
 
 def measured(path: Path, folder: Path, *keys: str) -> bool:
-    """Whether this was measured on the weights that are in the folder now, and by the shifts of now."""
+    """Return whether this was measured on the weights that are in the folder now, and by the shifts of now."""
     place = results(path)["weights"]
     for key in keys:
         place = place.get(key, {})
@@ -199,7 +199,7 @@ def under_shifts(source: trials.Experiment, model: str, seed: int, runs: Path, p
 
 
 def of_one_kernel(kernel: str, runs: Path) -> Path:
-    """A table that trains on training cases of one kernel, as many as there are of the rarer, and tests on
+    """Return a table that trains on training cases of one kernel, as many as there are of the rarer, and tests on
     all test cases."""
     path = runs / f"sarcoma-{kernel}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +245,7 @@ def across_kernels(model: str, seed: int, runs: Path, path: Path) -> None:
 
 
 def before_tuning(model: str, seed: int) -> Any:
-    """The encoder that a fine-tuning started from."""
+    """Return the encoder that a fine-tuning started from."""
     if model not in ("swin-scratch", "vit-scratch"):
         return ctssl.load(model)
     return fresh(published(model.split("-")[0]), seed)
@@ -280,7 +280,7 @@ def reuse(source: trials.Experiment, model: str, seed: int, runs: Path, path: Pa
 
 
 def strangers(model: str, seed: int) -> dict[str, Any]:
-    """Encoders of the same architecture that a fine-tuning did not start from: "random", and "twin" where
+    """Return encoders of the same architecture that a fine-tuning did not start from: "random", and "twin" where
     there is one."""
     found = {"random": fresh(published(model.split("-")[0]), 100 + seed)}
     if model not in BASELINES and ctssl.info(model).corpus in ("wild", "self"):

@@ -31,7 +31,7 @@ DESIGN = [
 
 
 def table() -> str:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     return trials.table(RESULTS)
 
 

@@ -69,7 +69,7 @@ class Pair(NamedTuple):
     sharp: Volume
 
     def halves(self) -> "tuple[Pair, Pair]":
-        """The lower and the upper half of the body, with no slice in common."""
+        """Return the lower and the upper half of the body, with no slice in common."""
         middle = self.smooth.shape[2] // 2
         lower, upper = (
             Pair(*(Volume(np.ascontiguousarray(v.array[:, :, part]), v.affine, v.name) for v in self))
@@ -79,7 +79,7 @@ class Pair(NamedTuple):
 
 
 def pair(patient: str) -> Pair:
-    """Both reconstructions, cropped to the voxels that they share."""
+    """Return both reconstructions, cropped to the voxels that they share."""
     smooth, sharp = (
         ctssl.read(data_folder() / "paired_kernels" / f"{name}.nii.gz") for name in PAIRS[patient]
     )
@@ -104,7 +104,7 @@ def pair(patient: str) -> Pair:
 
 
 def radial(power: np.ndarray, spacing: tuple[float, ...], bins: np.ndarray = BINS) -> np.ndarray:
-    """Mean of `(x, y)` values in frequency space over rings."""
+    """Return the mean of `(x, y)` values in frequency space over rings."""
     f = np.hypot(
         *np.meshgrid(
             *(np.fft.fftfreq(n, s) for n, s in zip(power.shape, spacing, strict=True)), indexing="ij"
@@ -115,13 +115,13 @@ def radial(power: np.ndarray, spacing: tuple[float, ...], bins: np.ndarray = BIN
 
 
 def whole_slices(array: np.ndarray) -> Any:
-    """Axial slices `(x, y, z)` in frequency space, without their mean, under a Hann window."""
+    """Return axial slices `(x, y, z)` in frequency space, without their mean, under a Hann window."""
     window = np.outer(*(np.hanning(n) for n in array.shape[:2]))[..., None]
     return np.fft.fft2((array - array.mean((0, 1))) * window, axes=(0, 1))
 
 
 def transfer(two: Pair) -> np.ndarray:
-    """Sharp over smooth by ring, from the cross spectrum of whole slices: both hold the same projections."""
+    """Return the ratio of sharp to smooth by ring, from the cross spectrum of whole slices: both hold the same projections."""
     one, other = (whole_slices(v.array) for v in two)
     cross, own = (one.conj() * other).real.sum(2), (np.abs(one) ** 2).sum(2)
     spacing = two.smooth.spacing_mm[:2]
@@ -129,7 +129,7 @@ def transfer(two: Pair) -> np.ndarray:
 
 
 def fit(two: Pair) -> tuple[float, float]:
-    """Strength and exponent of the shift that fit `transfer` best, by least squares of the logarithm."""
+    """Return the strength and exponent of the shift that fit `transfer` best, by least squares of the logarithm."""
     wanted, middle = np.log(transfer(two)), (BINS[1:] + BINS[:-1]) / 2
 
     def away(x: np.ndarray) -> np.ndarray:
@@ -140,7 +140,7 @@ def fit(two: Pair) -> tuple[float, float]:
 
 
 def unpaired(scan: Volume, like: Volume, exponent: float) -> float:
-    """Strength by which `scan` has to be shifted to be as sharp as `like`, a scan of other anatomy; below 0:
+    """Return the strength by which `scan` has to be shifted to be as sharp as `like`, a scan of other anatomy; below 0:
     smoother.
 
     From the spectra of axial slices, the median over slices. Both without their mean over the lowest rings,
@@ -158,12 +158,12 @@ def unpaired(scan: Volume, like: Volume, exponent: float) -> float:
 
 
 def relative(frequency: np.ndarray, strength: float, exponent: float) -> np.ndarray:
-    """The shift's ratio, or below 0 its inverse."""
+    """Return the shift's ratio, or below 0 its inverse."""
     return ratio(frequency, abs(strength), exponent=exponent) ** np.sign(strength)
 
 
 def spectrum(volume: Volume) -> np.ndarray:
-    """Log power by ring, the median over axial slices."""
+    """Return the log power by ring, the median over axial slices."""
     power = np.abs(whole_slices(np.clip(volume.array, -1024.0, HIGHEST_HU))) ** 2
     return np.median(
         [np.log(radial(plane, volume.spacing_mm[:2])) for plane in np.moveaxis(power, 2, 0)], axis=0
@@ -171,14 +171,14 @@ def spectrum(volume: Volume) -> np.ndarray:
 
 
 def nearest(two: Pair) -> tuple[float, float]:
-    """The severity of the package that is nearest to `transfer`."""
+    """Return the severity of the package that is nearest to `transfer`."""
     wanted, middle = np.log(transfer(two)), (BINS[1:] + BINS[:-1]) / 2
     off = {s: np.square(np.log(ratio(middle, strength)) - wanted).sum() for s, strength in SEVERITIES.items()}
     return SEVERITIES[min(off, key=lambda s: off[s])], EXPONENT
 
 
 def patches(smooth: Volume, count: int = 60) -> list[tuple[int, int, int]]:
-    """Corners of the most homogeneous squares of soft tissue."""
+    """Return the corners of the most homogeneous squares of soft tissue."""
     found = []
     blurred = ndimage.gaussian_filter(smooth.array, (1.5, 1.5, 0))
     for x in range(0, smooth.shape[0] - PATCH, PATCH // 2):
@@ -191,7 +191,7 @@ def patches(smooth: Volume, count: int = 60) -> list[tuple[int, int, int]]:
 
 
 def nps(volume: Volume, where: list[tuple[int, int, int]]) -> np.ndarray:
-    """HU^2 mm^2 by ring: mean over squares, without their plane, under a Hann window."""
+    """Return the noise power in HU^2 mm^2 by ring: the mean over squares, without their plane, under a Hann window."""
     axis = np.linspace(-1, 1, PATCH)
     plane = np.stack([np.ones((PATCH, PATCH)), *np.meshgrid(axis, axis, indexing="ij")], -1).reshape(-1, 3)
     window = np.outer(np.hanning(PATCH), np.hanning(PATCH))
@@ -205,12 +205,12 @@ def nps(volume: Volume, where: list[tuple[int, int, int]]) -> np.ndarray:
 
 
 def nps_bins() -> np.ndarray:
-    """Rings of whole frequencies of a patch at 1.5 mm, without the lowest and without Nyquist's."""
+    """Return the rings of whole frequencies of a patch at 1.5 mm, without the lowest and without Nyquist's."""
     return (np.arange(1, 8) + 0.5) / (PATCH * 1.5)
 
 
 def borders(smooth: Volume) -> dict[str, np.ndarray]:
-    """In mm, within each slice: from the skin (air is negative) and from the lungs' borders (lung is
+    """Return the distances in mm within each slice: from the skin (air is negative) and from the lungs' borders (lung is
     negative)."""
     filled: list[Any] = [ndimage.binary_fill_holes(plane > -400) for plane in np.moveaxis(smooth.array, 2, 0)]
     body = np.stack(filled, -1)
@@ -220,7 +220,7 @@ def borders(smooth: Volume) -> dict[str, np.ndarray]:
 
 
 def signed(mask: np.ndarray, volume: Volume) -> np.ndarray:
-    """Distance in mm within each slice from the border of a mask, negative outside."""
+    """Return the distance in mm within each slice from the border of a mask, negative outside."""
     result = np.empty(mask.shape, np.float32)
     for z in range(mask.shape[2]):
         inside, outside = (
@@ -235,7 +235,7 @@ def edge_bins() -> np.ndarray:
 
 
 def profiles(volume: Volume, where: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Mean HU by distance from each border."""
+    """Return the mean HU by distance from each border."""
     found = {}
     for name, distance in where.items():
         bins, near = edge_bins(), np.abs(np.nan_to_num(distance, nan=99)) < REACH_MM
@@ -246,7 +246,7 @@ def profiles(volume: Volume, where: dict[str, np.ndarray]) -> dict[str, np.ndarr
 
 
 def measured(two: Pair) -> dict[str, dict[str, np.ndarray]]:
-    """NPS and profiles of both reconstructions, with a way to measure a third."""
+    """Return NPS and profiles of both reconstructions, with a way to measure a third."""
     where, lines = patches(two.smooth), borders(two.smooth)
 
     def look(volume: Volume) -> dict[str, np.ndarray]:
@@ -256,13 +256,13 @@ def measured(two: Pair) -> dict[str, dict[str, np.ndarray]]:
 
 
 def away(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, float]:
-    """NPS: root mean square log ratio; borders: root mean square HU."""
+    """Return how far two measurements are apart. NPS: root mean square log ratio; borders: root mean square HU."""
     result = {"nps": float(np.sqrt(np.mean(np.log(one["nps"] / other["nps"]) ** 2)))}
     return result | {k: float(np.sqrt(np.mean((one[k] - other[k]) ** 2))) for k in ("skin", "lung")}
 
 
 def prove() -> dict[str, Any]:
-    """Everything, as plain numbers."""
+    """Return everything, as plain numbers."""
     pairs = {patient: pair(patient) for patient in PAIRS}
     fits = {patient: fit(two) for patient, two in pairs.items()}
     result: dict[str, Any] = {
@@ -284,7 +284,7 @@ def prove() -> dict[str, Any]:
 
 
 def judge(judged: Pair, known: Pair, other: tuple[float, float]) -> dict[str, Any]:
-    """Each way on some slices, with numbers from others and from another patient."""
+    """Return how each way does on some slices, with numbers from others and from another patient."""
     seen: Any = measured(judged)
     entry: dict[str, Any] = {
         "smooth": plain(seen["smooth"]),
@@ -311,7 +311,7 @@ def judge(judged: Pair, known: Pair, other: tuple[float, float]) -> dict[str, An
 def numbers(
     way: str, judged: Pair, known: Pair, other: tuple[float, float]
 ) -> tuple[tuple[float, float], ...]:
-    """Strength (below 0: smoother) and exponent, to sharp and to smooth."""
+    """Return the strength (below 0: smoother) and exponent, to sharp and to smooth."""
     if way == "unpaired":
         return tuple(
             (unpaired(scan, like, other[1]), other[1])
@@ -340,7 +340,7 @@ def plain(values: dict[str, np.ndarray]) -> dict[str, list[float]]:
 
 
 def mean(halves: dict[str, Any], *keys: str) -> Any:
-    """Over both halves of the body: of a number, or of a curve."""
+    """Return the mean over both halves of the body, of a number, or of a curve."""
     found = []
     for half in halves.values():
         for key in keys:
@@ -350,7 +350,7 @@ def mean(halves: dict[str, Any], *keys: str) -> Any:
 
 
 def table(result: dict[str, Any]) -> str:
-    """How far from the real reconstruction, before and after."""
+    """Return how far from the real reconstruction, before and after."""
     lines = []
     for patient, entry in result["patients"].items():
         for way in WAYS:

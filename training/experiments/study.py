@@ -205,7 +205,7 @@ REUSED = [
 
 
 def common(kept: dict[str, Any], *models: str, shift: str = CLEAN) -> list[str]:
-    """Seeds that all of these models were measured with under a shift, at all severities."""
+    """Return the seeds that all of these models were measured with under a shift, at all severities."""
     places = {(CLEAN, "0")} | {(shift, str(severity)) for severity in robustness.SEVERITIES if shift != CLEAN}
     found = [
         {
@@ -219,7 +219,7 @@ def common(kept: dict[str, Any], *models: str, shift: str = CLEAN) -> list[str]:
 
 
 def scores(model: str, shift: str, kept: dict[str, Any], seeds: list[str]) -> dict[str, float]:
-    """DSC of each test case, or the area under its curve, averaged over seeds; empty where it was not
+    """Return the DSC of each test case, or the area under its curve, averaged over seeds; empty where it was not
     measured."""
     found: dict[str, list[float]] = {}
     for table in (kept["shifts"].get(model, {}).get(seed) for seed in seeds):
@@ -235,7 +235,7 @@ def scores(model: str, shift: str, kept: dict[str, Any], seeds: list[str]) -> di
 
 
 def difference(one: dict[str, float], two: dict[str, float]) -> dict[str, Any]:
-    """Of the same cases: n, both means, the mean difference with its interval, and p."""
+    """Return the comparison of the same cases: n, both means, the mean difference with its interval, and p."""
     found = trials.gained(one, two)
     means = [round(float(np.mean([side[case] for case in one])), 3) for side in (one, two)]
     rounded = {key: round(found[key], 3) for key in ("difference", "low", "high")}
@@ -243,7 +243,7 @@ def difference(one: dict[str, float], two: dict[str, float]) -> dict[str, Any]:
 
 
 def judged(claims: list[Claim], kept: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each claim; Holm over those that could be tested."""
+    """Return a row for each claim; Holm over those that could be tested."""
     rows = []
     for claim in claims:
         row: dict[str, Any] = {
@@ -273,7 +273,7 @@ def corrected(rows: list[dict[str, Any]]) -> None:
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """Agrees or disagrees where the corrected test is sure of a sign; a claim that nothing is there can only
+    """Return "agrees" or "disagrees" where the corrected test is sure of a sign; a claim that nothing is there can only
     be contradicted."""
     if "n" not in row:
         return "not measured"
@@ -283,7 +283,7 @@ def verdict(row: dict[str, Any]) -> str:
 
 
 def lost(kept: dict[str, Any]) -> list[dict[str, Any]]:
-    """Robustness itself: how much less DSC the wild model loses under each shift than another one (positive:
+    """Return robustness itself: how much less DSC the wild model loses under each shift than another one (positive:
     it loses less)."""
     rows: list[dict[str, Any]] = []
     for first, second in PAIRS:
@@ -302,7 +302,7 @@ def lost(kept: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def pretexts(kept: dict[str, Any]) -> list[dict[str, Any]]:
-    """SMIT against the single pretexts, for each encoder and corpus: DSC, clean and over the severities of
+    """Compare SMIT with the single pretexts, for each encoder and corpus: DSC, clean and over the severities of
     each shift."""
     rows: list[dict[str, Any]] = []
     for first, second in PRETEXTS:
@@ -323,7 +323,7 @@ def pretexts(kept: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def losses(kept: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each model and shift: clean DSC, and what is left at each severity, means over cases and seeds."""
+    """Return, for each model and shift, clean DSC, and what is left at each severity, means over cases and seeds."""
     rows = []
     for model, seeds in sorted(kept["shifts"].items()):
         names = [name for name in next(iter(seeds.values())) if name != CLEAN]
@@ -352,7 +352,7 @@ def losses(kept: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def strata(kept: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each model: DSC of each test patient by training on his own kernel, and on the other."""
+    """Return, for each model, the DSC of each test patient by training on his own kernel, and on the other."""
     rows: list[dict[str, Any]] = []
     models = [set(models) for models in kept["strata"].values()]
     for model in sorted(set.intersection(*models)) if len(models) == len(robustness.KERNELS) else []:
@@ -374,7 +374,7 @@ AGAINST = {"": "itself before", "twin": "the one of the other corpus", "random":
 
 
 def reused(kept: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each model: CKA of each block after fine-tuning with itself before, and with networks that it does
+    """Return, for each model, the CKA of each block after fine-tuning with itself before, and with networks that it does
     not come from, averaged over seeds."""
     rows = []
     for model in sorted(kept["cka"]):
@@ -392,7 +392,7 @@ def reused(kept: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def diagonals(kept: dict[str, Any], model: str, control: str = "", *, both: bool = False) -> np.ndarray:
-    """`(seeds, blocks)` of CKA with itself before fine-tuning, or with a network that it does not come from.
+    """Return `(seeds, blocks)` of CKA with itself before fine-tuning, or with a network that it does not come from.
     `both`: of the seeds that have both, itself and random weights."""
     own, strange = (kept[part].get(model, {}) for part in ("cka", "controls"))
     if both:
@@ -404,7 +404,7 @@ def diagonals(kept: dict[str, Any], model: str, control: str = "", *, both: bool
 
 
 def reuse_claims(kept: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the paper says of its heat maps, with each seed's number, as it is and above that of random
+    """Return what the paper says of its heat maps, with each seed's number, as it is and above that of random
     weights; sure where all seeds say the same."""
     rows = []
     ends = {"early": slice(None, 3), "late": slice(-3, None)}
@@ -440,7 +440,7 @@ def _described(one: np.ndarray, two: np.ndarray) -> dict[str, Any]:
 
 
 def costs(trained: dict[str, Any]) -> list[dict[str, Any]]:
-    """Steps until the validation DSC of a model first reaches 95% of the last one of its encoder from
+    """Return the steps until the validation DSC of a model first reaches 95% of the last one of its encoder from
     scratch, and by how much that is sooner than from scratch, by seed; None: never. The paper's claim holds
     where every seed saves steps."""
     rows = []
@@ -475,7 +475,7 @@ def costs(trained: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def cheaper(saved: list[float | None]) -> str:
-    """Whether a start saves steps, by what it saves with each seed."""
+    """Return whether a start saves steps, by what it saves with each seed."""
     known = [share for share in saved if share is not None]
     if len(known) < max(SEEDS, len(saved)):
         return "cannot tell"
@@ -483,7 +483,7 @@ def cheaper(saved: list[float | None]) -> str:
 
 
 def by_volume(kept: dict[str, Any], trained: dict[str, Any], draws: int = 2000) -> list[dict[str, Any]]:
-    """How much of the DSC a tumour's volume explains (R2 of DSC against the volume), and by how much less
+    """Return how much of the DSC a tumour's volume explains (R2 of DSC against the volume), and by how much less
     than from scratch, with a bootstrap interval over patients."""
     rows: list[dict[str, Any]] = []
     for model, paper in EXPLAINED.items():
@@ -516,12 +516,12 @@ def by_volume(kept: dict[str, Any], trained: dict[str, Any], draws: int = 2000) 
 
 
 def explained(pairs: np.ndarray) -> float:
-    """R2 of two columns."""
+    """Return R2 of two columns."""
     return float(np.corrcoef(pairs[:, 0], pairs[:, 1])[0, 1] ** 2)
 
 
 def nodules(trained: dict[str, Any]) -> list[dict[str, Any]]:
-    """Lung nodules, for each published encoder in the wild: DSC against the same encoder from scratch,
+    """Return the results on lung nodules, for each published encoder in the wild: DSC against the same encoder from scratch,
     trained alike."""
     rows: list[dict[str, Any]] = []
     for label, found in trained.items():
@@ -541,7 +541,7 @@ def nodules(trained: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def early_over_late(kept: dict[str, Any]) -> dict[str, Any]:
-    """In how many models the first blocks change less than the last ones, and how alike both are to
+    """Return in how many models the first blocks change less than the last ones, and how alike both are to
     strangers, on average over the models that have both strangers."""
     found = [diagonals(kept, model).mean(0) for model, seeds in kept["cka"].items() if seeds]
     result: dict[str, Any] = {
@@ -568,7 +568,7 @@ def early_over_late(kept: dict[str, Any]) -> dict[str, Any]:
 def study(
     kept: dict[str, Any], trained: dict[str, Any], limits: str = OURS, *, lungs: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What follows from the results of `training.experiments.robustness` and of the trainings. `limits`:
+    """Return what follows from the results of `training.experiments.robustness` and of the trainings. `limits`:
     beside the general; `lungs`: trainings of `training.experiments.lung_nodules`."""
     crops = kept["crops"]
     limits = (
@@ -612,7 +612,7 @@ TABLES = {
 
 
 def page(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
-    """`STUDY.md` from `STUDY.json`."""
+    """Return `STUDY.md` from `STUDY.json`."""
     lines = [
         "# Does pretraining in the wild make a segmenter robust? The paper's claims on our data\n",
         found["limits"],
@@ -645,7 +645,7 @@ def page(found: dict[str, Any], pictures: list[Path] | None = None) -> str:
 
 
 def _reuse(count: dict[str, Any]) -> list[str]:
-    """What the table of feature reuse shows, in sentences."""
+    """Return what the table of feature reuse shows, in sentences."""
     lines = []
     lines.append(
         f"\nIn {count['early_change_less']} of {count['models']} models the first three blocks change less in "
@@ -664,7 +664,7 @@ def _reuse(count: dict[str, Any]) -> list[str]:
 
 
 def _ours(row: dict[str, Any]) -> list[str]:
-    """Our cells of a claim: difference with its interval, numbers, p."""
+    """Return our cells of a claim: difference with its interval, numbers, p."""
     if "n" not in row:
         return ["", "", ""]
     means, interval = row["means"], f"({row['low']:+.3f} to {row['high']:+.3f})"
@@ -681,7 +681,7 @@ def _cell(value: Any) -> str:
 
 
 def draw_pictures(kept: dict[str, Any], trained: dict[str, Any], stem: Path) -> list[Path]:
-    """DSC against severity for each encoder, with the interval of its change from the clean scans over
+    """Draw DSC against severity for each encoder, with the interval of its change from the clean scans over
     patients (that of the DSC itself, patients being so different, would hide everything); and CKA before and
     after fine-tuning."""
     made = []

@@ -57,7 +57,7 @@ class Experiment:
 
 
 def label_of(model: str, head: str, few_shot: int | None, steps: int | None = None, changed: str = "") -> str:
-    """What a trial is called in results and tables; `steps` and `changed` settings: if they are not the
+    """Return what a trial is called in results and tables; `steps` and `changed` settings: if they are not the
     experiment's."""
     return (
         model
@@ -92,7 +92,7 @@ def keep(results: Path, command: str, label: str, row: dict) -> None:
 
 
 def done(results: Path, label: str, settings: ctssl.Settings, spacing_mm: float | None) -> bool:
-    """Whether this training is in the results. Settings that came later count as their defaults."""
+    """Return whether this training is in the results. Settings that came later count as their defaults."""
     rows = read(results)["models"].get(label, [])
     return any(
         row.get("spacing_mm") == spacing_mm
@@ -143,18 +143,18 @@ def measure(
 
 
 def of_cases(rows: list[dict]) -> dict[str, float]:
-    """DSC of each test case, averaged over the seeds."""
+    """Return the DSC of each test case, averaged over the seeds."""
     return {case: float(np.mean([row["cases"][case] for row in rows])) for case in rows[0]["cases"]}
 
 
 def steps_to_share(row: dict) -> int | None:
-    """The first evaluation with 95% of the last one's validation DSC; None where none was made."""
+    """Return the first evaluation with 95% of the last one's validation DSC; None where none was made."""
     curve = [point for point in row.get("curve") or [] if len(point) == 3]  # with a DSC
     return next((step for step, _, dsc in curve if dsc >= SHARE * curve[-1][2]), None) if curve else None
 
 
 def scratch_of(label: str, models: dict) -> str | None:
-    """The same training from initial weights, if it is in the results."""
+    """Return the same training from initial weights, if it is in the results."""
     model = re.match("[^ ,]+", label)[0]  # type: ignore[index]
     rest = re.sub(r" \[.*", "", label[len(model) :])
     twin = f"{model.split('-')[0]}-scratch{rest}"  # with its head, cases and steps
@@ -162,13 +162,13 @@ def scratch_of(label: str, models: dict) -> str | None:
 
 
 def same_seeds(rows: list[dict], others: list[dict]) -> tuple[list[dict], list[dict]]:
-    """The rows of the seeds that both have."""
+    """Return the rows of the seeds that both have."""
     both = {row["seed"] for row in rows} & {row["seed"] for row in others}
     return [row for row in rows if row["seed"] in both], [row for row in others if row["seed"] in both]
 
 
 def gained(mine: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
-    """DSC of each case over that of another model: mean `difference`, its interval over patients (`low`,
+    """Return the DSC of each case over that of another model: mean `difference`, its interval over patients (`low`,
     `high`), `p`."""
     pairs = [
         {"patient": c, "dsc": mine[c], "other_dsc": theirs[c], "away": mine[c] - theirs[c]}
@@ -180,7 +180,7 @@ def gained(mine: dict[str, float], theirs: dict[str, float]) -> dict[str, float]
 
 
 def table(results: Path) -> str:
-    """The results as Markdown: DSC with its interval over patients, and each model against its encoder from
+    """Return the results as Markdown: DSC with its interval over patients, and each model against its encoder from
     scratch (seeds that both have) and, where there is one, against a mask that was drawn without a look at
     the image."""
     models = read(results)["models"]
@@ -219,12 +219,12 @@ def told(gain: dict[str, float]) -> str:
 
 
 def steps_of(experiment: Experiment, model: str, steps: int) -> int:
-    """Of a model, when the others take `steps`."""
+    """Return the steps of a model, when the others take `steps`."""
     return round(steps * experiment.share.get(model, 1.0))
 
 
 def folder_of(experiment: Experiment, runs: Path, label: str, seed: int) -> Path:
-    """Where a training leaves its segmenter."""
+    """Return where a training leaves its segmenter."""
     name = re.sub(r"[^\w.=-]+", "-", label.replace(" ", "").replace(",", "-"))
     return runs / f"{experiment.name}-{name}-{seed}"
 
