@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def cut_slices(volume: Volume, mask: Volume, truth: Volume | None = None) -> Cut
     where = _centre(np.any(masks, 0) if masks else np.zeros_like(ct, bool), true)
 
     def cuts(array: np.ndarray) -> list[np.ndarray]:
-        return [_cut(array, axis, where[axis]) for axis in (2, 1, 0)]
+        return [as_image(array, axis, where[axis]) for axis in (2, 1, 0)]
 
     by_label = {k: cuts(one) for k, one in zip(labels, masks, strict=True)}
     return Cuts(cuts(ct), by_label, None if true is None else cuts(true))
@@ -89,19 +90,16 @@ def draw_cuts(
     """
     figure, axes = _figure(3)
     for number, (name, ax) in enumerate(zip(("axial", "coronal", "sagittal"), axes, strict=True)):
-        picture = _grey(cuts.ct[number], window_hu)
+        picture = grey(cuts.ct[number], window_hu)
         for label, masks in cuts.masks.items():
             chosen = masks[number]
-            picture[chosen] = 0.55 * picture[chosen] + 0.45 * np.array(_colour(label))
+            picture[chosen] = 0.55 * picture[chosen] + 0.45 * np.array(colour_of(label))
         ax.imshow(picture)
         if cuts.truth is not None and (cuts.truth[number] > 0.5).any():
             ax.contour(cuts.truth[number], levels=[0.5], colors="white", linewidths=0.8)
         ax.set_title(name, fontsize=9)
     if names and cuts.masks:
-        from matplotlib.patches import Patch
-
-        patches = [Patch(color=_colour(k), label=names.get(k, f"label {k}")) for k in cuts.masks]
-        figure.legend(handles=patches, loc="outside lower center", ncols=min(6, len(patches)), fontsize=8)
+        add_legend(figure, list(cuts.masks), names, loc="outside lower center")
     _write(figure, path, title)
 
 
@@ -147,9 +145,9 @@ def features(
     figure, axes = _figure(4)
     for axis, pair, name in ((2, axes[:2], "axial"), (1, axes[2:], "coronal")):
         middle = shape[axis] // 2
-        pair[0].imshow(_grey(_cut(ct, axis, middle), window_hu))
+        pair[0].imshow(grey(as_image(ct, axis, middle), window_hu))
         pair[0].set_title(f"{name} slice", fontsize=9)
-        pair[1].imshow(np.clip(np.stack([_cut(paint[..., c], axis, middle) for c in range(3)], -1), 0, 1))
+        pair[1].imshow(np.clip(np.stack([as_image(paint[..., c], axis, middle) for c in range(3)], -1), 0, 1))
         pair[1].set_title("its features", fontsize=9)
     _write(figure, path, title)
 
@@ -174,7 +172,18 @@ def principal_colours(feature_map: np.ndarray, tissue: np.ndarray) -> np.ndarray
     return colours
 
 
-def _colour(label: int) -> tuple[float, float, float]:
+def add_legend(figure: Any, labels: Sequence[int], names: Mapping[int, str], *, loc: str) -> None:
+    """Add the colours and names of labels to a figure, at `loc`."""
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=colour_of(k), label=names.get(k, f"label {k}")) for k in labels]
+    legend = figure.legend(handles=patches, loc=loc, ncols=min(6, len(patches)), fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # names may hold $
+
+
+def colour_of(label: int) -> tuple[float, float, float]:
+    """Return the colour of a label."""
     return COLOURS[(label - 1) % len(COLOURS)]
 
 
@@ -190,12 +199,13 @@ def _centre(mask: np.ndarray, truth: np.ndarray | None) -> list[int]:
     return [int(shown.sum(tuple(a for a in range(3) if a != axis)).argmax()) for axis in range(3)]
 
 
-def _cut(array: np.ndarray, axis: int, index: int) -> np.ndarray:
+def as_image(array: np.ndarray, axis: int, index: int) -> np.ndarray:
     """Return a slice as an image: rows downwards, patient's right on the left (axial: front up)."""
     return np.take(array, index, axis).T[::-1, ::-1]
 
 
-def _grey(cut: np.ndarray, window_hu: tuple[float, float]) -> np.ndarray:
+def grey(cut: np.ndarray, window_hu: tuple[float, float]) -> np.ndarray:
+    """Return a slice in HU as a grey RGB image, 0..1."""
     low, high = window_hu
     return np.repeat(np.clip((cut - low) / (high - low), 0, 1)[..., None], 3, -1)
 

@@ -60,7 +60,7 @@ ROOMS: dict[str, set[str]] = {  # room or module: which others it may import, al
     "phantom": {"volume"},
     "pictures": {"files", "volume"},
     "hub": {"", "files", "zoo"},
-    "datasets": {"files", "hub", "lint", "volume", "zoo"},
+    "datasets": {"files", "hub", "lint", "pictures", "volume", "zoo"},
     "evaluation": {"datasets", "files", "metrics", "volume"},
     "shifts": {"datasets", "files", "lint", "volume"},
     "inference": {"datasets", "files", "lint", "volume", "zoo"},

@@ -21,6 +21,10 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("check", _check, "check labelled scans case by case, before training on them")
     _add_data(sub)
     sub.add_argument("--model", help="also warn about scans that this model was pretrained on")
+    sub.add_argument(
+        "--out", metavar="FILE", help="also write a report with a slice of each case, .html or .png"
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     sub = command("finetune", _finetune, "train a segmenter on labelled scans and score it on held-out cases")
     _add_data(sub)
     sub.add_argument("--out", required=True, help="folder for the segmenter")
@@ -138,22 +142,37 @@ def _add_data(sub: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
+    from ctssl.cli.common import free
+    from ctssl.datasets import page
     from ctssl.datasets.checks import problems
     from ctssl.datasets.layouts import find_cases
+    from ctssl.datasets.records import record_case
 
-    dataset = find_cases(args.data, images=args.images, labels=args.labels, roi=args.roi)
-    found = problems(dataset, model=args.model, progress=not args.json)
+    if args.out:
+        free(args.out, args.overwrite, *page.ENDINGS)
+    dataset, records = find_cases(args.data, images=args.images, labels=args.labels, roi=args.roi), []
+
+    def look(*case: Any) -> None:
+        records.append(record_case(*case))
+
+    if args.out:
+        page.check_size(Path(args.out), len(dataset.cases))
+    found = problems(dataset, model=args.model, look=look if args.out else None, progress=not args.json)
     errors = sum(problem.level == "error" for problem in found)
-    if args.json:
-        print(
-            json.dumps(
-                {"cases": [case.name for case in dataset.cases], "problems": [asdict(p) for p in found]}
-            )
+    if args.out:
+        title = f"Check of {Path(args.data or args.images).resolve().name}"
+        page.write_report(
+            Path(args.out), records, found, names=dataset.names, title=title, progress=not args.json
         )
+    if args.json:
+        names = [case.name for case in dataset.cases]
+        print(json.dumps({"cases": names, "problems": [asdict(p) for p in found], "out": args.out}))
     else:
         for problem in found:
             print(f"{problem.level:8} {problem.case}: {problem.message}")
-        print(f"{len(dataset.cases)} cases, {errors} errors, {len(found) - errors} warnings")
+        print(
+            f"{len(dataset.cases)} cases, {errors} errors, {len(found) - errors} warnings{f'; {args.out}' if args.out else ''}"
+        )
     if errors:
         raise ValueError(f"{errors} errors; ctssl finetune would refuse this data")
 

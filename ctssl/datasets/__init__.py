@@ -1,8 +1,8 @@
 """Labelled scans on disk: find them, check them, divide them. Nothing here loads torch.
 
 Import `Case`, `Dataset`, `find_cases`, `read_case`, `problems` from here. The modules: `case`, `layouts`
-(every layout that is known), `checks`, `seen` (what a model was trained on), `splits` (who trains, who is
-held out).
+(every layout that is known), `checks`, `unlike` (cases unlike the others), `records`, `contacts` and `page`
+(a report with pictures), `seen` (what a model was trained on), `splits` (who trains, who is held out).
 """
 
 from ctssl.datasets.case import Case as Case

@@ -56,6 +56,7 @@ def problems(
     *,
     model: str | os.PathLike | ModelFolder | None = None,
     whole: bool = True,
+    look: Callable[[Case, Volume, Volume], object] | None = None,
     progress: bool = False,
 ) -> list[Problem]:
     """Read every case and list what is wrong with it, errors first; empty where nothing is.
@@ -71,9 +72,10 @@ def problems(
         dataset: the cases; see `find_cases`.
         model: also look for scans that this model was trained on.
         whole: False for a part of some data, in which a label may be missing.
+        look: called with each case that could be read, its scan and its mask.
     """
     seen = seen_by(model)
-    found = survey(dataset, seen=seen, model=str(model), whole=whole, progress=progress).problems
+    found = survey(dataset, seen=seen, model=str(model), whole=whole, look=look, progress=progress).problems
     if model is not None and not seen:
         text = "no list of the scans that it was pretrained on: whether these are among them is unknown"
         found.append(Problem("warning", "unknown-pretraining", text, str(model)))
