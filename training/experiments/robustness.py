@@ -72,7 +72,7 @@ def trainings_of(data: Path) -> Path:
 
 
 def results(path: Path) -> dict[str, Any]:
-    """Return the results by kind. `shifts`: model, seed, shift, severity, case -> DSC. `strata`: kernel trained on, model, seed, case.
+    """Return the results by kind. `shifts`: model, seed, shift, severity, case -> DSC. `strata`: kernel, model, seed, case.
     `cka`: model, seed. `controls`: model, seed, "random" or "twin" -> CKA of each block. `crops`: how many,
     and how many of these apart. `weights`: the same keys -> sha256 of the segmenter (of `shifts` with their
     revision). `facts` of each test case: kernel, volume, and the best DSC that truncation leaves by
