@@ -59,11 +59,12 @@ class Similarity:
         from matplotlib.figure import Figure
 
         rows, columns = self.matrix.shape
-        beside = 0.0 if self.random is None else 3.6
+        by_chance = self.random
+        beside = 0.0 if by_chance is None else 3.6
         figure = Figure(figsize=(1.8 + 0.32 * columns + beside, 1.4 + 0.32 * rows), layout="constrained")
-        if beside:
+        if by_chance is not None:
             axes, line = figure.subplots(1, 2, width_ratios=[1.8 + 0.32 * columns, beside])
-            self._draw_line(line)
+            self._draw_line(line, by_chance)
         else:
             axes = figure.subplots()
         image = axes.imshow(self.matrix, vmin=0, vmax=1, origin="lower", cmap="magma")
@@ -77,11 +78,11 @@ class Similarity:
         figure.colorbar(image, ax=axes)
         write_whole(Path(path), lambda part: figure.savefig(part, dpi=110, format="png"))
 
-    def _draw_line(self, axes: Any) -> None:
+    def _draw_line(self, axes: Any, by_chance: np.ndarray) -> None:
         """Draw the CKA of the same block in both networks, against that with random weights."""
         blocks = range(1, min(self.matrix.shape) + 1)
         axes.plot(blocks, np.diag(self.matrix), "o-", label=self.names[1])
-        axes.plot(blocks, np.diag(self.random), "s--", color="grey", label="random weights")
+        axes.plot(blocks, np.diag(by_chance), "s--", color="grey", label="random weights")
         axes.set(xlabel="block", ylabel=f"CKA with {self.names[0]}", ylim=(-0.05, 1.05))
         axes.set_xticks(blocks)
         axes.legend(fontsize=8)

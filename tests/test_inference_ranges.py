@@ -42,9 +42,7 @@ def test_a_model_without_a_range_says_nothing():
 
 
 def test_a_fine_tuned_model_remembers_its_cases_and_warns(labelled, tiny, tmp_path):
-    ctssl.finetune(
-        labelled, model=tiny, out=tmp_path / "m", settings=QUICK, hold_out=0, progress=False
-    )
+    ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=QUICK, hold_out=0, progress=False)
     net = ctssl.load_segmenter(tmp_path / "m")
     sides, volumes = [], []
     for path in sorted((labelled / "labels").iterdir()):

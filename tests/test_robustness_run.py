@@ -162,4 +162,6 @@ def test_a_reader_is_told_of_training_cases(labelled, tiny_segmenter, tmp_path):
     found = measure_robustness(labelled, out=tmp_path / "a", **how)
     assert "was trained on 2 of these 3 cases" in found.markdown()
     held = measure_robustness(labelled, out=tmp_path / "b", cases=["case2"], **how)
-    assert not any("was trained on" in note for note in held.notes) and {row["case"] for row in held.rows} == {"case2"}
+    assert not any("was trained on" in note for note in held.notes) and {
+        row["case"] for row in held.rows
+    } == {"case2"}

@@ -89,7 +89,7 @@ def build(run: Run) -> Any:
     return task
 
 
-def optimizer(task: nn.Module, run: Run) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
+def optimizer(task: Any, run: Run) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
     """Return AdamW and its schedule.
 
     No weight decay for biases, norms, position tables and tokens; linear warm-up, then half a cosine to zero,

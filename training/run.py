@@ -137,7 +137,9 @@ def find_run(name: str) -> Run:
 
 def parse_run(settings: dict[str, Any]) -> Run:
     """Return a run from the JSON of a checkpoint or of a card's `training.json`."""
-    views = {key: tuple(v) if isinstance(v, list) else v for key, v in settings["views"].items()}
+    views: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in settings["views"].items()
+    }
     parts = {"preprocess": Preprocess(**settings["preprocess"]), "views": Views(**views)}
     return Run(**{**settings, **parts})
 

@@ -125,9 +125,11 @@ def _compare(args: argparse.Namespace) -> None:
         random=True,
         progress=not args.json,
     )
+    by_chance = found.random
+    assert by_chance is not None  # it was asked for
     result = {
         "blocks": found.matrix.round(5).tolist(),
-        "random": found.random.round(5).tolist(),
+        "random": by_chance.round(5).tolist(),
         "crops": found.crops,
         "size": found.size,
         "apart": found.apart,
@@ -147,7 +149,7 @@ def _compare(args: argparse.Namespace) -> None:
         return
     count = min(found.matrix.shape)
     print(f"{found.crops} crops of {found.size} voxels, {found.apart} of them without a voxel in common")
-    for name, matrix in (("block by block", found.matrix), ("random weights", found.random)):
+    for name, matrix in (("block by block", found.matrix), ("random weights", by_chance)):
         print(f"{name}: " + "  ".join(f"{matrix[i, i]:.2f}" for i in range(count)))
     print(f"{args.out}, {numbers}")
 

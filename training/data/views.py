@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -70,8 +71,8 @@ def view(
 
 def change(
     image: np.ndarray, mask: np.ndarray | None, how: Views, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Mirror an image (and its mask alike) and change its values; returns new arrays."""
+) -> tuple[np.ndarray, Any]:
+    """Mirror an image (and its mask alike, if there is one) and change its values; returns new arrays."""
     if how.thick > 1 and rng.random() < 0.5:
         image = ndimage.uniform_filter1d(image, round(rng.uniform(1, how.thick)), axis=int(rng.integers(3)))
     image, mask = augment(image, mask, rng, intensity=how.intensity)

@@ -74,7 +74,7 @@ def _experiment(side: str) -> trials.Experiment:
         "lung" if side == "test" else "lung-choose",
         "python -m training.experiments.lung" + (" --choose" if side == "choose" else ""),
         lambda: table_of(side),
-        None,
+        [],
         HERE / ("lung.json" if side == "test" else "lung_choose.json"),
         DESIGN,
         share={},

@@ -59,7 +59,7 @@ EXPERIMENT = trials.Experiment(
     "lung-tumour",
     "python -m training.experiments.lung_tumour",
     table_of,
-    None,
+    [],
     RESULTS,
     ["vit-wild-contrastive"],
     share={},

@@ -34,7 +34,7 @@ class Experiment:
         name: what folders and tables are called.
         command: what trains them.
         data: returns the folder or the CSV for `ctssl finetune`.
-        test: names of the cases to judge on; None: those that the CSV calls test.
+        test: names of the cases to judge on; empty: those that the CSV calls test.
         results: where the rows are kept.
         design: models that are trained without arguments.
         share: of the steps, for a model whose step costs more or less than the others', so that all take about the
@@ -47,7 +47,7 @@ class Experiment:
     name: str
     command: str
     data: Callable[[], Path]
-    test: list[str] | None
+    test: list[str]
     results: Path
     design: list[str]
     share: dict[str, float]
@@ -118,7 +118,7 @@ def measure(
         head=head,
         few_shot=few_shot,
         out=out,
-        hold_out=experiment.test,
+        hold_out=experiment.test or None,
         spacing_mm=experiment.spacing_mm,
         window_hu=experiment.window_hu,
         settings=settings,
