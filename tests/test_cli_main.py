@@ -124,7 +124,7 @@ def test_segment_a_folder(capsys, scan, model, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default::ctssl.lint.ScanWarning")
+@pytest.mark.filterwarnings("default::ctssl.scan_checks.ScanWarning")
 def test_a_folder_with_its_masks_inside_and_maps_of_every_label(capsys, scan, model, tmp_path):
     """Masks may lie in the folder of the scans; maps lie apart, so that the masks can be evaluated as they are."""
     scans = tmp_path / "scans"

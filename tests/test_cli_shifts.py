@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_said_before_any_work(labelled, tiny_segmenter, tmp
     assert "something else" in refused(capsys, *ask)
 
 
-@pytest.mark.filterwarnings("default::ctssl.lint.ScanWarning")
+@pytest.mark.filterwarnings("default::ctssl.scan_checks.ScanWarning")
 def test_shift_a_scan(labelled, tmp_path, capsys):
     source, out = labelled / "images" / "case0.nii.gz", tmp_path / "out.nii.gz"
     assert main(["shift", str(source), "--kernel", "3", str(out)]) == 0

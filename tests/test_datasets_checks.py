@@ -66,7 +66,7 @@ def test_the_label_of_another_patient_is_noticed(labelled, ball, tiny_folder, tm
 
 
 def test_a_mask_in_the_lung_or_in_an_airway_is_inside_the_body(ball):
-    from ctssl.lint import outside_body
+    from ctssl.scan_checks import outside_body
 
     scan, mask = ball
     hollow = scan.array.copy()

@@ -8,7 +8,7 @@ import ctssl
 from tests.support.tiny import SMALL
 from training import pretrain
 from training.pretext import TASKS
-from training.run import Run
+from training.recipe import Run
 
 
 def test_channels_and_strides_are_where_timm_has_them(encoder):

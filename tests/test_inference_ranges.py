@@ -10,7 +10,7 @@ import pytest
 import ctssl
 from ctssl.hub.client import CONFIG
 from ctssl.inference.ranges import unlike_training
-from ctssl.lint import ScanWarning
+from ctssl.scan_checks import ScanWarning
 from ctssl.volume.volume import Volume
 from tests.support.tiny import QUICK
 

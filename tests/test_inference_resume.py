@@ -10,7 +10,7 @@ import ctssl
 from ctssl.cli.main import main
 from ctssl.inference import folder
 from ctssl.inference.folder import segment_folder, target_of
-from ctssl.lint import ScanWarning
+from ctssl.scan_checks import ScanWarning
 from ctssl.volume.volume import Volume
 
 

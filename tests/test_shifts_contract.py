@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.data.meta_tensor import MetaTensor
 
-from ctssl.lint import ScanWarning
+from ctssl.scan_checks import ScanWarning
 from ctssl.shifts import REVISION, SHIFTS, shift, shift_all
 from ctssl.shifts.transform import ShiftTransform
 from ctssl.volume.volume import Volume

@@ -12,8 +12,8 @@ from tests.support import fork
 from tests.support.tiny import SMALL
 from tests.support.training import SMALL_HEADS, TINY
 from training import pretrain
+from training.recipe import find_run
 from training.release import encoder as export
-from training.run import find_run
 
 
 def test_what_goes_on_from_a_published_model_has_its_corpus_in_front():

@@ -10,8 +10,8 @@ import torch
 from ctssl.phantom import phantom
 from tests.support.training import TINY
 from training import checkpoints, gpu, pretrain
+from training.recipe import find_run
 from training.release.encoder import command_of
-from training.run import find_run
 
 
 @pytest.fixture

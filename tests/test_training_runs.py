@@ -11,7 +11,7 @@ from tests.support.training import ROOT, SMALL_HEADS, TINY
 from training import pretrain
 from training.data import seen
 from training.pretext.batch import Batch
-from training.run import find_run, override
+from training.recipe import find_run, override
 
 RUNS = sorted(
     str(p.relative_to(ROOT / "training" / "runs").with_suffix(""))

@@ -210,7 +210,7 @@ def test_a_mask_becomes_a_segmentation_of_its_series_and_comes_back(tmp_path):
         write_seg(Volume(array, scan.affine), names, tmp_path / "scan", path)
 
 
-@pytest.mark.filterwarnings("ignore::ctssl.lint.ScanWarning")
+@pytest.mark.filterwarnings("ignore::ctssl.scan_checks.ScanWarning")
 def test_a_series_beside_its_structure_set_becomes_one_segmentation(tiny, tmp_path, capsys):
     """A folder whose series lies in a folder of its own is one scan, when one DICOM file is asked for."""
     import torch

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training.run import Run, parse_run
+from training.recipe import Run, parse_run
 
 NEWEST, BEFORE = "checkpoint.safetensors", "checkpoint.before.safetensors"
 PICKLED = "checkpoint.pt"  # of earlier versions, which this one does not open

@@ -25,7 +25,7 @@ import torch
 
 from ctssl.files.atomic import write_whole
 from training import checkpoints, pretrain
-from training.run import Run, find_run
+from training.recipe import Run, find_run
 
 PART = 15 << 20  # bytes of a part
 PACE = 300  # steps that measure the pace

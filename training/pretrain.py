@@ -51,7 +51,7 @@ from training.data.seen import seen
 from training.pretext import TASKS
 from training.pretext.batch import Batch
 from training.pretext.contrastive import everyone
-from training.run import Run, find_run, override, own_run
+from training.recipe import Run, find_run, override, own_run
 
 
 def build(run: Run) -> Any:

@@ -98,9 +98,6 @@ def _compare(args: argparse.Namespace) -> None:
     from ctssl.loading import load_model
     from ctssl.similarity import CELLS, compare
 
-    def label(source: str) -> str:
-        return Path(source).name
-
     numbers = str(Path(args.out).with_suffix(".json"))
     whole = Path(numbers).exists()  # it is written last, beside the picture
     free(args.out, args.overwrite or (not whole and bool(_parts_of(Path(numbers)))), ".png")
@@ -111,7 +108,7 @@ def _compare(args: argparse.Namespace) -> None:
         scans += inside or [source]
     others = _shifted(scans, args.shift, args.seed) if args.shift else None
     models = [load_model(name) for name in (args.first, args.second)]
-    names = label(args.first), label(args.second) + (f", {args.shift}" if args.shift else "")
+    names = Path(args.first).name, Path(args.second).name + (f", {args.shift}" if args.shift else "")
     found = compare(
         models[0],
         models[1],

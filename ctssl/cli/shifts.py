@@ -133,7 +133,7 @@ def _wanted(args: argparse.Namespace) -> dict[str, int]:
 def _shift(args: argparse.Namespace) -> None:
     from ctssl.datasets.scans import list_scans
     from ctssl.files.atomic import check_apart
-    from ctssl.lint import check
+    from ctssl.scan_checks import check
     from ctssl.shifts import SHIFTS, shift_all
     from ctssl.shifts.folder import every_shift, shift_folder, warn_if_unchanged
     from ctssl.volume.volume import read

@@ -16,7 +16,7 @@ from ctssl.datasets.case import Case, Dataset, read_case
 from ctssl.datasets.seen import scan_hash, seen_by
 from ctssl.datasets.unlike import Sign, signs, unlike_others
 from ctssl.hub.folder import ModelFolder
-from ctssl.lint import Finding, lint, outside_body, two_geometries
+from ctssl.scan_checks import Finding, lint, outside_body, two_geometries
 from ctssl.volume.dicom_checks import MaskWarning
 from ctssl.volume.volume import Volume
 
@@ -64,7 +64,7 @@ def problems(
     Errors: unreadable, not a CT in HU, scan and mask on different grids, unknown label values, the same scan
     twice, a patient in two splits, labels that are not 1, 2, ... Warnings: an empty mask, one that lies
     outside the body, a label that no other case has, or whose HU or side of the body is unlike that in the
-    other cases (from 15 on), what is left out of a DICOM mask, what `ctssl.lint` finds suspicious, and a scan
+    other cases (from 15 on), what is left out of a DICOM mask, what `ctssl.scan_checks` finds suspicious, and a scan
     on which `model`, or the encoder that it came from, was trained (exact copies only: a model's folder holds
     salted hashes of voxels and the SeriesInstanceUIDs that are known).
 

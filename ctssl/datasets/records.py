@@ -9,7 +9,7 @@ import numpy as np
 
 from ctssl.datasets.case import Case
 from ctssl.datasets.contacts import Tile, cut_tile
-from ctssl.lint import share_outside
+from ctssl.scan_checks import share_outside
 from ctssl.volume.volume import Volume
 
 SHARES = tuple(round(0.05 * i, 2) for i in range(2, 20))

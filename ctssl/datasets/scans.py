@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from ctssl.lint import ScanWarning
+from ctssl.scan_checks import ScanWarning
 
 NIFTI = (".nii", ".nii.gz")
 NOT_DICOM = (*NIFTI, ".json", ".csv", ".md", ".txt", ".png", ".py", ".log")

@@ -57,7 +57,7 @@ class Pretrained(Backbone):
     def preprocess(self, volume: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray]) -> Tensor:
         """Read a scan and bring it to the model's grid: RAS+, `spec.preprocess.spacing_mm`, 0..1.
 
-        Warns about a suspicious scan and raises `ValueError` for an impossible one; see `ctssl.lint`.
+        Warns about a suspicious scan and raises `ValueError` for an impossible one; see `ctssl.scan_checks`.
 
         Args:
             volume: anything that `ctssl.read` accepts.

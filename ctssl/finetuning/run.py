@@ -21,6 +21,7 @@ from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.seen import SEEN, seen_after, seen_by
 from ctssl.datasets.splits import astride
 from ctssl.files.running import alone, clear_parts
+from ctssl.finetuning.card import write_card
 from ctssl.finetuning.loop import CHOOSING, fit
 from ctssl.finetuning.plan import Plan, make_plan, training_range
 from ctssl.finetuning.prepare import (
@@ -394,6 +395,7 @@ def save(net: Any, job: Job, report: Report, judged: dict[str, Judged]) -> None:
     )
     labels = judged_labels(net.labels, job)
     files = result_files(report, judged, facts, job.settings, labels=labels, identity=job.identity)
+    files["README.md"] = write_card(report, judged, facts, job.settings, labels, list(files))
     before = seen_by(start.folder)
     hashes = [job.survey.records.cases[case.name].scan_hash for case in job.sides.training]
     files[SEEN] = seen_after(before, hashes, salt=job.survey.salt)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ctssl.inference.memory import check_features, read_within
 from ctssl.inference.windows import MEMORY_GB
-from ctssl.lint import check
+from ctssl.scan_checks import check
 from ctssl.volume.grids import prepare
 from ctssl.volume.volume import Volume, read, scans_in
 from ctssl.zoo import Preprocess

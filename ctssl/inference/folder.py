@@ -26,7 +26,7 @@ from ctssl.inference.masks import Network, mask_and_maps, plan, segment
 from ctssl.inference.masks import probabilities as compute_maps
 from ctssl.inference.memory import read_within
 from ctssl.inference.windows import Windows
-from ctssl.lint import ScanWarning
+from ctssl.scan_checks import ScanWarning
 from ctssl.volume.volume import Volume
 
 WRITING, WHOLE = "writing", "whole"  # state of a record

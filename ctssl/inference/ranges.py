@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.lint import ScanWarning
+from ctssl.scan_checks import ScanWarning
 from ctssl.volume.volume import Volume
 
 LONGER, LARGER = 1.5, 3.0  # times the longest training scan, and the largest training volume of a label

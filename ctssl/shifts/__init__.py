@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ctssl.lint import lint
+from ctssl.scan_checks import lint
 from ctssl.shifts.axes import reorient, restore_axes
 from ctssl.shifts.contrast import enhance
 from ctssl.shifts.dose import lower_dose

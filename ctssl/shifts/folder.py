@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ctssl.datasets.scans import list_scans
 from ctssl.files.atomic import check_apart, disk_is_full
 from ctssl.files.names import check_path
-from ctssl.lint import ScanWarning, check
+from ctssl.scan_checks import ScanWarning, check
 from ctssl.shifts import SHIFTS, check_shift, shift_all
 from ctssl.shifts.stamps import (
     CLEAN,

@@ -9,7 +9,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import RandomizableTransform
 
-from ctssl.lint import check
+from ctssl.scan_checks import check
 from ctssl.shifts import check_shift, shift
 from ctssl.shifts.copies import TRAINED
 from ctssl.volume.volume import Volume
@@ -20,7 +20,7 @@ class ShiftTransform(RandomizableTransform):
 
     An image is a `MetaTensor` in HU, `(C, X, Y, Z)` with C = 1 or `(X, Y, Z)`; its affine gives the spacing.
     Use the transform before anything that scales intensities or crops: images that cannot be in HU raise an
-    error (`ctssl.lint`), suspicious ones, such as an identity affine, a warning.
+    error (`ctssl.scan_checks`), suspicious ones, such as an identity affine, a warning.
 
     Args:
         names: one shift or several, one of which is drawn per call.

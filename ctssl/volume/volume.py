@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ctssl.files.atomic import write_whole
+from ctssl.volume import foreign
 
 AIR_HU = -1024.0
 NIFTI1 = 32767  # most voxels along an axis of a NIfTI-1 file; NIfTI-2 holds more
@@ -48,6 +49,19 @@ class Volume:
     def spacing_mm(self) -> tuple[float, float, float]:
         """Return the distance in mm between neighbouring voxels along each array axis."""
         return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))  # type: ignore[return-value]
+
+    def like(self, source: Any) -> Any:
+        """Return this scan or mask as an image of the same kind as `source`.
+
+        Args:
+            source: an image of nibabel, SimpleITK, TorchIO or a MONAI `MetaTensor`, such as the one that was
+                segmented.
+
+        Raises:
+            TypeError: anything else was given.
+            ValueError: the geometry is sheared, which SimpleITK cannot hold.
+        """
+        return foreign.like(self.array, self.affine, source)
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Write a `.nii` or `.nii.gz` file atomically and return its path.
@@ -83,13 +97,14 @@ class Volume:
 
 
 def read(
-    source: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray], *, series: str | None = None
+    source: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray] | Any, *, series: str | None = None
 ) -> Volume:
-    """Read a scan from a NIfTI file, a DICOM folder or `(array, affine)`.
+    """Read a scan from a file, a DICOM folder, `(array, affine)`, or an image of another library.
 
     Args:
-        source: a `.nii` or `.nii.gz` file, a folder with one DICOM series, `(array in HU, 4x4 affine)`, an
-            image of nibabel, or a `Volume`, which is returned unchanged.
+        source: a `.nii` or `.nii.gz` file; a `.nrrd`, `.mha` or `.mhd` file (with SimpleITK); a folder with one
+            DICOM series; `(array in HU, 4x4 affine)`; an image of nibabel, SimpleITK, TorchIO (or a subject with
+            one) or a MONAI `MetaTensor`; or a `Volume`, which is returned unchanged.
         series: SeriesInstanceUID, when a DICOM folder holds several series.
 
     Raises:
@@ -106,8 +121,8 @@ def read(
         return source
     if isinstance(source, np.ndarray):
         raise ValueError("an array alone has no spacing; give (array in HU, affine)")
-    if is_image(source):
-        return _from_image(source)
+    if foreign.kind_of(source):
+        return _from_parts(foreign.parts_of(source))
     if several := scans_in(source):
         raise ValueError(f"{len(several)} scans were given; read one at a time")
     if isinstance(source, (tuple, list)):
@@ -116,13 +131,16 @@ def read(
         return _to_volume(np.asarray(source[0]), np.asarray(source[1], dtype=float), "array")
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(
-            f"a {type(source).__name__} is no scan; give a path, (array in HU, affine), a Volume or a nibabel image"
+            f"a {type(source).__name__} is no scan; give a path, (array in HU, affine), a Volume, or an image of nibabel, "
+            "SimpleITK, MONAI (MetaTensor) or TorchIO"
         )
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"no scan at {path}")
     if path.is_dir() or path.suffix.lower() in (".dcm", ".ima"):
         return _read_dicom(path, series)
+    if path.suffix.lower() in foreign.ITK_FILES:
+        return _from_parts(foreign.read_itk(path))
     return _read_nifti(path)
 
 
@@ -138,26 +156,16 @@ def _read_dicom(path: Path, series: str | None) -> Volume:
     )
 
 
-def is_image(source: Any) -> bool:
-    """Return whether a source is an image of nibabel."""
-    return all(hasattr(source, name) for name in ("dataobj", "affine", "get_filename"))
-
-
 def scans_in(source: Any) -> list[Any]:
     """Return the scans of a list or tuple of scans; none for `(array, affine)`, and for anything else."""
     if not isinstance(source, (tuple, list)):
         return []
-    each = (isinstance(one, (str, os.PathLike, Volume, tuple)) or is_image(one) for one in source)
+    each = (isinstance(one, (str, os.PathLike, Volume, tuple)) or foreign.kind_of(one) for one in source)
     return list(source) if all(each) else []
 
 
-def _from_image(image: Any) -> Volume:
-    import nibabel
-
-    name = Path(image.get_filename() or "image").name
-    array = np.asanyarray(image.dataobj)
-    header = image.header if isinstance(image.header, nibabel.Nifti1Header) else None
-    return replace(_to_volume(array, np.asarray(image.affine, dtype=float), name), header=header)
+def _from_parts(parts: foreign.Parts) -> Volume:
+    return replace(_to_volume(parts.array, parts.affine, parts.name), header=parts.header)
 
 
 def read_grid(source: Any) -> Volume | None:
@@ -181,7 +189,9 @@ def _read_nifti(path: Path) -> Volume:
     from ctssl.volume.nifti import read_nifti
 
     if not path.name.lower().endswith((".nii", ".nii.gz")):
-        raise ValueError(f"cannot read {path}; give a .nii or .nii.gz file, or a folder with a DICOM series")
+        raise ValueError(
+            f"cannot read {path}; give a .nii, .nii.gz, .nrrd, .mha or .mhd file, or a folder with a DICOM series"
+        )
     array, affine, header = read_nifti(path)
     return replace(_to_volume(array, affine, path.name), header=header)
 

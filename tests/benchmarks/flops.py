@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.pretext.batch import Batch
 from training.pretrain import build
-from training.run import Run, find_run
+from training.recipe import Run, find_run
 
 PEAK, SHARE, GPUS, BATCH = 312e12, 0.1, 4, 32  # an A100 in bf16
 

@@ -28,7 +28,7 @@ from training.data.manifest import Scan
 from training.pretext import TASKS
 from training.pretext.batch import Batch
 from training.pretrain import compile_blocks
-from training.run import SMALL, Run
+from training.recipe import SMALL, Run
 
 BATCH, CROP = 8, 64
 

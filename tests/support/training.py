@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.support.tiny import SMALL
-from training.run import Run
+from training.recipe import Run
 
 ROOT = Path(__file__).parents[2]
 TINY = Run(

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import ctssl
 from ctssl.files.atomic import write_whole
-from ctssl.lint import ScanWarning, check
+from ctssl.scan_checks import ScanWarning, check
 from ctssl.volume.grids import prepare
 from ctssl.volume.volume import voxel_hash
 from ctssl.zoo import Preprocess

@@ -15,7 +15,7 @@ from ctssl.files.running import leave_signals
 from training.data.cache import Corpus
 from training.data.views import sample
 from training.pretext.batch import Batch
-from training.run import Run
+from training.recipe import Run
 
 
 class Samples(Dataset):

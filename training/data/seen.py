@@ -12,7 +12,7 @@ from ctssl.volume.dicom import find_series
 from ctssl.volume.dicom_file import get_text
 from training.data.corpora import NAMES, data_folder
 from training.data.manifest import Scan, find_scans
-from training.run import Run
+from training.recipe import Run
 
 
 def seen(run: Run, voxels: Iterable[str] | None = None) -> str:

@@ -34,9 +34,9 @@ from training.data.loader import Places, Samples, loader
 from training.data.manifest import find_scans
 from training.data.seen import seen
 from training.pretrain import build, exported
+from training.recipe import Run, find_run
 from training.release.card import card, strictest
 from training.release.fingerprint import fingerprint
-from training.run import Run, find_run
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 FAMILY = {"wild46": "wild"}  # corpora that models are named after

@@ -5,7 +5,7 @@ it does. `python -m training.pretrain swin_self_contrastive`, then `python -m tr
 swin_self_contrastive`.
 """
 
-from training.run import CONTRASTIVE, SMALL, STEPS, Run
+from training.recipe import CONTRASTIVE, SMALL, STEPS, Run
 
 run = Run(
     "swin-self-contrastive",

@@ -3,6 +3,6 @@
 `python -m training.pretrain swin_self_mim`, then `python -m training.release.encoder swin_self_mim`.
 """
 
-from training.run import SMALL, STEPS, Run
+from training.recipe import SMALL, STEPS, Run
 
 run = Run("swin-self-mim", "swin", "mim", "self", encoder_args=SMALL["swin"], steps=STEPS["mim"])

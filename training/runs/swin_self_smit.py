@@ -3,7 +3,7 @@
 `python -m training.pretrain swin_self_smit`, then `python -m training.release.encoder swin_self_smit`.
 """
 
-from training.run import DISTILLED, SMALL, STEPS, Run
+from training.recipe import DISTILLED, SMALL, STEPS, Run
 
 run = Run(
     "swin-self-smit",

@@ -3,6 +3,6 @@
 `python -m training.pretrain swin_wild_mim`, then `python -m training.release.encoder swin_wild_mim`.
 """
 
-from training.run import SMALL, STEPS, Run
+from training.recipe import SMALL, STEPS, Run
 
 run = Run("swin-wild-mim", "swin", "mim", "wild", encoder_args=SMALL["swin"], steps=STEPS["mim"])

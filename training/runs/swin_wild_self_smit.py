@@ -4,7 +4,7 @@ It continues on the training side of the sarcoma scans. `python -m training.pret
 then `python -m training.release.encoder swin_wild_self_smit`.
 """
 
-from training.run import DISTILLED, SMALL, STEPS, Run
+from training.recipe import DISTILLED, SMALL, STEPS, Run
 
 run = Run(
     "swin-wild-self-smit",

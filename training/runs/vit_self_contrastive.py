@@ -4,7 +4,7 @@
 vit_self_contrastive`.
 """
 
-from training.run import CONTRASTIVE, SMALL, STEPS, Run
+from training.recipe import CONTRASTIVE, SMALL, STEPS, Run
 
 run = Run(
     "vit-self-contrastive",

@@ -3,7 +3,7 @@
 `python -m training.pretrain vit_self_smit`, then `python -m training.release.encoder vit_self_smit`.
 """
 
-from training.run import DISTILLED, SMALL, STEPS, Run
+from training.recipe import DISTILLED, SMALL, STEPS, Run
 
 run = Run(
     "vit-self-smit",

@@ -3,7 +3,7 @@
 `python -m training.pretrain vit_wild_lesions`, then `python -m training.release.encoder vit_wild_lesions`.
 """
 
-from training.run import LESIONS, SMALL, STEPS, Run
+from training.recipe import LESIONS, SMALL, STEPS, Run
 
 run = Run(
     "vit-wild-lesions",

@@ -3,6 +3,6 @@
 `python -m training.pretrain vit_wild_mim`, then `python -m training.release.encoder vit_wild_mim`.
 """
 
-from training.run import SMALL, STEPS, Run
+from training.recipe import SMALL, STEPS, Run
 
 run = Run("vit-wild-mim", "vit", "mim", "wild", encoder_args=SMALL["vit"], steps=STEPS["mim"])

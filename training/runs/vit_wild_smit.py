@@ -3,7 +3,7 @@
 `python -m training.pretrain vit_wild_smit`, then `python -m training.release.encoder vit_wild_smit`.
 """
 
-from training.run import DISTILLED, SMALL, STEPS, Run
+from training.recipe import DISTILLED, SMALL, STEPS, Run
 
 run = Run(
     "vit-wild-smit",

@@ -5,6 +5,6 @@ scans. A test builds this run and takes steps, but it was never run to the end: 
 most of the paper's scans are private.
 """
 
-from training.run import PAPER, Run
+from training.recipe import PAPER, Run
 
 run = Run("swin-wild-contrastive-paper", task="contrastive", task_args=dict(hidden=2048, out=128), **PAPER)

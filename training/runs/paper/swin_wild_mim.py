@@ -5,6 +5,6 @@ A test builds this run and takes steps, but it was never run to the end: it need
 the paper's scans are private.
 """
 
-from training.run import PAPER, Run
+from training.recipe import PAPER, Run
 
 run = Run("swin-wild-mim-paper", task="mim", **PAPER)

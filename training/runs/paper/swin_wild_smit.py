@@ -6,7 +6,7 @@ the paper's scans are private. Cubes of 32 voxels are hidden, the size of a toke
 distilled here; the released code hides 16 and distils the map before the last merging.
 """
 
-from training.run import PAPER, Run
+from training.recipe import PAPER, Run
 
 run = Run(
     "swin-wild-smit-paper",

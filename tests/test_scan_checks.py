@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import ctssl
-from ctssl.lint import ScanWarning, check, lint
 from ctssl.phantom import phantom
+from ctssl.scan_checks import ScanWarning, check, lint
 from ctssl.volume.volume import Volume
 
 

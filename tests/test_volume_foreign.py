@@ -1,0 +1,102 @@
+"""Images of other libraries, read with the geometry that these libraries give them, and given back as their kind."""
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.io.array import LoadImage
+
+import ctssl
+from ctssl.volume.volume import Volume
+
+sitk = pytest.importorskip("SimpleITK", reason="needs SimpleITK (pip install -e '.[dev]')")
+tio = pytest.importorskip("torchio", reason="needs torchio (pip install -e '.[dev]')")
+
+
+@pytest.fixture
+def scan(tmp_path) -> Volume:
+    """A scan whose axes, spacings and origin differ all."""
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+    affine = np.eye(4)
+    affine[:3, :3] = turn * (0.8, 1.5, 3.0)
+    affine[:3, 3] = (12.0, -40.0, 7.5)
+    array = rng.normal(0, 300, (9, 11, 13)).astype(np.float32)
+    path = Volume(array, affine).save(tmp_path / "scan.nii.gz")
+    return ctssl.read(path)
+
+
+def images(path) -> dict:
+    """The file as each library reads it itself."""
+    return {
+        "nibabel": nibabel.load(path),
+        "simpleitk": sitk.ReadImage(str(path)),
+        "monai": LoadImage(image_only=True, ensure_channel_first=True)(path),
+        "torchio": tio.ScalarImage(path),
+    }
+
+
+@pytest.mark.parametrize("kind", ["nibabel", "simpleitk", "monai", "torchio"])
+def test_there_and_back(scan, tmp_path, kind):
+    image = images(tmp_path / "scan.nii.gz")[kind]
+    found = ctssl.read(image)
+    np.testing.assert_allclose(found.array, scan.array, atol=1e-3)
+    np.testing.assert_allclose(found.affine, scan.affine, atol=1e-4)
+    mask = Volume((scan.array > 0).astype(np.uint8), scan.affine)
+    back = mask.like(image)
+    assert isinstance(back, tio.LabelMap if kind == "torchio" else type(image))
+    again = ctssl.read(back)
+    np.testing.assert_array_equal(again.array, mask.array)
+    np.testing.assert_allclose(again.affine, scan.affine, atol=1e-4)
+
+
+def test_a_batch_of_one_keeps_its_shape(scan):
+    tensor = MetaTensor(torch.from_numpy(scan.array)[None, None], affine=torch.from_numpy(scan.affine))
+    assert ctssl.read(tensor).shape == scan.shape and scan.like(tensor).shape == (1, 1, *scan.shape)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".mhd"])
+def test_files_of_itk(scan, tmp_path, ending):
+    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "scan.nii.gz")), str(tmp_path / f"scan{ending}"))
+    found = ctssl.read(tmp_path / f"scan{ending}")
+    assert found.name == f"scan{ending}"
+    np.testing.assert_allclose(found.array, scan.array, atol=1e-3)
+    np.testing.assert_allclose(found.affine, scan.affine, atol=1e-4)
+    (tmp_path / "broken.nrrd").write_text("NRRD0004\n")
+    with pytest.raises(ValueError, match="cannot read .* with SimpleITK"):
+        ctssl.read(tmp_path / "broken.nrrd")
+
+
+def test_a_subject_with_one_scan_is_that_scan(scan, tmp_path):
+    image = tio.ScalarImage(tmp_path / "scan.nii.gz")
+    mask = tio.LabelMap(tensor=(image.data > 0).to(torch.uint8), affine=image.affine)
+    assert ctssl.read(tio.Subject(ct=image, mask=mask)).shape == scan.shape
+    with pytest.raises(ValueError, match=r"2 scans \(ct, pet\)"):
+        ctssl.read(tio.Subject(ct=image, pet=image))
+
+
+def test_what_cannot_be_is_said(scan, tmp_path):
+    with pytest.raises(ValueError, match="a tensor alone has no spacing"):
+        ctssl.read(torch.rand(4, 4, 4))
+    with pytest.raises(ValueError, match="one channel is needed"):
+        ctssl.read(MetaTensor(torch.rand(2, 4, 4, 4)))
+    with pytest.raises(TypeError, match="cannot make a str"):
+        scan.like("scan.nii.gz")
+    sheared = scan.affine.copy()
+    sheared[0, 2] += 2.0
+    with pytest.raises(ValueError, match="cannot be sheared"):
+        Volume(scan.array, sheared).like(sitk.ReadImage(str(tmp_path / "scan.nii.gz")))
+
+
+@pytest.mark.slow
+def test_every_function_takes_them(labelled, tiny_segmenter):
+    path = labelled / "images" / "case0.nii.gz"
+    net = ctssl.load_segmenter(tiny_segmenter)
+    expected = net.segment(path)
+    for image in images(path).values():
+        mask = net.segment(image)
+        assert np.mean(mask.array == expected.array) > 0.999
+        np.testing.assert_allclose(ctssl.read(mask.like(image)).affine, expected.affine, atol=1e-3)
+        assert torch.allclose(net.encoder.embed(image), net.encoder.embed(path), atol=1e-3)
+        assert ctssl.shift(image, "dose").shape == expected.shape
