@@ -5,12 +5,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import ctssl
 from ctssl import finetuning
+from ctssl.datasets.case import Case
 from ctssl.finetuning import crops, loop, run
 from tests.support.tiny import QUICK
 
@@ -185,3 +188,19 @@ def test_a_training_whose_judging_fails_is_not_lost(labelled, tiny, tmp_path, mo
     monkeypatch.undo()
     monkeypatch.setattr(crops, "draw", lambda *_, **__: pytest.fail("trained again"))
     assert ctssl.finetune(labelled, **how).held_out
+
+
+def test_scoring_counts_towards_the_minutes(monkeypatch):
+    """Its time is estimated from the smallest of the held-out cases, and leaves the training half of the minutes."""
+    assert [loop.Clock(10.0, 0, reserve).seconds for reserve in (0.0, 200.0, 900.0)] == [600.0, 400.0, 300.0]
+    shapes = {"small": (10, 10, 10), "large": (10, 10, 40)}
+    cases = [Case(name, Path(name), Path(name)) for name in shapes]
+    records = {name: SimpleNamespace(grid=SimpleNamespace(shape=shape)) for name, shape in shapes.items()}
+    survey = SimpleNamespace(records=SimpleNamespace(cases=records))
+    job = SimpleNamespace(sides=SimpleNamespace(held_out=cases), survey=survey, settings=QUICK)
+    judged, now = [], iter((100.0, 102.0))
+    monkeypatch.setattr(run, "judge_case", lambda net, job, case: judged.append(case.name))
+    monkeypatch.setattr(run.time, "monotonic", lambda: next(now))
+    assert run.judging_seconds(None, job) == 0.0 and not judged  # steps were asked for
+    job.settings = dataclasses.replace(QUICK, minutes=5.0)
+    assert run.judging_seconds(None, job) == 2.0 * 5 and judged == ["small"]

@@ -38,6 +38,7 @@ def fit(
     identity: dict[str, Any],
     from_scratch: bool,
     progress: bool,
+    reserve: float = 0.0,
 ) -> list[dict[str, float]]:
     """Train in place, from where a training of the same identity stopped.
 
@@ -52,6 +53,7 @@ def fit(
         folder: for the state of the training.
         identity: what the training follows from, as JSON holds it.
         from_scratch: whether the encoder has initial weights, which then learn at the head's rate.
+        reserve: seconds that scoring will take afterwards; they count towards `settings.minutes`.
 
     Returns:
         The curve: step, loss and (with validation cases) DSC at each evaluation.
@@ -60,7 +62,7 @@ def fit(
         ValueError: the loss is not finite, or `folder` holds another training.
         Stopped: SIGINT or SIGTERM came; the state is kept, after the step that was running.
     """
-    run = _Run(net, settings, {**identity, "world": _world()[1]}, folder, from_scratch)
+    run = _Run(net, settings, {**identity, "world": _world()[1]}, folder, from_scratch, reserve)
     now, choosing = run.now, len(validating) >= CHOOSING
     crops = batches(scans, settings, now.step, rank=run.rank, workers=workers_for(run.device))
     bar = tqdm(total=now.steps, initial=now.step, desc="training", disable=not progress or run.rank > 0)
@@ -88,7 +90,13 @@ class _Run:
     """The parts of a training that is on its way."""
 
     def __init__(
-        self, net: Segmenter, settings: Settings, identity: dict[str, Any], folder: Path, from_scratch: bool
+        self,
+        net: Segmenter,
+        settings: Settings,
+        identity: dict[str, Any],
+        folder: Path,
+        from_scratch: bool,
+        reserve: float,
     ) -> None:
         self.net, self.settings, self.folder, self.from_scratch = net, settings, folder, from_scratch
         self.rank, self.world = _world()
@@ -100,7 +108,7 @@ class _Run:
         self.identity = identity
         steps = None if settings.minutes else settings.steps
         self.now = load_state(folder, net, self.average, self.opt, identity) or Progress(0, steps, [], {})
-        self.clock = Clock(settings.minutes, self.now.step)
+        self.clock = Clock(settings.minutes, self.now.step, reserve)
         self.losses: list[float] = []
         self.saved = time.monotonic()
 
@@ -166,8 +174,8 @@ class Clock:
     """How many steps fit into the minutes of a training: known after ten steps, corrected after every
     evaluation, whose time counts too. A training that goes on keeps the number that it had."""
 
-    def __init__(self, minutes: float | None, step: int) -> None:
-        self.seconds = None if minutes is None or step else 60 * minutes
+    def __init__(self, minutes: float | None, step: int, reserve: float = 0.0) -> None:
+        self.seconds = None if minutes is None or step else max(30 * minutes, 60 * minutes - reserve)
         self.began, self.evaluations = time.monotonic(), 0
 
     def due(self, now: Progress) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -153,7 +154,11 @@ def run(request: Request, dataset: Dataset, *, survey: Survey | None = None) -> 
 
 def train(net: Any, learning: list[Any], validating: list[Any], job: Job, *, rank: int) -> Report:
     """Train a network on its device, judge it, and (the first device) write it."""
-    request, began = job.request, time.monotonic()
+    request = job.request
+    scoring = (
+        judging_seconds(net, job) if rank == 0 else 0.0
+    )  # the first device decides how many steps there are
+    began = time.monotonic()
     curve = fit(
         net,
         learning,
@@ -162,6 +167,7 @@ def train(net: Any, learning: list[Any], validating: list[Any], job: Job, *, ran
         folder=request.unfinished,
         identity=job.identity,
         from_scratch=job.start.from_scratch,
+        reserve=scoring,
         progress=request.progress,
     )
     seconds = time.monotonic() - began
@@ -332,15 +338,32 @@ def build_network(job: Job) -> Any:
 
 def judge_cases(net: Any, job: Job) -> dict[str, Judged]:
     """Segment and score the held-out cases, each on its own grid."""
-    judged, cases = {}, job.sides.held_out
-    labels = judged_labels(net.labels, job)
-    for case in tqdm(cases, desc="held-out cases", disable=not job.request.progress or not cases):
-        scan, truth = read_case(case)
-        slices = plan(net, scan, job.request.max_memory_gb)
-        found, affine = probabilities_of(net, prepare(scan, job.plan.preprocess))
-        array = onto(found, affine, scan, slices, threshold=net.threshold)
-        judged[case.name] = judge(replace(scan, array=array), truth, scan, labels)
-    return judged
+    cases = job.sides.held_out
+    bar = tqdm(cases, desc="held-out cases", disable=not job.request.progress or not cases)
+    return {case.name: judge_case(net, job, case) for case in bar}
+
+
+def judge_case(net: Any, job: Job, case: Case) -> Judged:
+    """Segment and score one case on its own grid."""
+    scan, truth = read_case(case)
+    slices = plan(net, scan, job.request.max_memory_gb)
+    found, affine = probabilities_of(net, prepare(scan, job.plan.preprocess))
+    array = onto(found, affine, scan, slices, threshold=net.threshold)
+    return judge(replace(scan, array=array), truth, scan, judged_labels(net.labels, job))
+
+
+def judging_seconds(net: Any, job: Job) -> float:
+    """Estimate how long it takes to score the held-out cases, from the smallest of them; 0 where the training is
+    measured in steps."""
+    if not job.settings.minutes or not job.sides.held_out:
+        return 0.0
+    sizes = {
+        case.name: math.prod(job.survey.records.cases[case.name].grid.shape) for case in job.sides.held_out
+    }
+    smallest = min(job.sides.held_out, key=lambda case: sizes[case.name])
+    began = time.monotonic()
+    judge_case(net, job, smallest)
+    return (time.monotonic() - began) * sum(sizes.values()) / sizes[smallest.name]
 
 
 def judged_labels(labels: dict[int, str], job: Job) -> dict[int, str]:

@@ -12,8 +12,8 @@ class Settings:
 
     Args:
         steps: training steps.
-        minutes: train for about this long instead, validation included; the number of steps follows from the
-            pace and is corrected on the way.
+        minutes: train for about this long instead, validation and scoring included; the number of steps
+            follows from the pace and is corrected on the way.
         batch: crops per step and device; 0: four of 64 voxels, or as many others as take about that time.
         crop: voxels along each side of a crop; 0: derived from the structures and the scans.
         lr: peak learning rate of the head, and of an encoder with initial weights.
