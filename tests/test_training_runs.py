@@ -65,7 +65,11 @@ def test_every_run_builds_and_takes_a_shrunken_step(name, phantoms):
         if "wild" in name
         else name.replace("self", "wild")
     )
-    if "paper" not in name:  # a pair differs in what it is trained on, or starts from, and in nothing else
+    if "paper" not in name and run.task in (
+        "mim",
+        "contrastive",
+        "smit",
+    ):  # a pair differs in what it is trained on, or starts from, and in nothing else
         other = find_run(twin)
         assert dataclasses.replace(other, name=run.name, corpus=run.corpus, init=run.init) == run
 
