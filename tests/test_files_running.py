@@ -35,6 +35,14 @@ def at_call(number: int, function, send=signal.SIGTERM):
     return wrapped
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """As in a terminal: a process in the background may have been started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_noted_and_the_second_acts(number, capfd):
     before = signal.getsignal(number)

@@ -55,6 +55,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _segment(args: argparse.Namespace) -> None:
     from ctssl.datasets.scans import list_scans, may_be_series
     from ctssl.files.atomic import check_apart
+    from ctssl.files.names import check_path
 
     if not args.out.endswith((".nii", ".nii.gz", ".dcm")):
         source = Path(args.scan)
@@ -70,8 +71,8 @@ def _segment(args: argparse.Namespace) -> None:
     check_apart([Path(args.out), *([Path(args.overlay)] if args.overlay else [])], [Path(args.scan)])
     from ctssl.inference.folder import Target, is_unfinished
 
-    picture = Path(args.overlay) if args.overlay else None
-    again = args.overwrite or is_unfinished(Target(Path(args.out)), picture)
+    picture = check_path(args.overlay) if args.overlay else None
+    again = args.overwrite or is_unfinished(Target(check_path(args.out)), picture)
     free(args.out, again, ".nii", ".nii.gz", ".dcm")
     if args.overlay:
         free(args.overlay, again, ".png")
