@@ -13,6 +13,7 @@ from ctssl.files.atomic import write_whole
 from ctssl.files.names import check_path
 from ctssl.inference.features import feature_maps, prepared
 from ctssl.loading import load, load_segmenter
+from ctssl.metrics import dsc
 from ctssl.phantom import phantom
 from ctssl.pictures import features, overlay, principal_colours
 from ctssl.volume.volume import Volume, read
@@ -78,6 +79,7 @@ def demo(
     )
     if net is not None:
         mask = net.segment(volume, progress=progress)
+        written["segmenter"] = model
         written["mask"] = str(mask.save(folder / "mask.nii.gz", overwrite=True))
         overlay(
             volume,
@@ -93,6 +95,8 @@ def demo(
         written["volume_ml"] = {
             name: round(float((mask.array == k).sum() * voxel_ml), 2) for k, name in net.labels.items()
         }
+        if truth is not None:
+            written["dsc"] = round(dsc(mask.array > 0, truth.array > 0), 3)
     return written
 
 

@@ -77,7 +77,7 @@ ROOMS: dict[str, set[str]] = {  # room or module: which others it may import, al
         *("datasets", "evaluation", "files", "heads", "hub", "inference", "loading", "metrics", "pictures"),
         *("shifts", "volume"),
     },
-    "demo": {"files", "inference", "loading", "phantom", "pictures", "volume", "zoo"},
+    "demo": {"files", "inference", "loading", "metrics", "phantom", "pictures", "volume", "zoo"},
     "cli": {
         *(
             "",

@@ -133,14 +133,12 @@ def _demo(args: argparse.Namespace) -> None:
         print(f"scan      {written['scan']}  (a phantom: chest, known HU; its tumour: {written['truth']})")
     print(f"features  {written['features']}  (three principal components as colours; {written['encoder']})")
     if "mask" in written:
-        own = (
-            ""
-            if args.model
-            else "; by the segmenter that comes with ctssl, for sarcoma of the limbs and nothing else"
-        )
+        volumes = ", ".join(f"{name} {ml:g} ml" for name, ml in written["volume_ml"].items())
         print(
-            f"mask      {written['mask']}  ({written['volume_ml']} ml{own})\noverlay   {written['overlay']}"
+            f"mask      {written['mask']}  ({volumes}; by {written['segmenter']})\noverlay   {written['overlay']}"
         )
+    if "dsc" in written:
+        print(f"DSC       {written['dsc']:.2f}  (of the mask with the phantom's own tumour)")
     if "scan" in written:
         print("\nThe phantom shows that everything works, not how accurate it is.")
     print("\nNext:\n  ctssl embed SCAN.nii.gz features.npy            one vector for your own scan")
