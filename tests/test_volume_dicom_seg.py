@@ -217,7 +217,7 @@ def test_a_series_beside_its_structure_set_becomes_one_segmentation(tiny, tmp_pa
 
     from ctssl.cli.main import main
 
-    write_series(tmp_path / "patient" / "ct")
+    write_series(tmp_path / "patient" / "ct", edit=lambda k, image: setattr(image, "RescaleIntercept", -1500))
     (tmp_path / "patient" / "notes").mkdir()
     model = ctssl.segmenter(tiny, head="linear")
     with torch.no_grad():

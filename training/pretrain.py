@@ -89,14 +89,13 @@ def build(run: Run) -> Any:
     return task
 
 
-def optimizer(task: Any, run: Run) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
+def optimizer(task: nn.Module, run: Run) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
     """Return AdamW and its schedule.
 
     No weight decay for biases, norms, position tables and tokens; linear warm-up, then half a cosine to zero,
     per step.
     """
-    own = {f"encoder.{name}" for name in task.encoder.no_weight_decay()}
-    free = [name for name, _ in task.named_parameters() if name.removeprefix("segmenter.") in own]
+    free = [name for name, _ in task.named_parameters() if "bias_table" in name or "position" in name]
     groups = param_groups_weight_decay(task, run.weight_decay, no_weight_decay_list=free)
     opt = torch.optim.AdamW(groups, lr=run.lr, betas=(0.9, 0.95))
     warm = max(1, round(run.warmup * run.steps))
