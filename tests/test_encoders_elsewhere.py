@@ -135,9 +135,10 @@ def test_a_scan_may_be_an_image_of_nibabel_and_scans_a_list(encoder, ball, tmp_p
     assert ctssl.read(nibabel.load(path)).name == "s.nii.gz"
     with pytest.raises(ValueError, match="2 scans were given; read one at a time"):
         encoder.preprocess([scan, path])
-    for wrong in (None, torch.zeros(1, 1, 32, 32, 32)):
-        with pytest.raises(TypeError, match="is no scan; give a path"):
-            encoder.embed(wrong)
+    with pytest.raises(TypeError, match="is no scan; give a path"):
+        encoder.embed(None)
+    with pytest.raises(ValueError, match="a tensor alone has no spacing"):
+        encoder.embed(torch.zeros(1, 1, 32, 32, 32))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

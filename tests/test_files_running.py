@@ -85,6 +85,7 @@ def held_by_another(folder):
     return process
 
 
+@pytest.mark.slow
 def test_a_folder_is_for_one_process_until_that_has_ended(tmp_path):
     other = held_by_another(tmp_path / "out")
     try:

@@ -66,6 +66,7 @@ def test_the_conclusion_names_what_costs_most_first_and_what_costs_nothing():
     assert found.markdown().startswith(said)
 
 
+@pytest.mark.slow
 def test_two_models_are_compared_in_words():
     rows = rows_of("mine", {"dose": 0.1}) + rows_of("other", {"dose": 0.4}, clean=0.7)
     said = tables(rows, ["mine", "other"], ["dose"], (), 2.0).conclusion[-1]

@@ -99,6 +99,7 @@ def test_a_cube_is_rescaled_as_its_mean_and_its_ends_say():
     assert rescale(noise, 8).std() < 0.4  # averages, does not pick
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["swin", "vit"])
 def test_the_head_is_kept_beside_the_encoder_and_starts_a_fine_tuning(name, tmp_path, labelled):
     (tmp_path / "scans").mkdir()
