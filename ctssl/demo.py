@@ -79,7 +79,7 @@ def demo(
     )
     if net is not None:
         mask = net.segment(volume, progress=progress)
-        written["segmenter"] = model
+        written |= {"segmenter": model, "trained_on": net.spec.data if net.spec else ""}
         written["mask"] = str(mask.save(folder / "mask.nii.gz", overwrite=True))
         overlay(
             volume,

@@ -134,11 +134,9 @@ def _demo(args: argparse.Namespace) -> None:
     print(f"features  {written['features']}  (three principal components as colours; {written['encoder']})")
     if "mask" in written:
         volumes = ", ".join(f"{name} {ml:g} ml" for name, ml in written["volume_ml"].items())
-        print(
-            f"mask      {written['mask']}  ({volumes}; by {written['segmenter']})\noverlay   {written['overlay']}"
-        )
-    if "dsc" in written:
-        print(f"DSC       {written['dsc']:.2f}  (of the mask with the phantom's own tumour)")
+        trained = f", which was trained on {written['trained_on']}" if written["trained_on"] else ""
+        print(f"mask      {written['mask']}  ({volumes}; by {written['segmenter']}{trained})")
+        print(f"overlay   {written['overlay']}")
     if "scan" in written:
         print("\nThe phantom shows that everything works, not how accurate it is.")
     print("\nNext:\n  ctssl embed SCAN.nii.gz features.npy            one vector for your own scan")
