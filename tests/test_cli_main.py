@@ -179,6 +179,8 @@ def test_demo(capsys, model, tmp_path):
         "embedding",
         "mask",
         "overlay",
+        "segmenter",
+        "trained_on",
         "volume_ml",
     }  # by the published segmenter
     assert not (tmp_path / "own" / "phantom.nii.gz").exists()
