@@ -8,9 +8,12 @@ themselves. Blocks of one shape form a `Group`. Tokens are stored as rows in gro
 views and every other layer is a plain matrix product.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +55,19 @@ class Layout:
     groups: tuple[Group, ...]
     chunk_rows: tuple[int, ...]
     chunks: tuple[tuple[tuple[int, int], ...], ...]  # for each chunk (group, windows) pairs
+
+
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what a function computes out of a `torch.jit.trace`, where it would be recorded the first time alone."""
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        if not torch.jit.is_tracing():
+            return function(*args)
+        with ThreadPoolExecutor(1) as pool:  # a trace records its own thread
+            return pool.submit(function, *args).result()
+
+    return call
 
 
 def shrink(
@@ -96,6 +112,7 @@ def segments(size: int, window: int, shift: int) -> list[Segment]:
     return result
 
 
+@untraced
 @lru_cache(maxsize=128)
 @torch.inference_mode(False)  # cached tensors must be usable in training too
 def layout(
@@ -120,24 +137,26 @@ def layout(
         rows_at_once: rows per chunk.
     """
     windows, shifts = shrink(size, window, shift, pads)
-    grid = torch.arange(size[0] * size[1] * size[2]).reshape(size)
+    count = size[0] * size[1] * size[2]
+    grid = torch.arange(count).reshape(size)
     groups, rows = [], []
     for parts in product(*(segments(n, w, s) for n, w, s in zip(size, windows, shifts, strict=True))):
         group, tokens = _group(grid, parts, windows, batch, device)
         groups.append(group)
-        rows.append((tokens + torch.arange(batch)[:, None, None] * grid.numel()).flatten())
+        rows.append((tokens + torch.arange(batch)[:, None, None] * count).flatten())
     order = torch.cat(rows)
     chunks = _chunks(groups, rows_at_once)
     return Layout(
         order=order.to(device),
         inverse=torch.argsort(order).to(device),
-        sample=(order // grid.numel()).to(device),
+        sample=(order // count).to(device),
         groups=tuple(groups),
         chunk_rows=tuple(sum(groups[g].tokens * n for g, n in chunk) for chunk in chunks),
         chunks=chunks,
     )
 
 
+@untraced
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
 def relative_index(window: tuple[int, ...], full: int, sliced: bool, device: torch.device) -> Tensor:
@@ -173,8 +192,8 @@ def _group(grid, parts, windows, batch, device) -> tuple[Group, Tensor]:
         inside[tuple(slice(p.slot, p.slot + n) for p, n in zip(parts, sizes, strict=True))] = mark
     places = inside.flatten()
     group = Group(
-        windows=tokens.shape[0] * batch,
-        tokens=tokens.shape[1],
+        windows=cx * cy * cz * batch,  # from numbers, not shapes, which are tensors while a trace is recorded
+        tokens=nx * ny * nz,
         slots=(places == 2).nonzero()[:, 0].to(device),
         pads=(places == 1).nonzero()[:, 0].to(device),
     )
