@@ -13,7 +13,7 @@ import yaml
 import ctssl
 from ctssl.cli.main import _parser
 from ctssl.zoo import MODELS
-from training.experiments import lung_nodules, sarcoma, trials
+from training.experiments import lung, lung_nodules, sarcoma, trials
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -104,6 +104,17 @@ def test_the_models_of_the_readme_have_the_measured_figures():
         else:
             label = labels.get(name, name)
             assert [of_sarcoma, of_nodules] == [mean("sarcoma", label), mean("nodules", label)], name
+
+
+def test_the_gain_on_lung_tumours_is_the_measured_one():
+    models = trials.read(lung.EXPERIMENT.results)["models"]
+    one, two = (models[f"{name}, 50 cases"] for name in ("vit-wild-contrastive", "vit-scratch"))
+    gain = trials.gained(trials.of_cases(one), trials.of_cases(two))
+    means = [f"{np.mean(list(trials.of_cases(rows).values())):.3f}" for rows in (one, two)]
+    text = " ".join(README.read_text().split())
+    assert f"has a DSC of {means[0]}, the same ViT from scratch {means[1]}" in text
+    assert f"a gain of {gain['difference']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})" in text
+    assert gain["p"] < 0.001 and len(one) == len(two) == 2 and len(trials.of_cases(one)) == 98
 
 
 def test_the_version_is_the_same_everywhere():

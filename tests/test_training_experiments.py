@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from ctssl import Settings
 from ctssl.zoo import MODELS
 from training.data.corpora import nodule_split, split
-from training.experiments import lung_nodules, probe, sarcoma, trials
+from training.experiments import lung, lung_nodules, probe, sarcoma, trials
 from training.release.card import card, strictest
 from training.release.segmenter import TASKS
 from training.release.segmenter import card as segmenter_card
@@ -23,7 +23,12 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "table"),
-    [("sarcoma", sarcoma.table), ("lung-nodule", lung_nodules.table), ("probe", probe.short)],
+    [
+        ("sarcoma", sarcoma.table),
+        ("lung-nodule", lung_nodules.table),
+        ("lung", lung.table),
+        ("probe", probe.short),
+    ],
 )
 def test_the_results_page_shows_the_measured_table(name, table):
     text = trials.RESULTS_PAGE.read_text()
