@@ -62,7 +62,7 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def call(*args: Any) -> Any:
-        if not torch.jit.is_tracing():
+        if not torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             return function(*args)
         with ThreadPoolExecutor(1) as pool:  # a trace records its own thread
             return pool.submit(function, *args).result()
