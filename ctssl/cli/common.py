@@ -14,6 +14,17 @@ def common(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
 
+def add_memory(sub: argparse.ArgumentParser, use: str = "") -> None:
+    """Add `--max-memory`; `use`: what the memory is for."""
+    sub.add_argument(
+        "--max-memory",
+        type=float,
+        default=8.0,
+        metavar="GB",
+        help=f"memory limit in GB{use} (default: %(default)s)",
+    )
+
+
 def free(path: str, overwrite: bool, *endings: str) -> None:
     """Raise for an output that cannot be written, before hours of work and not after."""
     if not path.endswith(endings):

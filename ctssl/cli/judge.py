@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,13 +93,13 @@ def _check_folder(folder: Path) -> None:
 def _compare(args: argparse.Namespace) -> None:
     from ctssl.datasets.scans import list_scans
     from ctssl.files.atomic import write_whole
-    from ctssl.files.running import clear_parts
+    from ctssl.files.running import clear_parts, find_parts
     from ctssl.loading import load_model
     from ctssl.similarity import CELLS, compare
 
     numbers = str(Path(args.out).with_suffix(".json"))
-    whole = Path(numbers).exists()  # it is written last, beside the picture
-    free(args.out, args.overwrite or (not whole and bool(_parts_of(Path(numbers)))), ".png")
+    begun = bool(find_parts(Path(numbers).parent, Path(numbers).name)) and not Path(numbers).exists()
+    free(args.out, args.overwrite or begun, ".png")  # the numbers are written last, beside the picture
     free(numbers, args.overwrite, ".json")
     scans: list[Path] = []
     for source in map(Path, args.data):
@@ -149,15 +148,6 @@ def _compare(args: argparse.Namespace) -> None:
     for name, matrix in (("block by block", found.matrix), ("random weights", by_chance)):
         print(f"{name}: " + "  ".join(f"{matrix[i, i]:.2f}" for i in range(count)))
     print(f"{args.out}, {numbers}")
-
-
-def _parts_of(path: Path) -> list[Path]:
-    """What killed processes left of a file that they were writing."""
-    return [
-        part
-        for part in path.absolute().parent.glob(".part-*")
-        if re.fullmatch(rf"\.part-\d+-{re.escape(path.name)}", part.name)
-    ]
 
 
 def _shifted(scans: list[Any], text: str, seed: int) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import ctssl
 from ctssl.cli import judge, models, segment, shifts, train
-from ctssl.cli.common import common, free
+from ctssl.cli.common import add_memory, common, free
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,13 +73,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     sub.add_argument(
         "--model", default="swin-wild-mim", help="encoder: name, folder or repository (default: %(default)s)"
     )
-    sub.add_argument(
-        "--max-memory",
-        type=float,
-        default=8.0,
-        metavar="GB",
-        help="memory limit in GB (default: %(default)s)",
-    )
+    add_memory(sub)
     common(sub)
     for part in (segment, train, judge):
         part.add_commands(command)

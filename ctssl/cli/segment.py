@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ctssl
-from ctssl.cli.common import common, complain, free
+from ctssl.cli.common import add_memory, common, complain, free
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -35,13 +35,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="P",
         help="probability threshold; a lower one finds more (default: the model's own)",
     )
-    sub.add_argument(
-        "--max-memory",
-        type=float,
-        default=8.0,
-        metavar="GB",
-        help="memory limit in GB (default: %(default)s)",
-    )
+    add_memory(sub)
     sub.add_argument(
         "--probabilities",
         action="store_true",

@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctssl.cli.common import add_memory, free
+
 if TYPE_CHECKING:
     from ctssl.finetuning.report import Report
     from ctssl.finetuning.request import Request
@@ -43,13 +45,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--from-scratch", action="store_true", help="use initial weights instead of pretrained ones"
     )
-    sub.add_argument(
-        "--max-memory",
-        type=float,
-        default=8.0,
-        metavar="GB",
-        help="memory limit in GB for segmenting a held-out scan (default: %(default)s)",
-    )
+    add_memory(sub, " for segmenting a held-out scan")
     sub.add_argument(
         "--dry-run", action="store_true", help="check the cases and print the plan, without training"
     )
@@ -142,7 +138,6 @@ def _add_data(sub: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from ctssl.cli.common import free
     from ctssl.datasets import page
     from ctssl.datasets.checks import problems
     from ctssl.datasets.layouts import find_cases

@@ -110,14 +110,23 @@ def clear_parts(folder: Path, *names: str) -> None:
         folder: a folder; all of it has to belong to this process if no names are given.
         names: of the files that were being written. Default: all.
     """
-    for path in folder.glob(".part*"):
-        number = re.match(r"\.part-?(\d{1,9})(?:-(.*))?$", path.name)
-        if number is None or (names and number[2] not in names) or _is_alive(int(number[1])):
+    for path, number in find_parts(folder, *names):
+        if _is_alive(number):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def find_parts(folder: Path, *names: str) -> list[tuple[Path, int]]:
+    """Return the unfinished files in a folder, of `names` or all, each with the number of its process."""
+    found = []
+    for path in folder.glob(".part*"):
+        number = re.match(r"\.part-?(\d{1,9})(?:-(.*))?$", path.name)
+        if number is not None and (not names or number[2] in names):
+            found.append((path, int(number[1])))
+    return found
 
 
 def _is_alive(number: int) -> bool:

@@ -45,13 +45,18 @@ class Views:
         low, high = self.spacing
         return float(low * (high / low) ** rng.random())
 
+    def draw_size(self, crop: int, own: float, rng: np.random.Generator) -> tuple[int, float]:
+        """Return the side in voxels of the cube that becomes a crop of `crop` voxels, and the crop's spacing."""
+        spacing = self.draw_spacing(own, rng)
+        return max(2, round(crop * spacing / own)), spacing
+
 
 def sample(
     scan: np.ndarray, *, crop: int, views: int, how: Views, preprocess: Preprocess, seed: int
 ) -> list[np.ndarray]:
     """Return `views` arrays `(S, S, S)` float32 0..1 from a prepared scan `(X, Y, Z)`."""
     rng = np.random.default_rng(seed)
-    size = max(2, round(crop * how.draw_spacing(preprocess.spacing_mm, rng) / preprocess.spacing_mm))
+    size, _ = how.draw_size(crop, preprocess.spacing_mm, rng)
     start = tissue_start(scan, size, rng)
     if views == 1:
         return [augment(rescale(crop_at(scan, start, size), crop), None, rng, intensity=0.0)[0]]

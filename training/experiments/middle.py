@@ -10,10 +10,9 @@ import numpy as np
 
 from ctssl.datasets.case import read_case
 from ctssl.datasets.layouts import find_cases
+from ctssl.datasets.records import SHARES
 from ctssl.metrics import dsc
 from training.experiments import lung_nodules, sarcoma, trials
-
-SHARES = tuple(round(0.05 * i, 2) for i in range(2, 20))
 
 
 def ellipsoid(shape: tuple[int, ...], share: float) -> np.ndarray:

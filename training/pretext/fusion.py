@@ -27,7 +27,7 @@ class Fusion(SegmentingTask):
     ) -> list[np.ndarray]:
         """Return the mixed image `(S, S, S)` float32 0..1, and the weight of each voxel's second crop as a label."""
         rng = np.random.default_rng(seed)
-        edge = max(2, round(crop * how.draw_spacing(preprocess.spacing_mm, rng) / preprocess.spacing_mm))
+        edge, _ = how.draw_size(crop, preprocess.spacing_mm, rng)
         below, above = (
             rescale(crop_at(scan, tissue_start(scan, edge, rng), edge).astype(np.float32), crop)
             for _ in range(2)

@@ -25,8 +25,7 @@ class Lesions(SegmentingTask):
     ) -> list[np.ndarray]:
         """Return the image `(S, S, S)` float32 0..1 with its lesions, and their mask float32 0 or 1."""
         rng = np.random.default_rng(seed)
-        spacing = how.draw_spacing(preprocess.spacing_mm, rng)
-        edge = max(2, round(crop * spacing / preprocess.spacing_mm))
+        edge, spacing = how.draw_size(crop, preprocess.spacing_mm, rng)
         start = lung_start(scan, edge, preprocess, rng, wanted=rng.random() < IN_LUNG)
         image = rescale(crop_at(scan, start, edge).astype(np.float32), crop)
         low, high = preprocess.window_hu
