@@ -88,6 +88,7 @@ _PARAMETERS = {"swin": 3_170_790, "vit": 1_649_520}
 
 SCANS = {
     "wild": "26 public CT scans, uncurated",
+    "wild46": "46 public CT scans, uncurated",
     "self": "26 sarcoma CT scans of the task itself",
     "wild-self": "26 public CT scans, uncurated, then 26 sarcoma CT scans of the task itself",
 }
@@ -125,10 +126,12 @@ def _segmenter(
     preprocess: Preprocess,
     licence: str,
     data: str,
+    label: str = "tumour",
 ) -> ModelSpec:
-    """Return the spec of a fine-tuned segmenter with the default head and one label.
+    """Return the spec of a segmenter with the default head and one label.
 
-    `corpus` and `pretext` are those of its starting weights.
+    `corpus` and `pretext` are those of its starting weights if it was fine-tuned, its own if a pretext task trained
+    it.
     """
     return ModelSpec(
         name,
@@ -143,7 +146,7 @@ def _segmenter(
         licence=licence,
         data=data,
         head="light",
-        labels={"1": "tumour"},
+        labels={"1": label},
     )
 
 

@@ -1,5 +1,6 @@
 """Who is held out and who validates: whole patients, by share, by name, by a table."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,21 @@ def test_a_table_says_which_cases_are_held_out():
     cases = [case("a", split="train"), case("b", split="test"), case("c", split="training")]
     assert [c.name for c in splits.divide(cases, None, 0)[1]] == ["b"]
     assert splits.divide(cases, 0, 0)[1] == []
+
+
+def test_the_folds_of_nnunet_hold_out_their_val_cases(tmp_path):
+    cases, path = (
+        [Case(name, Path(name), Path(name), patient=name) for name in "abc"],
+        tmp_path / "splits_final.json",
+    )
+    path.write_text(json.dumps([{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}]))
+    assert splits.count_folds(path) == 2
+    assert [splits.held_out_in(cases, path, fold, 0) for fold in (0, 1)] == [["c"], ["a", "b"]]
+    with pytest.raises(ValueError, match="has 2 folds"):
+        splits.held_out_in(cases, path, 2, 0)
+    for missing in (cases[:2], [*cases, Case("d", Path("d"), Path("d"), patient="d")]):
+        with pytest.raises(ValueError, match="another dataset"):
+            splits.held_out_in(missing, path, 0, 0)
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match="list of folds"):
+        splits.read_splits(path)

@@ -63,7 +63,12 @@ def _add_sides(sub: argparse.ArgumentParser) -> None:
         help="share of the patients, or case names separated by commas (default: the cases that a column split "
         "calls test, or 0.2)",
     )
-    sub.add_argument("--folds", type=int, metavar="K", help="K-fold cross-validation over the patients")
+    sub.add_argument(
+        "--folds",
+        type=_folds,
+        metavar="K",
+        help="K-fold cross-validation over the patients; or the folds of nnU-Net, K being its splits_final.json",
+    )
     sub.add_argument(
         "--fold", type=int, metavar="I", help="train only fold I, from 0 (default: all, into OUT/foldI)"
     )
@@ -212,6 +217,11 @@ def _finetune(args: argparse.Namespace) -> None:
         print(f"\n{reports[0].folder} was written, but it has learned nothing: every measured DSC is 0.000")
         return
     print(f"\n{reports[0].folder} is ready. Next: ctssl segment SCAN OUT.nii.gz --model {reports[0].folder}")
+
+
+def _folds(text: str) -> int | str:
+    """Return a number of folds, or the name of a file."""
+    return int(text) if text.lstrip("-").isdigit() else text
 
 
 def _request(args: argparse.Namespace) -> Request:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 
 from ctssl.datasets.case import Case
 from ctssl.datasets.manifest import split_named
+from ctssl.files.text import read_json
 
 FEWEST = 10  # patients below which all of them are needed for training
 
@@ -85,6 +89,47 @@ def part(cases: list[Case], folds: int, fold: int, seed: int) -> list[str]:
         )
     mine = set(np.random.default_rng(seed).permutation(everyone)[fold::folds].tolist())
     return [case.name for case in cases if case.patient in mine]
+
+
+def read_splits(path: str | os.PathLike) -> list[dict[str, list[str]]]:
+    """Return the folds of nnU-Net's `splits_final.json`, each with the names of its `train` and `val` cases.
+
+    Raises `ValueError` for a file of another form.
+    """
+    found = read_json(Path(path))
+    folds = found if isinstance(found, list) else []
+    sides = [fold.get(side) for fold in folds if isinstance(fold, dict) for side in ("train", "val")]
+    named = all(isinstance(side, list) and all(isinstance(name, str) for name in side) for side in sides)
+    if not folds or len(sides) != 2 * len(folds) or not named:
+        raise ValueError(
+            f"{path} must hold a list of folds with train and val, as nnU-Net's splits_final.json does"
+        )
+    return folds
+
+
+def count_folds(folds: int | str | os.PathLike) -> int:
+    """Return the number of folds, given itself or as nnU-Net's `splits_final.json`."""
+    return folds if isinstance(folds, int) else len(read_splits(folds))
+
+
+def held_out_in(cases: list[Case], folds: int | str | os.PathLike, fold: int, seed: int) -> list[str]:
+    """Return the names of the cases of a fold: of equal parts of the patients, or the `val` cases of nnU-Net's.
+
+    Raises `ValueError` for a fold that does not exist, or splits that do not name exactly these cases.
+    """
+    if isinstance(folds, int):
+        return part(cases, folds, fold, seed)
+    splits = read_splits(folds)
+    if not 0 <= fold < len(splits):
+        raise ValueError(f"fold {fold}: {folds} has {len(splits)} folds, counted from 0")
+    train, val, here = set(splits[fold]["train"]), set(splits[fold]["val"]), {case.name for case in cases}
+    wrong = sorted(here ^ (train | val)) + sorted(train & val)
+    if wrong:
+        raise ValueError(
+            f"fold {fold} of {folds} does not name each of the {len(here)} cases once: {', '.join(wrong[:5])}; the "
+            "splits belong to another dataset, or cases came or went since"
+        )
+    return sorted(val)
 
 
 def few(cases: list[Case], count: int, seed: int) -> list[Case]:

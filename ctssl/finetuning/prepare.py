@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ctssl.datasets import checks
 from ctssl.datasets.case import Case, Dataset, read_case
-from ctssl.datasets.splits import divide, few, part, side_of, validation
+from ctssl.datasets.splits import divide, few, held_out_in, side_of, validation
 from ctssl.finetuning.crops import Scan
 from ctssl.finetuning.plan import Structures, measure
 from ctssl.finetuning.request import Request
@@ -62,7 +62,7 @@ class Survey:
 def choose_sides(cases: list[Case], request: Request) -> Sides:
     """Divide the cases. The validation cases of a table come on top of the few of `few_shot`."""
     seed, settings = request.settings.seed, request.settings
-    hold_out = part(cases, request.folds, request.fold, seed) if request.folds else request.hold_out
+    hold_out = held_out_in(cases, request.folds, request.fold, seed) if request.folds else request.hold_out
     train, held = divide(cases, hold_out, seed)
     named = [case for case in train if hold_out is None and case.split and side_of(case) == "val"]
     rest = [case for case in train if case not in named]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ctssl.files.names import check_path
 from ctssl.files.running import check_alone
+from ctssl.datasets.splits import count_folds
 from ctssl.files.text import read_json
 from ctssl.finetuning.report import WRITTEN, Report
 from ctssl.finetuning.settings import Settings
@@ -28,7 +30,7 @@ class Request:
     head: str = ""
     hold_out: float | list[str] | None = None
     few_shot: int | None = None
-    folds: int | None = None
+    folds: int | str | os.PathLike | None = None
     fold: int = 0
     spacing_mm: float | None = None
     window_hu: tuple[float, float] | None = None
@@ -68,7 +70,7 @@ def check_request(request: Request) -> None:
         )
     if odd := [name for name in (request.names or {}).values() if not name.isprintable()]:
         raise ValueError(f"the label {odd[0][:60]!r} cannot be printed; name it in plain text")
-    if request.folds is not None and request.folds < 2:
+    if request.folds is not None and count_folds(request.folds) < 2:
         raise ValueError(f"folds={request.folds}: give at least 2")
     if request.folds is not None and request.hold_out is not None:
         raise ValueError("give folds or hold_out, not both")

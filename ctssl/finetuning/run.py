@@ -20,7 +20,7 @@ from ctssl.datasets.case import Case, Dataset, read_case
 from ctssl.datasets.checks import check_problems, problems
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.seen import SEEN, seen_after, seen_by
-from ctssl.datasets.splits import astride
+from ctssl.datasets.splits import astride, count_folds
 from ctssl.files.running import alone, clear_parts
 from ctssl.finetuning.card import write_card
 from ctssl.finetuning.loop import CHOOSING, fit
@@ -60,7 +60,7 @@ def finetune(
     head: str = "",
     hold_out: float | list[str] | None = None,
     few_shot: int | None = None,
-    folds: int | None = None,
+    folds: int | str | os.PathLike | None = None,
     fold: int = 0,
     spacing_mm: float | None = None,
     window_hu: tuple[float, float] | None = None,
@@ -89,7 +89,8 @@ def finetune(
             all. None: the cases that a column `split` calls test (those it calls val are the validation set),
             or a fifth.
         few_shot: train on this many patients only, drawn by `settings.seed`; the held-out cases stay the same.
-        folds, fold: hold out fold number `fold` of `folds` equal parts of the patients instead.
+        folds, fold: hold out fold number `fold` of `folds` equal parts of the patients instead, or of the folds in
+            nnU-Net's `splits_final.json`.
         spacing_mm: working spacing in mm. None: a tenth of the median tumour's diameter, between the scans'
             own and twice the encoder's.
         window_hu: window in HU, `(low, high)`. None: what 99% of the labelled voxels are and a quarter of that
@@ -198,7 +199,7 @@ def finetune_folds(request: Request, dataset: Dataset) -> list[Report]:
         raise ValueError("folds: give the number of folds, at least 2")
     requests = [
         replace(request, fold=i, out=request.out / f"fold{i}", keep=not request.overwrite)
-        for i in range(request.folds)
+        for i in range(count_folds(request.folds))
     ]
     for one in requests:
         check_request(one)

@@ -9,6 +9,7 @@ from typing import Any
 from ctssl.files.text import markdown
 from ctssl.hub.card import Card
 
+CARDS = Path(__file__).parents[2] / "model_cards"
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
 PRETEXTS = {
     "mim": "masked image modelling (SimMIM, arXiv 2111.09886; the MIP loss of SMIT, arXiv 2205.10342)",
@@ -66,15 +67,22 @@ def card(config: dict, history: dict) -> str:
     scans = markdown(["scans from", "number", "licence"], rows)
     untrained = ", ".join(f"`{key}`" for key in config["untrained"]) or "none"
     architecture = {"swin": "Swin", "vit": "ViT"}[config["encoder"]]
+    whole = config["kind"] == "segmenter"
+    code = f'encoder = ctssl.load("{name}")\nfeatures = encoder.embed("scan.nii.gz")  # ({config_channels(config)},)'
+    if whole:
+        code += (
+            f'\nmask = ctssl.load_segmenter("{name}").segment("scan.nii.gz")  # where it would put a lesion'
+        )
+    kept = f" Its head `{config['head']}`, pretrained by the same task, is kept beside it." if whole else ""
     return Card(
         title=name,
         front=front_matter(config, history),
         limits=f"""A small model for research: trained on {len(history["scans"])} scans with two CPU cores. It has seen no labels and knows no
 disease. It is not a medical device and must not be used for diagnosis. Scans must be CT in HU; `ctssl` warns about those
 that are not.""",
-        about=f"""A 3D {architecture} encoder for CT with {config["parameters"] / 1e6:.2f} M parameters, pretrained with
-{PRETEXTS[run["task"]]}, {CORPORA[config["corpus"]]}.{started(run)}""",
-        code=f'encoder = ctssl.load("{name}")\nfeatures = encoder.embed("scan.nii.gz")  # ({config_channels(config)},)',
+        about=f"""A 3D {architecture} encoder for CT with {config["parameters"] / 1e6:.2f} M parameters{" (with its head)" if whole else ""}, pretrained with
+{PRETEXTS[run["task"]]}, {CORPORA[config["corpus"]]}.{started(run)}{kept}""",
+        code=code,
         sections=[
             (
                 "",

@@ -35,10 +35,10 @@ from training.data.manifest import find_scans
 from training.data.seen import seen
 from training.pretrain import build, exported
 from training.recipe import Run, find_run
-from training.release.card import card, strictest
+from training.release.card import CARDS, card, strictest
 from training.release.fingerprint import fingerprint
+from training.release.segmenter import entry as segmenter_entry
 
-CARDS = Path(__file__).parents[2] / "model_cards"
 FAMILY = {"wild46": "wild"}  # corpora that models are named after
 
 
@@ -75,7 +75,7 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
         corpus=trained_on(run),
         pretext=run.task,
         licence=strictest(scans_of(run)).upper(),
-        data=SCANS[trained_on(run)],
+        data=SCANS.get(run.corpus if run.corpus in FAMILY else trained_on(run), ""),
     )
     model, config = exported(task, run.name)
     config |= {"untrained": untrained, "fingerprint": fingerprint(encoder)}
@@ -185,6 +185,8 @@ def write_card(folder: Path) -> None:
 def entry(folder: Path) -> str:
     """Return the line for `ctssl/zoo.py`."""
     config = read_config(folder)
+    if config["kind"] == "segmenter":
+        return segmenter_entry(folder)
     return f'        _pretrained("{config["encoder"]}", "{config["corpus"]}", "{config["pretext"]}", "{config["sha256"]}"),'
 
 

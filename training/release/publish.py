@@ -24,8 +24,7 @@ from ctssl import hub, zoo
 from ctssl.files.atomic import write_whole
 from ctssl.files.names import REPOSITORY
 from ctssl.hub.client import COMMIT, SIGN_IN, failures, upload
-from training.release.card import card
-from training.release.encoder import CARDS
+from training.release.card import CARDS, card
 from training.release.segmenter import TASKS
 from training.release.segmenter import card as segmenter_card
 
@@ -52,7 +51,7 @@ FILES = {
         "worst.png",
     },
 }
-"""The files of a published folder; any other file is refused, so that no stray file is uploaded."""
+"""The files of a published folder, pretrained or fine-tuned; any other file is refused, so that no stray file is uploaded."""
 TABLE = Path(zoo.__file__)
 BEGIN, END = (
     "# --- published: `python -m training.release.publish` writes these lines ---\n",
@@ -71,12 +70,18 @@ def check(folder: Path) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; `python -m training.release.encoder` writes it")
     present = {path.name for path in folder.iterdir()}
-    wrong = [f"{file} is missing" for file in sorted(FILES[spec.kind] - present)]
-    wrong += [f"{file} does not belong there" for file in sorted(present - FILES[spec.kind])]
+    expected = FILES["encoder" if is_pretrained(folder) else spec.kind]
+    wrong = [f"{file} is missing" for file in sorted(expected - present)]
+    wrong += [f"{file} does not belong there" for file in sorted(present - expected)]
     if not wrong:
         wrong = disagreements(folder, spec)
     if wrong:
         raise ValueError(f"{folder} cannot be published:\n" + "\n".join(f"  {one}" for one in wrong))
+
+
+def is_pretrained(folder: Path) -> bool:
+    """Return whether a pretext task made the folder, perhaps with its head, and no fine-tuning."""
+    return (folder / "training.json").is_file()
 
 
 def disagreements(folder: Path, spec: zoo.ModelSpec) -> list[str]:
@@ -100,7 +105,7 @@ def disagreements(folder: Path, spec: zoo.ModelSpec) -> list[str]:
 
 
 def expected_card(folder: Path, config: dict[str, Any]) -> str:
-    if config["kind"] == "encoder":
+    if is_pretrained(folder):
         return card(config, json.loads((folder / "training.json").read_text()))
     task = next(task for task in TASKS if config["name"].startswith(f"{task}-"))
     return segmenter_card(

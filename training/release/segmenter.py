@@ -25,8 +25,7 @@ from ctssl.hub.folder import read_config
 from ctssl.hub.provenance import read_metadata
 from ctssl.zoo import info
 from training.experiments import trials
-from training.release.card import LICENCES, RESULTS
-from training.release.encoder import CARDS
+from training.release.card import CARDS, LICENCES, RESULTS
 
 TASKS = {
     "sarcoma": dict(
@@ -197,13 +196,17 @@ def front_matter(config: dict, report: dict, facts: dict, mean: float, cases: in
 def entry(folder: Path) -> str:
     """Return the line for `ctssl/zoo.py`."""
     c = read_config(folder)
-    spacing, window = c["preprocess"]["spacing_mm"], tuple(c["preprocess"]["window_hu"])
+    spacing, window, (label,) = (
+        c["preprocess"]["spacing_mm"],
+        c["preprocess"]["window_hu"],
+        c["labels"].values(),
+    )
     return (
         f'        _segmenter("{c["name"]}", "{c["encoder"]}", "{c["corpus"]}", "{c["pretext"]}", '
         f"{c['parameters']},\n"
         f'                   "{c["sha256"]}",\n'
-        f'                   preprocess=Preprocess({spacing}, {window}), licence="{c["licence"]}", '
-        f'data="{c["data"]}"),'
+        f'                   preprocess=Preprocess({spacing}, {tuple(window)}), licence="{c["licence"]}", '
+        f'data="{c["data"]}", label="{label}"),'
     )
 
 
