@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ctssl.datasets.splits import count_folds
 from ctssl.files.names import check_path
 from ctssl.files.running import check_alone
-from ctssl.datasets.splits import count_folds
 from ctssl.files.text import read_json
 from ctssl.finetuning.report import WRITTEN, Report
 from ctssl.finetuning.settings import Settings

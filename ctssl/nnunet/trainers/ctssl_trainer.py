@@ -75,7 +75,8 @@ class CtsslTrainer(nnUNetTrainer):
     def bare(self) -> Network:
         """Return the network without what nnU-Net wraps around it."""
         network: Any = self.network.module if self.is_ddp else self.network
-        return network._orig_mod if isinstance(network, OptimizedModule) else network
+        bare: Any = network._orig_mod if isinstance(network, OptimizedModule) else network
+        return bare
 
     def initialize(self) -> None:
         super().initialize()
