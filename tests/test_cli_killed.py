@@ -108,7 +108,11 @@ def test_what_a_killed_process_left_is_no_hindrance_to_one_of_the_same_number(ti
     (tmp_path / "again" / f".part-{os.getpid()}").mkdir(parents=True)
     (tmp_path / "again" / f".part-{os.getpid()}" / "junk").write_text("half a")
     again = ctssl.load(tiny_folder).save_pretrained(tmp_path / "again")
-    assert {path.name for path in again.iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in again.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
     (tmp_path / f".part-{os.getpid()}-s.nii.gz").write_text("half a")
     ball[0].save(tmp_path / "s.nii.gz")
     assert not list(tmp_path.glob(".part*"))

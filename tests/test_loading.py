@@ -79,6 +79,7 @@ def test_a_models_folder_says_what_the_table_says(name):
         "features.png",
         "loss.png",
         "model.safetensors",
+        "preprocessor_config.json",
         "seen.json",
         "training.json",
     }

@@ -77,6 +77,7 @@ ROOMS: dict[str, set[str]] = {  # room or module: which others it may import, al
         *("datasets", "evaluation", "files", "heads", "hub", "inference", "loading", "metrics", "pictures"),
         *("shifts", "volume"),
     },
+    "hf": {"encoders", "hub", "loading", "scan_checks", "volume", "zoo"},
     "nnunet": {"encoders", "files", "finetuning", "heads", "zoo"},
     "demo": {"files", "inference", "loading", "metrics", "phantom", "pictures", "volume", "zoo"},
     "cli": {

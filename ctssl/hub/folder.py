@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 FORMAT = "ctssl-1"
+MODEL_TYPE = "ctssl"  # as transformers calls it, see `ctssl.hf`
+PROCESSOR = "preprocessor_config.json"  # transformers reads the preparation of a scan from it
 
 
 @dataclass(frozen=True)
@@ -201,8 +203,9 @@ def write_folder(
                 key: value.half() if value.is_floating_point() else value for key, value in state.items()
             }
         write_weights(part / WEIGHTS, state, metadata={"format": "pt", **provenance})
-        config = {"format": FORMAT, **config, "sha256": file_sha256(part / WEIGHTS)}
+        config = {"format": FORMAT, "model_type": MODEL_TYPE, **config, "sha256": file_sha256(part / WEIGHTS)}
         write_whole(part / CONFIG, json.dumps(config, indent=1) + "\n")
+        write_whole(part / PROCESSOR, processor_text(config))
         for name, content in (extra or {}).items():
             write_whole(part / name, content)
         (part / WEIGHTS).chmod(
@@ -213,6 +216,13 @@ def write_folder(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def processor_text(config: dict[str, Any]) -> str:
+    """Return `preprocessor_config.json` for a `config.json`."""
+    return (
+        json.dumps({"image_processor_type": "CtsslImageProcessor", **config["preprocess"]}, indent=1) + "\n"
+    )
 
 
 def _kept(path: Path) -> bool:
