@@ -8,6 +8,7 @@ from monai.networks.nets.swin_unetr import SwinUNETR
 from torch.nn import functional as F
 
 import ctssl
+from ctssl.cli import main
 from tests.support.foreign import randomise
 
 LIKE_MONAI = dict(width=12, depths=(2, 1, 1, 1), heads=(1, 2, 2, 4), window=4, maps="after", sliced_bias=True)
@@ -118,3 +119,18 @@ def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"ctssl\[export\]"):
         ctssl.to_onnx(SMALL["vit"](), tmp_path / "encoder.onnx", size=SIZE)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_segmenter_as_a_program_and_as_an_onnx_file(tiny_segmenter, tmp_path, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX is the extra ctssl[export]")
+    net, x = ctssl.load_segmenter(tiny_segmenter), torch.rand(1, 1, 32, 32, 32)
+    for flag, name in (("--onnx", "net.onnx"), ("--program", "net.pt2")):
+        assert main(["export", str(tiny_segmenter), flag, str(tmp_path / name)]) == 0
+        assert main(["export", str(tiny_segmenter), flag, str(tmp_path / name)]) == 2
+    with torch.inference_mode():
+        logits = net(x)
+        torch.testing.assert_close(torch.export.load(tmp_path / "net.pt2").module()(x), logits)
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
+    (found,) = session.run(["logits"], {"image": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), logits, rtol=1e-3, atol=1e-4)

@@ -67,7 +67,7 @@ ROOMS: dict[str, set[str]] = {  # room or module: which others it may import, al
     "encoders": {"hub", "inference", "loading", "zoo"},
     "heads": {"encoders", "hub", "inference", "loading", "volume"},
     "loading": {"encoders", "heads", "hub"},
-    "convert": {"encoders", "files", "hub", "zoo"},
+    "convert": {"", "encoders", "files", "heads", "hub", "inference", "scan_checks", "volume", "zoo"},
     "similarity": {"files", "inference", "sampling"},
     "finetuning": {
         *("datasets", "encoders", "evaluation", "files", "heads", "hub", "inference", "loading", "metrics"),
@@ -83,6 +83,7 @@ ROOMS: dict[str, set[str]] = {  # room or module: which others it may import, al
     "cli": {
         *(
             "",
+            "convert",
             "datasets",
             "demo",
             "files",

@@ -13,7 +13,7 @@ import warnings
 from typing import Any
 
 import ctssl
-from ctssl.cli import judge, models, nnunet, segment, shifts, train
+from ctssl.cli import export, judge, models, nnunet, segment, shifts, train
 from ctssl.cli.common import add_memory, common, free
 
 
@@ -75,7 +75,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     )
     add_memory(sub)
     common(sub)
-    for part in (segment, train, judge, nnunet):
+    for part in (segment, train, judge, export, nnunet):
         part.add_commands(command)
     shifts.add_commands(command, chosen)
     sub = command("demo", _demo, "try ctssl: a phantom (or your scan), its features, a mask")

@@ -1,5 +1,5 @@
-"""Export encoders for use without ctssl: MONAI modules, `torch.export` programs and ONNX files of fixed image
-size.
+"""Export encoders and segmenters for use without ctssl: MONAI modules, `torch.export` programs and ONNX files of fixed
+image size.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ctssl.files.atomic import write_whole
 
 
 def to_program(encoder: nn.Module, *, size: tuple[int, int, int]) -> torch.export.ExportedProgram:
-    """Export an encoder as a `torch.export` program, which runs without ctssl.
+    """Export an encoder or a segmenter as a `torch.export` program, which runs without ctssl.
 
     The image size is fixed, because the windows of a Swin are laid out for it.
 
     Args:
-        encoder: the encoder.
+        encoder: the encoder or segmenter.
         size: image size in voxels.
 
     Returns:
-        A program; `program.module()(x)` takes `(1, 1, *size)` and returns the maps, finest first.
+        A program; `program.module()(x)` takes `(1, 1, *size)` and returns the maps, finest first, or the logits.
     """
     x, trains = torch.zeros(1, 1, *size), encoder.training
     try:
@@ -38,13 +38,20 @@ def to_program(encoder: nn.Module, *, size: tuple[int, int, int]) -> torch.expor
         encoder.train(trains)
 
 
+def save_program(model: nn.Module, path: str | os.PathLike, *, size: tuple[int, int, int]) -> Path:
+    """Write the program of `to_program` to a file for `torch.export.load`, and return its path."""
+    program = to_program(model, size=size)
+    return write_whole(Path(path), lambda part: torch.export.save(program, part))
+
+
 def to_onnx(
     encoder: nn.Module, path: str | os.PathLike, *, size: tuple[int, int, int], overwrite: bool = False
 ) -> Path:
-    """Write an ONNX file with input `image` `(1, 1, *size)` and outputs `map0`, `map1`, ..., finest first.
+    """Write an ONNX file with input `image` `(1, 1, *size)` and outputs `map0`, `map1`, ..., finest first; of a
+    segmenter, with the output `logits`.
 
     Args:
-        encoder: the encoder.
+        encoder: the encoder or segmenter.
         path: file to write.
         size: image size in voxels.
         overwrite: replace an existing file.
@@ -61,7 +68,8 @@ def to_onnx(
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{error}; ONNX export needs pip install 'ctssl[export]'") from error
-    names = [f"map{i}" for i in range(len(encoder.channels))]  # type: ignore[arg-type]
+    maps: Any = getattr(encoder, "channels", None)
+    names = ["logits"] if maps is None else [f"map{i}" for i in range(len(maps))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # raised by the exporter about its own internals
         program: Any = torch.onnx.export(
