@@ -22,6 +22,7 @@ _HOMES = {
     "list_models": "zoo",
     "load": "loading",
     "load_segmenter": "loading",
+    "measure_curve": "finetuning.curve",
     "measure_robustness": "robustness.run",
     "pair": "zoo",
     "read": "volume.volume",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from ctssl.encoders.vit import ViT as ViT
     from ctssl.evaluation.report import Evaluation as Evaluation
     from ctssl.evaluation.report import evaluate as evaluate
+    from ctssl.finetuning.curve import measure_curve as measure_curve
     from ctssl.finetuning.report import Report as Report
     from ctssl.finetuning.run import finetune as finetune
     from ctssl.finetuning.settings import Settings as Settings

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add `check` and `finetune`; `command(name, run, text)` is that of `ctssl.cli.main`."""
+    """Add `check`, `finetune` and `curve`; `command(name, run, text)` is that of `ctssl.cli.main`."""
     sub = command("check", _check, "check labelled scans case by case, before training on them")
     _add_data(sub)
     sub.add_argument("--model", help="also warn about scans that this model was pretrained on")
@@ -53,6 +53,78 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--overwrite", action="store_true", help="replace a finished model in OUT")
     sub.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)"
+    )
+    add_curve(command)
+
+
+def add_curve(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add `curve`."""
+    sub = command("curve", _curve, "compare models on your labels: DSC over the number of labelled patients")
+    sub.add_argument("data", help="folder (images/ and labels/, nnU-Net, Decathlon, DICOM patients) or CSV")
+    sub.add_argument(
+        "--out", required=True, help="folder for the report and the trainings; run again to go on"
+    )
+    sub.add_argument(
+        "--models",
+        nargs="+",
+        default=["vit-wild-contrastive", "scratch"],
+        metavar="MODEL",
+        help="starting weights as for finetune; scratch: the first model's encoder without pretraining; all are "
+        "compared with the last (default: vit-wild-contrastive scratch)",
+    )
+    sub.add_argument(
+        "--shots",
+        nargs="+",
+        metavar="N",
+        help="numbers of training patients (default: 1 2 5 10 all, as far as there are so many)",
+    )
+    sub.add_argument("--seeds", type=int, default=3, help="trainings of each kind (default: %(default)s)")
+    sub.add_argument(
+        "--hold-out",
+        help="share of the patients, or case names separated by commas (default: the cases that a column split "
+        "calls test, or 0.2)",
+    )
+    sub.add_argument(
+        "--head", default="", help="segmentation head (default: that of the model, otherwise light)"
+    )
+    sub.add_argument("--steps", type=int, metavar="N", help="training steps (default: 600)")
+    sub.add_argument("--batch", type=int, metavar="N", help="crops per step (default: from the crop size)")
+    sub.add_argument(
+        "--crop", type=int, metavar="N", help="crop size in voxels (default: from structures and scans)"
+    )
+    sub.add_argument(
+        "--spacing", type=float, metavar="MM", help="working spacing in mm (default: from the structures)"
+    )
+    sub.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)"
+    )
+
+
+def _curve(args: argparse.Namespace) -> None:
+    from ctssl.finetuning.curve import ALL, measure_curve
+    from ctssl.finetuning.settings import Settings
+
+    wrong = [one for one in args.shots or [] if one != ALL and not one.isdigit()]
+    if wrong:
+        raise ValueError(f"--shots {wrong[0]}: give numbers of patients, or all")
+    chosen = {key: getattr(args, key) for key in ("steps", "batch", "crop") if getattr(args, key) is not None}
+    found = measure_curve(
+        args.data,
+        out=args.out,
+        models=args.models,
+        shots=args.shots,
+        seeds=args.seeds,
+        hold_out=_hold_out(args.hold_out),
+        settings=Settings(**chosen),
+        head=args.head,
+        spacing_mm=args.spacing,
+        device=args.device,
+        progress=not args.json,
+    )
+    print(
+        json.dumps(found.points())
+        if args.json
+        else f"{found.table()}\n{args.out}/report.md, {args.out}/curve.png"
     )
 
 

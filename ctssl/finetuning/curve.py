@@ -1,0 +1,240 @@
+"""Label efficiency: how good each starting point becomes with few and with many labelled patients."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctssl.datasets.layouts import find_cases
+from ctssl.datasets.splits import divide, patients
+from ctssl.evaluation.statistics import holm, interval, paired
+from ctssl.files.atomic import write_whole
+from ctssl.files.text import csv_text, markdown
+from ctssl.finetuning.run import finetune
+from ctssl.finetuning.settings import Settings
+from ctssl.finetuning.start import BASELINES
+
+Row = dict[str, Any]
+ALL = "all"
+USUAL = (1, 2, 5, 10)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Scores of trainings with different numbers of labelled patients.
+
+    Attributes:
+        rows: a row for each training and held-out case: `model, shots, seed, case, patient, dsc`.
+        models: the starting points, in the order given; the last one is what the others are compared with.
+        shots: numbers of training patients, rising.
+    """
+
+    rows: list[Row]
+    models: list[str]
+    shots: list[int]
+
+    def scores(self, model: str, shots: int) -> list[Row]:
+        """Return `patient, dsc` of each held-out case, averaged over the seeds."""
+        found: dict[tuple[str, str], list[float]] = {}
+        for row in self.rows:
+            if (row["model"], row["shots"]) == (model, shots):
+                found.setdefault((row["case"], row["patient"]), []).append(row["dsc"])
+        return [{"case": c, "patient": p, "dsc": float(np.mean(v))} for (c, p), v in found.items()]
+
+    def points(self) -> list[Row]:
+        """Return for each model and number of patients the mean DSC with its 95% interval over patients and, but for
+        the last model, its `gain` over that one, paired by patient, with an interval and p (Holm over the table)."""
+        result: list[Row] = []
+        for shots in self.shots:
+            reference = {row["case"]: row["dsc"] for row in self.scores(self.models[-1], shots)}
+            for model in self.models:
+                scores = self.scores(model, shots)
+                low, high = interval(scores, "dsc")
+                point = {"model": model, "shots": shots, "dsc": float(np.mean([s["dsc"] for s in scores]))}
+                point |= {"low": low, "high": high}
+                if model != self.models[-1]:
+                    pairs = [
+                        {**s, "other_dsc": reference[s["case"]], "away": s["dsc"] - reference[s["case"]]}
+                        for s in scores
+                    ]
+                    gain = interval(pairs, "away")
+                    test = paired(pairs, ("dsc",))[0]
+                    point |= {
+                        "gain": test["difference"],
+                        "gain_low": gain[0],
+                        "gain_high": gain[1],
+                        "p": test["p"],
+                    }
+                result.append(point)
+        tested = [point for point in result if "p" in point]
+        for point, p in zip(tested, holm([point["p"] for point in tested]), strict=True):
+            point["p"] = p
+        return result
+
+    def table(self) -> str:
+        """Return `points` as Markdown."""
+        columns = ["patients", "model", "DSC (95% interval)", f"against {self.models[-1]}", "p"]
+        lines = []
+        for point in self.points():
+            gain = "gain" in point
+            lines.append(
+                [
+                    str(point["shots"]),
+                    point["model"],
+                    f"{point['dsc']:.3f} ({point['low']:.3f} to {point['high']:.3f})",
+                    f"{point['gain']:+.3f} ({point['gain_low']:+.3f} to {point['gain_high']:+.3f})"
+                    if gain
+                    else "",
+                    "" if not gain else "too few" if math.isnan(point["p"]) else f"{point['p']:.3f}",
+                ]
+            )
+        return markdown(columns, lines)
+
+
+def measure_curve(
+    data: str | os.PathLike,
+    *,
+    out: str | os.PathLike,
+    models: Sequence[str],
+    shots: Sequence[int | str] | None = None,
+    seeds: int = 3,
+    hold_out: float | list[str] | None = None,
+    settings: Settings | None = None,
+    **how: Any,
+) -> Curve:
+    """Train every model on 1, 2, 5, ... labelled patients and score each training on the same held-out cases.
+
+    Trainings that are finished in `out` are kept: an interrupted call goes on, a longer list adds to it.
+
+    Args:
+        data: folder or CSV in a layout that `ctssl.datasets.find_cases` knows.
+        out: folder for `curve.png`, `report.md`, `cases.csv`, and a segmenter for each training.
+        models: starting points as for `ctssl.finetune`; "scratch" is the first model's encoder with initial weights.
+            All are compared with the last one.
+        shots: numbers of training patients; "all" is all that are not held out. None: 1, 2, 5, 10 and all, as far as
+            there are so many.
+        seeds: trainings of each kind; each draws patients and crops anew, the same for every model.
+        hold_out: as for `ctssl.finetune`.
+        settings: of every training.
+        how: further arguments of `ctssl.finetune`, the same for every training.
+
+    Raises:
+        ValueError: models, shots or seeds that cannot be, before any training; else as `ctssl.finetune`.
+    """
+    folder, settings = Path(out), settings or Settings()
+    names = _starts(models)
+    if seeds < 1:
+        raise ValueError(f"seeds={seeds}: give at least 1")
+    train, held = divide(find_cases(data).cases, hold_out, settings.seed)
+    counts = _counts(shots, len(patients(train)))
+    patient, rows = {case.name: case.patient for case in held}, []
+    for count in counts:
+        for seed in range(seeds):
+            for name, (model, scratch) in names.items():
+                report = finetune(
+                    data,
+                    out=folder / f"{_plain(name)}-{count}-{seed}",
+                    model=model,
+                    from_scratch=scratch,
+                    few_shot=count if count < len(patients(train)) else None,
+                    hold_out=[case.name for case in held],
+                    settings=replace(settings, seed=seed),
+                    keep=True,
+                    **how,
+                )
+                where: Row = {"model": name, "shots": count, "seed": seed}
+                rows += [
+                    {
+                        **where,
+                        "case": case,
+                        "patient": patient[case],
+                        "dsc": float(np.mean(list(dsc.values()))),
+                    }
+                    for case, dsc in report.held_out.items()
+                    if dsc
+                ]
+            write_curve(Curve(rows, list(names), [n for n in counts if n <= count]), folder)
+    return Curve(rows, list(names), counts)
+
+
+def _counts(shots: Sequence[int | str] | None, most: int) -> list[int]:
+    """Return the numbers of patients, rising. Raises `ValueError` for a number that there are not."""
+    if shots is None:
+        shots = [n for n in USUAL if n < most] + [ALL]
+    counts = sorted({most if one == ALL else int(one) for one in shots})
+    if not counts or counts[0] < 1 or counts[-1] > most:
+        raise ValueError(
+            f"shots={list(shots)}: give numbers from 1 to {most}, the patients to train on, or 'all'"
+        )
+    return counts
+
+
+def _starts(models: Sequence[str]) -> dict[str, tuple[str, bool]]:
+    """Return for each model what `finetune` takes: the model, and whether from scratch."""
+    if len(set(models)) != len(models) or len(models) < 2:
+        raise ValueError(
+            f"models={list(models)}: give two or more different ones, such as vit-wild-contrastive, scratch"
+        )
+    first = next((model for model in models if model != "scratch"), "")
+    if first in BASELINES and "scratch" in models:
+        raise ValueError(
+            f"'scratch' is the first model's encoder without pretraining, and {first} has none; leave one out"
+        )
+    return {model: (first, True) if model == "scratch" else (model, False) for model in models}
+
+
+def _plain(name: str) -> str:
+    return Path(name).name or "model"
+
+
+def write_curve(found: Curve, folder: Path) -> None:
+    """Write `cases.csv`, `report.md`, `curve.json` and `curve.png`."""
+    write_whole(folder / "cases.csv", csv_text(found.rows))
+    write_whole(folder / "curve.json", json.dumps(found.points(), indent=1) + "\n")
+    seeds, cases = (len({row[key] for row in found.rows}) for key in ("seed", "case"))
+    text = f"""# Label efficiency
+
+Mean DSC of {cases} held-out cases. Trainings of each kind: {seeds}; a case counts with the mean of its scores. Intervals over
+patients; p by Wilcoxon's test, corrected by Holm.
+
+{found.table()}
+![Learning curves](curve.png)
+"""
+    write_whole(folder / "report.md", text)
+    write_whole(folder / "curve.png", lambda part: draw_curve(found.points(), part))
+
+
+def draw_curve(points: list[Row], path: Path) -> None:
+    """Draw mean DSC over the number of training patients, a line for each model, with its interval."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for model in dict.fromkeys(point["model"] for point in points):
+        mine = [point for point in points if point["model"] == model]
+        x = [point["shots"] for point in mine]
+        (line,) = axes.plot(x, [point["dsc"] for point in mine], marker="o", label=model)
+        axes.fill_between(
+            x,
+            [p["low"] for p in mine],
+            [p["high"] for p in mine],
+            color=line.get_color(),
+            alpha=0.15,
+            linewidth=0,
+        )
+    ticks = sorted({point["shots"] for point in points})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [str(n) for n in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("labelled patients")
+    axes.set_ylabel("mean DSC of held-out cases")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150, format="png")
