@@ -1,7 +1,9 @@
 """The encoder that a training starts from."""
 
+import pytest
 import torch
 
+import ctssl
 from ctssl.finetuning.start import fresh
 
 
@@ -10,3 +12,23 @@ def test_from_scratch_forgets_the_weights(tiny):
     assert other.config == tiny.config and not torch.equal(
         other.patch_embed.proj.weight, tiny.patch_embed.proj.weight
     )
+
+
+def test_interpolation_is_the_mean_of_the_weights_before_and_after(labelled, tiny_segmenter, tmp_path):
+    weights = {}
+    for share in (0.0, 0.25):
+        how = ctssl.Settings(steps=3, crop=16, batch=1, interpolate=share)
+        ctssl.finetune(
+            labelled, model=tiny_segmenter, out=tmp_path / str(share), settings=how, progress=False
+        )
+        weights[share] = ctssl.load_segmenter(tmp_path / str(share)).state_dict()
+    before = ctssl.load_segmenter(tiny_segmenter).state_dict()
+    for key, value in weights[0.0].items():
+        torch.testing.assert_close(weights[0.25][key], 0.25 * before[key] + 0.75 * value)
+    assert any(not torch.equal(value, before[key]) for key, value in weights[0.0].items())
+
+
+def test_interpolation_needs_a_head_for_the_same_labels(labelled, tiny_folder, tmp_path):
+    how = ctssl.Settings(steps=3, crop=16, batch=1, interpolate=0.5)
+    with pytest.raises(ValueError, match="brings none"):
+        ctssl.finetune(labelled, model=tiny_folder, out=tmp_path / "m", settings=how, progress=False)

@@ -178,6 +178,12 @@ def _add_settings(sub: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="share of the steps in which the head learns alone, before a pretrained encoder joins in (default: 0)",
     )
+    sub.add_argument(
+        "--interpolate",
+        type=float,
+        metavar="SHARE",
+        help="share of the starting weights in the result, for a model that brings its head (default: 0)",
+    )
     sub.add_argument("--freeze", choices=["encoder"], help="train the head alone")
     sub.add_argument(
         "--layer-decay", type=float, metavar="F", help="learning rate decay per block (default: 1)"
@@ -310,6 +316,7 @@ def _request(args: argparse.Namespace) -> Request:
         "lr",
         "encoder_lr",
         "warmup_head",
+        "interpolate",
         "layer_decay",
         "ema",
         "validation",

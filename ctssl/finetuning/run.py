@@ -38,7 +38,7 @@ from ctssl.finetuning.prepare import (
 from ctssl.finetuning.report import WRITTEN, Facts, Judged, Report, judge, result_files
 from ctssl.finetuning.request import Request, check_request, finished, identity_of
 from ctssl.finetuning.settings import Settings
-from ctssl.finetuning.start import Start, check_model, open_start, take_head
+from ctssl.finetuning.start import Start, check_interpolation, check_model, mix, open_start, take_head
 from ctssl.finetuning.threshold import choose_threshold
 from ctssl.hub.provenance import facts as metadata_of
 from ctssl.inference.masks import onto, plan, probabilities_of
@@ -159,6 +159,7 @@ def train(net: Any, learning: list[Any], validating: list[Any], job: Job, *, ran
     scoring = (
         judging_seconds(net, job) if rank == 0 else 0.0
     )  # the first device decides how many steps there are
+    before = {k: v.clone() for k, v in net.state_dict().items()} if job.settings.interpolate else {}
     began = time.monotonic()
     curve = fit(
         net,
@@ -172,6 +173,8 @@ def train(net: Any, learning: list[Any], validating: list[Any], job: Job, *, ran
         progress=request.progress,
     )
     seconds = time.monotonic() - began
+    if before:
+        mix(net, before, job.settings.interpolate)
     net.eval()
     judged: dict[str, Judged] = {}
     if rank == 0:
@@ -331,6 +334,8 @@ def build_network(job: Job) -> Any:
     torch.manual_seed(job.settings.seed)
     net = segmenter(encoder, head=job.start.head, classes=classes, labels=names, window=job.plan.crop)
     take_head(net, job.start)
+    if job.settings.interpolate:
+        check_interpolation(net, job.start)
     net.parent = "" if job.start.from_scratch else job.start.name
     for case in job.sides.held_out:
         plan(net, job.survey.records.cases[case.name].grid, job.request.max_memory_gb)

@@ -19,6 +19,8 @@ class Settings:
         lr: peak learning rate of the head, and of an encoder with initial weights.
         encoder_lr: peak learning rate of a pretrained encoder.
         warmup_head: share of the steps in which the head learns alone, before a pretrained encoder joins in.
+        interpolate: share of the starting weights in the result, which is the weighted mean of these and the trained ones
+            (WiSE-FT, arXiv 2109.01903): better on scans unlike the training cases. For a model that brings its head.
         layer_decay: factor of the learning rate for every block further from the end (timm); 1 for none.
         freeze: train the head alone.
         ema: decay of an average of the weights that is validated and kept (timm); 0 for none.
@@ -51,6 +53,7 @@ class Settings:
     lr: float = 1e-3
     encoder_lr: float = 3e-4
     warmup_head: float = 0.0
+    interpolate: float = 0.0
     layer_decay: float = 1.0
     freeze: bool = False
     ema: float = 0.0
@@ -88,7 +91,7 @@ class Settings:
         ]
         for keys, low, high, text in (
             (("lr", "encoder_lr", "layer_decay", "zoom"), 0, math.inf, "> 0"),
-            (("ema", "validation", "warmup", "warmup_head"), None, 1, ">= 0 and < 1"),
+            (("ema", "interpolate", "validation", "warmup", "warmup_head"), None, 1, ">= 0 and < 1"),
             (("foreground", "trim", "warp", "degrade"), None, math.nextafter(1, 2), "from 0 to 1"),
         ):
             for key in keys:

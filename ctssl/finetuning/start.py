@@ -92,6 +92,23 @@ def take_head(net: Segmenter, start: Start) -> None:
     net.head.load_state_dict({**own, **fitting})
 
 
+def check_interpolation(net: Segmenter, start: Start) -> None:
+    """Raise `ValueError` unless every weight of a network comes from what it starts from."""
+    whole = start.segmenter and start.segmenter.head.state_dict()
+    if not whole or any(whole[key].shape != value.shape for key, value in net.head.state_dict().items()):
+        raise ValueError(
+            f"interpolate needs starting weights with a head for {net.classes - 1} labels; {start.name or 'this model'} brings "
+            "none. Leave interpolate out, or start from a segmenter of as many labels"
+        )
+
+
+def mix(net: Segmenter, before: dict[str, Any], share: float) -> None:
+    """Move a network's weights by `share` of the way back to those before its training."""
+    own = net.state_dict()
+    mixed = {k: v.lerp(before[k].to(v), share) if v.is_floating_point() else v for k, v in own.items()}
+    net.load_state_dict(mixed)
+
+
 def published(kind: str) -> Any:
     """Return an untrained encoder of the shape that is published."""
     name = next(name for name in list_models() if info(name).kind == "encoder" and info(name).encoder == kind)
