@@ -17,10 +17,9 @@ from ctssl.metrics import dsc
 from ctssl.phantom import phantom
 from ctssl.pictures import features, overlay, principal_colours
 from ctssl.volume.volume import Volume, read
-from ctssl.zoo import info, list_models
+from ctssl.zoo import DEFAULT, info, list_models
 
 WRITTEN = ("phantom.nii.gz", "phantom-tumour.nii.gz", "features.png", "mask.nii.gz", "overlay.png")
-ENCODER = "swin-wild-mim"  # default encoder
 
 
 def demo(
@@ -59,7 +58,7 @@ def demo(
     model = model or next((name for name in list_models() if info(name).kind == "segmenter"), None)
     net = load_segmenter(model) if model else None
     known = [name for name in list_models() if info(name).kind == "encoder"]
-    named = encoder or (ENCODER if ENCODER in known else next(iter(known), None))
+    named = encoder or (DEFAULT if DEFAULT in known else next(iter(known), None))
     if named is None and net is None:
         raise FileNotFoundError("this ctssl contains no encoder; give a segmenter with --model")
     backbone = load(named) if named else net.encoder  # type: ignore[union-attr]

@@ -86,6 +86,8 @@ _ARGS: dict[str, dict[str, Any]] = {
 _PARAMETERS = {"swin": 3_170_790, "vit": 1_649_520}
 
 
+DEFAULT = "vit-wild-contrastive"
+"""The encoder that commands start from unless told otherwise: the highest gain on `training.experiments.lung`."""
 SCANS = {
     "wild": "26 public CT scans, uncurated",
     "wild46": "46 public CT scans, uncurated",

@@ -10,7 +10,7 @@ import ctssl
 
 def main(data: str, out: str, steps: str = "600") -> None:
     settings = ctssl.Settings(steps=int(steps), batch=4 if int(steps) > 20 else 1)
-    report = ctssl.finetune(data, model="swin-wild-mim", out=out, hold_out=0.3, settings=settings)
+    report = ctssl.finetune(data, out=out, hold_out=0.3, settings=settings)
     for case, scores in report.held_out.items():
         print(f"{case}: DSC {scores['tumour']:.3f}")
     print(f"mean {report.mean_dsc:.3f}; the segmenter is in {report.folder}")

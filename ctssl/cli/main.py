@@ -15,6 +15,7 @@ from typing import Any
 import ctssl
 from ctssl.cli import export, judge, models, nnunet, segment, shifts, train
 from ctssl.cli.common import add_memory, common, free
+from ctssl.zoo import DEFAULT
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,7 +72,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder")
     sub.add_argument("out", nargs="?", help="file.npy (default: print the vector)")
     sub.add_argument(
-        "--model", default="swin-wild-mim", help="encoder: name, folder or repository (default: %(default)s)"
+        "--model", default=DEFAULT, help="encoder: name, folder or repository (default: %(default)s)"
     )
     add_memory(sub)
     common(sub)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctssl.cli.common import add_memory, free
+from ctssl.zoo import DEFAULT
 
 if TYPE_CHECKING:
     from ctssl.finetuning.report import Report
@@ -32,7 +33,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--out", required=True, help="folder for the segmenter")
     sub.add_argument(
         "--model",
-        default="swin-wild-mim",
+        default=DEFAULT,
         help="starting weights: name, folder or repository; or a baseline without pretraining: swin-scratch, "
         "vit-scratch, dynunet (default: %(default)s)",
     )
@@ -67,10 +68,10 @@ def add_curve(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--models",
         nargs="+",
-        default=["vit-wild-contrastive", "scratch"],
+        default=[DEFAULT, "scratch"],
         metavar="MODEL",
         help="starting weights as for finetune; scratch: the first model's encoder without pretraining; all are "
-        "compared with the last (default: vit-wild-contrastive scratch)",
+        "compared with the last (default: %(default)s)",
     )
     sub.add_argument(
         "--shots",
@@ -150,6 +151,7 @@ def _add_sides(sub: argparse.ArgumentParser) -> None:
 def _add_settings(sub: argparse.ArgumentParser) -> None:
     """How to train."""
     number: dict[str, Any] = dict(type=int, metavar="N")
+    share: dict[str, Any] = dict(type=float, metavar="SHARE")
     sub.add_argument(
         "--spacing",
         type=float,
@@ -174,14 +176,12 @@ def _add_settings(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--warmup-head",
-        type=float,
-        metavar="SHARE",
+        **share,
         help="share of the steps in which the head learns alone, before a pretrained encoder joins in (default: 0)",
     )
     sub.add_argument(
         "--interpolate",
-        type=float,
-        metavar="SHARE",
+        **share,
         help="share of the starting weights in the result, for a model that brings its head (default: 0)",
     )
     sub.add_argument("--freeze", choices=["encoder"], help="train the head alone")
@@ -192,8 +192,7 @@ def _add_settings(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--bf16", action="store_true", help="half precision on a CPU (needs AVX512_BF16 or AMX)")
     sub.add_argument(
         "--validation",
-        type=float,
-        metavar="SHARE",
+        **share,
         help="share of ten or more training patients held back for validation (default: 0.1)",
     )
     sub.add_argument(

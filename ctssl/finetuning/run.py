@@ -45,6 +45,7 @@ from ctssl.inference.masks import onto, plan, probabilities_of
 from ctssl.inference.windows import MEMORY_GB
 from ctssl.loading import choose_device, segmenter
 from ctssl.volume.grids import prepare
+from ctssl.zoo import DEFAULT
 
 PATIENCE = timedelta(days=1)  # for which the other devices wait while the first one judges whole scans
 
@@ -53,7 +54,7 @@ def finetune(
     data: str | os.PathLike | None = None,
     *,
     out: str | os.PathLike,
-    model: Any = "swin-wild-mim",
+    model: Any = DEFAULT,
     images: str | os.PathLike | None = None,
     labels: str | os.PathLike | None = None,
     roi: str | None = None,
