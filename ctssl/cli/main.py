@@ -13,9 +13,7 @@ import warnings
 from typing import Any
 
 import ctssl
-from ctssl.cli import export, judge, models, nnunet, segment, shifts, train
-from ctssl.cli.common import add_memory, common, free
-from ctssl.zoo import DEFAULT
+from ctssl.cli import embed, export, judge, models, nnunet, segment, shifts, train
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,15 +66,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         return sub
 
     models.add_commands(command)
-    sub = command("embed", _embed, "compute the features of a scan, one vector")
-    sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder")
-    sub.add_argument("out", nargs="?", help="file.npy (default: print the vector)")
-    sub.add_argument(
-        "--model", default=DEFAULT, help="encoder: name, folder or repository (default: %(default)s)"
-    )
-    add_memory(sub)
-    common(sub)
-    for part in (segment, train, judge, export, nnunet):
+    for part in (embed, segment, train, judge, export, nnunet):
         part.add_commands(command)
     shifts.add_commands(command, chosen)
     sub = command("demo", _demo, "try ctssl: a phantom (or your scan), its features, a mask")
@@ -85,36 +75,6 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     sub.add_argument("--out", default="ctssl-demo", help="folder (default: %(default)s)")
     sub.add_argument("--series", help="SeriesInstanceUID, if a DICOM folder holds several")
     return parser
-
-
-def _embed(args: argparse.Namespace) -> None:
-    from io import BytesIO
-    from pathlib import Path
-
-    import numpy as np
-
-    from ctssl.files.atomic import write_whole
-    from ctssl.inference.features import embed
-
-    if args.out:
-        free(args.out, args.overwrite, ".npy")
-    encoder = ctssl.load(args.model, device=args.device)
-    scan = args.scan if args.series is None else ctssl.read(args.scan, series=args.series)
-    vector = embed(encoder, scan, max_memory_gb=args.max_memory, progress=not args.json).cpu().numpy()
-    if args.out:
-        content = BytesIO()
-        np.save(content, vector)
-        write_whole(Path(args.out), content.getvalue())
-    if args.json:
-        print(
-            json.dumps(
-                {"model": args.model, "scan": args.scan, "out": args.out, "embedding": vector.tolist()}
-            )
-        )
-    elif args.out:
-        print(f"{len(vector)} features of {args.scan} in {args.out}")
-    else:
-        print(" ".join(f"{v:.6g}" for v in vector))
 
 
 def _demo(args: argparse.Namespace) -> None:

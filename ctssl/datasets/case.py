@@ -53,15 +53,20 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
         from ctssl.volume.dicom_masks import read_annotation
 
         return scan, read_annotation(case.label, scan, roi=case.roi)
-    mask = read(case.label)
+    return scan, fit_mask(scan, read(case.label), case.name)
+
+
+def fit_mask(scan: Volume, mask: Volume, name: str) -> Volume:
+    """Return a mask as uint8 on the grid of its scan. A mask of 0 and 255 is one of 0 and 1.
+
+    Raises `ValueError` where they do not fit, and for a mask that holds other values than 0 to 255.
+    """
     if scan.shape != mask.shape:
-        raise ValueError(
-            f"{case.name}: the scan has shape {scan.shape}, its mask {mask.shape}; resample the mask"
-        )
+        raise ValueError(f"{name}: the scan has shape {scan.shape}, its mask {mask.shape}; resample the mask")
     apart = corner_distance(scan, mask)
     if apart > 0.5 * min(scan.spacing_mm):
         raise ValueError(
-            f"{case.name}: scan and mask lie up to {apart:.1f} mm apart (their affines differ); "
+            f"{name}: scan and mask lie up to {apart:.1f} mm apart (their affines differ); "
             "write the mask with the scan's affine"
         )
     values = np.unique(mask.array)
@@ -71,9 +76,9 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
         or (values != np.round(values)).any()
         or values.max() > 255
     ):
-        raise ValueError(f"{case.name}: a mask holds whole numbers 0..255, this one has {values[:6]}")
+        raise ValueError(f"{name}: a mask holds whole numbers 0..255, this one has {values[:6]}")
     labels = one_label(mask.array, values).astype(np.uint8)
-    return scan, replace(mask, array=labels, affine=scan.affine)
+    return replace(mask, array=labels, affine=scan.affine)
 
 
 def one_label(labels: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
+    from ctssl.inference.features import FeatureMap
     from ctssl.volume.volume import Volume
 
 
@@ -73,16 +74,47 @@ class Pretrained(Backbone):
         self,
         volume: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray] | list,
         *,
+        mask: Any = None,
         max_memory_gb: float = 8.0,
     ) -> Tensor:
         """Return `(channels[-1],)`: the mean of the deepest map over the tissue of a scan of any size; of a list of
         scans, a row for each.
 
-        Raises `ValueError` for a scan that needs more memory than `max_memory_gb`, before it is read.
+        Args:
+            volume: anything that `ctssl.read` accepts, or a list of such.
+            mask: labels on the grid of one scan: returns `(lesions, sum(channels))` instead, the mean of every map over
+                each lesion, by label and falling volume; `ctssl.inference.lesions.embed_lesions` tells which is which.
+            max_memory_gb: memory limit of the process in GB.
+
+        Raises:
+            ValueError: the scan needs more memory than allowed (before it is read), or the mask does not fit.
         """
+        if mask is not None:
+            import torch
+
+            from ctssl.inference.lesions import embed_lesions
+
+            found = embed_lesions(self, volume, mask, max_memory_gb=max_memory_gb)
+            rows = [lesion.vector for lesion in found]
+            return torch.stack(rows) if rows else torch.zeros(0, sum(self.channels))
         from ctssl.inference.features import embed
 
         return embed(self, volume, max_memory_gb=max_memory_gb)
+
+    def feature_maps(
+        self,
+        volume: Volume | str | os.PathLike | tuple[np.ndarray, np.ndarray],
+        *,
+        max_memory_gb: float = 8.0,
+    ) -> list[FeatureMap]:
+        """Return every map of a scan of any size, finest first: `array` `(channels, x, y, z)` float32 and `affine`, its
+        voxels to RAS+ mm.
+
+        Raises `ValueError` for a scan that needs more memory than `max_memory_gb`, before it is read.
+        """
+        from ctssl.inference.features import dense
+
+        return dense(self, volume, max_memory_gb=max_memory_gb)
 
     @on_class
     def from_pretrained(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,13 @@ from ctssl.volume.volume import Volume, read, scans_in
 from ctssl.zoo import Preprocess
 
 TILE = 96  # voxels along each side of a piece that goes through an encoder at once
+
+
+class FeatureMap(NamedTuple):
+    """A map `(channels, x, y, z)` float32 of a scan, and the 4x4 affine of its voxels to RAS+ mm."""
+
+    array: np.ndarray
+    affine: np.ndarray
 
 
 def prepared(
@@ -89,6 +97,31 @@ def feature_maps(encoder: Any, image: Tensor, *, progress: bool = False) -> list
             out[(slice(None), *into)] = found[(0, slice(None), *take)].float().cpu()
     encoder.train(training)
     return maps
+
+
+def map_affines(affine: np.ndarray, strides: tuple[int, ...]) -> list[np.ndarray]:
+    """Return for each map the affine (4x4, its voxels to RAS+ mm) on the working grid `affine`."""
+    result = []
+    for stride in strides:
+        own = affine.copy()
+        own[:3, :3] = affine[:3, :3] * stride
+        own[:3, 3] = affine[:3, :3] @ np.full(3, (stride - 1) / 2) + affine[:3, 3]
+        result.append(own)
+    return result
+
+
+def dense(
+    encoder: Any, source: Any, *, max_memory_gb: float = MEMORY_GB, progress: bool = False
+) -> list[FeatureMap]:
+    """Compute every map of a scan with its place; see `Pretrained.feature_maps`."""
+    spacing_mm = (blocks_of(encoder).spec.preprocess if encoder.spec else Preprocess()).spacing_mm
+    scan, _ = read_within(
+        source, lambda grid: check_features(grid, encoder, spacing_mm, TILE, max_memory_gb=max_memory_gb)
+    )
+    image = prepared(encoder, scan)
+    maps = feature_maps(encoder, torch.from_numpy(image.array)[None, None], progress=progress)
+    affines = map_affines(image.affine, encoder.strides)
+    return [FeatureMap(m.numpy(), a) for m, a in zip(maps, affines, strict=True)]
 
 
 def _starts(size: int, tile: int, step: int) -> list[int]:

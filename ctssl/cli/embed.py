@@ -1,0 +1,183 @@
+"""`ctssl embed`: features of a scan, of its lesions, of a folder of scans, or of every place."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ctssl.cli.common import add_memory, common, complain, free
+from ctssl.zoo import DEFAULT
+
+Row = dict[str, Any]
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add `embed`; `command(name, run, text)` is that of `ctssl.cli.main`."""
+    sub = command(
+        "embed", _embed, "compute the features of a scan, of its lesions, or of every scan of a folder"
+    )
+    sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder; or a folder of any of these")
+    sub.add_argument(
+        "out",
+        nargs="?",
+        help="FILE.npy for one vector, FILE.csv for a table, FILE.nii.gz for --dense (default: print the vector)",
+    )
+    sub.add_argument(
+        "--model", default=DEFAULT, help="encoder: name, folder or repository (default: %(default)s)"
+    )
+    sub.add_argument(
+        "--mask",
+        help="mask of the scan, or folder of masks: one row per lesion, the mean of every map over it",
+    )
+    sub.add_argument(
+        "--by",
+        choices=["lesion", "label"],
+        default="lesion",
+        help="a row per connected lesion, or per label (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--dense", action="store_true", help="write a whole map, a 4D image on the grid of the map"
+    )
+    sub.add_argument(
+        "--map", type=int, default=-1, metavar="N", help="map of --dense, from 0 (default: the deepest)"
+    )
+    add_memory(sub)
+    common(sub)
+
+
+def _embed(args: argparse.Namespace) -> None:
+    import ctssl
+    from ctssl.datasets.scans import list_scans
+
+    folder = Path(args.scan)
+    scans = list_scans(folder, series=True) if folder.is_dir() else {}
+    kind = ".nii.gz" if args.dense else ".csv" if args.mask or scans else ".npy"
+    if args.dense and (args.mask or scans or not args.out):
+        raise ValueError("--dense takes one scan, no mask, and a file OUT.nii.gz")
+    if scans and not args.out:
+        raise ValueError("a folder of scans needs a table to write: OUT.csv")
+    if args.out:
+        free(args.out, args.overwrite, kind)
+    encoder = ctssl.load(args.model, device=args.device)
+    if args.dense:
+        _write_map(encoder, args)
+    elif kind == ".csv":
+        _write_rows(encoder, scans, args)
+    else:
+        _write_vector(encoder, args)
+
+
+def _write_vector(encoder: Any, args: argparse.Namespace) -> None:
+    """One scan as one vector."""
+    from io import BytesIO
+
+    import numpy as np
+
+    import ctssl
+    from ctssl.files.atomic import write_whole
+    from ctssl.inference.features import embed
+
+    scan = args.scan if args.series is None else ctssl.read(args.scan, series=args.series)
+    vector = embed(encoder, scan, max_memory_gb=args.max_memory, progress=not args.json).cpu().numpy()
+    if args.out:
+        content = BytesIO()
+        np.save(content, vector)
+        write_whole(Path(args.out), content.getvalue())
+    if args.json:
+        told = {"model": args.model, "scan": args.scan, "out": args.out, "embedding": vector.tolist()}
+        print(json.dumps(told))
+    elif args.out:
+        print(f"{len(vector)} features of {args.scan} in {args.out}")
+    else:
+        print(" ".join(f"{v:.6g}" for v in vector))
+
+
+def _write_rows(encoder: Any, scans: dict[str, Path], args: argparse.Namespace) -> None:
+    """A table: a row per scan, or per lesion. A scan that fails does not stop the others."""
+    from tqdm import tqdm
+
+    from ctssl.datasets.scans import require_scans
+    from ctssl.files.atomic import write_whole
+    from ctssl.files.text import csv_text
+
+    masks: dict[str, Path] = {}
+    if args.mask and scans:
+        masks = require_scans(Path(args.mask), unlabelled=False)
+        if lonely := sorted(set(scans) - set(masks)):
+            raise FileNotFoundError(
+                f"{len(lonely)} scans have no mask of their name in {args.mask}: {', '.join(lonely[:5])}"
+            )
+    jobs = {name: (path, masks.get(name)) for name, path in scans.items()}
+    jobs = jobs or {
+        Path(args.scan).name.removesuffix(".gz").removesuffix(".nii"): (Path(args.scan), Path(args.mask))
+    }
+    rows, failed = [], {}
+    for name, (scan, mask) in tqdm(jobs.items(), desc="scans", disable=args.json or len(jobs) < 2):
+        try:
+            rows += [{"scan": name, **row} for row in _rows(encoder, scan, mask, args)]
+        except (ValueError, OSError) as error:
+            if len(jobs) == 1:
+                raise
+            failed[name] = str(error)
+    if args.out:
+        write_whole(Path(args.out), csv_text(rows))
+    if args.json:
+        print(json.dumps({"model": args.model, "out": args.out, "rows": rows, "failed": failed}))
+    else:
+        print(f"{len(rows)} rows in {args.out}" if args.out else csv_text(rows), end="\n" if args.out else "")
+    complain(failed)
+
+
+def _rows(encoder: Any, scan: Path, mask: Path | None, args: argparse.Namespace) -> Iterator[Row]:
+    import ctssl
+    from ctssl.inference.features import embed
+    from ctssl.inference.lesions import embed_lesions
+
+    source: Any = scan if args.series is None else ctssl.read(scan, series=args.series)
+    if mask is None:
+        yield _numbered(embed(encoder, source, max_memory_gb=args.max_memory).tolist())
+        return
+    for lesion in embed_lesions(encoder, source, mask, by=args.by, max_memory_gb=args.max_memory):
+        place = dict(zip(("x_mm", "y_mm", "z_mm"), (round(c, 2) for c in lesion.centre_mm), strict=True))
+        facts = {
+            "label": lesion.label,
+            "lesion": lesion.number,
+            "volume_ml": round(lesion.volume_ml, 4),
+            **place,
+        }
+        yield facts | _numbered(lesion.vector.tolist())
+
+
+def _numbered(vector: list[float]) -> Row:
+    return {f"f{number}": float(f"{value:.7g}") for number, value in enumerate(vector)}
+
+
+def _write_map(encoder: Any, args: argparse.Namespace) -> None:
+    """Every place of one map, as a 4D image."""
+    import nibabel
+    import numpy as np
+
+    import ctssl
+    from ctssl.files.atomic import write_whole
+    from ctssl.inference.features import dense
+
+    count = len(encoder.strides)
+    if not -count <= args.map < count:
+        raise ValueError(f"--map {args.map}: this encoder has {count} maps, 0 (finest) to {count - 1}")
+    scan = args.scan if args.series is None else ctssl.read(args.scan, series=args.series)
+    array, affine = dense(encoder, scan, max_memory_gb=args.max_memory, progress=not args.json)[args.map]
+    image = nibabel.Nifti1Image(np.moveaxis(array, 0, -1), affine)
+    image.header.set_xyzt_units("mm")
+    write_whole(Path(args.out), lambda part: nibabel.save(image, part))
+    size = " x ".join(str(n) for n in array.shape[1:])
+    if args.json:
+        print(
+            json.dumps({"model": args.model, "scan": args.scan, "out": args.out, "shape": list(image.shape)})
+        )
+    else:
+        print(
+            f"{len(array)} channels of {size} places, {encoder.strides[args.map]} voxels apart, in {args.out}"
+        )
