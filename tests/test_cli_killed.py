@@ -14,6 +14,7 @@ import ctssl
 from ctssl.cli import main
 from ctssl.evaluation.report import WRITTEN
 from tests.support import kill
+from tests.support.dicom import write_series
 from tests.support.tiny import QUICK_FLAGS
 
 
@@ -169,6 +170,23 @@ def test_a_scan_that_was_killed_while_it_was_segmented_is_started_again(tiny_seg
     assert killed_at_every_rename(command, out) == 4 + len(more)
     assert {"m.nii.gz", "m.png", "m.ctssl.json"} <= {path.name for path in out.iterdir()}
     assert not list(out.glob(".part*"))
+    assert kill.run(command) == 2
+
+
+@pytest.mark.slow
+def test_a_series_that_was_killed_while_it_was_segmented_is_started_again(tiny_segmenter, tmp_path):
+    pytest.importorskip("highdicom", reason="DICOM is the extra ctssl[dicom]")
+
+    def with_air(k, image):
+        image.RescaleIntercept = -2000
+
+    write_series(tmp_path / "series", edit=with_air)
+    out = tmp_path / "out"
+    out.mkdir()
+    command = ["segment", str(tmp_path / "series"), str(out / "m.dcm"), "--model", str(tiny_segmenter)]
+    command += ["--overlay", str(out / "m.png")]
+    assert killed_at_every_rename(command, out) == 3
+    assert {path.name for path in out.iterdir()} == {"m.dcm", "m.png"}
     assert kill.run(command) == 2
 
 

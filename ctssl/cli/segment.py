@@ -71,7 +71,7 @@ def _segment(args: argparse.Namespace) -> None:
     if args.overlay:
         free(args.overlay, again, ".png")
     if args.out.endswith(".dcm"):
-        _segment_dicom(args)
+        _segment_dicom(args, picture, overwrite=again)
         return
     from ctssl.inference.folder import target_of, write_mask
     from ctssl.inference.masks import plan
@@ -127,7 +127,9 @@ def _draw(args: argparse.Namespace, model: Any, scan: Any, mask: Any) -> None:
         overlay(scan, mask, args.overlay, window_hu=window, title=title, names=model.labels)
 
 
-def _segment_dicom(args: argparse.Namespace) -> None:
+def _segment_dicom(args: argparse.Namespace, picture: Path | None, *, overwrite: bool) -> None:
+    """A DICOM series to a DICOM-SEG. A record says until the end that the results are not complete."""
+    from ctssl.inference.folder import Target, begin
     from ctssl.inference.masks import segment
     from ctssl.volume.dicom_seg import write_seg
 
@@ -140,6 +142,8 @@ def _segment_dicom(args: argparse.Namespace) -> None:
     model = _model(args)
     scan = ctssl.read(args.scan, series=args.series)
     mask = segment(model, scan, _windows(args), progress=not args.json)
+    target = Target(Path(args.out))
+    begin(target, {}, picture)
     known = (model.spec.name, model.spec.sha256) if model.spec else ("", "")
     write_seg(
         mask,
@@ -149,9 +153,10 @@ def _segment_dicom(args: argparse.Namespace) -> None:
         series=args.series,
         model=known[0],
         sha256=known[1],
-        overwrite=args.overwrite,
+        overwrite=overwrite,
     )
     _draw(args, model, scan, mask)
+    target.record.unlink(missing_ok=True)
     print(
         json.dumps({"mask": args.out})
         if args.json

@@ -194,8 +194,7 @@ def write_mask(
         "model": model.spec.name if model.spec else "",
         **facts,
     }
-    begun = {**record, "picture": str(picture and picture.absolute()), "state": WRITING}
-    write_whole(target.record, json.dumps(begun, indent=1) + "\n")
+    begin(target, record, picture)
     mask.save(target.mask, overwrite=overwrite)
     for label, one in maps.items():
         one.save(target.maps[label], overwrite=overwrite)
@@ -205,6 +204,12 @@ def write_mask(
     record |= {"files": hashes, "state": WHOLE}
     write_whole(target.record, json.dumps(record, indent=1) + "\n")  # last: what it names is complete
     return mask, record
+
+
+def begin(target: Target, record: dict[str, Any], picture: Path | None) -> None:
+    """Write the record of results that are about to be written, so that a run that is killed knows its own leftovers."""
+    begun = {**record, "picture": str(picture and picture.absolute()), "state": WRITING}
+    write_whole(target.record, json.dumps(begun, indent=1) + "\n")
 
 
 def is_unfinished(target: Target, picture: Path | None = None) -> bool:

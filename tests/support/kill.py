@@ -69,6 +69,10 @@ def whole(folder: Path) -> list[str]:
             json.loads(path.read_text())
         elif path.suffix == ".safetensors":
             load_file(path)
+        elif path.suffix == ".dcm":
+            import pydicom
+
+            assert pydicom.dcmread(path).pixel_array.ndim, path
         elif path.suffix == ".png":
             assert path.read_bytes()[-8:-4] == b"IEND", path
         else:
