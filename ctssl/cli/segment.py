@@ -129,7 +129,7 @@ def _draw(args: argparse.Namespace, model: Any, scan: Any, mask: Any) -> None:
 
 def _segment_dicom(args: argparse.Namespace, picture: Path | None, *, overwrite: bool) -> None:
     """A DICOM series to a DICOM-SEG. A record says until the end that the results are not complete."""
-    from ctssl.inference.folder import Target, begin
+    from ctssl.inference.folder import Target, begin, clear_leftovers
     from ctssl.inference.masks import segment
     from ctssl.volume.dicom_seg import write_seg
 
@@ -143,6 +143,7 @@ def _segment_dicom(args: argparse.Namespace, picture: Path | None, *, overwrite:
     scan = ctssl.read(args.scan, series=args.series)
     mask = segment(model, scan, _windows(args), progress=not args.json)
     target = Target(Path(args.out))
+    clear_leftovers(target, picture)
     begin(target, {}, picture)
     known = (model.spec.name, model.spec.sha256) if model.spec else ("", "")
     write_seg(

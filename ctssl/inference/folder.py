@@ -173,8 +173,7 @@ def write_mask(
     target = target if isinstance(target, Target) else Target(target)
     if is_unfinished(target, picture):
         overwrite = True
-        for path in (target.mask, target.record, *target.maps.values(), *([picture] if picture else [])):
-            clear_parts(path.parent, path.name)
+        clear_leftovers(target, picture)
     taken = [path for path in (target.mask, target.record, *target.maps.values()) if path.exists()]
     if taken and not overwrite:
         raise FileExistsError(f"{taken[0]} exists; choose another name, or overwrite it on purpose")
@@ -210,6 +209,12 @@ def begin(target: Target, record: dict[str, Any], picture: Path | None) -> None:
     """Write the record of results that are about to be written, so that a run that is killed knows its own leftovers."""
     begun = {**record, "picture": str(picture and picture.absolute()), "state": WRITING}
     write_whole(target.record, json.dumps(begun, indent=1) + "\n")
+
+
+def clear_leftovers(target: Target, picture: Path | None) -> None:
+    """Remove what killed runs left of the files of these results while they wrote them."""
+    for path in (target.mask, target.record, *target.maps.values(), *([picture] if picture else [])):
+        clear_parts(path.parent, path.name)
 
 
 def is_unfinished(target: Target, picture: Path | None = None) -> bool:
