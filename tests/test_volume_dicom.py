@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ctssl
+from ctssl.volume.volume import read_grid
 from tests.support.dicom import write_series
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'ctssl[dicom]'")
@@ -24,6 +25,22 @@ def test_a_tilted_gantry_gives_a_sheared_affine(tmp_path):
     write_series(tmp_path / "scan", tilt_mm=1.0)
     affine = ctssl.read(tmp_path / "scan").affine
     np.testing.assert_allclose(affine[:3, 2], [0, -1.0, 2.5])
+
+
+def test_the_grid_is_known_from_the_headers_alone(tmp_path, tiny_segmenter, monkeypatch):
+    write_series(tmp_path / "scan", tilt_mm=1.0)
+    write_series(tmp_path / "scan", count=3, uid="9.9")
+    for uid in ("1.2.3", "9.9"):
+        scan, grid = ctssl.read(tmp_path / "scan", series=uid), read_grid(tmp_path / "scan", series=uid)
+        assert grid.shape == scan.shape
+        np.testing.assert_allclose(grid.affine, scan.affine)
+    with pytest.raises(ValueError, match="choose one"):
+        read_grid(tmp_path / "scan")
+    shutil.rmtree(tmp_path / "scan")
+    write_series(tmp_path / "scan")
+    monkeypatch.setattr("ctssl.volume.dicom.decode_pixels", lambda *_: pytest.fail("pixels were read"))
+    with pytest.raises(ValueError, match="--max-memory"):
+        ctssl.load_segmenter(tiny_segmenter).segment(tmp_path / "scan", max_memory_gb=1e-6)
 
 
 def test_a_real_series_equals_its_nifti(data):

@@ -130,7 +130,8 @@ def _draw(args: argparse.Namespace, model: Any, scan: Any, mask: Any) -> None:
 def _segment_dicom(args: argparse.Namespace, picture: Path | None, *, overwrite: bool) -> None:
     """A DICOM series to a DICOM-SEG. A record says until the end that the results are not complete."""
     from ctssl.inference.folder import Target, begin, clear_leftovers
-    from ctssl.inference.masks import segment
+    from ctssl.inference.masks import plan, segment
+    from ctssl.inference.memory import read_within
     from ctssl.volume.dicom_seg import write_seg
 
     if not Path(args.scan).is_dir():
@@ -140,7 +141,7 @@ def _segment_dicom(args: argparse.Namespace, picture: Path | None, *, overwrite:
     if args.probabilities:
         raise ValueError("--probabilities are NIfTI files; write the mask as OUT.nii.gz too")
     model = _model(args)
-    scan = ctssl.read(args.scan, series=args.series)
+    scan, _ = read_within(args.scan, lambda grid: plan(model, grid, args.max_memory), series=args.series)
     mask = segment(model, scan, _windows(args), progress=not args.json)
     target = Target(Path(args.out))
     clear_leftovers(target, picture)

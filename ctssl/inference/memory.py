@@ -16,7 +16,7 @@ ACTIVATIONS = 200  # numbers that a network holds for each voxel of a window, at
 
 
 def read_within(source: Any, plan: Callable[[Volume], T], *, series: str | None = None) -> tuple[Volume, T]:
-    """Read a scan for which `plan` finds the memory; of a NIfTI file the header is asked first.
+    """Read a scan for which `plan` finds the memory; of a NIfTI file or a DICOM series the header is asked first.
 
     Args:
         source, series: as for `ctssl.read`.
@@ -25,7 +25,7 @@ def read_within(source: Any, plan: Callable[[Volume], T], *, series: str | None 
     Returns:
         The scan and its plan.
     """
-    ahead = read_grid(source)
+    ahead = read_grid(source, series=series)
     if ahead is not None:
         plan(ahead)
     volume = read(source, series=series)

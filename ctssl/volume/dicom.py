@@ -41,6 +41,19 @@ def read_slices(path: Path, *, series: str | None = None) -> tuple[list[Any], np
     `order_slices`.
     """
     folder = path if path.is_dir() else path.parent
+    return order_slices([file for file, _ in _one_series(folder, series)], folder)
+
+
+def read_series_grid(path: Path, *, series: str | None = None) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Return the shape and the affine of `read_series` from the headers alone; arguments and errors are the same."""
+    folder = path if path.is_dir() else path.parent
+    files, headers = zip(*_one_series(folder, series), strict=True)
+    slices, line = order_slices(list(files), folder, list(headers))
+    return (int(slices[0].Columns), int(slices[0].Rows), len(slices)), _affine(slices[0], line, folder)
+
+
+def _one_series(folder: Path, series: str | None) -> list[tuple[Path, Any]]:
+    """Return the files and headers of the only series of a folder, or of the one chosen."""
     headers = _read_headers(folder)
     if not headers:
         raise ValueError(f"{folder} holds no DICOM images; give a folder with a DICOM series or a NIfTI file")
@@ -55,7 +68,7 @@ def read_slices(path: Path, *, series: str | None = None) -> tuple[list[Any], np
         )
     if series is not None and series not in headers:
         raise ValueError(f"{folder} has no series {series}; it has {', '.join(sorted(headers))}")
-    return order_slices([file for file, _ in headers[series or next(iter(headers))]], folder)
+    return headers[series or next(iter(headers))]
 
 
 def _read_headers(folder: Path) -> dict[str, list[tuple[Path, Any]]]:
@@ -80,7 +93,6 @@ def _describe(header: Any) -> str:
 
 def _stack(slices: list[Any], line: np.ndarray, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     images = []
-    row, column = get_axes(slices[0], folder)
     for s in slices:
         file = Path(s.filename)
         slope, intercept = (
@@ -89,12 +101,18 @@ def _stack(slices: list[Any], line: np.ndarray, folder: Path) -> tuple[np.ndarra
         )
         images.append(decode_pixels(s, file).astype(np.float32) * slope + intercept)  # (rows, columns)
     array = np.stack(images, -1).transpose(1, 0, 2)  # (columns, rows, slices) = (X, Y, Z)
-    down, across = get_pixel_spacing(slices[0], folder)
+    return np.ascontiguousarray(array), _affine(slices[0], line, folder)
+
+
+def _affine(image: Any, line: np.ndarray, folder: Path) -> np.ndarray:
+    """Return the 4x4 affine from voxels to RAS+ mm of a series with the line of its positions."""
+    row, column = get_axes(image, folder)
+    down, across = get_pixel_spacing(image, folder)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = row * across, column * down
     affine[:3, 3], affine[:3, 2] = line  # keeps a gantry tilt
     affine[:3] = LPS_TO_RAS @ affine[:3]
-    return np.ascontiguousarray(array), affine
+    return affine
 
 
 Found = dict[str, list[tuple[Path, Any]]]  # modality -> (folder of the series, or file; header)

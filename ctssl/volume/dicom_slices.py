@@ -10,8 +10,10 @@ import numpy as np
 from ctssl.volume.dicom_file import check_one_image, get_numbers, get_text, open_dicom
 
 
-def order_slices(files: list[Path], folder: Path) -> tuple[list[Any], np.ndarray]:
-    """Open the slices of a series in order along their normal.
+def order_slices(
+    files: list[Path], folder: Path, headers: list[Any] | None = None
+) -> tuple[list[Any], np.ndarray]:
+    """Open the slices of a series in order along their normal; `headers`: take these instead, which hold no pixels.
 
     Returns:
         The datasets, and the line that their positions lie on: `(2, 3)`, position of the first slice and step
@@ -20,7 +22,7 @@ def order_slices(files: list[Path], folder: Path) -> tuple[list[Any], np.ndarray
     Raises:
         ValueError: the slices do not form one regular grid of one patient.
     """
-    slices = [open_dicom(file) for file in files]
+    slices = headers or [open_dicom(file) for file in files]
     _check_series(slices, files, folder)
     normal = np.cross(*get_axes(slices[0], files[0]))
     places = np.array(

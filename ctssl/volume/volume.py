@@ -168,20 +168,27 @@ def _from_parts(parts: foreign.Parts) -> Volume:
     return replace(_to_volume(parts.array, parts.affine, parts.name), header=parts.header)
 
 
-def read_grid(source: Any) -> Volume | None:
-    """Return a scan of zeros that take no memory, with the shape and the affine of a NIfTI file, before the
-    file is read; None for any other source.
+def read_grid(source: Any, *, series: str | None = None) -> Volume | None:
+    """Return a scan of zeros that take no memory, with the shape and the affine of a NIfTI file or a DICOM series,
+    before it is read; None for any other source.
 
     Raises `ValueError` as `read` does.
     """
-    if not isinstance(source, (str, os.PathLike)) or not str(source).lower().endswith((".nii", ".nii.gz")):
+    if not isinstance(source, (str, os.PathLike)):
         return None
-    from ctssl.volume.nifti import read_header
-
     path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"no scan at {path}")
-    shape, affine = read_header(path)
+    if path.is_dir() or (path.is_file() and path.suffix.lower() in (".dcm", ".ima")):
+        from ctssl.volume.dicom import read_series_grid
+
+        shape, affine = read_series_grid(path, series=series)
+    elif path.name.lower().endswith((".nii", ".nii.gz")):
+        from ctssl.volume.nifti import read_header
+
+        if not path.is_file():
+            raise FileNotFoundError(f"no scan at {path}")
+        shape, affine = read_header(path)
+    else:
+        return None
     return Volume(_checked(np.broadcast_to(np.float32(0), shape), affine, path.name), affine, path.name)
 
 
