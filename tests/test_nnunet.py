@@ -170,8 +170,7 @@ def test_nnunet_trains_predicts_and_hands_over(ball, tmp_path):
         spacing_mm=2.0,
         patch=16,
         batch=2,
-        epochs=2,
-        iterations=30,
+        training={"epochs": 2, "iterations": 30},
     )
     where = ("501", "3d_fullres")
     run("nnUNetv2_preprocess", "-d", "501", "-plans_name", "ctsslPlans", "-c", "3d_fullres", "-np", "1")

@@ -57,8 +57,7 @@ def _nnunet(args: argparse.Namespace) -> None:
         window_hu=tuple(args.window) if args.window else None,
         patch=args.patch,
         batch=args.batch,
-        epochs=args.epochs,
-        iterations=args.iterations,
+        training={"epochs": args.epochs, "iterations": args.iterations},
         overwrite=args.overwrite,
     )
     if args.json:

@@ -107,7 +107,11 @@ def measure_curve(
     seeds: int = 3,
     hold_out: float | list[str] | None = None,
     settings: Settings | None = None,
-    **how: Any,
+    head: str = "",
+    spacing_mm: float | None = None,
+    window_hu: tuple[float, float] | None = None,
+    device: str = "auto",
+    progress: bool = True,
 ) -> Curve:
     """Train every model on 1, 2, 5, ... labelled patients and score each training on the same held-out cases.
 
@@ -122,8 +126,8 @@ def measure_curve(
             there are so many.
         seeds: trainings of each kind; each draws patients and crops anew, the same for every model.
         hold_out: as for `ctssl.finetune`.
-        settings: of every training.
-        how: further arguments of `ctssl.finetune`, the same for every training.
+        settings: of every training; its seed divides the cases, the trainings take 0, 1, 2, ...
+        head, spacing_mm, window_hu, device, progress: as for `ctssl.finetune`, the same for every training.
 
     Raises:
         ValueError: models, shots or seeds that cannot be, before any training; else as `ctssl.finetune`.
@@ -146,8 +150,12 @@ def measure_curve(
                     few_shot=count if count < len(patients(train)) else None,
                     hold_out=[case.name for case in held],
                     settings=replace(settings, seed=seed),
+                    head=head,
+                    spacing_mm=spacing_mm,
+                    window_hu=window_hu,
+                    device=device,
+                    progress=progress,
                     keep=True,
-                    **how,
                 )
                 where: Row = {"model": name, "shots": count, "seed": seed}
                 rows += [
@@ -211,8 +219,11 @@ patients; p by Wilcoxon's test, corrected by Holm.
     write_whole(folder / "curve.png", lambda part: draw_curve(found.points(), part))
 
 
-def draw_curve(points: list[Row], path: Path) -> None:
-    """Draw mean DSC over the number of training patients, a line for each model, with its interval."""
+def draw_curve(points: list[Row], path: Path, *, levels: dict[str, float] | None = None) -> None:
+    """Draw mean DSC over the number of training patients, a line for each model, with its interval.
+
+    `levels`: DSC of what takes no labels, by name; drawn as dashed lines.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.0, 4.0), layout="constrained")
@@ -229,6 +240,8 @@ def draw_curve(points: list[Row], path: Path) -> None:
             alpha=0.15,
             linewidth=0,
         )
+    for number, (name, level) in enumerate((levels or {}).items()):
+        axes.axhline(level, linestyle="--", color=f"C{7 + number}", label=name)
     ticks = sorted({point["shots"] for point in points})
     axes.set_xscale("log")
     axes.set_xticks(ticks, [str(n) for n in ticks])

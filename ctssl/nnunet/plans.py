@@ -62,8 +62,8 @@ def write_plans(
     window_hu: tuple[float, float] | None = None,
     patch: int = 64,
     batch: int = 4,
+    training: dict[str, Any] | None = None,
     overwrite: bool = False,
-    **training: Any,
 ) -> Path:
     """Write `ctsslPlans.json` beside nnU-Net's own plans, and return its path.
 
@@ -75,8 +75,8 @@ def write_plans(
         window_hu: HU window. Default: that of the model.
         patch: side of the patches in voxels.
         batch: patches per iteration.
-        overwrite: replace existing plans.
         training: changes of `TRAINING`.
+        overwrite: replace existing plans.
 
     Raises:
         FileNotFoundError: nnU-Net has not planned the dataset.
@@ -91,7 +91,7 @@ def write_plans(
     start = open_start(model, head, from_scratch=False, seed=0)
     pre = start.spec.preprocess
     spacing, window = spacing_mm or pre.spacing_mm, window_hu or pre.window_hu
-    numbers = {**TRAINING, **training}
+    numbers = {**TRAINING, **(training or {})}
     _check(start.head, spacing, window, patch, batch, numbers)
     architecture = {
         "network_class_name": "ctssl.nnunet.network.Network",

@@ -4,13 +4,15 @@
 model with each seed on NSCLC-Radiomics (150 training patients, or `--few-shot` of them) and scores the off-centre boxes
 of the 98 patients of NSCLC-Radiogenomics. `--set encoder_lr=1e-4 warmup_head=0.2` changes the recipe, in rows of their
 own. With `--choose` the 40 other Radiomics patients are scored instead: recipes are chosen there, and Radiogenomics is
-looked at for the tables alone. `--zero` scores segmenters as they are, without any fine-tuning.
+looked at for the tables alone. `--zero` scores segmenters as they are, without any fine-tuning. `--draw` draws learning
+curves from what was measured.
 
 There are no validation cases: the last averaged weights are kept, with a threshold of 0.5. See
 `training.experiments.sarcoma` for what is kept and printed.
 """
 
 import csv
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,15 @@ from tqdm import tqdm
 import ctssl
 from ctssl.datasets.case import read_case
 from ctssl.datasets.layouts import find_cases
+from ctssl.evaluation.statistics import interval
+from ctssl.finetuning.curve import draw_curve
 from ctssl.metrics import dsc
 from training.data.corpora import cases, data_folder, lung_split
 from training.experiments import trials
 
+NO_LABELS = ", no labels"
 HERE = Path(__file__).parent / "results"
+PICTURE = HERE / "lung.png"
 DESIGN = ["vit-scratch", "vit-wild-contrastive", "swin-scratch", "swin-wild-contrastive"]
 SETTINGS = ctssl.Settings(steps=500, crop=32, batch=8, ema=0.99, validation=0.0)
 
@@ -104,6 +110,21 @@ def score(model: str | Path, experiment: trials.Experiment) -> dict[str, Any]:
     return {"seed": 0, "mean_dsc": mean, "cases": found, "curve": [], "settings": settings}
 
 
+def points_of(models: dict[str, list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Return the points of the learning curves and the DSC without labels, of rows with the usual recipe and steps."""
+    points, levels = [], {}
+    for label, rows in models.items():
+        values = trials.of_cases(rows)
+        mean = float(np.mean(list(values.values())))
+        if label.endswith(NO_LABELS):
+            levels[label] = mean
+        elif found := re.fullmatch(r"([^ ,]+)(?:, (\d+) cases)?", label):
+            low, high = interval([{"patient": c, "dsc": d} for c, d in values.items()], "dsc")
+            shots = int(found[2] or len(lung_split()["train"]))
+            points.append({"model": found[1], "shots": shots, "dsc": mean, "low": low, "high": high})
+    return sorted(points, key=lambda point: (point["model"], point["shots"])), levels
+
+
 def flag(name: str) -> bool:
     """Remove a flag from the command line and return whether it was there."""
     there = name in sys.argv
@@ -113,12 +134,16 @@ def flag(name: str) -> bool:
 
 
 def main() -> None:
+    if flag("--draw"):
+        points, levels = points_of(trials.read(EXPERIMENT.results)["models"])
+        draw_curve(points, PICTURE, levels=levels)
+        return
     experiment = CHOOSING if flag("--choose") else EXPERIMENT
     if not flag("--zero"):
         trials.run(experiment, __doc__)
         return
     for model in sys.argv[1:]:
-        label = f"{Path(model).name}, no labels"
+        label = f"{Path(model).name}{NO_LABELS}"
         trials.keep(experiment.results, experiment.command, label, score(model, experiment))
     print(trials.table(experiment.results))
 
