@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ctssl.encoders import ENCODERS
+from ctssl.encoders.layers import widen
 from ctssl.encoders.pixels import Pixels
 from ctssl.hub.client import CONFIG
 from ctssl.hub.config import check_encoder_args
@@ -30,6 +31,7 @@ def load(
     revision: str | None = None,
     offline: bool | None = None,
     device: str | torch.device = "cpu",
+    in_channels: int | None = None,
 ) -> Swin | ViT:
     """Load a pretrained encoder in evaluation mode; of a segmenter, its encoder.
 
@@ -39,6 +41,8 @@ def load(
         revision: commit, tag or branch of a Hub repository; named models are pinned.
         offline: True never uses the network.
         device: where to put the model; "auto" uses a GPU if there is one.
+        in_channels: channels of the image (PET and CT, two energies). The weights of the patch embedding are repeated
+            and divided by their number. Default: as stored, one. `embed` and `segment` take one; give several to `forward`.
 
     Raises:
         FileNotFoundError: the model is not here and cannot be downloaded; the message says what to do.
@@ -51,6 +55,8 @@ def load(
     encoder = build_encoder(folder)
     load_weights(encoder, folder.weights, within=_within(folder))
     encoder.spec = folder.spec
+    if in_channels is not None:
+        encoder = widen(encoder, in_channels)
     return encoder.to(choose_device(device)).eval()
 
 
@@ -110,6 +116,7 @@ def segmenter(
     classes: int = 2,
     labels: dict[int, str] | None = None,
     window: int = 64,
+    in_channels: int | None = None,
 ) -> Segmenter:
     """Return an encoder with an untrained segmentation head.
 
@@ -119,11 +126,14 @@ def segmenter(
         classes: number of classes, including the background.
         labels: name of each class but the background, `{1: "tumour"}`.
         window: side in voxels of the training crops and of the sliding window.
+        in_channels: channels of the image; see `load`.
     """
     from ctssl.heads.segmenter import Segmenter
 
     if isinstance(encoder, (str, os.PathLike)):
         encoder = load(encoder)
+    if in_channels is not None:
+        encoder = widen(encoder, in_channels)
     return Segmenter(encoder, head=head, classes=classes, labels=labels, window=window)
 
 

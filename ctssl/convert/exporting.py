@@ -29,7 +29,8 @@ def to_program(encoder: nn.Module, *, size: tuple[int, int, int]) -> torch.expor
     Returns:
         A program; `program.module()(x)` takes `(1, 1, *size)` and returns the maps, finest first, or the logits.
     """
-    x, trains = torch.zeros(1, 1, *size), encoder.training
+    channels = getattr(encoder, "in_channels", getattr(encoder, "config", {}).get("in_channels", 1))
+    x, trains = torch.zeros(1, channels, *size), encoder.training
     try:
         with torch.no_grad():
             encoder.eval()(x)  # computes the window layout, which becomes a constant of the program

@@ -61,26 +61,61 @@ def recompute(block: nn.Module, *inputs: Any) -> Any:
 
 
 class PatchEmbed(nn.Module):
-    """Embed `(B, 1, X, Y, Z)` as `(B, x, y, z, width)`, one token per patch; the far border is padded with
+    """Embed `(B, in_channels, X, Y, Z)` as `(B, x, y, z, width)`, one token per patch; the far border is padded with
     zeros.
     """
 
-    def __init__(self, width: int, *, patch: int, norm: bool) -> None:
+    def __init__(self, width: int, *, patch: int, norm: bool, in_channels: int = 1) -> None:
         super().__init__()
+        if in_channels < 1:
+            raise ValueError(f"invalid in_channels={in_channels} (must be at least 1)")
         self.patch = patch
-        self.proj = nn.Conv3d(1, width, kernel_size=patch, stride=patch)
+        self.proj = nn.Conv3d(in_channels, width, kernel_size=patch, stride=patch)
         self.norm = nn.LayerNorm(width) if norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 5 or x.shape[1] != 1:
-            raise ValueError(
-                f"an encoder takes (B, 1, X, Y, Z), got {tuple(x.shape)}; use encoder.preprocess(volume)"
+        channels = self.proj.in_channels
+        if x.ndim != 5 or x.shape[1] != channels:
+            hint = (
+                "use encoder.preprocess(volume)"
+                if channels == 1
+                else "stack the prepared images of all channels"
             )
+            raise ValueError(f"this encoder takes (B, {channels}, X, Y, Z), got {tuple(x.shape)}; {hint}")
         pads = [(-size) % self.patch for size in x.shape[2:]]
         if any(pads):
             x = F.pad(x, (0, pads[2], 0, pads[1], 0, pads[0]))
         x = self.proj(x).permute(0, 2, 3, 4, 1)  # (B, C, x, y, z) -> (B, x, y, z, C)
         return x.contiguous() if self.norm is None else self.norm(x)
+
+
+def widen(encoder: Any, in_channels: int) -> Any:
+    """Return an encoder for several channels with the weights of one for a single channel.
+
+    The kernel of the patch embedding is repeated and divided by `in_channels`, so that equal channels give the maps of
+    the one channel.
+
+    Args:
+        encoder: an encoder of ctssl; it stays as it is.
+        in_channels: number of channels.
+
+    Raises:
+        ValueError: the encoder has several channels already, and another number.
+    """
+    have = encoder.patch_embed.proj.in_channels
+    if have == in_channels:
+        return encoder
+    if have != 1:
+        raise ValueError(
+            f"the encoder has {have} channels; only one with a single channel can take {in_channels}"
+        )
+    wide = type(encoder)(**{**encoder.config, "in_channels": in_channels})
+    state = encoder.state_dict()
+    kernel = state["patch_embed.proj.weight"]
+    state["patch_embed.proj.weight"] = kernel.repeat(1, in_channels, 1, 1, 1) / in_channels
+    wide.load_state_dict(state)
+    wide.spec, wide.origin = encoder.spec, encoder.origin
+    return wide.to(kernel.device, kernel.dtype).train(encoder.training)
 
 
 def init_weights(module: nn.Module) -> None:

@@ -260,7 +260,7 @@ def _check_args(
 
 
 class Swin(nn.Module, Pretrained):
-    """3D Swin Transformer: images `(B, 1, X, Y, Z)` -> maps `(B, channels[i], ceil(X/strides[i]), ...)`,
+    """3D Swin Transformer: images `(B, in_channels, X, Y, Z)` -> maps `(B, channels[i], ceil(X/strides[i]), ...)`,
     finest first.
 
     Attention weights, biases and map order follow arXiv 2103.14030, MONAI `SwinTransformer` and SMIT.
@@ -283,6 +283,7 @@ class Swin(nn.Module, Pretrained):
             pads it to the window and shifts it (SMIT). Larger grids are treated the same.
         merge_order: key of `MERGE_ORDERS`.
         convs: residual convolutions before the blocks of each stage (MONAI `use_v2`).
+        in_channels: channels of the image.
         drop_path: stochastic depth of the last block, growing linearly from 0; training only.
         checkpointing: recompute each block in the backward pass: less memory, about a third more time.
     """
@@ -306,6 +307,7 @@ class Swin(nn.Module, Pretrained):
         small_grids: str = "shrink",
         merge_order: str = "each",
         convs: bool = False,
+        in_channels: int = 1,
         drop_path: float = 0.0,
         checkpointing: bool = False,
     ) -> None:
@@ -327,9 +329,10 @@ class Swin(nn.Module, Pretrained):
         )
         rare: dict[str, Any] = dict(small_grids=small_grids, merge_order=merge_order, convs=convs)
         # only unusual values are stored: configs of other models do not change
+        self.config |= {"in_channels": in_channels} if in_channels != 1 else {}
         self.config |= {key: value for key, value in rare.items() if value != USUAL[key]}
         self.maps, self.checkpointing = maps, checkpointing
-        self.patch_embed = PatchEmbed(width, patch=patch, norm=patch_norm)
+        self.patch_embed = PatchEmbed(width, patch=patch, norm=patch_norm, in_channels=in_channels)
         rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
         block: dict[str, Any] = dict(window=window, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias)
         block |= dict(sliced_bias=sliced_bias, pads=small_grids == "pad")

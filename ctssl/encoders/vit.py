@@ -59,7 +59,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module, Pretrained):
-    """3D Vision Transformer: images `(B, 1, X, Y, Z)` -> `maps` maps `(B, width, ceil(X/patch), ...)`,
+    """3D Vision Transformer: images `(B, in_channels, X, Y, Z)` -> `maps` maps `(B, width, ceil(X/patch), ...)`,
     shallowest first.
 
     The maps come from blocks spread evenly over the depth. The last one goes through the final norm, the
@@ -76,6 +76,7 @@ class ViT(nn.Module, Pretrained):
         maps: number of feature maps.
         extra: tokens without a place, which take part in attention but in no map: class token, registers.
         norm_eps: epsilon of the layer norms; timm's ViTs use 1e-6.
+        in_channels: channels of the image.
         drop_path: stochastic depth of the last block, growing linearly from 0; training only.
         checkpointing: recompute each block in the backward pass: less memory, about a third more time.
     """
@@ -95,6 +96,7 @@ class ViT(nn.Module, Pretrained):
         maps: int = 4,
         extra: int = 0,
         norm_eps: float = 1e-5,
+        in_channels: int = 1,
         drop_path: float = 0.0,
         checkpointing: bool = False,
     ) -> None:
@@ -114,9 +116,10 @@ class ViT(nn.Module, Pretrained):
             maps=maps,
         )
         self.config |= {"extra": extra} if extra else {}  # configs of models without it do not change
+        self.config |= {"in_channels": in_channels} if in_channels != 1 else {}
         self.config |= {"norm_eps": norm_eps} if norm_eps != 1e-5 else {}
         self.checkpointing = checkpointing
-        self.patch_embed = PatchEmbed(width, patch=patch, norm=False)
+        self.patch_embed = PatchEmbed(width, patch=patch, norm=False, in_channels=in_channels)
         self.positions = nn.Parameter(sine_positions(tuple(grid), width))
         self.extra = nn.Parameter(torch.randn(1, extra, width) * 0.02) if extra else None
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()

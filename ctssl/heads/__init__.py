@@ -4,7 +4,7 @@ A head is an `nn.Module`: `Head(channels, strides, classes)`, with the channels 
 maps; `forward(image (B, 1, X, Y, Z), maps) -> logits (B, classes, X, Y, Z)` at full resolution, for any size.
 It knows nothing else about the encoder. A head with deep supervision also has `deep(image, maps)`: weights
 and logits of all levels. A head that is a whole network of its own sets `whole = True` and also takes `crop`,
-the side of the training crops in voxels.
+the side of the training crops in voxels. A head for images of several channels also takes `in_channels`.
 
 To add one: write `ctssl/heads/<name>.py` and add a line to `HEADS`.
 """

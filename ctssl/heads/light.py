@@ -21,6 +21,7 @@ class Light(nn.Module):
         classes: number of classes, including the background.
         width: channels at stride 2; they double with each level, up to `top`.
         top: largest number of channels.
+        in_channels: channels of the image.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Light(nn.Module):
         *,
         width: int = 16,
         top: int = 96,
+        in_channels: int = 1,
     ) -> None:
         super().__init__()
         if any(s & (s - 1) or s < 2 for s in strides):
@@ -44,7 +46,7 @@ class Light(nn.Module):
             nn.Conv3d(c, widths[s], 1) for c, s in zip(channels, strides, strict=True)
         )
         self.stem = nn.Sequential(
-            nn.Conv3d(1, width, 4, stride=2, padding=1), *_norm(width), _conv(width, width)
+            nn.Conv3d(in_channels, width, 4, stride=2, padding=1), *_norm(width), _conv(width, width)
         )
         self.fuse = nn.ModuleList(_Fuse(widths[s]) for s in self.levels)
         coarser = list(zip(self.levels[:-1], self.levels[1:], strict=True))

@@ -7,7 +7,9 @@ from torch.nn import functional as F
 class Linear(nn.Module):
     """Apply a 1x1x1 convolution to each map, interpolate to full resolution, and sum."""
 
-    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int) -> None:
+    def __init__(
+        self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, *, in_channels: int = 1
+    ) -> None:
         super().__init__()
         self.project = nn.ModuleList(nn.Conv3d(c, classes, 1) for c in channels)
         self.strides = strides

@@ -17,7 +17,7 @@ WIDEST_WINDOW = 512  # largest side of the sliding window in voxels
 
 
 class Segmenter(nn.Module):
-    """Encoder and head: preprocessed images `(B, 1, X, Y, Z)` -> logits `(B, classes, X, Y, Z)`.
+    """Encoder and head: preprocessed images `(B, in_channels, X, Y, Z)` -> logits `(B, classes, X, Y, Z)`.
 
     Args:
         encoder: an encoder (`ctssl.load`); its `spec` defines the preprocessing.
@@ -56,7 +56,9 @@ class Segmenter(nn.Module):
             raise ValueError(f"invalid window={window} (must be 1 to {WIDEST_WINDOW} voxels)")
         self.encoder = encoder
         kind: Any = HEADS[head]
-        whole = {"crop": window} if getattr(kind, "whole", False) else {}
+        whole: dict[str, int] = {"crop": window} if getattr(kind, "whole", False) else {}
+        self.in_channels = encoder.config.get("in_channels", 1)
+        whole |= {"in_channels": self.in_channels} if self.in_channels != 1 else {}
         self.head = kind(encoder.channels, encoder.strides, classes, **whole)
         self.head_name, self.classes, self.window = head, classes, window
         self.labels = labels or (

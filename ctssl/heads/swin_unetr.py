@@ -19,7 +19,9 @@ class SwinUnetr(nn.Module):
     finer levels.
     """
 
-    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int) -> None:
+    def __init__(
+        self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, *, in_channels: int = 1
+    ) -> None:
         super().__init__()
         self.at = skip_levels(strides, head="swin-unetr")
         self.strides = [
@@ -27,7 +29,9 @@ class SwinUnetr(nn.Module):
         ]  # of the levels: 1, 2 ... deepest / 2
         finest = channels[0] / strides[0]
         widths = [max(8, round(finest * max(s, 2))) for s in self.strides]
-        self.skips = nn.ModuleList(_of_image(w, s) for w, s in zip(widths, self.strides, strict=True))
+        self.skips = nn.ModuleList(
+            _of_image(in_channels, w, s) for w, s in zip(widths, self.strides, strict=True)
+        )
         for level, c, stride in zip(self.at, channels, strides, strict=False):
             if level is not None:
                 ups = stride.bit_length() - 1 - level
@@ -67,11 +71,11 @@ def _block(inside: int, outside: int) -> nn.Module:
     return UnetrBasicBlock(3, inside, outside, kernel_size=3, stride=1, norm_name="instance", res_block=True)
 
 
-def _of_image(width: int, stride: int) -> nn.Module:
+def _of_image(channels: int, width: int, stride: int) -> nn.Module:
     """Return the skip of a level without a map: patches of the image."""
     if stride == 1:
-        return _block(1, width)
-    return nn.Sequential(nn.Conv3d(1, width, stride, stride), _block(width, width))
+        return _block(channels, width)
+    return nn.Sequential(nn.Conv3d(channels, width, stride, stride), _block(width, width))
 
 
 def _raised(inside: int, outside: int, ups: int) -> nn.Module:

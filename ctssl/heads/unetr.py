@@ -26,7 +26,13 @@ class Unetr(nn.Module):
     """
 
     def __init__(
-        self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, *, width: int = 16
+        self,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        classes: int,
+        *,
+        width: int = 16,
+        in_channels: int = 1,
     ) -> None:
         super().__init__()
         self.skip_level = skip_levels(strides, head="unetr")  # of each map but the deepest
@@ -46,7 +52,7 @@ class Unetr(nn.Module):
         self.stem = nn.ModuleList()  # levels 0 .. finest - 1, from the image
         for k in range(max(finest, 1)):
             self.stem.append(
-                _block(1, width) if k == 0 else _block(self.widths[k - 1], self.widths[k], stride=2)
+                _block(in_channels, width) if k == 0 else _block(self.widths[k - 1], self.widths[k], stride=2)
             )
         self.up = nn.ModuleList()
         self.fuse = nn.ModuleList()

@@ -42,6 +42,12 @@ def prepared(
         spacing_mm: spacing in mm instead of the encoder's.
         window_hu: window in HU instead of the encoder's.
     """
+    channels = getattr(encoder, "config", {}).get("in_channels", 1)
+    if channels != 1:
+        raise ValueError(
+            f"this model takes {channels} channels, a scan has one; prepare each channel with a model of one channel, stack "
+            "them and call the model itself"
+        )
     known = encoder.spec.preprocess if encoder.spec else Preprocess()
     return prepare(
         check(read(source)), Preprocess(spacing_mm or known.spacing_mm, window_hu or known.window_hu)
