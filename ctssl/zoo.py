@@ -217,6 +217,18 @@ MODELS: dict[str, ModelSpec] = {
             baseline_only=True,
         ),
         _segmenter(
+            "vit-wild-lesions",
+            "vit",
+            "wild",
+            "lesions",
+            1994944,
+            "ffcc0d10569508dba26f3b12c68e3211618477418149b06ffd0ced46cb70ebf9",
+            preprocess=Preprocess(1.5, (-1000.0, 400.0)),
+            licence="CC-BY-4.0",
+            data="46 public CT scans, uncurated",
+            label="lesion",
+        ),
+        _segmenter(
             "sarcoma-swin-wild-smit",
             "swin",
             "wild",

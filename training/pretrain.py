@@ -78,6 +78,10 @@ def build(run: Run) -> Any:
             )
         encoder.load_state_dict(start.state_dict())
     task: Any = TASKS[run.task](encoder, **run.task_args)
+    if hasattr(task, "segmenter"):
+        task.segmenter.window = (
+            run.crop
+        )  # at twice the side a ViT, whose positions stretch, loses a third of its DSC
     if whole:
         try:
             task.load_state_dict(load_file(run.init))

@@ -16,7 +16,6 @@ class SegmentingTask(nn.Module):
     Args:
         encoder: see `ctssl.encoders`.
         head: key of `ctssl.heads.HEADS`.
-        window: side in voxels of the sliding window of the segmenter that is kept.
 
     Attributes:
         labels: name of each label.
@@ -25,11 +24,9 @@ class SegmentingTask(nn.Module):
 
     labels: ClassVar[dict[int, str]]
 
-    def __init__(self, encoder: Any, *, head: str = "light", window: int = 64) -> None:
+    def __init__(self, encoder: Any, *, head: str = "light") -> None:
         super().__init__()
-        self.segmenter = Segmenter(
-            encoder, head=head, classes=1 + len(self.labels), labels=self.labels, window=window
-        )
+        self.segmenter = Segmenter(encoder, head=head, classes=1 + len(self.labels), labels=self.labels)
         self.criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=False)
 
     @property
