@@ -9,6 +9,7 @@ import pytest
 import ctssl
 from ctssl.cli.main import main
 from ctssl.phantom import phantom
+from ctssl.zoo import best_first
 from tests.support.command import refused
 from tests.support.tiny import tiny_swin
 
@@ -35,7 +36,7 @@ def said(capsys, *args) -> str:
 def test_list_and_info(capsys):
     names = ctssl.list_models()
     assert all(name in said(capsys, "list") for name in names)
-    assert [m["name"] for m in json.loads(said(capsys, "list", "--json"))] == names
+    assert [m["name"] for m in json.loads(said(capsys, "list", "--json"))] == best_first(names)
     assert json.loads(said(capsys, "info", names[0], "--json"))["sha256"] == ctssl.info(names[0]).sha256
     assert "ctssl.load" in said(capsys, "info", names[0])
     assert "did you mean" in refused(capsys, "info", names[0] + "x")

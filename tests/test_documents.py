@@ -1,7 +1,6 @@
 """The documents are true: files that they name exist, commands that they show parse, figures are the measured ones."""
 
 import importlib.util
-import json
 import re
 import shlex
 from pathlib import Path
@@ -12,8 +11,8 @@ import yaml
 
 import ctssl
 from ctssl.cli.main import _parser
-from ctssl.zoo import MODELS
-from training.experiments import lung, lung_nodules, sarcoma, trials
+from ctssl.zoo import GAINS, MODELS, START, best_first
+from training.experiments import lung, trials
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -77,44 +76,32 @@ def test_modules_that_a_document_runs_exist(document):
         assert importlib.util.find_spec(module), module
 
 
-def test_the_models_of_the_readme_have_the_measured_figures():
-    measured = {
-        experiment: json.loads(module.RESULTS.read_text())["models"]
-        for experiment, module in (("sarcoma", sarcoma), ("nodules", lung_nodules))
-    }
-
-    def mean(experiment: str, label: str) -> str:
-        return f"{np.mean(list(trials.of_cases(measured[experiment][label]).values())):.3f}"
-
+def test_the_models_of_the_readme_are_those_of_the_table():
     rows = [
         [cell.strip().strip("`") for cell in line.split("|")[1:-1]]
         for line in README.read_text().split("| model | parameters |")[1].split("\n\n")[0].splitlines()[2:]
     ]
-    labels = {
-        "Swin from scratch": "swin-scratch",
-        "ellipsoid in the middle, no image": trials.BLIND,
-    }
-    for name, parameters, _, of_sarcoma, of_nodules, licence in rows:
-        if name in MODELS:
-            assert parameters == f"{MODELS[name].parameters / 1e6:.1f} M"
-            assert licence == MODELS[name].licence.replace("-", " ")
-        if name in MODELS and MODELS[name].kind == "segmenter":
-            best = max(row["mean_dsc"] for row in measured["sarcoma"][name.removeprefix("sarcoma-")])
-            assert of_sarcoma == f"{best:.3f}" and not of_nodules
-        else:
-            label = labels.get(name, name)
-            assert [of_sarcoma, of_nodules] == [mean("sarcoma", label), mean("nodules", label)], name
+    assert [row[0] for row in rows][:-1] == best_first([row[0] for row in rows][:-1])
+    for name, parameters, *_, licence in rows[:-1]:
+        assert parameters == f"{MODELS[name].parameters / 1e6:.1f} M"
+        assert licence == MODELS[name].licence.replace("-", " ")
 
 
-def test_the_gain_on_lung_tumours_is_the_measured_one():
+def test_gains_of_the_table_and_the_readme_are_those_measured():
     models = trials.read(lung.EXPERIMENT.results)["models"]
-    one, two = (models[f"{name}, 50 cases"] for name in ("vit-wild-contrastive", "vit-scratch"))
-    gain = trials.gained(trials.of_cases(one), trials.of_cases(two))
-    means = [f"{np.mean(list(trials.of_cases(rows).values())):.3f}" for rows in (one, two)]
-    text = " ".join(README.read_text().split())
-    assert f"has a DSC of {means[0]}, the same ViT from scratch {means[1]}" in text
-    assert f"a gain of {gain['difference']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})" in text
-    assert gain["p"] < 0.001 and len(one) == len(two) == 2 and len(trials.of_cases(one)) == 98
+    scratch, text = models["vit-scratch, 50 cases"], " ".join(README.read_text().split())
+    mean = {k: f"{np.mean(list(trials.of_cases(rows).values())):.3f}" for k, rows in models.items()}
+    for name, gain in GAINS.items():
+        rows = models[f"{name}, 50 cases"]
+        one, two = trials.same_seeds(rows, scratch)
+        found = trials.gained(trials.of_cases(one), trials.of_cases(two))
+        assert gain == round(found["difference"], 3) and found["p"] < 0.001 and len(one) == len(rows) >= 2
+        assert len(trials.of_cases(one)) == 98
+        interval = f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
+        assert f"| {mean[f'{name}, 50 cases']} | {interval} |" in text
+    assert f"has a DSC of {mean['vit-wild-lesions, no labels']}" in text
+    assert f"| comparison | {mean['vit-scratch, 50 cases']} |" in text
+    assert max(GAINS, key=GAINS.get) == START
 
 
 def test_the_version_is_the_same_everywhere():

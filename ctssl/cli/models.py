@@ -46,11 +46,11 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _list(args: argparse.Namespace) -> None:
-    from ctssl.zoo import info, list_models
+    from ctssl.zoo import GAINS, best_first, info, list_models
 
-    names = list_models(args.pattern)
+    names = best_first(list_models(args.pattern))
     if args.json:
-        print(json.dumps([asdict(info(name)) for name in names]))
+        print(json.dumps([{**asdict(info(name)), "gain": GAINS.get(name)} for name in names]))
         return
     if not names:
         raise ValueError(f"no model matches {args.pattern!r}; `ctssl list` shows all")
@@ -61,6 +61,7 @@ def _list(args: argparse.Namespace) -> None:
             s.encoder,
             s.corpus,
             s.pretext,
+            f"{GAINS[s.name]:+.3f}" if s.name in GAINS else "",
             f"{s.parameters / 1e6:.1f} M",
             f"{2 * s.parameters / 1e6:.1f} MB",
             s.licence,
@@ -68,10 +69,16 @@ def _list(args: argparse.Namespace) -> None:
         )
         for s in map(info, names)
     ]
-    rows.insert(0, ("name", "kind", "encoder", "corpus", "pretext", "parameters", "size", "licence", "note"))
+    rows.insert(
+        0, ("name", "kind", "encoder", "corpus", "pretext", "gain", "parameters", "size", "licence", "note")
+    )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if any(name in GAINS for name in names):
+        print(
+            "\ngain: DSC over the same network from scratch, lung tumours of another collection, 50 labelled patients"
+        )
 
 
 def _info(args: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctssl.cli.common import add_memory, free
-from ctssl.zoo import DEFAULT
+from ctssl.zoo import START
 
 if TYPE_CHECKING:
     from ctssl.finetuning.report import Report
@@ -33,7 +33,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--out", required=True, help="folder for the segmenter")
     sub.add_argument(
         "--model",
-        default=DEFAULT,
+        default=START,
         help="starting weights: name, folder or repository; or a baseline without pretraining: swin-scratch, "
         "vit-scratch, dynunet (default: %(default)s)",
     )
@@ -68,7 +68,7 @@ def add_curve(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--models",
         nargs="+",
-        default=[DEFAULT, "scratch"],
+        default=[START, "scratch"],
         metavar="MODEL",
         help="starting weights as for finetune; scratch: the first model's encoder without pretraining; all are "
         "compared with the last (default: %(default)s)",

@@ -45,7 +45,7 @@ from ctssl.inference.masks import onto, plan, probabilities_of
 from ctssl.inference.windows import MEMORY_GB
 from ctssl.loading import choose_device, segmenter
 from ctssl.volume.grids import prepare
-from ctssl.zoo import DEFAULT
+from ctssl.zoo import START
 
 PATIENCE = timedelta(days=1)  # for which the other devices wait while the first one judges whole scans
 
@@ -54,7 +54,7 @@ def finetune(
     data: str | os.PathLike | None = None,
     *,
     out: str | os.PathLike,
-    model: Any = DEFAULT,
+    model: Any = START,
     images: str | os.PathLike | None = None,
     labels: str | os.PathLike | None = None,
     roi: str | None = None,
@@ -95,7 +95,7 @@ def finetune(
         spacing_mm: working spacing in mm. None: a tenth of the median tumour's diameter, between the scans'
             own and twice the encoder's.
         window_hu: window in HU, `(low, high)`. None: what 99% of the labelled voxels are and a quarter of that
-            more on either side; the encoder's own for `freeze`.
+            more on either side; the model's own for `freeze`, and where the model brings its head.
         names: of the labels, `{1: "tumour"}`.
         from_scratch: use initial weights, to see what the pretrained ones are worth.
         max_memory_gb: memory limit in GB for segmenting a held-out scan.
@@ -271,7 +271,8 @@ def prepare_job(request: Request, dataset: Dataset, survey: Survey | None = None
     )
     survey = survey or _survey(request, dataset, cases, start)
     own = start.spec.preprocess
-    window = request.window_hu or (own.window_hu if request.settings.freeze else None)
+    kept = request.settings.freeze or start.segmenter is not None  # what is trained already knows this window
+    window = request.window_hu or (own.window_hu if kept else None)
     made = make_plan(
         [survey.structures[case.name] for case in sides.training],
         own,
