@@ -101,6 +101,8 @@ def test_gains_of_the_table_and_the_readme_are_those_measured():
         assert f"| {mean[f'{name}, 50 cases']} | {interval} |" in text
     assert f"has a DSC of {mean['vit-wild-lesions, no labels']}" in text
     assert f"| comparison | {mean['vit-scratch, 50 cases']} |" in text
+    few = [mean[f"{name}, 10 cases"] for name in (START, "vit-scratch")]
+    assert f"With ten labelled patients it is {few[0]} against {few[1]} from scratch" in text
     assert max(GAINS, key=GAINS.get) == START
 
 

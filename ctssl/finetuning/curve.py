@@ -249,5 +249,5 @@ def draw_curve(points: list[Row], path: Path, *, levels: dict[str, float] | None
     axes.set_xlabel("labelled patients")
     axes.set_ylabel("mean DSC of held-out cases")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=150, format="png")
