@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import ctssl
-from ctssl.cli.main import main
+from ctssl.cli.main import _parser, main
 from ctssl.phantom import phantom
-from ctssl.zoo import best_first
+from ctssl.zoo import DEFAULT, START, best_first
 from tests.support.command import refused
 from tests.support.tiny import tiny_swin
 
@@ -46,7 +46,7 @@ def test_list_and_info(capsys):
 @pytest.mark.slow
 def test_embed(capsys, scan, tmp_path):
     vector = np.array(said(capsys, "embed", scan).split(), float)
-    assert vector.shape == (ctssl.load("swin-wild-mim").channels[-1],)
+    assert vector.shape == (ctssl.load(DEFAULT).channels[-1],)
     said(capsys, "embed", scan, tmp_path / "v.npy")
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), vector, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(
@@ -152,7 +152,8 @@ def test_a_folder_with_its_masks_inside_and_maps_of_every_label(capsys, scan, mo
 @pytest.mark.slow
 def test_finetune(capsys, labelled, tmp_path):
     out = tmp_path / "mine"
-    quick = ("--steps", 1, "--batch", 1, "--crop", 16, "--hold-out", "case2")
+    quick = ("--steps", 1, "--batch", 1, "--crop", 16, "--hold-out", "case2", "--model", "swin-wild-mim")
+    assert _parser("finetune").parse_args(["finetune", "data", "--out", "m"]).model == START
     text = said(capsys, "finetune", labelled, "--out", out, *quick)
     assert "case2" in text and "held-out" in text and f"--model {out}" in text
     assert ctssl.load_segmenter(out).parent == "swin-wild-mim"

@@ -161,6 +161,7 @@ def test_files_of_the_user_stay(labelled, tiny, tmp_path, monkeypatch):
         "config.json",
         "curves.png",
         "model.safetensors",
+        "preprocessor_config.json",
         "report.json",
         "seen.json",
     }  # no scores of another model

@@ -206,6 +206,7 @@ def test_a_users_segmenter_goes_up_with_a_card_and_gives_the_same_masks_elsewher
         "README.md",
         "config.json",
         "model.safetensors",
+        "preprocessor_config.json",
     }  # no names, no patients
     text = files["README.md"].decode()
     assert all(
