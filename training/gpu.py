@@ -32,7 +32,15 @@ PACE = 300  # steps that measure the pace
 MARGIN = 0.92  # of the time that is left, for a pace that was measured too high
 RESERVE = 20.0  # seconds that are kept for what comes after the last run
 COMMANDS = {
-    "tests": ["-m", "pytest", "-q", "-m", "gpu"],
+    "tests": [
+        "-m",
+        "pytest",
+        "-q",
+        "-o",
+        "addopts=",
+        "-m",
+        "gpu",
+    ],  # one process, on a device without pytest-xdist
     "encoders": ["-m", "tests.benchmarks.encoders", "10"],
     "finetune": ["-m", "tests.benchmarks.finetune", "10", "32", "32", "1"],
 }
