@@ -23,7 +23,7 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 
-from ctssl.encoders import ENCODERS
+from ctssl.encoders import ENCODERS, plain_args
 from ctssl.hub.folder import MODEL_TYPE
 from ctssl.loading import load
 from ctssl.scan_checks import check
@@ -63,7 +63,7 @@ class _Wrapped(PreTrainedModel):
 
     def __init__(self, config: CtsslConfig, encoder: Any = None) -> None:
         super().__init__(config)
-        args = {key: tuple(v) if isinstance(v, list) else v for key, v in config.encoder_args.items()}
+        args = plain_args(config.encoder_args)
         self.encoder = encoder if encoder is not None else ENCODERS[config.encoder](**args)
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ctssl.encoders import ENCODERS
+from ctssl.encoders import ENCODERS, plain_args
 from ctssl.encoders.layers import widen
 from ctssl.encoders.pixels import Pixels
 from ctssl.hub.client import CONFIG
@@ -148,7 +148,7 @@ def build_encoder(folder: ModelFolder) -> Any:
         raise ValueError(
             f"{path} needs the encoder {kind!r}; this ctssl has {', '.join(sorted(known))}: update ctssl"
         )
-    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in args.items()}
+    settings = plain_args(args)
     check_encoder_args(settings, path / CONFIG, weights=len(read_shapes(folder.weights)))
     try:
         with torch.device("meta"):  # shapes without memory: the config may describe any size

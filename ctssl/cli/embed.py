@@ -76,11 +76,10 @@ def _write_vector(encoder: Any, args: argparse.Namespace) -> None:
 
     import numpy as np
 
-    import ctssl
     from ctssl.files.atomic import write_whole
     from ctssl.inference.features import embed
 
-    scan = args.scan if args.series is None else ctssl.read(args.scan, series=args.series)
+    scan = _source(args.scan, args.series)
     vector = embed(encoder, scan, max_memory_gb=args.max_memory, progress=not args.json).cpu().numpy()
     if args.out:
         content = BytesIO()
@@ -99,21 +98,16 @@ def _write_rows(encoder: Any, scans: dict[str, Path], args: argparse.Namespace) 
     """A table: a row per scan, or per lesion. A scan that fails does not stop the others."""
     from tqdm import tqdm
 
-    from ctssl.datasets.scans import require_scans
+    from ctssl.datasets.scans import check_masks, require_scans, stem
     from ctssl.files.atomic import write_whole
     from ctssl.files.text import csv_text
 
-    masks: dict[str, Path] = {}
+    jobs: dict[str, tuple[Path, Path | None]] = {name: (path, None) for name, path in scans.items()}
     if args.mask and scans:
         masks = require_scans(Path(args.mask), unlabelled=False)
-        if lonely := sorted(set(scans) - set(masks)):
-            raise FileNotFoundError(
-                f"{len(lonely)} scans have no mask of their name in {args.mask}: {', '.join(lonely[:5])}"
-            )
-    jobs = {name: (path, masks.get(name)) for name, path in scans.items()}
-    jobs = jobs or {
-        Path(args.scan).name.removesuffix(".gz").removesuffix(".nii"): (Path(args.scan), Path(args.mask))
-    }
+        check_masks(scans, masks, Path(args.scan), Path(args.mask))
+        jobs = {name: (path, masks[name]) for name, path in scans.items()}
+    jobs = jobs or {stem(Path(args.scan)): (Path(args.scan), Path(args.mask))}
     rows, failed = [], {}
     for name, (scan, mask) in tqdm(jobs.items(), desc="scans", disable=args.json or len(jobs) < 2):
         try:
@@ -132,11 +126,10 @@ def _write_rows(encoder: Any, scans: dict[str, Path], args: argparse.Namespace) 
 
 
 def _rows(encoder: Any, scan: Path, mask: Path | None, args: argparse.Namespace) -> Iterator[Row]:
-    import ctssl
     from ctssl.inference.features import embed
     from ctssl.inference.lesions import embed_lesions
 
-    source: Any = scan if args.series is None else ctssl.read(scan, series=args.series)
+    source = _source(scan, args.series)
     if mask is None:
         yield _numbered(embed(encoder, source, max_memory_gb=args.max_memory).tolist())
         return
@@ -151,6 +144,13 @@ def _rows(encoder: Any, scan: Path, mask: Path | None, args: argparse.Namespace)
         yield facts | _numbered(lesion.vector.tolist())
 
 
+def _source(scan: str | Path, series: str | None) -> Any:
+    """Return what to embed: the path, or the series of a folder that holds several."""
+    import ctssl
+
+    return scan if series is None else ctssl.read(scan, series=series)
+
+
 def _numbered(vector: list[float]) -> Row:
     return {f"f{number}": float(f"{value:.7g}") for number, value in enumerate(vector)}
 
@@ -160,14 +160,13 @@ def _write_map(encoder: Any, args: argparse.Namespace) -> None:
     import nibabel
     import numpy as np
 
-    import ctssl
     from ctssl.files.atomic import write_whole
     from ctssl.inference.features import dense
 
     count = len(encoder.strides)
     if not -count <= args.map < count:
         raise ValueError(f"--map {args.map}: this encoder has {count} maps, 0 (finest) to {count - 1}")
-    scan = args.scan if args.series is None else ctssl.read(args.scan, series=args.series)
+    scan = _source(args.scan, args.series)
     array, affine = dense(encoder, scan, max_memory_gb=args.max_memory, progress=not args.json)[args.map]
     image = nibabel.Nifti1Image(np.moveaxis(array, 0, -1), affine)
     image.header.set_xyzt_units("mm")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import ctssl
-from ctssl.encoders import ENCODERS
+from ctssl.encoders import ENCODERS, plain_args
 from ctssl.encoders.pixels import Pixels
 from ctssl.files.atomic import write_weights, write_whole
 from ctssl.heads.segmenter import Segmenter, segmenter_config, segmenter_settings
@@ -183,7 +183,7 @@ later.
 
 def build(config: dict[str, Any]) -> Segmenter:
     """Return the segmenter of a `config.json`, with initial weights and in evaluation mode."""
-    args = {key: tuple(v) if isinstance(v, list) else v for key, v in config["encoder_args"].items()}
+    args = plain_args(config["encoder_args"])
     encoder: Any = {**ENCODERS, "pixels": Pixels}[config["encoder"]](**args)
     return Segmenter(encoder, **segmenter_settings(config, bundled())).eval()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ctssl.datasets.case import Case, Dataset
 from ctssl.datasets.manifest import read_manifest
-from ctssl.datasets.scans import require_scans, stem
+from ctssl.datasets.scans import check_masks, require_scans, stem
 from ctssl.files.names import check_case_name
 from ctssl.files.text import read_json
 
@@ -69,12 +69,7 @@ def _pairs(image_folder: Path, label_folder: Path) -> list[Case]:
     """Scans and masks of the same names; nnU-Net's `_0000` is no part of a scan's."""
     masks = require_scans(label_folder, unlabelled=False)
     scans = require_scans(image_folder, masks=masks)
-    lonely = sorted(set(scans) - set(masks))
-    if lonely:
-        raise FileNotFoundError(
-            f"{len(lonely)} scans in {image_folder} have no mask of their name in {label_folder}: "
-            f"{', '.join(lonely[:5])}{' ...' if len(lonely) > 5 else ''}"
-        )
+    check_masks(scans, masks, image_folder, label_folder)
     return [Case(name, path, masks[name], patient=name) for name, path in sorted(scans.items())]
 
 

@@ -101,6 +101,16 @@ def require_scans(
     return found
 
 
+def check_masks(scans: dict[str, Path], masks: dict[str, Path], images: Path, labels: Path) -> None:
+    """Raise `FileNotFoundError` unless every scan of the folder `images` has a mask of its name in `labels`."""
+    lonely = sorted(set(scans) - set(masks))
+    if lonely:
+        raise FileNotFoundError(
+            f"{len(lonely)} scans in {images} have no mask of their name in {labels}: "
+            f"{', '.join(lonely[:5])}{' ...' if len(lonely) > 5 else ''}"
+        )
+
+
 def find_scans(folder: Path) -> list[Scan]:
     """Search a folder to the bottom: every NIfTI file but masks beside images, and every folder of CT images.
 

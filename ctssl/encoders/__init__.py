@@ -16,7 +16,18 @@ belong to a pretraining task, so the state dict of a trained encoder is the rele
 To add one: write `ctssl/encoders/<name>.py` and add a line to `ENCODERS`.
 """
 
+from typing import Any
+
 from ctssl.encoders.swin import Swin
 from ctssl.encoders.vit import ViT
 
 ENCODERS = {"swin": Swin, "vit": ViT}
+
+
+def plain_args(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an encoder as it takes them, from JSON, which has lists for tuples.
+
+    >>> plain_args({"width": 24, "depths": [1, 2]})
+    {'width': 24, 'depths': (1, 2)}
+    """
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}

@@ -120,14 +120,25 @@ def dense(
     encoder: Any, source: Any, *, max_memory_gb: float = MEMORY_GB, progress: bool = False
 ) -> list[FeatureMap]:
     """Compute every map of a scan with its place; see `Pretrained.feature_maps`."""
+    scan = read_for(encoder, source, max_memory_gb=max_memory_gb)
+    image, maps = encode(encoder, scan, progress=progress)
+    affines = map_affines(image.affine, encoder.strides)
+    return [FeatureMap(m.numpy(), a) for m, a in zip(maps, affines, strict=True)]
+
+
+def read_for(encoder: Any, source: Any, *, max_memory_gb: float) -> Volume:
+    """Read a scan whose maps fit into the memory. Raises `ValueError` for one whose maps do not."""
     spacing_mm = (blocks_of(encoder).spec.preprocess if encoder.spec else Preprocess()).spacing_mm
     scan, _ = read_within(
         source, lambda grid: check_features(grid, encoder, spacing_mm, TILE, max_memory_gb=max_memory_gb)
     )
+    return scan
+
+
+def encode(encoder: Any, scan: Volume, *, progress: bool = False) -> tuple[Volume, list[Tensor]]:
+    """Prepare a scan and compute its maps. Returns the prepared image and the maps."""
     image = prepared(encoder, scan)
-    maps = feature_maps(encoder, torch.from_numpy(image.array)[None, None], progress=progress)
-    affines = map_affines(image.affine, encoder.strides)
-    return [FeatureMap(m.numpy(), a) for m, a in zip(maps, affines, strict=True)]
+    return image, feature_maps(encoder, torch.from_numpy(image.array)[None, None], progress=progress)
 
 
 def _starts(size: int, tile: int, step: int) -> list[int]:
@@ -140,14 +151,11 @@ def embed(encoder: Any, source: Any, *, max_memory_gb: float = MEMORY_GB, progre
         return torch.stack(
             [embed(encoder, one, max_memory_gb=max_memory_gb, progress=progress) for one in several]
         )
-    spacing_mm = (blocks_of(encoder).spec.preprocess if encoder.spec else Preprocess()).spacing_mm
-    scan, _ = read_within(
-        source, lambda grid: check_features(grid, encoder, spacing_mm, TILE, max_memory_gb=max_memory_gb)
-    )
-    image = preprocess(encoder, scan)
-    features = feature_maps(encoder, image, progress=progress)[-1]
-    stride = encoder.strides[-1]
-    tissue = torch.nn.functional.max_pool3d(image, stride, ceil_mode=True)[0, 0] > 0
+    scan = read_for(encoder, source, max_memory_gb=max_memory_gb)
+    image, maps = encode(encoder, scan, progress=progress)
+    features, stride = maps[-1], encoder.strides[-1]
+    voxels = torch.from_numpy(image.array)[None, None]
+    tissue = torch.nn.functional.max_pool3d(voxels, stride, ceil_mode=True)[0, 0] > 0
     chosen = features[:, tissue] if tissue.any() else features.flatten(1)
     vector = chosen.mean(1)
     if not torch.isfinite(vector).all():

@@ -11,12 +11,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from ctssl.datasets.case import fit_mask
-from ctssl.inference.features import TILE, blocks_of, feature_maps, map_affines, prepared
-from ctssl.inference.memory import check_features, read_within
+from ctssl.inference.features import encode, map_affines, read_for
 from ctssl.inference.windows import MEMORY_GB
 from ctssl.volume.grids import resample
 from ctssl.volume.volume import read
-from ctssl.zoo import Preprocess
 
 KINDS = ("lesion", "label")
 
@@ -68,13 +66,9 @@ def embed_lesions(
     """
     if by not in KINDS:
         raise ValueError(f"by={by!r}: use {' or '.join(KINDS)}")
-    spacing_mm = (blocks_of(encoder).spec.preprocess if encoder.spec else Preprocess()).spacing_mm
-    scan, _ = read_within(
-        source, lambda grid: check_features(grid, encoder, spacing_mm, TILE, max_memory_gb=max_memory_gb)
-    )
+    scan = read_for(encoder, source, max_memory_gb=max_memory_gb)
     labels = fit_mask(scan, read(mask), scan.name).array
-    image = prepared(encoder, scan)
-    maps = feature_maps(encoder, torch.from_numpy(image.array)[None, None], progress=progress)
+    image, maps = encode(encoder, scan, progress=progress)
     affines = map_affines(image.affine, encoder.strides)
     found = []
     for label in (int(value) for value in np.unique(labels) if value):

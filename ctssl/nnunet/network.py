@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ctssl.encoders import ENCODERS
+from ctssl.encoders import ENCODERS, plain_args
 from ctssl.finetuning.start import open_start, take_head
 from ctssl.heads.segmenter import Segmenter
 from ctssl.zoo import ModelSpec, Preprocess
@@ -48,7 +48,7 @@ class Network(nn.Module):
             raise ValueError(
                 f"the dataset has {input_channels} channels; ctssl's encoders take one, CT in HU"
             )
-        args = {key: tuple(v) if isinstance(v, list) else v for key, v in encoder_args.items()}
+        args = plain_args(encoder_args)
         backbone: Any = ENCODERS[encoder](**args)
         backbone.spec = ModelSpec(
             "", "encoder", encoder, args, Preprocess(spacing_mm, (window_hu[0], window_hu[1]))
