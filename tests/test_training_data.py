@@ -87,7 +87,7 @@ def test_each_scan_comes_once_in_a_pass_and_samples_do_not_depend_on_who_asks(tm
     corpus = cache.prepare_corpus(scans, TINY.preprocess, tmp_path / "cache")
     assert [corpus.patient(i) for i in range(4)] == [0, 0, 1, 1]
     samples = Samples(corpus, SimpleNamespace(views=2), dataclasses.replace(TINY, crop=16, seed=3))
-    drawn = [samples[n][2] for n in range(8)]
+    drawn = [samples[n][3] for n in range(8)]
     assert sorted(drawn[:4]) == sorted(drawn[4:]) == [0, 0, 1, 1]
     one = list(loader(samples, Places(batch=4, pieces=1, rank=0, world=1, first=1, last=3), workers=0))
     two = [

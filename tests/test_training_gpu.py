@@ -57,9 +57,7 @@ def test_a_rehearsal_checks_trains_and_goes_on_after_a_failure(run, tmp_path, mo
         gpu, "COMMANDS", {"quick": ["-c", "print('checked')"], "slow": ["-c", "while True: pass"]}
     )
     monkeypatch.setattr(gpu, "command", command_within(gpu.command, 3.0))
-    asked = (
-        "--device cpu --steps 3 --batch 4 --workers 0 --minutes 1 --parts quick slow --runs no_such_run good"
-    )
+    asked = "--device cpu --steps 3 --batch 4 --minutes 1 --parts quick slow --runs no_such_run good=2"
     call(monkeypatch, *asked.split(), "--out", tmp_path / "out", "--work", tmp_path / "work")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["quick"]["exit"] == 0 and (tmp_path / "out" / "quick.txt").read_text() == "checked\n"

@@ -1,5 +1,6 @@
 """Each pretraining task: its contract, and its loss against something independent."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +11,8 @@ from torch.nn import functional as F
 import ctssl
 from ctssl.zoo import Preprocess
 from tests.support.tiny import SMALL
-from training.data.views import Views, sample
+from training.data.draws import Draws
+from training.data.views import Crops, Views, change, compose, crops_of
 from training.pretext import TASKS
 from training.pretext.batch import Batch
 from training.pretext.contrastive import nt_xent
@@ -354,19 +356,45 @@ def test_rotation_turns_about_z_and_no_more_than_the_share_is_overwritten():
 
 def test_one_view_is_a_mirrored_crop_and_two_views_overlap():
     scan = np.linspace(0, 1, 60 * 50 * 40, dtype=np.float32).reshape(60, 50, 40)
-    about: dict = dict(crop=24, preprocess=Preprocess())
-    (one,) = sample(scan, **about, views=1, how=Views(), seed=4)
+
+    def views_of(count: int, how: Views, seed: int) -> list[torch.Tensor]:
+        crops = Crops(count, twins=count > 1)
+        preprocess = Preprocess()
+        cubes, spacing = crops_of(scan, crop=24, crops=crops, how=how, preprocess=preprocess, seed=seed)
+        draws = Draws.of_samples([seed])
+        views = compose(
+            None, cubes[None], torch.tensor([spacing]), how=how, preprocess=preprocess, draws=draws
+        )
+        return [view[0, 0] for view in views]
+
+    (one,) = views_of(1, Views(), 4)
     values = set(scan.flatten().tolist())
     assert one.shape == (24, 24, 24) and set(one.flatten().tolist()) <= values
     plain = Views(zoom=1.0, intensity=0, gamma=1.0, noise=0, blur=0)
-    left, right = sample(scan, **about, views=2, how=plain, seed=5)
+    left, right = views_of(2, plain, 5)
     shared = set(left.flatten().tolist()) & set(right.flatten().tolist())
     assert 0.4 * 24**3 < len(shared) <= 24**3
-    again = sample(scan, **about, views=2, how=Views(), seed=5)
-    assert all(
-        np.array_equal(a, b)
-        for a, b in zip(again, sample(scan, **about, views=2, how=Views(), seed=5), strict=True)
+    again = views_of(2, Views(), 5)
+    assert all(torch.equal(a, b) for a, b in zip(again, views_of(2, Views(), 5), strict=True))
+    assert all(a.shape == (24, 24, 24) and a.min() >= 0 and a.max() <= 1 for a in again)
+
+
+def test_a_view_is_changed_within_its_limits_and_labels_are_only_mirrored():
+    image = torch.rand(64, 12, 12, 12, generator=torch.Generator().manual_seed(0))
+    labels = (image > 0.5).float()
+    nothing = Views(intensity=0, gamma=1.0, noise=0, blur=0)
+    same, mirrored = change(image, labels, nothing, Draws.of_samples(list(range(64))))
+    assert torch.equal((same > 0.5).float(), mirrored)
+    assert sum(torch.equal(a, b) for a, b in zip(same, image, strict=True)) in range(
+        1, 24
+    )  # about one in eight
+    for field, value in (("intensity", 0.2), ("gamma", 2.0), ("noise", 0.1), ("blur", 1.0), ("holes", 1)):
+        how = dataclasses.replace(nothing, **{field: value})
+        changed, kept = change(image, labels, how, Draws.of_samples(list(range(64))))
+        assert torch.equal(kept.flatten(1).sum(1), labels.flatten(1).sum(1))
+        assert changed.min() >= 0 and changed.max() <= 1
+        assert not torch.equal(changed.flatten(1).mean(1), image.flatten(1).mean(1))
+    thick, _ = change(
+        image, labels, dataclasses.replace(nothing, thick=3.0), Draws.of_samples(list(range(64)))
     )
-    assert all(
-        a.shape == (24, 24, 24) and a.min() >= 0 and a.max() <= 1 and a.dtype == np.float32 for a in again
-    )
+    assert thick.std() < 0.95 * image.std()

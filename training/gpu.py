@@ -1,9 +1,10 @@
 """Use a GPU for some minutes: check, measure, train. `python -m training.gpu --out OUT --minutes 8`.
 
 In this order: the tests that need a GPU, the benchmarks on it, then the runs of `--runs`, which share the minutes that are
-left. A run trains on larger batches than its recipe (`--batch`, learning rate by the square root), for as many steps as
-fit: the pace is measured first. What there is is written as it comes: `OUT/summary.json`, the output of every part, and for
-each run a checkpoint without its optimiser in fp16, in parts of at most 15 MB. A part that fails does not stop the others.
+left. A run keeps its scans in the device's memory and trains on larger batches than its recipe (`--batch`, learning rate by
+the square root, at most 2e-3), for as many steps as fit: the pace is measured first. What there is is written as it comes:
+`OUT/summary.json`, the output of every part, and for each run a checkpoint without its optimiser in fp16, in parts of at most
+15 MB. A part that fails does not stop the others.
 
 `python -m training.gpu --unpack OUT` puts the checkpoints into `runs/`, where `python -m training.release.encoder
 runs/NAME` turns them into models. `--device cpu --steps 3` rehearses all of it.
@@ -28,7 +29,8 @@ from training import checkpoints, pretrain
 from training.recipe import Run, find_run
 
 PART = 15 << 20  # bytes of a part
-PACE = 300  # steps that measure the pace
+PACE = 60  # steps that measure the pace
+TOP_LR = 2e-3  # whatever the batch
 MARGIN = 0.92  # of the time that is left, for a pace that was measured too high
 RESERVE = 20.0  # seconds that are kept for what comes after the last run
 COMMANDS = {
@@ -42,6 +44,7 @@ COMMANDS = {
         "gpu",
     ],  # one process, on a device without pytest-xdist
     "encoders": ["-m", "tests.benchmarks.encoders", "10"],
+    "pace": ["-m", "tests.benchmarks.pace"],
     "finetune": ["-m", "tests.benchmarks.finetune", "10", "32", "32", "1"],
 }
 """What is run before the trainings, by name; each is given a fifth of the minutes at most."""
@@ -69,11 +72,13 @@ def main() -> None:
     cuda = args.device == "cuda"
     name = torch.cuda.get_device_name() if cuda else "cpu"
     summary = Summary(args.out / "summary.json", device=name, torch=torch.__version__)
+    torch.set_float32_matmul_precision("high")  # of the runs; the parts are processes of their own
     for part in args.parts:
         seconds = command(part, args.out / f"{part}.txt", args.device, timeout=12 * args.minutes)
         summary.add(**{part: seconds})
-    for number, run_name in enumerate(args.runs):
-        share = (end - RESERVE - time.monotonic()) / (len(args.runs) - number)
+    shares = [float(share) for _, share in args.runs]
+    for number, (run_name, share) in enumerate(args.runs):
+        share = (end - RESERVE - time.monotonic()) * share / sum(shares[number:])
         try:
             facts = train(find_run(run_name), args, seconds=share)
         except (Exception, SystemExit) as error:  # the next run may go well
@@ -106,9 +111,9 @@ def train(run: Run, args: argparse.Namespace, *, seconds: float) -> dict[str, An
     large = replace(
         run,
         batch=args.batch or run.batch,
-        lr=run.lr * math.sqrt(factor),
+        lr=min(run.lr * math.sqrt(factor), max(run.lr, TOP_LR)),
         bf16=args.device == "cuda",
-        workers=args.workers,
+        resident=True,
         save_minutes=1e9,  # the device goes back: only the end counts
     )
     began = time.monotonic()
@@ -154,6 +159,11 @@ def unpack(source: Path, runs: Path) -> None:
         print(f"{folder}: python -m training.release.encoder {folder}")
 
 
+def _shared(text: str) -> tuple[str, float]:
+    name, _, share = text.partition("=")
+    return name, float(share or 1)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -166,15 +176,17 @@ def _arguments() -> argparse.Namespace:
         "--parts", nargs="*", default=list(COMMANDS), choices=list(COMMANDS), help="before the runs"
     )
     parser.add_argument(
-        "--runs", nargs="*", default=["vit_wild_lesions"], help="files in training/runs, without .py"
+        "--runs",
+        nargs="*",
+        type=_shared,
+        default=[("vit_wild_lesions", 1.0)],
+        metavar="RUN[=SHARE]",
+        help="files in training/runs, without .py, and how the minutes are shared among them (default: equally)",
     )
     parser.add_argument(
         "--batch", type=int, default=64, help="samples per step; 0 keeps the recipe's (default: 64)"
     )
     parser.add_argument("--steps", type=int, default=0, help="steps of each run; 0: as many as fit")
-    parser.add_argument(
-        "--workers", type=int, default=max(1, (os.cpu_count() or 1) - 1), help="loader processes"
-    )
     parser.add_argument(
         "--work", type=Path, default=Path("runs"), help="folder for the runs and the cache of scans"
     )

@@ -47,6 +47,7 @@ from training import checkpoints, log
 from training.data.cache import prepare_corpus
 from training.data.loader import Places, Samples, loader
 from training.data.manifest import find_scans
+from training.data.resident import resident_batches
 from training.data.seen import seen
 from training.pretext import TASKS
 from training.pretext.batch import Batch
@@ -251,6 +252,9 @@ def distribute(task: Any, run: Run, world: int) -> nn.Module:
 def batches_of(run: Run, task: Any, corpus: Any, *, first: int, last: int) -> Iterator[Batch]:
     """Return the batches of this process from step `first` to `last`."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if run.resident:
+        device = next(task.parameters()).device
+        return resident_batches(corpus, task, run, device, first=first, last=last, rank=rank)
     samples = Samples(corpus, task, run)
     places = Places(batch=run.batch, pieces=run.accumulate, rank=rank, world=world, first=first, last=last)
     return iter(loader(samples, places, workers=run.workers))

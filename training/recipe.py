@@ -84,6 +84,7 @@ class Run:
         checkpointing: recompute activations: less memory, about a third more time.
         compile: `torch.compile` the encoder's blocks; needs a C++ compiler and takes minutes at the start.
         workers: processes that load data.
+        resident: keep all scans in the memory of each device and draw the crops there; no loader.
         save_minutes: minutes between two checkpoints.
     """
 
@@ -109,6 +110,7 @@ class Run:
     checkpointing: bool = False
     compile: bool = False
     workers: int = 1
+    resident: bool = False
     save_minutes: float = 3.0
 
 

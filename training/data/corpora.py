@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-NAMES = ("wild", "wild46", "self")
+NAMES = ("wild", "wild46", "self", "lung")
 SPLIT = Path(__file__).with_name("sarcoma_split.json")
 LUNG = Path(__file__).with_name("lung_split.json")
 NODULES = Path(__file__).with_name("nodule_split.json")
@@ -47,8 +47,8 @@ def lung_split() -> dict[str, list[str]]:
 
 
 def corpus(name: str) -> list[Path]:
-    """Return the pretraining scans of `"wild"` or `"wild46"` (26 or 46 uncurated public CTs) or `"self"` (training
-    side of the sarcoma data).
+    """Return the pretraining scans of `"wild"` or `"wild46"` (26 or 46 uncurated public CTs), `"self"` (training
+    side of the sarcoma data) or `"lung"` (that of the lung tumours).
     """
     return [data_folder() / row["image"] for row in _rows(name)]
 
@@ -69,7 +69,10 @@ def _rows(name: str) -> list[dict[str, str]]:
     if name == "self":
         train = set(split("train"))
         return [row for row in cases("sarcoma") if row["id"] in train]
-    raise ValueError(f"unknown corpus {name!r}; use 'wild', 'wild46' or 'self'")
+    if name == "lung":
+        train = set(lung_split()["train"])
+        return [row for row in cases("lung_radiomics_nc") if row["id"] in train]
+    raise ValueError(f"unknown corpus {name!r}; use {', '.join(map(repr, NAMES))}")
 
 
 def make_split(seed: int = 0, per_kernel: int = 6) -> dict[str, list[str]]:

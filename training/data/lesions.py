@@ -1,202 +1,194 @@
-"""Paste synthetic lesions into crops of unlabelled scans. numpy and scipy only.
+"""Paste synthetic lesions into crops of unlabelled scans. torch only, whole batches at once.
 
 The idea is that of the label-free liver tumours of Hu et al. (arXiv 2303.14869), with shapes for the lung too: lobulated
 and spiculated, solid, part-solid and ground-glass, some with a cavity or a necrotic core. What lies around decides: a
 lesion in the lung ends at the pleura, one in soft tissue at bone, gas and the skin.
 """
 
-import numpy as np
-from scipy import ndimage, special
+import torch
+from torch import Tensor
+
+from training.data.axes import along, blur, mean_over, smooth_noise
+from training.data.draws import Draws
 
 OUTSIDE_HU = -990.0
 LUNG_HU = (-980.0, -500.0)
 SOFT_HU = (-200.0, 300.0)  # a lesion in soft tissue changes these voxels only
 RADIUS_MM = (2.5, 25.0)
 REACH = 2.2  # times its radius, a lesion with its spikes ends
+SPIKES = (4, 15)
 
 
-def paste(hu: np.ndarray, spacing_mm: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Paste one lesion into a crop.
+def paste(hu: Tensor, spacing_mm: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Paste one lesion into each crop.
 
     Args:
-        hu: `(X, Y, Z)` float32 in HU.
-        spacing_mm: size of a voxel in mm.
-        rng: random generator.
+        hu: `(B, S, S, S)` in HU.
+        spacing_mm: size of a voxel of each crop `(B,)` in mm.
+        draws: random numbers.
 
     Returns:
-        The new crop, and a boolean mask of the lesion; the mask is empty where the crop holds only air and bone.
+        The new crops, and boolean masks of the lesions; a mask is empty where the crop holds only air and bone.
     """
-    centre, in_lung = _place(hu, spacing_mm, rng)
-    mask = np.zeros(hu.shape, bool)
-    if centre is None:
-        return hu, mask
-    largest = min(RADIUS_MM[1], 0.4 * spacing_mm * min(hu.shape))
-    radius = (
-        RADIUS_MM[0] * max(1.01, largest / RADIUS_MM[0]) ** rng.random() ** 0.7
+    size = hu.shape[-1]
+    centre, in_lung, found = _place(hu, spacing_mm, draws)
+    largest = (0.4 * spacing_mm * size).clamp_max(RADIUS_MM[1])
+    radius = RADIUS_MM[0] * (largest / RADIUS_MM[0]).clamp_min(1.01) ** (
+        draws.uniform() ** 0.7
     )  # rather large than small
-    reach = int(np.ceil(REACH * radius / spacing_mm)) + 2
-    box = tuple(
-        slice(max(0, c - reach), min(n, c + reach + 1)) for c, n in zip(centre, hu.shape, strict=True)
-    )
-    middle = tuple(c - part.start for c, part in zip(centre, box, strict=True))
-    free = ~_thick_tissue(hu, spacing_mm) if in_lung else (hu > SOFT_HU[0]) & (hu < SOFT_HU[1])
-    part, free = hu[box], free[box]
-    depth, share = _shape(part.shape, middle, radius, spacing_mm, rng, spiculated=in_lung)
-    if in_lung:
-        changed = _in_lung(part, depth, share, radius, rng)
-    else:
-        changed = _in_soft_tissue(part, depth, share, radius, middle, rng)
-    result = hu.copy()
-    result[box] = np.where(free, changed, part)
-    mask[box] = (depth > 0) & free
-    return result, mask
+    depth, share = _shape(size, centre, radius, spacing_mm, draws, spiculated=in_lung)
+    free, changed = torch.zeros_like(hu, dtype=torch.bool), hu.clone()
+    for chosen in (torch.nonzero(in_lung & found)[:, 0], torch.nonzero(~in_lung & found)[:, 0]):
+        if len(chosen):
+            own = [x[chosen] for x in (hu, depth, share, radius)]
+            if in_lung[chosen[0]]:
+                free[chosen] = ~_thick_tissue(own[0], spacing_mm[chosen])
+                changed[chosen] = _in_lung(*own, draws.some(chosen))
+            else:
+                free[chosen] = (own[0] > SOFT_HU[0]) & (own[0] < SOFT_HU[1])
+                changed[chosen] = _in_soft_tissue(*own, centre[chosen], draws.some(chosen))
+    return torch.where(free & (share < REACH + 2), changed, hu), free & (depth > 0)
 
 
-def _place(
-    hu: np.ndarray, spacing_mm: float, rng: np.random.Generator
-) -> tuple[tuple[int, ...] | None, bool]:
+def _place(hu: Tensor, spacing_mm: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
     """Draw a voxel for the centre, in lung or in soft tissue, whichever is there; half of those in the lung lie near
     tissue.
+
+    Returns voxels `(B, 3)`, whether they lie in the lung `(B,)` and whether there is such a voxel at all `(B,)`.
     """
-    margin = max(1, min(hu.shape) // 8)
-    inner = tuple(slice(margin, n - margin) for n in hu.shape)
-    lung = np.zeros(hu.shape, bool)
-    smooth = ndimage.uniform_filter(hu, 3)
-    outside = ndimage.uniform_filter((hu < OUTSIDE_HU).astype(np.float32), 7) > 0.2  # skin is no lung
-    lung[inner] = ((smooth > LUNG_HU[0]) & (smooth < LUNG_HU[1]) & ~outside)[inner]
-    soft = np.zeros(hu.shape, bool)
-    soft[inner] = (smooth[inner] > -20) & (smooth[inner] < 180)
-    in_lung = lung.sum() > 0.03 * hu.size and (rng.random() < 0.8 or not soft.any())
-    candidates = lung if in_lung else soft
-    if in_lung and rng.random() < 0.5:
-        reach = max(3, round(10 / spacing_mm) | 1)
-        near = lung & (ndimage.uniform_filter((hu > -300).astype(np.float32), reach) > 0.15)
-        candidates = near if near.any() else lung
-    places = np.flatnonzero(candidates)
-    if not len(places):
-        return None, in_lung
-    return tuple(int(i) for i in np.unravel_index(places[rng.integers(len(places))], hu.shape)), in_lung
+    size = hu.shape[-1]
+    smooth = along(hu, mean_over(3, size, hu))
+    outside = along((hu < OUTSIDE_HU).float(), mean_over(7, size, hu)) > 0.2  # skin is no lung
+    place = torch.arange(size, device=hu.device)
+    margin = max(1, size // 8)
+    within = (place >= margin) & (place < size - margin)
+    inner = within[:, None, None] & within[:, None] & within
+    lung = (smooth > LUNG_HU[0]) & (smooth < LUNG_HU[1]) & ~outside & inner
+    soft = (smooth > -20) & (smooth < 180) & inner
+    some_soft = soft.flatten(1).any(1)
+    in_lung = (lung.flatten(1).float().mean(1) > 0.03) & (draws.chance(0.8) | ~some_soft)
+    reach = _odd(10 / spacing_mm)
+    near = lung & (along((hu > -300).float(), mean_over(reach, size, hu)) > 0.15)
+    prefer_near = draws.chance(0.5) & near.flatten(1).any(1)
+    lung = torch.where(_each(prefer_near), near, lung)
+    candidates = torch.where(_each(in_lung), lung, soft).flatten(1)
+    scores = draws.uniform(0.0, 1.0, size**3) * candidates
+    best = scores.argmax(1)
+    centre = torch.stack([best // size**2, best // size % size, best % size], 1)
+    return centre, in_lung, candidates.any(1)
 
 
 def _shape(
-    shape: tuple[int, ...],
-    centre: tuple[int, ...],
-    radius: float,
-    spacing_mm: float,
-    rng: np.random.Generator,
-    *,
-    spiculated: bool,
-) -> tuple[np.ndarray, np.ndarray]:
+    size: int, centre: Tensor, radius: Tensor, spacing_mm: Tensor, draws: Draws, *, spiculated: Tensor
+) -> tuple[Tensor, Tensor]:
     """Draw a lobulated, perhaps spiculated ellipsoid.
 
     Returns the depth below its surface in mm (negative outside) and the distance from the centre as a share of the
     radius.
     """
-    places = ((np.arange(n, dtype=np.float32) - c) * spacing_mm for n, c in zip(shape, centre, strict=True))
-    offsets = np.stack(np.meshgrid(*places, indexing="ij"))
-    turn = np.linalg.qr(rng.standard_normal((3, 3)))[0].astype(np.float32)
-    axes = np.exp(rng.normal(0, 0.22, 3)).astype(np.float32)
-    axes /= np.prod(axes) ** (1 / 3)
-    turned = np.tensordot(turn / (np.float32(radius) * axes)[:, None], offsets, 1)
-    share = np.sqrt((turned**2).sum(0))
-    surface = 1 + rng.uniform(0.05, 0.4) * smooth_noise(shape, max(1.5, radius / spacing_mm), rng)
-    if spiculated and rng.random() < 0.5:
-        surface = surface + _spikes(turned / np.maximum(share, 1e-3), rng)
-    return (np.minimum(surface, REACH) - share) * radius, share
+    place = torch.arange(size, device=centre.device)
+    x, y, z = ((place - centre[:, axis, None]) * spacing_mm[:, None] for axis in range(3))
+    axes = torch.exp(0.22 * draws.normal(3))
+    axes = axes / axes.prod(1, keepdim=True) ** (1 / 3)
+    turn = draws.rotation() / (radius[:, None] * axes)[:, :, None]
+    turned = [
+        _each(turn[:, i, 0]) * x[:, :, None, None]
+        + _each(turn[:, i, 1]) * y[:, None, :, None]
+        + _each(turn[:, i, 2]) * z[:, None, None, :]
+        for i in range(3)
+    ]
+    share = (turned[0] ** 2 + turned[1] ** 2 + turned[2] ** 2).sqrt()
+    surface = 1 + _each(draws.uniform(0.05, 0.4)) * smooth_noise(size, radius / spacing_mm, draws, finest=1.5)
+    spiky = torch.nonzero(spiculated & draws.chance(0.5))[:, 0]
+    if len(spiky):
+        directions = torch.stack([t[spiky] for t in turned], 1) / share[spiky].clamp_min(1e-3)[:, None]
+        surface[spiky] += _spikes(directions, draws.some(spiky))
+    return (surface.clamp_max(REACH) - share) * _each(radius), share
 
 
-def _spikes(directions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return how far the surface is drawn out along each of the unit `directions` `(3, X, Y, Z)`."""
-    total = np.zeros(directions.shape[1:], np.float32)
-    for _ in range(rng.integers(4, 16)):
-        axis = rng.standard_normal(3, dtype=np.float32)
-        cosine = np.tensordot(axis / np.linalg.norm(axis), directions, 1)
-        length, sharpness = np.float32(rng.uniform(0.2, 0.9)), np.float32(rng.uniform(30, 120))
-        np.maximum(total, length * np.exp(sharpness * (cosine - 1)), out=total)
+def _spikes(directions: Tensor, draws: Draws) -> Tensor:
+    """Return how far the surface is drawn out along each of the unit `directions` `(B, 3, S, S, S)`."""
+    count = SPIKES[0] + draws.integers(SPIKES[1] - SPIKES[0] + 1)
+    flat, total = directions.flatten(2), torch.zeros_like(directions[:, 0])
+    for number in range(SPIKES[1]):
+        axis = torch.nn.functional.normalize(draws.normal(3), dim=1)
+        length = draws.uniform(0.2, 0.9) * (count > number)
+        bend = draws.uniform(30.0, 120.0) / 8
+        cosine = torch.bmm(axis[:, None], flat).view_as(total)
+        spike = (1 + _each(bend) * (cosine - 1)).clamp_min_(
+            0
+        )  # its 8th power: about exp(8 bend (cosine - 1))
+        for _ in range(3):
+            spike = spike.mul_(spike)
+        total = torch.maximum(total, _each(length) * spike)
     return total
 
 
-def _thick_tissue(hu: np.ndarray, spacing_mm: float) -> np.ndarray:
+def _thick_tissue(hu: Tensor, spacing_mm: Tensor) -> Tensor:
     """Return where the chest wall, the mediastinum or another organ is, but not vessels and airways."""
     tissue = hu > -300
-    reach = max(3, round(9 / spacing_mm) | 1)
-    return tissue & (ndimage.uniform_filter(tissue.astype(np.float32), reach, mode="nearest") > 0.6)
+    return tissue & (along(tissue.float(), mean_over(_odd(9 / spacing_mm), hu.shape[-1], hu)) > 0.6)
 
 
-def _in_lung(
-    hu: np.ndarray, depth: np.ndarray, share: np.ndarray, radius: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Return the HU of a crop with a lesion of the lung."""
-    kind = rng.choice(["solid", "part-solid", "ground-glass"], p=[0.7, 0.2, 0.1])
-    solid = _texture(hu.shape, rng.normal(25, 25), rng)
-    border = rng.uniform(0.3, 1.2)
-    if kind == "solid":
-        opacity = _sigmoid(depth / border)
-    else:
-        haze = rng.uniform(0.2, 0.6) + 0.1 * smooth_noise(hu.shape, 3, rng)
-        opacity = np.clip(haze, 0.1, 0.8) * _sigmoid(depth / rng.uniform(0.6, 2.0))
-        if kind == "part-solid":
-            core = rng.uniform(0.3, 0.7) + 0.2 * smooth_noise(hu.shape, 4, rng)
-            nodule = np.minimum(depth, (core - share) * radius)
-            opacity = np.maximum(opacity, _sigmoid(nodule / border))
-    if radius > 6 and rng.random() < 0.1:  # a cavity
-        hole = rng.uniform(0.25, 0.65) + 0.15 * smooth_noise(hu.shape, 4, rng)
-        solid = solid + (rng.uniform(-950, -800) - solid) * _sigmoid((hole - share) * radius / border)
-    solid = _necrosis(solid, share, radius, rng)
+def _in_lung(hu: Tensor, depth: Tensor, share: Tensor, radius: Tensor, draws: Draws) -> Tensor:
+    """Return the HU of crops with a lesion of the lung."""
+    size = hu.shape[-1]
+    kind = draws.choose((0.7, 0.2, 0.1))  # solid, part-solid, ground-glass
+    solid = _texture(size, 25 + 25 * draws.normal(), draws)
+    border = _each(draws.uniform(0.3, 1.2))
+    sharp = torch.sigmoid(depth / border)
+    haze = _each(draws.uniform(0.2, 0.6)) + 0.1 * _patches(size, 3, draws)
+    haze = haze.clamp(0.1, 0.8) * torch.sigmoid(depth / _each(draws.uniform(0.6, 2.0)))
+    core = _each(draws.uniform(0.3, 0.7)) + 0.2 * _patches(size, 4, draws)
+    nodule = torch.minimum(depth, (core - share) * _each(radius))
+    mixed = torch.maximum(haze, torch.sigmoid(nodule / border))
+    opacity = torch.where(_each(kind == 0), sharp, torch.where(_each(kind == 1), mixed, haze))
+    hole = _each(draws.uniform(0.25, 0.65)) + 0.15 * _patches(size, 4, draws)
+    cavity = _each((radius > 6) & draws.chance(0.1))
+    gas = torch.sigmoid((hole - share) * _each(radius) / border) * cavity
+    solid = solid + (_each(draws.uniform(-950.0, -800.0)) - solid) * gas
+    solid = _necrosis(solid, share, radius, draws)
     changed = hu + (solid - hu) * opacity
-    return np.maximum(changed, hu) if kind != "solid" or rng.random() < 0.3 else changed  # vessels show
+    through = _each((kind != 0) | draws.chance(0.3))  # vessels show
+    return torch.where(through, torch.maximum(changed, hu), changed)
 
 
 def _in_soft_tissue(
-    hu: np.ndarray,
-    depth: np.ndarray,
-    share: np.ndarray,
-    radius: float,
-    centre: tuple[int, ...],
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Return the HU of a crop with a lesion of soft tissue: a little denser or less dense than its surroundings."""
-    around = tuple(slice(max(0, c - 2), c + 3) for c in centre)
-    contrast = rng.choice([-1, 1]) * rng.uniform(15, 60)
-    lesion = _texture(hu.shape, float(np.median(hu[around])) + contrast, rng, low=5)
-    lesion = _necrosis(lesion, share, radius, rng)
-    opacity = rng.uniform(0.7, 1.0) * _sigmoid(depth / rng.uniform(0.4, 2.0))
+    hu: Tensor, depth: Tensor, share: Tensor, radius: Tensor, centre: Tensor, draws: Draws
+) -> Tensor:
+    """Return the HU of crops with a lesion of soft tissue: a little denser or less dense than its surroundings."""
+    size = hu.shape[-1]
+    x, y, z = centre.unbind(1)
+    around = along(hu, mean_over(5, size, hu))[torch.arange(len(hu), device=hu.device), x, y, z]
+    contrast = draws.uniform(15.0, 60.0) * torch.where(draws.chance(0.5), 1.0, -1.0)
+    lesion = _necrosis(_texture(size, around + contrast, draws, low=5.0), share, radius, draws)
+    opacity = _each(draws.uniform(0.7, 1.0)) * torch.sigmoid(depth / _each(draws.uniform(0.4, 2.0)))
     return hu + (lesion - hu) * opacity
 
 
-def _texture(shape: tuple[int, ...], mean: float, rng: np.random.Generator, *, low: float = 10) -> np.ndarray:
-    """Return HU around a mean: patches, and noise as of a scanner."""
-    coarse = rng.uniform(0, 20) * smooth_noise(shape, rng.uniform(3, 8), rng)
-    fine = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), rng.uniform(0.3, 0.9))
-    return mean + coarse + rng.uniform(low, 40) * fine / max(float(fine.std()), 1e-6)
+def _texture(size: int, mean: Tensor, draws: Draws, *, low: float = 10.0) -> Tensor:
+    """Return HU around a mean `(B,)`: patches, and noise as of a scanner."""
+    coarse = _each(draws.uniform(0.0, 20.0)) * smooth_noise(size, draws.uniform(3.0, 8.0), draws)
+    fine = along(draws.normal(size, size, size), blur(draws.uniform(0.3, 0.9), size))
+    fine = fine / _each(fine.flatten(1).std(1))
+    return _each(mean) + coarse + _each(draws.uniform(low, 40.0)) * fine
 
 
-def _necrosis(lesion: np.ndarray, share: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
-    if radius < 8 or rng.random() > 0.25:
-        return lesion
-    core = rng.uniform(0.4, 0.8) + 0.2 * smooth_noise(share.shape, 5, rng)
-    return lesion - rng.uniform(10, 40) * _sigmoid((core - share) * radius)
+def _necrosis(lesion: Tensor, share: Tensor, radius: Tensor, draws: Draws) -> Tensor:
+    core = _each(draws.uniform(0.4, 0.8)) + 0.2 * _patches(lesion.shape[-1], 5, draws)
+    drop = draws.uniform(10.0, 40.0) * ((radius >= 8) & draws.chance(0.25))
+    return lesion - _each(drop) * torch.sigmoid((core - share) * _each(radius))
 
 
-def smooth_noise(shape: tuple[int, ...], scale: float, rng: np.random.Generator) -> np.ndarray:
-    """Return random patches of about `scale` voxels `shape`, with mean 0 and standard deviation about 1."""
-    knots = [max(2, int(np.ceil(n / scale)) + 1) for n in shape]
-    coarse = rng.standard_normal(knots, dtype=np.float32) * 1.6  # interpolation lowers the deviation
-    for axis, n in enumerate(shape):
-        coarse = np.moveaxis(np.tensordot(_rows(n, knots[axis]), coarse, (1, axis)), 0, axis)
-    return coarse
+def _patches(size: int, scale: float, draws: Draws) -> Tensor:
+    return smooth_noise(size, torch.full((draws.count,), scale, device=draws.device), draws)
 
 
-def _rows(size: int, knots: int) -> np.ndarray:
-    """Return `(size, knots)` weights of smooth interpolation between knots."""
-    where = np.linspace(0, knots - 1, size)
-    low = np.minimum(where.astype(int), knots - 2)
-    t = where - low
-    t = t * t * (3 - 2 * t)
-    rows = np.zeros((size, knots), np.float32)
-    rows[np.arange(size), low], rows[np.arange(size), low + 1] = 1 - t, t
-    return rows
+def _odd(voxels: Tensor) -> Tensor:
+    """Return odd whole numbers, at least 3."""
+    return (voxels.round().long() | 1).clamp_min(3)
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return special.expit(np.asarray(x, np.float32))
+def _each(values: Tensor) -> Tensor:
+    """Turn one value for each crop, `(B,)`, into `(B, 1, 1, 1)`."""
+    return values[:, None, None, None]

@@ -4,34 +4,36 @@ Sample number n is always the same, so resuming skips and repeats nothing.
 """
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ctssl.files.running import leave_signals
 from training.data.cache import Corpus
-from training.data.views import sample
+from training.data.draws import Draws
+from training.data.views import compose, crops_for, crops_of
 from training.pretext.batch import Batch
 from training.recipe import Run
 
+Sample = tuple[Tensor, float, int, int]
+
 
 class Samples(Dataset):
-    """Dataset whose sample `n` is its views, seed and patient.
+    """Dataset whose sample `n` is its crops, their spacing, its seed and its patient.
 
     Every scan appears once in each pass over the corpus, in a new order.
     """
 
     def __init__(self, corpus: Corpus, task: Any, run: Run, *, seed: int | None = None) -> None:
-        self.corpus, self.seed = corpus, run.seed if seed is None else seed
-        own = getattr(task, "sample", None)
-        draw: Any = own or partial(sample, views=getattr(task, "views", 1))
-        self.draw = partial(draw, crop=run.crop, how=run.views, preprocess=run.preprocess)
+        self.corpus, self.run, self.seed = corpus, run, run.seed if seed is None else seed
+        self.crops, own = crops_for(task), getattr(type(task), "compose", None)
+        self.task = type(task) if own else None  # workers need no weights
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
-    def __getitem__(self, number: int) -> tuple[list[np.ndarray], int, int]:
+    def __getitem__(self, number: int) -> Sample:
         turn, place = divmod(number, len(self.corpus))
         if self._order[0] != turn:
             self._order = turn, np.random.default_rng([self.seed, turn]).permutation(len(self.corpus))
@@ -39,7 +41,22 @@ class Samples(Dataset):
         seed = int(
             np.random.SeedSequence([self.seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(24)
         )
-        return self.draw(self.corpus.scan(scan), seed=seed), seed, self.corpus.patient(scan)
+        about: Any = dict(crop=self.run.crop, crops=self.crops, how=self.run.views)
+        cubes, spacing = crops_of(self.corpus.scan(scan), preprocess=self.run.preprocess, seed=seed, **about)
+        return cubes, spacing, seed, self.corpus.patient(scan)
+
+    def batch(self, samples: list[Sample]) -> Batch:
+        """Make views of the crops of some samples."""
+        cubes, spacing, seeds, patients = zip(*samples, strict=True)
+        views = compose(
+            self.task,
+            torch.stack(cubes),
+            torch.tensor(spacing),
+            how=self.run.views,
+            preprocess=self.run.preprocess,
+            draws=Draws.of_samples(list(seeds)),
+        )
+        return Batch(views, torch.tensor(seeds), torch.tensor(patients))
 
 
 class Places:
@@ -65,19 +82,13 @@ class Places:
                 yield list(range(start, start + self.batch))
 
 
-def collate(samples: list[tuple[list[np.ndarray], int, int]]) -> Batch:
-    views, seeds, patients = zip(*samples, strict=True)
-    stacked = tuple(torch.from_numpy(np.stack(view))[:, None] for view in zip(*views, strict=True))
-    return Batch(stacked, torch.tensor(seeds), torch.tensor(patients))
-
-
 def loader(samples: Samples, places: Places, *, workers: int) -> Any:
     """Return batches in order; `workers` processes prepare them in advance."""
     ahead: dict[str, Any] = dict(prefetch_factor=4, persistent_workers=False) if workers else {}
     return DataLoader(
         samples,
         batch_sampler=places,
-        collate_fn=collate,
+        collate_fn=samples.batch,
         num_workers=workers,
         worker_init_fn=leave_signals,
         pin_memory=torch.cuda.is_available(),

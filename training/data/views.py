@@ -1,15 +1,23 @@
-"""Turn a prepared scan into the views of a task. The sample's seed determines everything. numpy only."""
+"""Turn crops of prepared scans into the views of a task.
 
-import functools
+`crops_of` takes crops out of one scan (numpy, in the loader's processes; `training.data.resident` does the same on a
+device), `compose` mirrors and changes a whole batch of them (torch, on any device).
+"""
+
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
+import torch
+from torch import Tensor
 
-from ctssl.sampling import augment, crop_at, random_start, tissue_start
+from ctssl.sampling import crop_at, random_start, tissue_start
 from ctssl.zoo import Preprocess
+from training.data.axes import along, blur, mean_over, resample
+from training.data.draws import Draws
 from training.data.lesions import LUNG_HU
+
+LUNG = 0.2  # share of lung in a crop that shows the lung
 
 
 @dataclass(frozen=True)
@@ -38,58 +46,56 @@ class Views:
     spacing: tuple[float, float] | None = None
     thick: float = 1.0
 
-    def draw_spacing(self, own: float, rng: np.random.Generator) -> float:
-        """Return the spacing of a sample in mm; `own` is that of the corpus."""
+    def spacing_at(self, share: Any, own: float) -> Any:
+        """Return the spacing of a sample in mm for a uniform number, or a tensor of them; `own` is that of the corpus."""
         if self.spacing is None:
-            return own
+            return own + 0 * share
         low, high = self.spacing
-        return float(low * (high / low) ** rng.random())
-
-    def draw_size(self, crop: int, own: float, rng: np.random.Generator) -> tuple[int, float]:
-        """Return the side in voxels of the cube that becomes a crop of `crop` voxels, and the crop's spacing."""
-        spacing = self.draw_spacing(own, rng)
-        return max(2, round(crop * spacing / own)), spacing
+        return low * (high / low) ** share
 
 
-def sample(
-    scan: np.ndarray, *, crop: int, views: int, how: Views, preprocess: Preprocess, seed: int
-) -> list[np.ndarray]:
-    """Return `views` arrays `(S, S, S)` float32 0..1 from a prepared scan `(X, Y, Z)`."""
+@dataclass(frozen=True)
+class Crops:
+    """The crops that a task needs of each sample.
+
+    Attributes:
+        count: how many.
+        twins: they show about the same place, each at a zoom of its own; else each is drawn for itself.
+        in_lung: share of the samples that are looked for in the lung.
+    """
+
+    count: int = 1
+    twins: bool = False
+    in_lung: float = 0.0
+
+
+def crops_for(task: Any) -> Crops:
+    """Return what a task needs: its `crops`, or those of its number of `views`."""
+    views = getattr(task, "views", 1)
+    return getattr(task, "crops", Crops(views, twins=views > 1))
+
+
+def crops_of(
+    scan: np.ndarray, *, crop: int, crops: Crops, how: Views, preprocess: Preprocess, seed: int
+) -> tuple[Tensor, float]:
+    """Return crops `(count, S, S, S)` float32 0..1 of a prepared scan `(X, Y, Z)`, and their spacing in mm."""
     rng = np.random.default_rng(seed)
-    size, _ = how.draw_size(crop, preprocess.spacing_mm, rng)
-    start = tissue_start(scan, size, rng)
-    if views == 1:
-        return [augment(rescale(crop_at(scan, start, size), crop), None, rng, intensity=0.0)[0]]
-    return [view(scan, start, crop, size, how, rng) for _ in range(views)]
-
-
-def view(
-    scan: np.ndarray, start: tuple[int, ...], crop: int, size: int, how: Views, rng: np.random.Generator
-) -> np.ndarray:
-    """Return one view `(crop, crop, crop)` of about the cube of `size` voxels at the corner `start`."""
-    edge = max(2, round(size * how.zoom ** rng.uniform(-1, 1)))
-    drift = rng.uniform(-how.shift / 2, how.shift / 2, 3) * size + (size - edge) / 2
-    corner = tuple(round(float(s + d)) for s, d in zip(start, drift, strict=True))
-    image, _ = change(rescale(crop_at(scan, corner, edge).astype(np.float32), crop), None, how, rng)
-    return image
-
-
-def change(
-    image: np.ndarray, mask: np.ndarray | None, how: Views, rng: np.random.Generator
-) -> tuple[np.ndarray, Any]:
-    """Mirror an image (and its mask alike, if there is one) and change its values; returns new arrays."""
-    if how.thick > 1 and rng.random() < 0.5:
-        image = ndimage.uniform_filter1d(image, round(rng.uniform(1, how.thick)), axis=int(rng.integers(3)))
-    image, mask = augment(image, mask, rng, intensity=how.intensity)
-    image = np.power(image, how.gamma ** rng.uniform(-1, 1), dtype=np.float32)
-    if how.blur and rng.random() < 0.5:
-        image = ndimage.gaussian_filter(image, rng.uniform(0, how.blur), truncate=2.0)
-    if how.noise:
-        image = image + gaussian_noise(image.shape, rng) * np.float32(rng.uniform(0, how.noise))
-    for _ in range(how.holes):
-        low = rng.integers(0, len(image) * 3 // 4, 3)
-        image[tuple(slice(a, a + len(image) // 4) for a in low)] = rng.random()
-    return np.clip(image, 0.0, 1.0, dtype=np.float32), mask
+    spacing = how.spacing_at(rng.random(), preprocess.spacing_mm)
+    size = max(2, round(crop * spacing / preprocess.spacing_mm))
+    wanted = rng.random() < crops.in_lung
+    start: tuple[int, ...] = ()
+    cubes = []
+    for number in range(crops.count):
+        if number == 0 or not crops.twins:
+            start = lung_start(scan, size, preprocess, rng, wanted=wanted)
+        corner, edge = start, size
+        if crops.twins:
+            edge = max(2, round(size * how.zoom ** rng.uniform(-1, 1)))
+            drift = rng.uniform(-how.shift / 2, how.shift / 2, 3) * size + (size - edge) / 2
+            corner = tuple(round(float(s + d)) for s, d in zip(start, drift, strict=True))
+        cube = torch.from_numpy(crop_at(scan, corner, edge).astype(np.float32))
+        cubes.append(resample(cube[None], torch.tensor([edge]), crop)[0] if edge != crop else cube)
+    return torch.stack(cubes), float(spacing)
 
 
 def lung_start(
@@ -102,44 +108,79 @@ def lung_start(
     tries: int = 12,
 ) -> tuple[int, ...]:
     """Draw a corner whose crop shows lung, if that is `wanted` and the scan has any; else `tissue_start`."""
-    low, high = preprocess.window_hu
-    if wanted and low < LUNG_HU[1]:
-        bounds = [(hu - low) / (high - low) for hu in LUNG_HU]
+    bounds = lung_values(preprocess)
+    if wanted and bounds:
         for _ in range(tries):
             start = random_start(scan.shape, size, rng)
             values = crop_at(scan, start, size)[::4, ::4, ::4]
-            if ((values > bounds[0]) & (values < bounds[1])).mean() > 0.2:
+            if ((values > bounds[0]) & (values < bounds[1])).mean() > LUNG:
                 return start
     return tissue_start(scan, size, rng)
 
 
-def gaussian_noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Return standard normal numbers from a random place in a fixed table of four million, ten times faster
-    than drawing them.
+def lung_values(preprocess: Preprocess) -> tuple[float, ...]:
+    """Return the values 0..1 between which the lung lies; nothing if the window does not show it."""
+    low, high = preprocess.window_hu
+    return tuple((hu - low) / (high - low) for hu in LUNG_HU) if low < LUNG_HU[1] else ()
+
+
+def compose(
+    task: Any, crops: Tensor, spacing_mm: Tensor, *, how: Views, preprocess: Preprocess, draws: Draws
+) -> tuple[Tensor, ...]:
+    """Return the views of a batch, each `(B, 1, S, S, S)`: what the task's own `compose` makes of its crops, else
+    mirrored crops, changed where there are several.
+
+    Args:
+        task: the task.
+        crops: `(B, count, S, S, S)` in 0..1.
+        spacing_mm: `(B,)`.
+        how: how crops become views.
+        preprocess: the HU window.
+        draws: random numbers.
     """
-    table, count = normal_table(), int(np.prod(shape))
-    if count > len(table):
-        return rng.standard_normal(shape, dtype=np.float32)
-    start = int(rng.integers(len(table) - count + 1))
-    return table[start : start + count].reshape(shape)
-
-
-@functools.cache
-def normal_table() -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(2**22, dtype=np.float32)
-
-
-def rescale(image: np.ndarray, size: int) -> np.ndarray:
-    """Resample a cube to `size` voxels, linearly along each axis in turn; averaging where it gets coarser."""
-    edge = image.shape[0]
-    if edge == size:
-        return image
-    if edge <= size:
-        where, reach = np.linspace(0, edge - 1, size), 1.0
+    if hasattr(task, "compose"):
+        views = task.compose(crops, spacing_mm, how=how, preprocess=preprocess, draws=draws)
+    elif crops.shape[1] == 1:
+        views = [mirror([crops[:, 0]], draws)[0]]
     else:
-        where, reach = (np.arange(size) + 0.5) * edge / size - 0.5, edge / size
-    weights = np.clip(1 - np.abs(where[:, None] - np.arange(edge)) / reach, 0, None)
-    weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
-    for axis in range(3):
-        image = np.moveaxis(np.tensordot(weights, image, (1, axis)), 0, axis)
-    return image
+        views = [change(crops[:, k], None, how, draws)[0] for k in range(crops.shape[1])]
+    return tuple(view[:, None] for view in views)
+
+
+def change(image: Tensor, labels: Tensor | None, how: Views, draws: Draws) -> tuple[Tensor, Any]:
+    """Mirror images `(B, S, S, S)` 0..1 (and their labels alike, if there are any), blur them, and change their values."""
+    size = image.shape[-1]
+    if how.thick > 1:
+        width = torch.where(draws.chance(0.5), draws.uniform(1.0, how.thick).round().long(), 1)
+        axis = draws.integers(3)
+        image = along(image, *(mean_over(torch.where(axis == k, width, 1), size, image) for k in range(3)))
+    image, *others = mirror([image] if labels is None else [image, labels], draws)
+    if how.intensity:
+        image = image * (1 + _each(draws.uniform(-how.intensity, how.intensity)))
+        image = (image + _each(draws.uniform(-how.intensity, how.intensity))).clamp(0, 1)
+    image = image.clamp_min(0) ** _each(how.gamma ** draws.uniform(-1.0, 1.0))
+    if how.blur:
+        sigma = draws.uniform(0.0, how.blur) * draws.chance(0.5)
+        image = along(image, blur(sigma, size))
+    if how.noise:
+        image = image + draws.normal(size, size, size) * _each(draws.uniform(0.0, how.noise))
+    for _ in range(how.holes):
+        low = draws.integers(size * 3 // 4, 3)
+        place = torch.arange(size, device=image.device)
+        x, y, z = ((place >= low[:, k, None]) & (place < low[:, k, None] + size // 4) for k in range(3))
+        hole = x[:, :, None, None] & y[:, None, :, None] & z[:, None, None, :]
+        image = torch.where(hole, _each(draws.uniform()), image)
+    return image.clamp(0, 1), others[0] if others else None
+
+
+def mirror(volumes: list[Tensor], draws: Draws) -> list[Tensor]:
+    """Mirror the samples of all `volumes` `(B, S, S, S)` alike, along random axes."""
+    for axis in (1, 2, 3):
+        flip = _each(draws.chance(0.5))
+        volumes = [torch.where(flip, volume.flip(axis), volume) for volume in volumes]
+    return volumes
+
+
+def _each(values: Tensor) -> Tensor:
+    """Turn one value for each sample, `(B,)`, into `(B, 1, 1, 1)`."""
+    return values[:, None, None, None]

@@ -4,45 +4,49 @@ together.
 
 from typing import ClassVar
 
-import numpy as np
+import torch
+from torch import Tensor
 
-from ctssl.sampling import crop_at, tissue_start
 from ctssl.zoo import Preprocess
-from training.data.views import Views, change, rescale
+from training.data.draws import Draws
+from training.data.views import Crops, Views, change
 from training.pretext.segmenting import SegmentingTask
 
 WEIGHTS = 4  # classes beside the background: the second crop has a weight of 1/4, 1/2, 3/4 or 1
 COVERED = (0.2, 0.6)  # share of the crop that is mixed
 SIDES = (4, 20)  # of the mixed boxes in voxels
+BOXES = 200  # at most
 
 
 class Fusion(SegmentingTask):
     """The weight of the second crop in each voxel; arguments as for `SegmentingTask`."""
 
     labels: ClassVar = {k: f"weight {k}/{WEIGHTS}" for k in range(1, WEIGHTS + 1)}
+    crops = Crops(2)
 
     @staticmethod
-    def sample(
-        scan: np.ndarray, *, crop: int, how: Views, preprocess: Preprocess, seed: int
-    ) -> list[np.ndarray]:
-        """Return the mixed image `(S, S, S)` float32 0..1, and the weight of each voxel's second crop as a label."""
-        rng = np.random.default_rng(seed)
-        edge, _ = how.draw_size(crop, preprocess.spacing_mm, rng)
-        below, above = (
-            rescale(crop_at(scan, tissue_start(scan, edge, rng), edge).astype(np.float32), crop)
-            for _ in range(2)
-        )
-        labels = boxes(crop, rng)
-        image, labels = change(below + labels / np.float32(WEIGHTS) * (above - below), labels, how, rng)
-        return [image, labels.astype(np.float32)]
+    def compose(
+        crops: Tensor, spacing_mm: Tensor, *, how: Views, preprocess: Preprocess, draws: Draws
+    ) -> list[Tensor]:
+        """Return the mixed images `(B, S, S, S)` 0..1, and the weight of each voxel's second crop as a label."""
+        below, above = crops.unbind(1)
+        labels = boxes(crops.shape[-1], draws)
+        image, labels = change(below + labels / WEIGHTS * (above - below), labels, how, draws)
+        return [image, labels.to(image.dtype)]
 
 
-def boxes(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Return labels `(size, size, size)`: boxes of random weights until enough is covered."""
-    labels, wanted = np.zeros((size,) * 3, np.uint8), rng.uniform(*COVERED)
-    while (labels > 0).mean() < wanted:
-        sides = rng.integers(SIDES[0], min(SIDES[1], size) + 1, 3)
-        corner = rng.integers(0, size - sides + 1)
-        box = tuple(slice(c, c + s) for c, s in zip(corner, sides, strict=True))
-        labels[box] = rng.integers(1, WEIGHTS + 1)
+def boxes(size: int, draws: Draws) -> Tensor:
+    """Return labels `(B, size, size, size)`: boxes of random weights until enough is covered."""
+    labels = torch.zeros(draws.count, size, size, size, device=draws.device)
+    wanted, place = draws.uniform(*COVERED), torch.arange(size, device=draws.device)
+    for _ in range(BOXES):
+        open_ = (labels > 0).flatten(1).float().mean(1) < wanted
+        if not open_.any():
+            break
+        sides = SIDES[0] + draws.integers(min(SIDES[1], size) + 1 - SIDES[0], 3)
+        corner = (draws.uniform(0.0, 1.0, 3) * (size - sides + 1)).long()
+        x, y, z = ((place >= corner[:, k, None]) & (place < (corner + sides)[:, k, None]) for k in range(3))
+        box = x[:, :, None, None] & y[:, None, :, None] & z[:, None, None, :]
+        weight = (1 + draws.integers(WEIGHTS)).float()
+        labels = torch.where(box & open_[:, None, None, None], weight[:, None, None, None], labels)
     return labels

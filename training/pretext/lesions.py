@@ -2,36 +2,37 @@
 
 from typing import ClassVar
 
-import numpy as np
+import torch
+from torch import Tensor
 
-from ctssl.sampling import crop_at
 from ctssl.zoo import Preprocess
+from training.data.draws import Draws
 from training.data.lesions import paste
-from training.data.views import Views, change, lung_start, rescale
+from training.data.views import Crops, Views, change
 from training.pretext.segmenting import SegmentingTask
 
 COUNTS = (0.2, 0.6, 0.2)  # how often a crop gets no lesion, one, two
-IN_LUNG = 0.7  # share of the crops that are looked for in the lung
 
 
 class Lesions(SegmentingTask):
     """Lesions against everything else; arguments as for `SegmentingTask`."""
 
     labels: ClassVar = {1: "lesion"}
+    crops = Crops(in_lung=0.7)
 
     @staticmethod
-    def sample(
-        scan: np.ndarray, *, crop: int, how: Views, preprocess: Preprocess, seed: int
-    ) -> list[np.ndarray]:
-        """Return the image `(S, S, S)` float32 0..1 with its lesions, and their mask float32 0 or 1."""
-        rng = np.random.default_rng(seed)
-        edge, spacing = how.draw_size(crop, preprocess.spacing_mm, rng)
-        start = lung_start(scan, edge, preprocess, rng, wanted=rng.random() < IN_LUNG)
-        image = rescale(crop_at(scan, start, edge).astype(np.float32), crop)
+    def compose(
+        crops: Tensor, spacing_mm: Tensor, *, how: Views, preprocess: Preprocess, draws: Draws
+    ) -> list[Tensor]:
+        """Return images `(B, S, S, S)` 0..1 with lesions, and their masks, 0 or 1."""
         low, high = preprocess.window_hu
-        hu, mask = image * (high - low) + low, np.zeros(image.shape, bool)
-        for _ in range(rng.choice(len(COUNTS), p=COUNTS)):
-            hu, one = paste(hu, spacing, rng)
-            mask |= one
-        image, mask = change(np.clip((hu - low) / (high - low), 0, 1).astype(np.float32), mask, how, rng)
-        return [image, mask.astype(np.float32)]
+        hu = crops[:, 0] * (high - low) + low
+        mask = torch.zeros_like(hu, dtype=torch.bool)
+        count = draws.choose(COUNTS)
+        for number in range(1, len(COUNTS)):
+            chosen = torch.nonzero(count >= number)[:, 0]
+            if len(chosen):
+                hu[chosen], one = paste(hu[chosen], spacing_mm[chosen], draws.some(chosen))
+                mask[chosen] |= one
+        image, mask = change(((hu - low) / (high - low)).clamp(0, 1), mask, how, draws)
+        return [image, mask.to(image.dtype)]

@@ -39,7 +39,7 @@ from training.release.card import CARDS, card, strictest
 from training.release.fingerprint import fingerprint
 from training.release.segmenter import entry as segmenter_entry
 
-FAMILY = {"wild46": "wild"}  # corpora that models are named after
+FAMILY = {"wild46": "wild", "lung": "self"}  # corpora that models are named after
 
 
 def load_finished(run: Run, out: Path) -> tuple[Any, dict[str, Any]]:
