@@ -26,6 +26,8 @@ import torch
 
 from ctssl.files.atomic import write_whole
 from training import checkpoints, pretrain
+from training.data.cache import prepare_corpus
+from training.data.manifest import find_scans
 from training.recipe import Run, find_run
 
 PART = 15 << 20  # bytes of a part
@@ -108,7 +110,7 @@ def command(name: str, log: Path, device: str, *, timeout: float) -> dict[str, A
 def train(run: Run, args: argparse.Namespace, *, seconds: float) -> dict[str, Any]:
     """Train a run for some seconds and write its slim checkpoint. Returns what it did."""
     factor = args.batch / run.batch if args.batch else 1.0
-    large = replace(
+    large: Run = replace(
         run,
         batch=args.batch or run.batch,
         lr=min(run.lr * math.sqrt(factor), max(run.lr, TOP_LR)),
@@ -117,6 +119,9 @@ def train(run: Run, args: argparse.Namespace, *, seconds: float) -> dict[str, An
         save_minutes=1e9,  # the device goes back: only the end counts
     )
     began = time.monotonic()
+    prepare_corpus(
+        find_scans(run.corpus), run.preprocess, args.work / "cache", workers=os.cpu_count() or 1
+    )  # in many processes
     trial, folder = replace(large, steps=args.steps or PACE), args.work / f"{run.name}-pace"
     shutil.rmtree(folder, ignore_errors=True)
     pretrain.pretrain(trial, folder)

@@ -47,6 +47,13 @@ LESIONS: dict[str, Any] = dict(
     views=Views(intensity=0.05, gamma=1.1, noise=0.02, blur=0.7, spacing=(0.9, 3.0), thick=3.0),
 )
 """A window that shows lung and soft tissue, and the spacings of users' scans."""
+STUDY: dict[str, Any] = dict(
+    preprocess=LESIONS["preprocess"],
+    views=replace(LESIONS["views"], spacing=(0.9, 1.9)),
+    batch=8,
+)
+"""The same grid, window and views for every pretext and corpus, so that they can be compared: crops of 48 voxels, the
+largest that fit into the cubes of the lung task at the coarsest spacing (of 32 for `contrastive`, which needs many)."""
 RECIPES = {
     "lesions": LESIONS,
     "contrastive": CONTRASTIVE,
@@ -151,6 +158,15 @@ def own_run(data: str, encoder: str, task: str, name: str) -> Run:
     return Run(
         name, encoder, task, data, encoder_args=SMALL[encoder], steps=STEPS[task], **RECIPES.get(task, {})
     )
+
+
+def study_run(encoder: str, corpus: str, task: str) -> Run:
+    """Return a run of the study of corpora and pretexts: `corpus` is "wild46" or "lung"."""
+    name = f"{encoder}-{'wild' if corpus == 'wild46' else 'self'}-{task}"
+    own = DISTILLED if task == "smit" else {}
+    crop = 32 if task == "contrastive" else 48
+    sizes: dict[str, Any] = dict(encoder_args=SMALL[encoder], steps=STEPS[task], crop=crop)
+    return Run(name, encoder, task, corpus, **sizes, **STUDY, **own)
 
 
 def override(run: Run, changes: list[str]) -> Run:
