@@ -28,12 +28,13 @@ from ctssl.files.atomic import write_whole
 from training import checkpoints, pretrain
 from training.data.cache import prepare_corpus
 from training.data.manifest import find_scans
+from training.data.resident import resident_batches
 from training.recipe import Run, find_run
 
 PART = 15 << 20  # bytes of a part
-PACE = 60  # steps that measure the pace
+WARM, PACE = 8, 40  # steps before the pace is measured, and that it is measured on
 TOP_LR = 2e-3  # whatever the batch
-MARGIN = 0.92  # of the time that is left, for a pace that was measured too high
+MARGIN = 0.95  # of the time that is left, for a pace that was measured too high
 RESERVE = 20.0  # seconds that are kept for what comes after the last run
 COMMANDS = {
     "tests": [
@@ -119,13 +120,7 @@ def train(run: Run, args: argparse.Namespace, *, seconds: float) -> dict[str, An
         save_minutes=1e9,  # the device goes back: only the end counts
     )
     began = time.monotonic()
-    prepare_corpus(
-        find_scans(run.corpus), run.preprocess, args.work / "cache", workers=os.cpu_count() or 1
-    )  # in many processes
-    trial, folder = replace(large, steps=args.steps or PACE), args.work / f"{run.name}-pace"
-    shutil.rmtree(folder, ignore_errors=True)
-    pretrain.pretrain(trial, folder)
-    pace = checkpoints.read(folder / checkpoints.NEWEST)["seconds"] / trial.steps
+    pace = seconds_per_step(large, args.work / "cache", args.device)
     left = seconds - (time.monotonic() - began)
     steps = args.steps or max(1, round(MARGIN * left / pace))
     final, out = replace(large, steps=steps), args.work / run.name
@@ -134,6 +129,25 @@ def train(run: Run, args: argparse.Namespace, *, seconds: float) -> dict[str, An
     state = checkpoints.read(out / checkpoints.NEWEST)
     pack(state, args.out / f"{run.name}.checkpoint", out / "log.jsonl")
     return {"steps": steps, "batch": final.batch, "lr": final.lr, "seconds": round(state["seconds"], 1)}
+
+
+def seconds_per_step(run: Run, cache: Path, device: str) -> float:
+    """Return the pace of a run on its own scans, once it is warm."""
+    corpus = prepare_corpus(
+        find_scans(run.corpus), run.preprocess, cache, workers=os.cpu_count() or 1
+    )  # with every core, before the run asks for it
+    task = pretrain.build(run).to(device).train()
+    opt, _ = pretrain.optimizer(task, run)
+    last = WARM + PACE
+    batches = resident_batches(corpus, task, run, torch.device(device), first=0, last=last, rank=0)
+    began = 0.0
+    for step, batch in enumerate(batches):
+        if step == WARM:
+            began = time.monotonic()
+        pretrain.descend(
+            task, task, opt, [pretrain.at(batch, step / run.steps)], run, step
+        )  # waits for the device
+    return (time.monotonic() - began) / PACE
 
 
 def pack(state: dict[str, Any], path: Path, log: Path) -> list[Path]:

@@ -400,6 +400,8 @@ class Swin(nn.Module, Pretrained):
     def _run(self, tokens: Tensor, keep: set[int] | None = None) -> tuple[list[Tensor], dict[int, Tensor]]:
         maps, kept, number = ([plain_norm(tokens)] if self.maps == "after" else []), {}, 0
         at_once = TRAINED_ROWS if torch.is_grad_enabled() else CHUNK_ROWS
+        if tokens.device.type != "cpu":  # chunks serve a processor's cache; a GPU waits for their launches
+            at_once = tokens.numel()
         for i, stage in enumerate(self.stages):
             if stage.conv is not None:
                 tokens = stage.conv(tokens)

@@ -19,6 +19,7 @@ from training.recipe import Run
 
 TRIES = 12  # places that are looked at for each sample
 LATTICE = 8  # voxels along each side that are looked at
+AT_ONCE = 1024  # samples that are drawn together
 TISSUE = 0.25  # share of a crop that should not be air
 
 
@@ -97,18 +98,34 @@ class Resident:
 
 
 def resident_batches(
-    corpus: Corpus, task: Any, run: Run, device: torch.device, *, first: int, last: int, rank: int
+    corpus: Corpus,
+    task: Any,
+    run: Run,
+    device: torch.device,
+    *,
+    first: int,
+    last: int,
+    rank: int,
+    at_once: int = AT_ONCE,
 ) -> Iterator[Batch]:
-    """Yield the batches of steps `first` to `last`, `run.accumulate` for each; the same whenever they are asked for."""
+    """Yield the batches of steps `first` to `last`, `run.accumulate` for each; the same whenever they are asked for.
+
+    A GPU draws about `at_once` samples together: the many small operations cost it the same for 8 as for a thousand.
+    """
     scans, crops = Resident(corpus, device), crops_for(task)
-    for step in range(first, last):
-        for piece in range(run.accumulate):
-            seeds = np.random.SeedSequence([run.seed, step, piece, rank]).generate_state(
-                1 + run.batch, np.uint64
-            )
-            seeds = (seeds >> np.uint64(24)).astype(np.int64).tolist()
-            draws = Draws.of_batch(run.batch, seeds[0], device)
-            with torch.no_grad():
-                cubes, spacing, scan = scans.crops(draws, run, crops)
-                views = compose(task, cubes, spacing, how=run.views, preprocess=run.preprocess, draws=draws)
-            yield Batch(views, torch.tensor(seeds[1:]), scans.patients[scan])
+    together = max(1, at_once // run.batch) if device.type != "cpu" else 1  # batches
+    count = together * run.batch
+    numbers = range(first * run.accumulate, last * run.accumulate)
+    if not numbers:
+        return
+    for block in range(numbers[0] // together, numbers[-1] // together + 1):
+        state = np.random.SeedSequence([run.seed, block, rank]).generate_state(1 + count, np.uint64)
+        seeds = torch.from_numpy((state >> np.uint64(24)).astype(np.int64))
+        draws = Draws.of_batch(count, int(seeds[0]), device)
+        with torch.no_grad():
+            cubes, spacing, scan = scans.crops(draws, run, crops)
+            views = compose(task, cubes, spacing, how=run.views, preprocess=run.preprocess, draws=draws)
+        parts = (x.split(run.batch) for x in (*views, seeds[1:], scans.patients[scan]))
+        for place, (*some, own, patients) in enumerate(zip(*parts, strict=True)):
+            if block * together + place in numbers:
+                yield Batch(tuple(some), own, patients)

@@ -46,4 +46,5 @@ def overlap(found: Tensor, truth: Tensor) -> Tensor:
     """Return the DSC of all labels as one, mean over the samples `(B, X, Y, Z)` that have any; 0 if none has."""
     found, truth = (found > 0).flatten(1), (truth > 0).flatten(1)
     dsc = 2 * (found & truth).sum(1) / (found.sum(1) + truth.sum(1)).clamp_min(1)
-    return dsc[truth.any(1)].mean() if truth.any() else dsc.new_zeros(())
+    some = truth.any(1)
+    return (dsc * some).sum() / some.sum().clamp_min(1)
