@@ -6,6 +6,7 @@ from monai.networks.nets.swin_unetr import SwinTransformer
 
 from ctssl import Swin, segmenter
 from ctssl.encoders import ENCODERS
+from ctssl.encoders import swin as the_module
 from ctssl.encoders.attention import attend, attend_learning_bias
 from tests.support.monai_keys import MONAI_SWIN, our_swin_state
 from tests.support.tiny import SMALL
@@ -127,3 +128,40 @@ def test_the_gradient_of_merging_is_that_of_its_definition():
         plain = merge.reduction(merge.norm(neighbours(padded, merge.places)))
         (expected,) = torch.autograd.grad((plain * weight).sum(), x)
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("small_grids", ["shrink", "pad"])
+@pytest.mark.parametrize("size", [(32, 32, 32), (26, 14, 40), (8, 20, 6)])
+def test_whole_windows_as_on_a_gpu_give_the_maps_and_gradients_of_groups(size, small_grids, monkeypatch):
+    torch.manual_seed(0)
+    net = Swin(
+        12,
+        depths=(2, 2),
+        heads=(2, 4),
+        window=4,
+        patch=2,
+        merge_last=True,
+        small_grids=small_grids,
+        drop_path=0.3,
+    ).train()
+    for block in net.blocks:
+        torch.nn.init.normal_(block.attn.bias_table, std=0.5)
+        block.drop_path.drawn = torch.tensor([0.1, 0.9])
+    x, found = torch.rand(2, 1, *size), []
+    for grouped in (True, False):
+        monkeypatch.setattr(the_module, "prefers_groups", lambda tokens, grouped=grouped: grouped)
+        net.zero_grad()
+        maps = net(x)
+        sum(m.square().mean() for m in maps).backward()
+        grads = {name: p.grad.clone() for name, p in net.named_parameters()}
+        found.append((maps, grads, net.forward_intermediates(x, indices=[0, 2, 3])))
+    (maps, grads, inner), (others, other_grads, other_inner) = found
+    for one, two in zip([*maps, *inner], [*others, *other_inner], strict=True):
+        torch.testing.assert_close(two, one, atol=2e-5, rtol=1e-4)
+    for name, one in grads.items():
+        torch.testing.assert_close(other_grads[name], one, atol=2e-5, rtol=1e-3, msg=name)
+    monkeypatch.setattr(the_module, "prefers_groups", lambda tokens: False)
+    again = Swin(**net.config, checkpointing=True).train()
+    again.load_state_dict(net.state_dict())
+    torch.testing.assert_close(again(x)[-1], net.eval()(x)[-1], atol=2e-5, rtol=1e-4)
+    assert len(net.attention(x, block=1).weights)

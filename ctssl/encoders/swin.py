@@ -20,7 +20,17 @@ from ctssl.encoders.layers import (
     recompute,
 )
 from ctssl.encoders.pretrained import Pretrained
-from ctssl.encoders.windows import CHUNK_ROWS, TRAINED_ROWS, Group, Layout, layout, relative_index, shrink
+from ctssl.encoders.windows import (
+    CHUNK_ROWS,
+    TRAINED_ROWS,
+    Group,
+    Layout,
+    Rolled,
+    layout,
+    relative_index,
+    rolled,
+    shrink,
+)
 
 MERGE_ORDERS = {
     "each": (
@@ -96,6 +106,21 @@ class Attention(nn.Module):
         mixed = [self._attend(part, bias) for part, (_, bias) in zip(parts, spans, strict=True)]
         return self.proj(torch.cat(mixed) if len(mixed) > 1 else mixed[0])
 
+    def whole(self, parts: Tensor, plan: Rolled) -> Tensor:
+        """Attend within whole windows `(B, windows, N, C)`; tokens of other regions are masked."""
+        batch, count, tokens, width = parts.shape
+        bias = self.window_bias(plan.windows)[None]  # (1, heads, N, N)
+        qkv = self.qkv(parts).view(batch, count, tokens, 3, self.heads, width // self.heads)
+        bias = bias.to(qkv.dtype)
+        if plan.allowed is None:
+            q, k, v = qkv.flatten(0, 1).permute(2, 0, 3, 1, 4)  # each (B * windows, heads, N, d)
+        else:
+            bias = bias.masked_fill(~plan.allowed, float("-inf")).flatten(0, 1)[None]
+            q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)  # each (B, windows * heads, N, d)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        mixed = mixed.view(batch, count, self.heads, tokens, -1).transpose(2, 3)
+        return self.proj(mixed.reshape(parts.shape))
+
     def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
         tokens = bias.shape[1]
         width = qkv.shape[-1] // 3
@@ -147,8 +172,12 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, rows: Tensor, plan: Layout, windows: tuple[int, ...]) -> Tensor:
-        """Transform `(B*T, C)` rows in the order of `plan`; the result has the same shape and order."""
+    def forward(self, rows: Tensor, plan: Layout | Rolled, windows: tuple[int, ...]) -> Tensor:
+        """Transform `(B*T, C)` rows in the order of `plan`, or a grid `(B, x, y, z, C)` whose windows `plan` rolls; the
+        result has the same shape and order.
+        """
+        if isinstance(plan, Rolled):
+            return self._whole_windows(rows, plan)
         full = self.attn.window_bias(windows)
         if torch.is_autocast_enabled(rows.device.type):
             full = full.to(torch.get_autocast_dtype(rows.device.type))
@@ -162,6 +191,14 @@ class Block(nn.Module):
             part = part + scaled(self.attn(self.norm1(part), spans), kept)
             done.append(part + scaled(self.mlp(self.norm2(part)), kept))
         return torch.cat(done) if len(done) > 1 else done[0]
+
+    def _whole_windows(self, grid: Tensor, plan: Rolled) -> Tensor:
+        sample = torch.arange(len(grid), device=grid.device)
+        keep = self.drop_path.draw(sample)
+        keep = keep if keep is None else keep.view(-1, 1, 1, 1)
+        mixed = plan.join(self.attn.whole(plan.cut(self.norm1(grid)), plan), grid.shape[1:4])
+        grid = grid + scaled(mixed, keep)
+        return grid + scaled(self.mlp(self.norm2(grid)), keep)
 
 
 class Merge(nn.Module):
@@ -381,7 +418,7 @@ class Swin(nn.Module, Pretrained):
 
         handle = self.blocks[wanted].register_forward_pre_hook(record)
         try:
-            self._run(tokens)
+            self._run(tokens, grouped=True)
         finally:
             handle.remove()
         return recorded[0]
@@ -397,28 +434,44 @@ class Swin(nn.Module, Pretrained):
         around = [(r"^stages\.(\d+)\.conv", (-1,)), (r"^stages\.(\d+)\.merge", (999,)), (r"^norms", (99999,))]
         return {"stem": r"^patch_embed", "blocks": [blocks, *around]}
 
-    def _run(self, tokens: Tensor, keep: set[int] | None = None) -> tuple[list[Tensor], dict[int, Tensor]]:
-        maps, kept, number = ([plain_norm(tokens)] if self.maps == "after" else []), {}, 0
+    def _in_groups(self, stage: Stage, tokens: Tensor, keep: set[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run the blocks of a stage on rows in the order of their windows; also returns the maps of the blocks `keep`."""
+        batch, width, size, kept = int(tokens.shape[0]), tokens.shape[-1], _grid(tokens), {}
         at_once = TRAINED_ROWS if torch.is_grad_enabled() else CHUNK_ROWS
-        if tokens.device.type != "cpu":  # chunks serve a processor's cache; a GPU waits for their launches
-            at_once = tokens.numel()
+        rows, order = tokens.reshape(-1, width), None  # (B*T, C), order None: grid order
+        for number, block in enumerate(stage.blocks):
+            plan = layout(size, block.window, block.shift, batch, rows.device, block.pads, at_once)
+            rows, order = reorder(rows, order, plan), plan
+            windows = shrink(size, block.window, block.shift, block.pads)[0]
+            rows = self._call(block, rows, plan, windows)
+            if number in keep:
+                kept[number] = channels_first(unorder(rows, plan).view(tokens.shape))
+        return (rows if order is None else unorder(rows, order)).view(tokens.shape), kept
+
+    def _in_windows(self, stage: Stage, tokens: Tensor, keep: set[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run the blocks of a stage on the grid, rolled and masked; also returns the maps of the blocks `keep`."""
+        kept = {}
+        for number, block in enumerate(stage.blocks):
+            plan = rolled(_grid(tokens), block.window, block.shift, tokens.device, block.pads)
+            tokens = self._call(block, tokens, plan, plan.windows)
+            if number in keep:
+                kept[number] = channels_first(tokens)
+        return tokens, kept
+
+    def _call(self, block: Block, *inputs: Any) -> Tensor:
+        return recompute(block, *inputs) if self.checkpointing and torch.is_grad_enabled() else block(*inputs)
+
+    def _run(
+        self, tokens: Tensor, keep: set[int] | None = None, *, grouped: bool = False
+    ) -> tuple[list[Tensor], dict[int, Tensor]]:
+        maps, kept, number = ([plain_norm(tokens)] if self.maps == "after" else []), {}, 0
         for i, stage in enumerate(self.stages):
             if stage.conv is not None:
                 tokens = stage.conv(tokens)
-            batch, width, size = int(tokens.shape[0]), tokens.shape[-1], _grid(tokens)
-            rows, order = tokens.reshape(-1, width), None  # (B*T, C), order None: grid order
-            for block in stage.blocks:
-                plan = layout(size, block.window, block.shift, batch, rows.device, block.pads, at_once)
-                rows, order = reorder(rows, order, plan), plan
-                windows = shrink(size, block.window, block.shift, block.pads)[0]
-                if self.checkpointing and torch.is_grad_enabled():
-                    rows = recompute(block, rows, plan, windows)
-                else:
-                    rows = block(rows, plan, windows)
-                if keep and number in keep:
-                    kept[number] = channels_first(unorder(rows, plan).view(tokens.shape))
-                number += 1
-            tokens = (rows if order is None else unorder(rows, order)).view(tokens.shape)
+            run = self._in_groups if grouped or prefers_groups(tokens) else self._in_windows
+            tokens, outputs = run(stage, tokens, {k - number for k in keep or ()})
+            kept |= {number + k: output for k, output in outputs.items()}
+            number += len(stage.blocks)
             if self.norms is not None:
                 maps.append(channels_first(self.norms[i](tokens)))
             if stage.merge is not None:
@@ -428,6 +481,15 @@ class Swin(nn.Module, Pretrained):
         if self.maps == "after":
             return [channels_first(m) for m in maps], kept
         return maps + ([channels_first(tokens)] if self.stages[-1].merge is not None else []), kept
+
+
+def prefers_groups(tokens: Tensor) -> bool:
+    """Return whether groups of windows are faster than whole windows that are rolled and masked.
+
+    Groups save arithmetic and memory, of which a processor has little; a GPU waits for their many small operations. What
+    is exported is what a processor runs.
+    """
+    return tokens.device.type == "cpu" or leaves_python()
 
 
 class _Gather(torch.autograd.Function):

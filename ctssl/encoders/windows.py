@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 CHUNK_ROWS = 4096  # rows at a time: keeps the hidden MLP activations in the processor's cache
 TRAINED_ROWS = 16384  # with gradients, where all activations are kept anyway, few large operations are faster
@@ -55,6 +56,44 @@ class Layout:
     groups: tuple[Group, ...]
     chunk_rows: tuple[int, ...]
     chunks: tuple[tuple[tuple[int, int], ...], ...]  # for each chunk (group, windows) pairs
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """Whole windows of a grid that was padded and rolled, as published.
+
+    Attributes:
+        windows: tokens of a window along each axis.
+        shifts: tokens that the grid is rolled by along each axis.
+        pads: tokens that are added at the end of each axis.
+        allowed: `(windows, 1, N, N)`, which tokens attend to each other; None if all that share a window do.
+    """
+
+    windows: tuple[int, ...]
+    shifts: tuple[int, ...]
+    pads: tuple[int, ...]
+    allowed: Tensor | None
+
+    def cut(self, grid: Tensor) -> Tensor:
+        """Turn tokens `(B, x, y, z, C)` into `(B, windows, N, C)`."""
+        if any(self.pads):
+            grid = F.pad(grid, (0, 0, 0, self.pads[2], 0, self.pads[1], 0, self.pads[0]))
+        if any(self.shifts):
+            grid = grid.roll([-s for s in self.shifts], (1, 2, 3))
+        (a, b, c), batch = self.windows, len(grid)
+        x, y, z = (n // w for n, w in zip(grid.shape[1:4], self.windows, strict=True))
+        parts = grid.view(batch, x, a, y, b, z, c, -1).permute(0, 1, 3, 5, 2, 4, 6, 7)
+        return parts.reshape(batch, x * y * z, a * b * c, grid.shape[-1])
+
+    def join(self, parts: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Return `(B, x, y, z, C)` of the grid `size` from `(B, windows, N, C)`."""
+        (a, b, c), batch = self.windows, len(parts)
+        x, y, z = ((n + p) // w for n, p, w in zip(size, self.pads, self.windows, strict=True))
+        grid = parts.view(batch, x, y, z, a, b, c, -1).permute(0, 1, 4, 2, 5, 3, 6, 7)
+        grid = grid.reshape(batch, x * a, y * b, z * c, parts.shape[-1])
+        if any(self.shifts):
+            grid = grid.roll(self.shifts, (1, 2, 3))
+        return grid[:, : size[0], : size[1], : size[2]] if any(self.pads) else grid
 
 
 def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -154,6 +193,30 @@ def layout(
         chunk_rows=tuple(sum(groups[g].tokens * n for g, n in chunk) for chunk in chunks),
         chunks=chunks,
     )
+
+
+@untraced
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def rolled(
+    size: tuple[int, int, int], window: int, shift: int, device: torch.device, pads: bool = False
+) -> Rolled:
+    """Return how a token grid becomes whole windows; arguments as for `layout`.
+
+    Many times fewer operations than groups, each larger, and more arithmetic: what a GPU prefers.
+    """
+    windows, shifts = shrink(size, window, shift, pads)
+    more = tuple(-n % w for n, w in zip(size, windows, strict=True))
+    plain = Rolled(windows, shifts, more, None)
+    if not any(shifts):
+        return plain
+    axes = []
+    for n, p, w, s in zip(size, more, windows, shifts, strict=True):
+        place = torch.arange(n + p)
+        axes.append((place >= n + p - w).long() + (place >= n + p - s) if s else torch.zeros_like(place))
+    regions = axes[0][:, None, None] * 9 + axes[1][:, None] * 3 + axes[2]
+    cut = Rolled(windows, (0, 0, 0), (0, 0, 0), None).cut(regions[None, ..., None])[0, ..., 0]
+    return Rolled(windows, shifts, more, (cut[:, None, :, None] == cut[:, None, None]).to(device))
 
 
 @untraced
