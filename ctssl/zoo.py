@@ -226,7 +226,7 @@ MODELS: dict[str, ModelSpec] = {
             "wild",
             "lesions",
             1994944,
-            "ffcc0d10569508dba26f3b12c68e3211618477418149b06ffd0ced46cb70ebf9",
+            "e0f1c7adbd9d70900b079354907f9db4584d54433b970a89e90a6725f0ebdd8d",
             preprocess=Preprocess(1.5, (-1000.0, 400.0)),
             licence="CC-BY-4.0",
             data="46 public CT scans, uncurated",
