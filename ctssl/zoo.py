@@ -38,6 +38,8 @@ class ModelSpec:
         labels: name of each label, `{"1": "tumour"}`, for a segmenter.
         baseline_only: with frozen weights it separates tumours from other tissue no better than the same
             encoder with random weights (`training.experiments.probe`): use it for comparison only.
+        in_package: whether an installed package holds the weights; otherwise they are in the folder `model_cards` of
+            the repository alone, because few people need them or their licence is not free.
     """
 
     name: str
@@ -56,6 +58,7 @@ class ModelSpec:
     head: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     baseline_only: bool = False
+    in_package: bool = True
 
 
 _ARGS: dict[str, dict[str, Any]] = {
@@ -118,6 +121,7 @@ def _pretrained(
         licence=licence,
         data=SCANS[corpus],
         baseline_only=baseline_only,
+        in_package="self" not in corpus,  # encoders of the sarcoma task: for comparisons
     )
 
 
@@ -219,6 +223,18 @@ MODELS: dict[str, ModelSpec] = {
             "smit",
             "56c3b056f7b70200500445d81b1fda62b4274230b4a25942c223a6a9b4988c4b",
             baseline_only=True,
+        ),
+        _segmenter(
+            "swin-wild-lesions",
+            "swin",
+            "wild",
+            "lesions",
+            4009654,
+            "5d90b9d63f52bbbde21e7a5f0f3d2adc0e026253682fa21bf5e5ee5e3de010f7",
+            preprocess=Preprocess(1.5, (-1000.0, 400.0)),
+            licence="CC-BY-4.0",
+            data=SCANS["wild46"],
+            label="lesion",
         ),
         _segmenter(
             "vit-wild-lesions",

@@ -195,7 +195,8 @@ def train(task: Any, run: Run, out: Path, corpus: Any, *, last: int) -> None:
     saved, clock = time.monotonic(), Clock(seconds)
     batches = batches_of(run, task, corpus, first=first, last=last)
     journal = log.Log(out / "log.jsonl", first, enabled=rank == 0)
-    facts_now = {"world": world, "corpus": corpus.table.stem, "device": str(device)}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    facts_now = {"world": world, "corpus": corpus.table.stem, "device": name}
 
     def keep(step: int) -> None:
         if rank == 0:

@@ -65,7 +65,7 @@ def _list(args: argparse.Namespace) -> None:
             f"{s.parameters / 1e6:.1f} M",
             f"{2 * s.parameters / 1e6:.1f} MB",
             s.licence,
-            "baseline only" if s.baseline_only else "",
+            ", ".join(["baseline only"] * s.baseline_only + ["not in the package"] * (not s.in_package)),
         )
         for s in map(info, names)
     ]

@@ -98,8 +98,12 @@ def _find_by_name(name: str, offline: bool | None) -> Path:
             return place / name
     if spec.repo is None:
         looked = f"{root} (CTSSL_MODELS) and {bundled()}" if root else str(bundled())
+        cure = "install the ctssl wheel that contains it, or set CTSSL_MODELS to a folder of model folders"
+        if not spec.in_package:
+            cure = (
+                "the repository of ctssl holds it: set CTSSL_MODELS to the folder model_cards of a checkout"
+            )
         raise FileNotFoundError(
-            f"{name} is not in {looked}, and it has not been published on the Hub yet; "
-            "install the ctssl wheel that contains it, or set CTSSL_MODELS to a folder of model folders"
+            f"{name} is not in {looked}, and it has not been published on the Hub yet; {cure}"
         )
     return fetch(spec.repo, revision=spec.revision, offline=offline)

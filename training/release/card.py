@@ -77,7 +77,7 @@ def card(config: dict, history: dict) -> str:
     return Card(
         title=name,
         front=front_matter(config, history),
-        limits=f"""A small model for research: trained on {len(history["scans"])} scans with two CPU cores. It has seen no labels and knows no
+        limits=f"""A small model for research: trained on {len(history["scans"])} scans with {trained_with(history["device"])}. It has seen no labels and knows no
 disease. It is not a medical device and must not be used for diagnosis. Scans must be CT in HU; `ctssl` warns about those
 that are not.""",
         about=f"""A 3D {architecture} encoder for CT with {config["parameters"] / 1e6:.2f} M parameters{" (with its head)" if whole else ""}, pretrained with
@@ -106,6 +106,10 @@ The weights take over the strictest of these licences, {strictest(history["scans
             ("What it is worth", results(name)),
         ],
     ).render()
+
+
+def trained_with(device: str) -> str:
+    return "two CPU cores" if device == "cpu" else f"minutes of one {device}"
 
 
 def front_matter(config: dict, history: dict) -> dict[str, Any]:

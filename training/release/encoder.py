@@ -11,7 +11,7 @@ FILE` continues from it.
 import argparse
 import json
 import platform
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +123,8 @@ def command_of(run: Run) -> str:
         recipe = find_run(name)
     except SystemExit:
         return f"python -m training.pretrain {name}"
-    changed = [
-        f"{field.name}={getattr(run, field.name)!r}"
-        for field in fields(Run)
-        if field.name not in checkpoints.OPERATION and getattr(run, field.name) != getattr(recipe, field.name)
-    ]
+    now, usual = (json.loads(checkpoints.settings(one)) for one in (run, recipe))
+    changed = [f"{key}={getattr(run, key)!r}" for key in now if now[key] != usual[key]]
     return f"python -m training.pretrain {name}" + (f" --set {' '.join(changed)}" if changed else "")
 
 
@@ -148,7 +145,7 @@ def scans_of(run: Run) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def unseen(task: nn.Module, run: Run, out: Path, batches: int = 40) -> dict[str, Any]:
+def unseen(task: nn.Module, run: Run, out: Path, crops: int = 1280) -> dict[str, Any]:
     """Evaluate the pretext task on crops of scans that the run did not see.
 
     These are the training side of the other corpus or, if the starting weights saw that one, the paired
@@ -158,6 +155,7 @@ def unseen(task: nn.Module, run: Run, out: Path, batches: int = 40) -> dict[str,
     source = other if other in NAMES else data_folder() / other
     scans = prepare_corpus(find_scans(source), run.preprocess, out.parent / "cache")
     samples = Samples(scans, task, run, seed=run.seed + 1)
+    batches = max(1, min(40, crops // run.batch))
     places = Places(batch=run.batch, pieces=1, rank=0, world=1, first=0, last=batches)
     task.eval()
     rows = [
