@@ -90,13 +90,14 @@ def load_model(source: str | os.PathLike | ModelFolder, *, device: str | torch.d
 
 
 def choose_device(name: str | torch.device) -> torch.device:
-    """Return a torch device; "auto" is a GPU if there is one.
+    """Return a torch device; "auto" is a GPU if there is one: CUDA, else Apple's (MPS, which nobody has tested yet).
 
     Raises `ValueError` for an unknown or unavailable device.
     """
     has_cuda = torch.cuda.is_available()
     try:
-        device = torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
+        best = "cuda" if has_cuda else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = torch.device(best if name == "auto" else name)
     except RuntimeError as error:
         raise ValueError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:1, mps, ...") from error
     if (device.type == "cuda" and not has_cuda) or (

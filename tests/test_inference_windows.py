@@ -138,3 +138,48 @@ def test_a_scan_is_planned_before_it_is_read(what, model, tmp_path, monkeypatch,
         return
     with pytest.raises(ValueError, match=r"scan.nii.* need about .* GB, more than the 8 GB allowed"):
         getattr(model.encoder if what == "embed" else model, what)(scan)
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_several_windows_at_once_give_what_single_ones_do(model, tta):
+    image = features.prepared(model.encoder, scan_of((40, 30, 50))).array
+    image[:20] = 0  # windows of air in between
+    one, many = (
+        masks.probabilities_of(model, Volume(image, np.eye(4)), windows.Windows(tta=tta, batch=batch))[0]
+        for batch in (1, 5)
+    )
+    np.testing.assert_allclose(many, one, atol=2e-3)
+
+
+def test_fewer_windows_at_once_where_memory_is_short():
+    """As often as it takes; and with a message where not even one fits."""
+    seen: list[int] = []
+
+    def network(room):
+        def answer(x):
+            seen.append(len(x))
+            if len(x) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return torch.cat([x, 1 - x], 1)
+
+        return answer
+
+    image = np.random.default_rng(0).random((8, 24, 24)).astype(np.float32)
+    kind = dict(classes=2, skip_air=False)
+    short = windows.slide(network(3), image, 8, windows=windows.Windows(batch=16), **kind)
+    assert seen[:4] == [16, 8, 4, 2] and set(seen[3:]) <= {1, 2}
+    np.testing.assert_array_equal(short, windows.slide(network(16), image, 8, **kind))
+    with pytest.raises(MemoryError, match="one window of 8 voxels does not fit.*--device cpu"):
+        windows.slide(network(0), image, 8, **kind)
+    with pytest.raises(ValueError, match="batch=0"):
+        windows.Windows(batch=0)
+
+
+def test_bf16_gives_nearly_the_same_and_is_on_the_record(model):
+    from ctssl.inference.folder import made_by
+
+    scan, half = scan_of((30, 30, 30)), windows.Windows(bf16=True)
+    image = features.prepared(model.encoder, scan)
+    one, two = (masks.probabilities_of(model, image, w)[0] for w in (windows.Windows(), half))
+    assert 0 < np.abs(one - two).max() < 0.05
+    assert made_by(model, half, scan)["bf16"] and "bf16" not in made_by(model, windows.Windows(), scan)

@@ -10,7 +10,9 @@ from ctssl.files.names import check_path
 
 def common(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--series", help="SeriesInstanceUID, if a DICOM folder holds several")
-    sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, auto (default: %(default)s)")
+    sub.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)"
+    )
     sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
 

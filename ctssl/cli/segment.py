@@ -37,6 +37,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     add_memory(sub)
     sub.add_argument(
+        "--bf16", action="store_true", help="half precision: faster on a GPU, and slightly other masks"
+    )
+    sub.add_argument(
         "--probabilities",
         action="store_true",
         help="also write the probability map of each label, OUT_LABEL.nii.gz (for a folder: OUT/probabilities)",
@@ -114,7 +117,7 @@ def _model(args: argparse.Namespace) -> Any:
 def _windows(args: argparse.Namespace) -> Any:
     from ctssl.inference.windows import Windows
 
-    return Windows(tta=args.tta, max_memory_gb=args.max_memory)
+    return Windows(tta=args.tta, max_memory_gb=args.max_memory, bf16=args.bf16)
 
 
 def _draw(args: argparse.Namespace, model: Any, scan: Any, mask: Any) -> None:

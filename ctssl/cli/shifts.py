@@ -67,7 +67,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], chosen: str) -
     sub.add_argument(
         "--tolerance", type=float, default=2.0, help="of the surface Dice in mm (default: %(default)s)"
     )
-    sub.add_argument("--device", default="cpu")
+    sub.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)"
+    )
     sub.add_argument(
         "--overwrite", action="store_true", help="measure again what was measured with other settings"
     )

@@ -234,6 +234,7 @@ def made_by(model: Network, windows: Windows, source: Path | Volume) -> dict[str
         "threshold": model.threshold,
         "overlap": windows.overlap,
         "tta": windows.tta,
+        **({"bf16": True} if windows.bf16 else {}),
         "scan_sha256": scan_sha256(source),
     }
 

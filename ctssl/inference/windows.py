@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ctssl.precision import half
+
 MEMORY_GB = 8.0
+GPU_VOXELS = 16 * 64**3  # of the windows of one batch on a GPU
 MOST = 1_000_000  # windows of a scan; 64 voxels, half of them shared, make a few thousand
 
 
@@ -23,15 +26,22 @@ class Windows:
         overlap: share of a window that the next one sees again, 0 to below 1.
         tta: average over all eight mirrorings (test-time augmentation), eight times the work.
         max_memory_gb: memory limit of the process in GB.
+        batch: windows that go through the network together; None: one on a CPU, as many as `GPU_VOXELS` allows on a GPU.
+            Halved as often as they do not fit into the memory of the device.
+        bf16: run the network in bf16: faster on a GPU, and slightly other masks.
     """
 
     overlap: float = 0.5
     tta: bool = False
     max_memory_gb: float = MEMORY_GB
+    batch: int | None = None
+    bf16: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap={self.overlap}: use a share from 0 to below 1")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"invalid batch={self.batch} (must be at least 1 window)")
 
 
 @torch.inference_mode()
@@ -54,7 +64,7 @@ def slide(
     float32. Windows of nothing but air (0) cost nothing: the answer to one of them serves for all (`skip_air`).
 
     Args:
-        network: `(1, 1, side, side, side)` -> logits `(1, classes, side, side, side)`.
+        network: `(B, 1, side, side, side)` -> logits `(B, classes, side, side, side)`.
         image: `(X, Y, Z)` float32, 0 to 1.
         side: voxels along each side of a window.
         device, dtype: of the network.
@@ -65,6 +75,7 @@ def slide(
 
     Raises:
         ValueError: the network gives NaN or infinite values, or there would be more than `MOST` windows.
+        MemoryError: not even one window fits into the memory of the device.
     """
     from tqdm import tqdm
 
@@ -78,32 +89,88 @@ def slide(
             f"{name}: {count} windows of {side} voxels, more than {MOST}; set `window` in the config.json of the "
             "model to the size of its training crops, or let windows overlap less"
         )
+    device = torch.device(device)
     bell = torch.from_numpy(gaussian(side))
-    weight = bell[:, None, None] * bell[:, None] * bell
+    weight = (bell[:, None, None] * bell[:, None] * bell).to(device)
     totals = [_total(bell, places, n) for places, n in zip(starts, image.shape, strict=True)]
-    answer_of, air = (mirrored(network) if windows.tta else network), None
+    answer = _Answers(mirrored(network) if windows.tta else network, windows, side, device, dtype, name)
     result = np.zeros((classes, *image.shape), np.float16)
-    slab = torch.zeros(classes, side, *image.shape[1:])
+    slab = torch.zeros(classes, side, *image.shape[1:], device=device)
     bar = tqdm(total=count, desc="segmenting", disable=not progress)
     for x, after in zip(starts[0], [*starts[0][1:], image.shape[0]], strict=True):
-        for y, z in itertools.product(*starts[1:]):
-            window = torch.from_numpy(image[x : x + side, y : y + side, z : z + side]).to(device, dtype)[
-                None, None
-            ]
-            empty = skip_air and not window.any()
-            answer = air if empty and air is not None else answer_of(window)[0].float().cpu()
-            if not torch.isfinite(answer).all():
-                raise ValueError(f"the model gives NaN or infinite values for {name}; its weights are no use")
-            air = answer if empty else air
-            slab[:, :, y : y + side, z : z + side] += answer * weight
+        places = list(itertools.product(*starts[1:]))
+        cubes = [torch.from_numpy(image[x : x + side, y : y + side, z : z + side]) for y, z in places]
+        for (y, z), found in zip(places, answer.of_all(cubes, skip_air=skip_air), strict=True):
+            slab[:, :, y : y + side, z : z + side] += found * weight
             bar.update()
         done = after - x
         total = totals[0][x:after, None, None] * totals[1][:, None] * totals[2]
-        result[:, x:after] = (slab[:, :done] / total).softmax(0).numpy()
-        slab = torch.cat([slab[:, done:], torch.zeros(classes, done, *image.shape[1:])], 1)
+        result[:, x:after] = (slab[:, :done] / total.to(device)).softmax(0).cpu().numpy()
+        slab = torch.cat([slab[:, done:], slab.new_zeros(classes, done, *image.shape[1:])], 1)
     bar.close()
     inside = tuple(slice(a, a + n) for a, n in zip(low, size, strict=True))
     return result[(slice(None), *inside)]
+
+
+class _Answers:
+    """The network's logits of windows, several at a time; see `slide`."""
+
+    def __init__(
+        self,
+        network: Callable[[Tensor], Tensor],
+        windows: Windows,
+        side: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        name: str,
+    ) -> None:
+        self.network, self.device, self.dtype, self.name = network, device, dtype, name
+        self.bf16 = windows.bf16
+        usual = 1 if device.type == "cpu" else max(1, GPU_VOXELS // side**3)
+        self.batch = windows.batch or usual
+        self.air: Tensor | None = None
+
+    def of_all(self, cubes: list[Tensor], *, skip_air: bool) -> Iterator[Tensor]:
+        """Yield logits `(classes, side, side, side)` float32 of each cube; those of air are computed once."""
+        empty = [skip_air and not cube.any() for cube in cubes]
+        if self.air is None and any(empty):
+            (self.air,) = self._of([cubes[empty.index(True)]])
+        full = [cube for cube, nothing in zip(cubes, empty, strict=True) if not nothing]
+        found, start = iter(()), 0
+        for nothing in empty:
+            if nothing:
+                assert self.air is not None
+                yield self.air
+                continue
+            one = next(found, None)
+            if one is None:
+                answers = self._of(full[start : start + self.batch])
+                start += len(answers)
+                found = iter(answers)
+                one = next(found)
+            yield one
+
+    def _of(self, cubes: list[Tensor]) -> Tensor:
+        """Return the logits of the first of some cubes: of as many as fit into the memory."""
+        try:
+            inputs = torch.stack(cubes).to(self.device, self.dtype)[:, None]
+            with half(self.device.type, enabled=self.bf16):
+                answers = self.network(inputs).float()
+        except torch.OutOfMemoryError as error:
+            if len(cubes) == 1:
+                raise MemoryError(
+                    f"one window of {len(cubes[0])} voxels does not fit into the memory of {self.device}; free some, or "
+                    "use the CPU (--device cpu)"
+                ) from error
+            self.batch = max(1, len(cubes) // 2)
+        else:
+            if not torch.isfinite(answers).all():
+                raise ValueError(
+                    f"the model gives NaN or infinite values for {self.name}; its weights are no use"
+                )
+            return answers
+        torch.cuda.empty_cache()  # outside `except`, which holds on to what did not fit
+        return self._of(cubes[: self.batch])
 
 
 def _spread(size: int, side: int, overlap: float) -> list[int]:
