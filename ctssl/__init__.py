@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0"
 
 _HOMES = {
+    "Ensemble": "heads.ensemble",
     "Evaluation": "evaluation.report",
     "Report": "finetuning.report",
     "Robustness": "robustness.report",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from ctssl.finetuning.report import Report as Report
     from ctssl.finetuning.run import finetune as finetune
     from ctssl.finetuning.settings import Settings as Settings
+    from ctssl.heads.ensemble import Ensemble as Ensemble
     from ctssl.heads.segmenter import Segmenter as Segmenter
     from ctssl.hub.downloads import download as download
     from ctssl.loading import load as load

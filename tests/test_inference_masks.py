@@ -8,11 +8,13 @@ import torch
 
 import ctssl
 from ctssl import inference
+from ctssl.cli.main import main
 from ctssl.finetuning.crops import Scan
 from ctssl.finetuning.threshold import choose_threshold
 from ctssl.heads.segmenter import Segmenter
 from ctssl.inference.features import prepared
 from ctssl.volume.volume import Volume
+from tests.support.tiny import tiny_swin
 
 
 class Shares(torch.nn.Module):
@@ -71,3 +73,31 @@ def test_a_segmenter_keeps_its_threshold(encoder, tmp_path):
     config.write_text(config.read_text().replace('"threshold": 0.2', '"threshold": 20'))
     with pytest.raises(ValueError, match="invalid threshold 20"):
         ctssl.load_segmenter(tmp_path / "model")
+
+
+def test_an_ensemble_averages_the_probabilities_of_its_members(tmp_path, ball, capsys):
+    scan, _ = ball
+    path, nets = scan.save(tmp_path / "scan.nii.gz"), []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        net = ctssl.segmenter(tiny_swin(), head="linear", window=32)
+        torch.nn.init.normal_(net.head.get_parameter(next(iter(dict(net.head.named_parameters())))), std=0.5)
+        net.save_pretrained(tmp_path / f"fold{seed}")
+        nets.append(ctssl.load_segmenter(tmp_path / f"fold{seed}"))
+    both = ctssl.Ensemble(nets)
+    image = torch.rand(2, 1, 32, 32, 32)
+    with torch.no_grad():
+        mean = torch.stack([net(image).softmax(1) for net in nets]).mean(0)
+        torch.testing.assert_close(both(image).softmax(1), mean)
+    assert both.spec.name == "fold0 + fold1 + fold2" and len(both.spec.sha256) == 64
+    out = tmp_path / "mask.nii.gz"
+    folders = [str(tmp_path / f"fold{seed}") for seed in range(3)]
+    assert (
+        main(["segment", str(path), str(out), "--model", *folders, "--overlay", str(tmp_path / "o.png")]) == 0
+    )
+    assert np.array_equal(ctssl.read(out).array, both.segment(path).array)
+    nets[1].window = 16
+    with pytest.raises(ValueError, match=r"member 2 of the ensemble has other window \(16, the first 32\)"):
+        ctssl.Ensemble(nets)
+    with pytest.raises(ValueError, match="at least one"):
+        ctssl.Ensemble([])

@@ -21,7 +21,10 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="OUT.nii.gz, or OUT.dcm (DICOM-SEG) for a DICOM series; or a folder, for a folder of scans",
     )
     sub.add_argument(
-        "--model", required=True, help="segmenter: folder of `ctssl finetune`, name or repository"
+        "--model",
+        required=True,
+        nargs="+",
+        help="segmenter: folder of `ctssl finetune`, name or repository; several, such as folds, are averaged",
     )
     sub.add_argument("--overlay", metavar="PNG", help="also draw the mask on the scan")
     sub.add_argument(
@@ -108,10 +111,15 @@ def _segment(args: argparse.Namespace) -> None:
 
 
 def _model(args: argparse.Namespace) -> Any:
-    model = ctssl.load_segmenter(args.model, device=args.device)
+    members = [ctssl.load_segmenter(name, device=args.device) for name in args.model]
+    model: Any = members[0] if len(members) == 1 else ctssl.Ensemble(members)
     if args.threshold is not None:
         model.threshold = args.threshold
     return model
+
+
+def model_name(args: argparse.Namespace) -> str:
+    return " + ".join(Path(name).name for name in args.model)
 
 
 def _windows(args: argparse.Namespace) -> Any:
@@ -126,7 +134,7 @@ def _draw(args: argparse.Namespace, model: Any, scan: Any, mask: Any) -> None:
         from ctssl.pictures import overlay
 
         window = model.spec.preprocess.window_hu
-        title = f"{scan.name}: {Path(args.model).name}"
+        title = f"{scan.name}: {model_name(args)}"
         overlay(scan, mask, args.overlay, window_hu=window, title=title, names=model.labels)
 
 

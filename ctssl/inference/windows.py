@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctssl.precision import half
-
 MEMORY_GB = 8.0
 GPU_VOXELS = 16 * 64**3  # of the windows of one batch on a GPU
 MOST = 1_000_000  # windows of a scan; 64 voxels, half of them shared, make a few thousand
@@ -154,7 +152,7 @@ class _Answers:
         """Return the logits of the first of some cubes: of as many as fit into the memory."""
         try:
             inputs = torch.stack(cubes).to(self.device, self.dtype)[:, None]
-            with half(self.device.type, enabled=self.bf16):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 answers = self.network(inputs).float()
         except torch.OutOfMemoryError as error:
             if len(cubes) == 1:
