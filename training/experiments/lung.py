@@ -4,8 +4,8 @@
 model with each seed on NSCLC-Radiomics (150 training patients, or `--few-shot` of them) and scores the off-centre boxes
 of the 98 patients of NSCLC-Radiogenomics. `--set encoder_lr=1e-4 warmup_head=0.2` changes the recipe, in rows of their
 own. With `--choose` the 40 other Radiomics patients are scored instead: recipes are chosen there, and Radiogenomics is
-looked at for the tables alone. `--zero` scores segmenters as they are, without any fine-tuning. `--draw` draws learning
-curves from what was measured.
+looked at for the tables alone. `--zero` scores segmenters as they are, without any fine-tuning, with `--tta` averaged
+over all mirrorings. `--draw` draws learning curves from what was measured.
 
 There are no validation cases: the last averaged weights are kept, with a threshold of 0.5. See
 `training.experiments.sarcoma` for what is kept and printed.
@@ -98,15 +98,15 @@ def table() -> str:
     return trials.table(EXPERIMENT.results)
 
 
-def score(model: str | Path, experiment: trials.Experiment) -> dict[str, Any]:
-    """Return the row of a segmenter that is used as it is."""
+def score(model: str | Path, experiment: trials.Experiment, *, tta: bool = False) -> dict[str, Any]:
+    """Return the row of a segmenter that is used as it is; `tta`: averaged over all mirrorings."""
     net, found = ctssl.load_segmenter(model), {}
     for case in tqdm(find_cases(experiment.data()).cases, desc=str(model)):
         if case.split == "test":
             scan, truth = read_case(case)
-            found[case.name] = round(dsc(net.segment(scan).array > 0, truth.array > 0), 4)
+            found[case.name] = round(dsc(net.segment(scan, tta=tta).array > 0, truth.array > 0), 4)
     mean = round(float(np.mean(list(found.values()))), 4)
-    settings = {"threshold": net.threshold}
+    settings = {"threshold": net.threshold, "tta": tta}
     return {"seed": 0, "mean_dsc": mean, "cases": found, "curve": [], "settings": settings}
 
 
@@ -142,9 +142,10 @@ def main() -> None:
     if not flag("--zero"):
         trials.run(experiment, __doc__)
         return
+    tta = flag("--tta")
     for model in sys.argv[1:]:
-        label = f"{Path(model).name}{NO_LABELS}"
-        trials.keep(experiment.results, experiment.command, label, score(model, experiment))
+        label = f"{Path(model).name}{NO_LABELS}" + (", mirrored" if tta else "")
+        trials.keep(experiment.results, experiment.command, label, score(model, experiment, tta=tta))
     print(trials.table(experiment.results))
 
 
