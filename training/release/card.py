@@ -220,7 +220,9 @@ def lung(name: str) -> str:
     found = kept("lung", "models")
     models, twin, rows = found["models"], f"{name.split('-')[0]}-scratch", []
     for label in sorted(
-        label for label in models if re.fullmatch(rf"{name}(, \d+ cases|, no labels|, no labels, mirrored)?", label)
+        label
+        for label in models
+        if re.fullmatch(rf"{name}(, \d+ cases|, no labels|, no labels, mirrored)?", label)
     ):
         scores, scratch = of_cases(models[label]), models.get(label.replace(name, twin))
         gain = ""

@@ -1,0 +1,96 @@
+"""Write what was measured on lung tumours into README and model table: `python -m training.release.readme`.
+
+The rows of README's table of models and the sentences below it follow from `experiments/results/lung.json`, and so does
+`GAINS` in `ctssl/zoo.py`.
+"""
+
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctssl.files.atomic import write_whole
+from ctssl.files.text import markdown
+from ctssl.zoo import MODELS
+from training.experiments import lung, trials
+
+ROOT = Path(__file__).parents[2]
+USES = {
+    "vit-wild-lesions": "fine-tuning; the default: brings its head",
+    "swin-wild-lesions": "fine-tuning a Swin: brings its head",
+    "vit-wild-contrastive": "features; a head of your own",
+    "swin-wild-contrastive": "features: best linear probe on nodules",
+    "swin-wild-smit": "the paper's method",
+    "sarcoma-swin-wild-smit": "limb sarcoma, as it is",
+}
+"""The models of README's table, and what each is for."""
+SCRATCH = {"vit-scratch": "ViT from scratch", "swin-scratch": "Swin from scratch"}
+LABELS = ", 50 cases"
+FEWEST = 2  # trainings behind a figure
+
+
+def main() -> None:
+    models = trials.read(lung.EXPERIMENT.results)["models"]
+    gains = gains_of(models)
+    path = ROOT / "ctssl" / "zoo.py"
+    values = ", ".join(f'"{name}": {gain["difference"]:.3f}' for name, gain in gains.items())
+    write_whole(path, re.sub(r"GAINS = \{[^}]*\}", f"GAINS = {{{values}}}", path.read_text()))
+    path = ROOT / "README.md"
+    head, rest = path.read_text().split("| model | parameters |", 1)
+    picture = rest[rest.index("![DSC on lung tumours") :]
+    write_whole(path, f"{head}{table(models, gains)}\n{sentences(models)}\n{picture}")
+
+
+def gains_of(models: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Return for each model the DSC that it gains over its twin from scratch, the largest first."""
+    found = {}
+    for name in USES:
+        twin = models.get(f"{name.split('-')[0]}-scratch{LABELS}", [])
+        one, two = trials.same_seeds(models.get(name + LABELS, []), twin)
+        if len(one) >= FEWEST:
+            found[name] = trials.gained(trials.of_cases(one), trials.of_cases(two))
+    return dict(sorted(found.items(), key=lambda item: -item[1]["difference"]))
+
+
+def mean(rows: list[dict[str, Any]]) -> str:
+    return f"{np.mean(list(trials.of_cases(rows).values())):.3f}"
+
+
+def table(models: dict[str, list[dict[str, Any]]], gains: dict[str, dict[str, float]]) -> str:
+    """Return README's table of models: those with a gain first."""
+    rows = []
+    for name in [*gains, *(name for name in USES if name not in gains)]:
+        spec, gain = MODELS[name], gains.get(name)
+        told = f"{gain['difference']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})" if gain else ""
+        dsc = mean(models[name + LABELS]) if gain else ""
+        licence = spec.licence.replace("-", " ")
+        rows.append([f"`{name}`", f"{spec.parameters / 1e6:.1f} M", USES[name], dsc, told, licence])
+    for name, text in SCRATCH.items():
+        scratch = models.get(name + LABELS, [])
+        if len(scratch) >= FEWEST:
+            rows.append([text, "", "comparison", mean(scratch), "", ""])
+    header = ["model", "parameters", "take it for", "lung tumour DSC", "against scratch", "licence"]
+    return markdown(header, rows)
+
+
+def sentences(models: dict[str, list[dict[str, Any]]]) -> str:
+    """Return what README says below its table."""
+    name = "vit-wild-lesions"
+    ten = [models[f"{label}, 10 cases"] for label in (name, "vit-scratch")]
+    seeds = " and ".join(sorted({str(len(rows)) for rows in ten}))
+    mirrored = models.get(f"{name}{lung.NO_LABELS}, mirrored")
+    also = f" ({mean(mirrored)} with `--tta`)" if mirrored else ""
+    text = f"""Figures are the mean DSC on 98 patients of one collection (NSCLC-Radiogenomics) after 500 steps on 50
+    labelled patients of another (NSCLC-Radiomics), {len(models[name + LABELS])} trainings each, with 95% intervals over
+    patients, as printed by `python -m training.experiments.lung --show`. With ten labelled patients it is {mean(ten[0])} against
+    {mean(ten[1])} from scratch ({seeds} trainings each). **Without any label** `{name}` has a DSC of
+    {mean(models[name + lung.NO_LABELS])}{also}: it was taught to segment synthetic lesions pasted into unlabelled scans. On two
+    older tasks, sarcomas and nodules in scans cropped around them, no encoder beats training from scratch significantly.
+    `ctssl list` shows all models; `model_cards/RESULTS.md` holds all results, with intervals and p-values."""
+    return textwrap.fill(" ".join(text.split()), 130, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+if __name__ == "__main__":
+    main()
