@@ -7,8 +7,9 @@ the encoder's, and hides tokens between `encoder.patch_embed` and `encoder.encod
 gets exported. Optional:
 
 - `views`: number of views of each sample (1);
-- `sample(scan, *, crop, how, preprocess, seed)`: draws the views of a sample instead of
-  `training.data.views.sample`, for tasks whose views are an image and its target;
+- `crops`: a `training.data.views.Crops`, which crops of a scan each sample needs;
+- `compose(crops, spacing_mm, *, how, preprocess, draws)`: makes the views of a whole batch of crops, on any device,
+  instead of `training.data.views.compose`, for tasks whose views are an image and its target;
 - `segmenter`: encoder and head, for a task that segments; both get exported;
 - `after_step(progress)`: called after each optimiser step, for momentum teachers;
 - `embed(batch)`, `forward(batch, others)` and a result named `joint`: for a loss, or a part of one, that
