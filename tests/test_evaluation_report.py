@@ -192,3 +192,21 @@ def test_the_command_prints_tables_and_json(folders, capsys, tmp_path):
     capsys.readouterr()
     assert main(["evaluate", *both, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["cases"]) == 8
+
+
+def test_each_label_has_a_stratum_of_its_name_and_the_report_says_what_made_it(tmp_path, capsys):
+    for folder, shift in (("mine", 1), ("true", 0)):
+        array = np.zeros((12, 12, 12), np.uint8)
+        array[2:6, 2:6, 2:6], array[7 + shift : 10 + shift, 7:10, 7:10] = 1, 2
+        (tmp_path / folder).mkdir()
+        for name in "ab":
+            ctssl.Volume(array, np.eye(4)).save(tmp_path / folder / f"{name}.nii.gz")
+    ask = ["evaluate", str(tmp_path / "mine"), str(tmp_path / "true"), "--names", "1=liver", "2=tumour"]
+    assert main([*ask, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    strata = {row["stratum"]: row["dsc"] for row in told["strata"]}
+    assert strata == {"all": pytest.approx(5 / 6), "liver": 1.0, "tumour": pytest.approx(2 / 3)}
+    assert told["versions"]["ctssl"] and told["versions"]["python"].startswith("3.")
+    assert main([*ask[:-1], "tumour"]) == 2 and "LABEL=NAME" in capsys.readouterr().err
+    found = ctssl.evaluate(tmp_path / "mine", tmp_path / "true")
+    assert [row["stratum"] for row in found.strata] == ["all", "label 1", "label 2"]

@@ -27,6 +27,13 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--tolerance", type=float, default=2.0, help="of the surface Dice in mm (default: %(default)s)"
     )
+    sub.add_argument(
+        "--names",
+        nargs="+",
+        default=[],
+        metavar="LABEL=NAME",
+        help="names of the labels, such as 1=liver 2=tumour",
+    )
     sub.add_argument("--out", help="folder for cases.csv, report.json, report.md and pictures")
     sub = command("compare", _compare, "compare two models block by block (CKA): a heat map")
     sub.add_argument("first", help="encoder or segmenter: name, folder or repository")
@@ -70,6 +77,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         by=by,
         against=args.against,
         tolerance_mm=args.tolerance,
+        names=_names(args.names),
         progress=not args.json,
     )
     if args.out:
@@ -78,6 +86,17 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(json.dumps(found.plain()))
         return
     print(found.markdown() + (f"\n{args.out}: cases.csv, report.json, report.md" if args.out else ""))
+
+
+def _names(texts: list[str]) -> dict[int, str]:
+    """Return the names of `LABEL=NAME`. Raises `ValueError` for anything else."""
+    found = {}
+    for text in texts:
+        label, _, name = text.partition("=")
+        if not label.strip().isdigit() or not name.strip():
+            raise ValueError(f"--names {text!r}: write LABEL=NAME, such as 1=liver")
+        found[int(label)] = name.strip()
+    return found
 
 
 def _check_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ctssl.evaluation.statistics import FEWEST, paired, summary
 from ctssl.evaluation.tables import as_plain, read_facts
 from ctssl.files.atomic import beginning, is_begun, write_whole
 from ctssl.files.text import csv_text, markdown_table
+from ctssl.files.versions import versions
 
 WRITTEN = ("cases.csv", "report.json", "report.md", "paired.png")
 
@@ -58,7 +60,7 @@ class Evaluation:
 
     def plain(self) -> dict[str, Any]:
         """Return everything for JSON; undefined values (NaN) become null."""
-        return as_plain(asdict(self))
+        return as_plain(asdict(self)) | {"versions": versions()}
 
     def markdown(self) -> str:
         """Return the strata and the paired comparison as Markdown tables."""
@@ -108,6 +110,7 @@ def evaluate(
     by: tuple[str, ...] = (),
     against: str | os.PathLike | None = None,
     tolerance_mm: float = 2.0,
+    names: Mapping[int, str] | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Compare masks of the same names in two folders.
@@ -120,10 +123,12 @@ def evaluate(
         by: columns of the table; each value becomes a stratum.
         against: a second folder of predictions for the same cases.
         tolerance_mm: tolerance of the surface Dice in mm.
+        names: name of each label, for its stratum.
         progress: show a progress bar.
 
     Returns:
-        The scores. True masks without a prediction are not counted and listed in `missing`.
+        The scores, with a stratum for each label where there are several.
+        True masks without a prediction are not counted and listed in `missing`.
 
     Raises:
         FileNotFoundError: a prediction has no true mask.
@@ -155,6 +160,10 @@ def evaluate(
         rows += [row for row in scores if row["label"] in own]
         pairs += scores
     strata = [summary(rows, "all", "")]
+    labels_seen = sorted({row["label"] for row in rows})
+    for label in labels_seen if len(labels_seen) > 1 else []:
+        called = (names or {}).get(label, f"label {label}")
+        strata.append(summary([row for row in rows if row["label"] == label], called, ""))
     for column in by:
         for value in sorted({str(row[column]) for row in rows}):
             strata.append(summary([row for row in rows if str(row[column]) == value], column, value))

@@ -15,6 +15,7 @@ import numpy as np
 from ctssl.datasets.seen import SEEN
 from ctssl.evaluation.scores import labels_of, score_masks
 from ctssl.files.text import csv_text
+from ctssl.files.versions import versions
 from ctssl.finetuning.settings import Settings
 from ctssl.pictures import Cuts, cut_slices, draw_cuts
 from ctssl.volume.volume import Volume
@@ -124,6 +125,7 @@ def result_files(
         "seconds": round(report.seconds, 1),
         "settings": asdict(settings),
         "asked": identity,
+        "versions": versions(),
     }
     files: dict[str, str | bytes] = {"report.json": json.dumps(text, indent=1) + "\n"}
     if judged:

@@ -22,6 +22,7 @@ from ctssl.files.atomic import check_apart, disk_is_full, file_sha256, write_who
 from ctssl.files.names import check_case_name, check_path, safe_label
 from ctssl.files.running import clear_parts
 from ctssl.files.text import read_json
+from ctssl.files.versions import versions
 from ctssl.inference.masks import Network, mask_and_maps, plan, segment
 from ctssl.inference.masks import probabilities as compute_maps
 from ctssl.inference.memory import read_within
@@ -186,12 +187,15 @@ def write_mask(
         mask, maps = segment(model, scan, windows, progress=progress), {}
     ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
     volumes = {label: round(float((mask.array == k).sum()) * ml, 3) for k, label in model.labels.items()}
+    network: Any = model
     record = {
         "labels": model.labels,
         "volume_ml": volumes,
         "scan": scan.name,
         "model": model.spec.name if model.spec else "",
         **facts,
+        "device": str(next(network.parameters()).device),
+        "versions": versions(),
     }
     begin(target, record, picture)
     mask.save(target.mask, overwrite=overwrite)

@@ -15,6 +15,7 @@ from ctssl.evaluation.statistics import summary
 from ctssl.evaluation.tables import as_plain
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import csv_text, markdown_table
+from ctssl.files.versions import versions
 from ctssl.robustness.conclusion import conclude, on_crops, sizes
 from ctssl.robustness.curves import (
     Row,
@@ -66,7 +67,7 @@ class Robustness:
 
     def plain(self) -> dict[str, Any]:
         """Everything, for JSON: what is not defined (NaN) is null."""
-        return as_plain(asdict(self))
+        return as_plain(asdict(self)) | {"versions": versions()}
 
     def markdown(self) -> str:
         """The conclusion, how to read the tables, and all tables but the rows."""
