@@ -17,7 +17,7 @@ from ctssl.metrics import dsc
 from ctssl.phantom import phantom
 from ctssl.pictures import features, overlay, principal_colours
 from ctssl.volume.volume import Volume, read
-from ctssl.zoo import DEFAULT, info, list_models
+from ctssl.zoo import DEFAULT, SEGMENTER, info, list_models
 
 WRITTEN = ("phantom.nii.gz", "phantom-tumour.nii.gz", "features.png", "mask.nii.gz", "overlay.png")
 
@@ -55,7 +55,8 @@ def demo(
         raise FileExistsError(
             f"{folder} holds a {taken[0]} that is not from a demo and would be replaced; choose another --out"
         )
-    model = model or next((name for name in list_models() if info(name).kind == "segmenter"), None)
+    segmenters = [name for name in list_models() if info(name).kind == "segmenter"]
+    model = model or (SEGMENTER if SEGMENTER in segmenters else next(iter(segmenters), None))
     net = load_segmenter(model) if model else None
     known = [name for name in list_models() if info(name).kind == "encoder"]
     named = encoder or (DEFAULT if DEFAULT in known else next(iter(known), None))

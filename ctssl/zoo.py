@@ -93,6 +93,8 @@ DEFAULT = "vit-wild-contrastive"
 """The encoder for features, unless told otherwise."""
 START = "vit-wild-lesions"
 """What a training of a segmenter starts from, unless told otherwise: the highest gain on `training.experiments.lung`."""
+SEGMENTER = "lung-tumour-vit-wild-lesions"
+"""The segmenter of the demo."""
 GAINS = {"vit-wild-lesions": 0.197, "vit-wild-contrastive": 0.078}
 """DSC gained over the same network from scratch on `training.experiments.lung`, 50 labelled patients, 500 steps."""
 SCANS = {
@@ -247,6 +249,19 @@ MODELS: dict[str, ModelSpec] = {
             licence="CC-BY-4.0",
             data="46 public CT scans, uncurated",
             label="lesion",
+        ),
+        _segmenter(
+            "lung-tumour-vit-wild-lesions",
+            "vit",
+            "wild",
+            "lesions",
+            1994944,
+            "1b072d423ab59fd146c532d8a6d56cb787371ae8809e4c0b0926de26fa98bb48",
+            preprocess=Preprocess(1.5, (-1000.0, 400.0)),
+            licence="CC-BY-4.0",
+            data="NSCLC-Radiogenomics (TCIA, CC BY 3.0), cubes of 92 mm around the tumours, semi-automatic "
+            "masks; and twelve public chest CTs without a known tumour (COVID-CT-MD, ACRIN-FLT-Breast, "
+            "CPTAC-PDA, RIDER Pilot and others, CC BY 4.0, CC BY 3.0, Apache-2.0), whose masks are empty",
         ),
         _segmenter(
             "sarcoma-swin-wild-smit",

@@ -19,7 +19,7 @@ from ctssl.volume.volume import Volume
 from ctssl.zoo import MODELS, ModelSpec, Preprocess
 from tests.support.tiny import SMALL
 from training.release.fingerprint import deviation, fingerprint
-from training.release.publish import FILES
+from training.release.publish import files_of
 
 NAMES = sorted(name for name, spec in MODELS.items() if spec.kind == "encoder")
 SEGMENTERS = sorted(set(MODELS) - set(NAMES))
@@ -100,7 +100,7 @@ def test_a_segmenter_of_the_table_loads_and_says_what_the_table_says(name):
     for key in ("name", "encoder_args", "preprocess", "labels", "licence", "data", "sha256"):
         assert config[key] == json.loads(json.dumps(ctssl.info(name).__dict__, default=vars))[key], key
     pretrained = (folder / "training.json").is_file()
-    assert {path.name for path in folder.iterdir()} == FILES["encoder" if pretrained else "segmenter"]
+    assert {path.name for path in folder.iterdir()} == files_of(folder, spec)
     if pretrained:  # by a task that keeps its head: its encoder is one of the family
         assert deviation(config["fingerprint"], fingerprint(ctssl.load(name))) < 1e-3
     whole = phantom(6.0)[0]

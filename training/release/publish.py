@@ -25,7 +25,7 @@ from ctssl.files.atomic import write_whole
 from ctssl.files.names import REPOSITORY
 from ctssl.hub.client import COMMIT, SIGN_IN, failures, upload
 from training.release.card import CARDS, card
-from training.release.segmenter import TASKS
+from training.release.segmenter import PORTRAITS, TASKS, portraits
 from training.release.segmenter import card as segmenter_card
 
 FILES = {
@@ -72,13 +72,22 @@ def check(folder: Path) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; `python -m training.release.encoder` writes it")
     present = {path.name for path in folder.iterdir()}
-    expected = FILES["encoder" if is_pretrained(folder) else spec.kind]
+    expected = files_of(folder, spec)
     wrong = [f"{file} is missing" for file in sorted(expected - present)]
     wrong += [f"{file} does not belong there" for file in sorted(present - expected)]
     if not wrong:
         wrong = disagreements(folder, spec)
     if wrong:
         raise ValueError(f"{folder} cannot be published:\n" + "\n".join(f"  {one}" for one in wrong))
+
+
+def files_of(folder: Path, spec: zoo.ModelSpec) -> set[str]:
+    """Return the names of the files that a model folder has: without pictures of test scans that may not be shown."""
+    if is_pretrained(folder):
+        return FILES["encoder"]
+    task = next((task for task in TASKS if spec.name.startswith(f"{task}-")), "")
+    hidden = set(PORTRAITS) - set(portraits(task, spec.licence)) if task else set()
+    return FILES[spec.kind] - hidden
 
 
 def is_pretrained(folder: Path) -> bool:

@@ -23,6 +23,7 @@ USES = {
     "vit-wild-contrastive": "features; a head of your own",
     "swin-wild-contrastive": "features: best linear probe on nodules",
     "swin-wild-smit": "the paper's method",
+    "lung-tumour-vit-wild-lesions": "lung tumours, as it is",
     "sarcoma-swin-wild-smit": "limb sarcoma, as it is",
 }
 """The models of README's table, and what each is for."""
