@@ -8,6 +8,7 @@ import pytest
 
 import ctssl
 from ctssl.cli.main import _parser, main
+from ctssl.metrics import dsc
 from ctssl.phantom import phantom
 from ctssl.zoo import DEFAULT, START, best_first
 from tests.support.command import refused
@@ -186,6 +187,10 @@ def test_demo(capsys, model, tmp_path):
         "volume_ml",
     }  # by the published segmenter
     assert not (tmp_path / "own" / "phantom.nii.gz").exists()
+    found, true = (
+        ctssl.read(tmp_path / path).array > 0 for path in ("own/mask.nii.gz", "demo/phantom-tumour.nii.gz")
+    )
+    assert dsc(found, true) >= 0.7  # no training saw the phantom
 
 
 @pytest.mark.slow
