@@ -40,13 +40,14 @@ def paste(hu: Tensor, spacing_mm: Tensor, draws: Draws) -> tuple[Tensor, Tensor]
     free, changed = torch.zeros_like(hu, dtype=torch.bool), hu.clone()
     for chosen in (torch.nonzero(in_lung & found)[:, 0], torch.nonzero(~in_lung & found)[:, 0]):
         if len(chosen):
-            own = [x[chosen] for x in (hu, depth, share, radius)]
+            one, deep, far, size_mm = hu[chosen], depth[chosen], share[chosen], radius[chosen]
+            own = draws.some(chosen)
             if in_lung[chosen[0]]:
-                free[chosen] = ~_thick_tissue(own[0], spacing_mm[chosen])
-                changed[chosen] = _in_lung(*own, draws.some(chosen))
+                free[chosen] = ~_thick_tissue(one, spacing_mm[chosen])
+                changed[chosen] = _in_lung(one, deep, far, size_mm, own)
             else:
-                free[chosen] = (own[0] > SOFT_HU[0]) & (own[0] < SOFT_HU[1])
-                changed[chosen] = _in_soft_tissue(*own, centre[chosen], draws.some(chosen))
+                free[chosen] = (one > SOFT_HU[0]) & (one < SOFT_HU[1])
+                changed[chosen] = _in_soft_tissue(one, deep, far, size_mm, centre[chosen], own)
     return torch.where(free & (share < REACH + 2), changed, hu), free & (depth > 0)
 
 

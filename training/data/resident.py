@@ -50,14 +50,15 @@ class Resident:
 
     def values(self, scan: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         """Return the voxels at `x`, `y`, `z`, each `(..., n)`, of scans `(...,)`, as float32 `(..., n, n, n)`; 0 outside."""
-        shape, index, inside = self.shapes[scan], self.starts[scan][..., None, None, None], None
+        shape, index = self.shapes[scan], self.starts[scan][..., None, None, None]
+        inside = torch.ones((), dtype=torch.bool, device=self.device)
         for axis, place in enumerate((x, y, z)):
             length = shape[..., axis, None]
             view = [*place.shape[:-1], *(place.shape[-1] if k == axis else 1 for k in range(3))]
             step = shape[..., axis + 1 :].prod(-1)[..., None]
             index = index + (place.clamp_min(0).minimum(length - 1) * step).view(view)
             within = ((place >= 0) & (place < length)).view(view)
-            inside = within if inside is None else inside & within
+            inside = inside & within
         return self.voxels[index].float() * inside
 
     def crops(self, draws: Draws, run: Run, crops: Crops) -> tuple[Tensor, Tensor, Tensor]:
