@@ -11,7 +11,7 @@ import pytest
 from ctssl.zoo import MODELS
 
 ROOT = Path(__file__).parent.parent
-LARGEST = 100e6  # bytes
+LARGEST = 80e6  # bytes
 SCRIPT = """
 import sys, ctssl, pathlib
 here = pathlib.Path(ctssl.__file__).parent
