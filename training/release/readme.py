@@ -80,10 +80,12 @@ def sentences(models: dict[str, list[dict[str, Any]]]) -> str:
     """Return what README says below its table."""
     name = "vit-wild-lesions"
     ten = [models[f"{label}, 10 cases"] for label in (name, "vit-scratch")]
+    counts = sorted({len(models[model + LABELS]) for model in gains_of(models)})
+    trainings = " or ".join(map(str, counts))
     mirrored = models.get(f"{name}{lung.NO_LABELS}, mirrored")
     also = f" ({mean(mirrored)} with `--tta`)" if mirrored else ""
     text = f"""Figures are the mean DSC on 98 patients of one collection (NSCLC-Radiogenomics) after 500 steps on 50
-    labelled patients of another (NSCLC-Radiomics), {len(models[name + LABELS])} trainings each, with 95% intervals over
+    labelled patients of another (NSCLC-Radiomics), {trainings} trainings each, with 95% intervals over
     patients, as printed by `python -m training.experiments.lung --show`. With ten labelled patients it is {mean(ten[0])} against
     {mean(ten[1])} from scratch ({len(ten[0])} and {len(ten[1])} trainings). **Without any label** `{name}` has a DSC of
     {mean(models[name + lung.NO_LABELS])}{also}: it was taught to segment synthetic lesions pasted into unlabelled scans. On two
