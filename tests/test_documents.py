@@ -66,8 +66,9 @@ def test_commands_that_a_document_shows_are_understood(document):
             continue
         args = shlex.split(re.sub(r"[\[\]]", "", line))[1:]
         parsed = _parser(args[0]).parse_args(args)
-        if getattr(parsed, "model", None) in MODELS:
-            assert parsed.model in ctssl.list_models()
+        named = getattr(parsed, "model", None) or []
+        for model in [named] if isinstance(named, str) else named:
+            assert model in MODELS or not model.startswith(("swin-", "vit-", "lung-", "sarcoma-"))
 
 
 @each_document

@@ -144,7 +144,7 @@ def test_no_corpus_holds_a_test_case(data):
         assert len(paths) == count and all(p.is_file() for p in paths)
         assert not test & {p.name.removesuffix(".nii.gz") for p in paths}
         assert not any("paired" in str(p) or "lung_tumours" in str(p) for p in paths)
-    with pytest.raises(ValueError, match="'wild'.* or 'self'"):
+    with pytest.raises(ValueError, match="use 'wild', 'wild46', 'self' or 'lung'"):
         corpora.corpus("tame")
 
 

@@ -72,7 +72,7 @@ def _rows(name: str) -> list[dict[str, str]]:
     if name == "lung":
         train = set(lung_split()["train"])
         return [row for row in cases("lung_radiomics_nc") if row["id"] in train]
-    raise ValueError(f"unknown corpus {name!r}; use {', '.join(map(repr, NAMES))}")
+    raise ValueError(f"unknown corpus {name!r}; use {', '.join(map(repr, NAMES[:-1]))} or {NAMES[-1]!r}")
 
 
 def make_split(seed: int = 0, per_kernel: int = 6) -> dict[str, list[str]]:

@@ -22,9 +22,7 @@ USES = {
     "swin-wild-lesions": "fine-tuning a Swin: brings its head",
     "vit-wild-contrastive": "features; a head of your own",
     "swin-wild-contrastive": "features: best linear probe on nodules",
-    "swin-wild-smit": "the paper's method",
     "lung-tumour-vit-wild-lesions": "lung tumours, as it is",
-    "sarcoma-swin-wild-smit": "limb sarcoma, as it is",
 }
 """The models of README's table, and what each is for."""
 SCRATCH = {"vit-scratch": "ViT from scratch", "swin-scratch": "Swin from scratch"}
@@ -86,11 +84,11 @@ def sentences(models: dict[str, list[dict[str, Any]]]) -> str:
     also = f" ({mean(mirrored)} with `--tta`)" if mirrored else ""
     text = f"""Figures are the mean DSC on 98 patients of one collection (NSCLC-Radiogenomics) after 500 steps on 50
     labelled patients of another (NSCLC-Radiomics), {trainings} trainings each, with 95% intervals over
-    patients, as printed by `python -m training.experiments.lung --show`. With ten labelled patients it is {mean(ten[0])} against
+    patients (`python -m training.experiments.lung --show`). With ten labelled patients it is {mean(ten[0])} against
     {mean(ten[1])} from scratch ({len(ten[0])} and {len(ten[1])} trainings). **Without any label** `{name}` has a DSC of
     {mean(models[name + lung.NO_LABELS])}{also}: it was taught to segment synthetic lesions pasted into unlabelled scans. On two
     older tasks, sarcomas and nodules in scans cropped around them, no encoder beats training from scratch significantly.
-    `ctssl list` shows all models; `model_cards/RESULTS.md` holds all results, with intervals and p-values."""
+    `ctssl list` shows all models, `model_cards/RESULTS.md` all results."""
     return textwrap.fill(" ".join(text.split()), 130, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
