@@ -89,7 +89,9 @@ def _demo(args: argparse.Namespace) -> None:
     print(f"features  {written['features']}  (three principal components as colours; {written['encoder']})")
     if "mask" in written:
         volumes = ", ".join(f"{name} {ml:g} ml" for name, ml in written["volume_ml"].items())
-        trained = f", which was trained on {written['trained_on']}" if written["trained_on"] else ""
+        volumes += f", DSC {written['dsc']:g}" if "dsc" in written else ""
+        data = written["trained_on"].split(";")[0]  # the first of its sources
+        trained = f", which was trained on {data}" if data else ""
         print(f"mask      {written['mask']}  ({volumes}; by {written['segmenter']}{trained})")
         print(f"overlay   {written['overlay']}")
     if "scan" in written:
