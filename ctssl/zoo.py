@@ -252,7 +252,7 @@ MODELS: dict[str, ModelSpec] = {
             "e0f1c7adbd9d70900b079354907f9db4584d54433b970a89e90a6725f0ebdd8d",
             preprocess=Preprocess(1.5, (-1000.0, 400.0)),
             licence="CC-BY-4.0",
-            data="46 public CT scans, uncurated",
+            data=SCANS["wild46"],
             label="lesion",
         ),
         _segmenter(

@@ -193,6 +193,7 @@ class Block(nn.Module):
         return torch.cat(done) if len(done) > 1 else done[0]
 
     def _whole_windows(self, grid: Tensor, plan: Rolled) -> Tensor:
+        """Transform a grid `(B, x, y, z, C)` whose windows are rolled and masked."""
         sample = torch.arange(len(grid), device=grid.device)
         keep = self.drop_path.draw(sample)
         keep = keep if keep is None else keep.view(-1, 1, 1, 1)

@@ -66,6 +66,18 @@ def smooth_noise(size: int, scale: Tensor, draws: Draws, *, finest: float = 3.0)
     return along(draws.normal(knots, knots, knots) * 1.6, weights)  # interpolation lowers the deviation
 
 
+def each(values: Tensor) -> Tensor:
+    """Turn one value for each sample, `(B,)`, into `(B, 1, 1, 1)`."""
+    return values[:, None, None, None]
+
+
+def boxes_at(corner: Tensor, sides: Tensor, size: int) -> Tensor:
+    """Return where a box lies in each sample, `(B, size, size, size)`, from its corner and sides, both `(B, 3)`."""
+    place = torch.arange(size, device=corner.device)
+    x, y, z = ((place >= corner[:, k, None]) & (place < (corner + sides)[:, k, None]) for k in range(3))
+    return x[:, :, None, None] & y[:, None, :, None] & z[:, None, None, :]
+
+
 def _distance(size: int, like: Tensor) -> Tensor:
     place = torch.arange(size, device=like.device)
     return (place[:, None] - place[None]).abs()[None]

@@ -8,7 +8,7 @@ lesion in the lung ends at the pleura, one in soft tissue at bone, gas and the s
 import torch
 from torch import Tensor
 
-from training.data.axes import along, blur, mean_over, smooth_noise
+from training.data.axes import along, blur, each, mean_over, smooth_noise
 from training.data.draws import Draws
 
 OUTSIDE_HU = -990.0
@@ -71,8 +71,8 @@ def _place(hu: Tensor, spacing_mm: Tensor, draws: Draws) -> tuple[Tensor, Tensor
     reach = _odd(10 / spacing_mm)
     near = lung & (along((hu > -300).float(), mean_over(reach, size, hu)) > 0.15)
     prefer_near = draws.chance(0.5) & near.flatten(1).any(1)
-    lung = torch.where(_each(prefer_near), near, lung)
-    candidates = torch.where(_each(in_lung), lung, soft).flatten(1)
+    lung = torch.where(each(prefer_near), near, lung)
+    candidates = torch.where(each(in_lung), lung, soft).flatten(1)
     scores = draws.uniform(0.0, 1.0, size**3) * candidates
     best = scores.argmax(1)
     centre = torch.stack([best // size**2, best // size % size, best % size], 1)
@@ -93,18 +93,18 @@ def _shape(
     axes = axes / axes.prod(1, keepdim=True) ** (1 / 3)
     turn = draws.rotation() / (radius[:, None] * axes)[:, :, None]
     turned = [
-        _each(turn[:, i, 0]) * x[:, :, None, None]
-        + _each(turn[:, i, 1]) * y[:, None, :, None]
-        + _each(turn[:, i, 2]) * z[:, None, None, :]
+        each(turn[:, i, 0]) * x[:, :, None, None]
+        + each(turn[:, i, 1]) * y[:, None, :, None]
+        + each(turn[:, i, 2]) * z[:, None, None, :]
         for i in range(3)
     ]
     share = (turned[0] ** 2 + turned[1] ** 2 + turned[2] ** 2).sqrt()
-    surface = 1 + _each(draws.uniform(0.05, 0.4)) * smooth_noise(size, radius / spacing_mm, draws, finest=1.5)
+    surface = 1 + each(draws.uniform(0.05, 0.4)) * smooth_noise(size, radius / spacing_mm, draws, finest=1.5)
     spiky = torch.nonzero(spiculated & draws.chance(0.5))[:, 0]
     if len(spiky):
         directions = torch.stack([t[spiky] for t in turned], 1) / share[spiky].clamp_min(1e-3)[:, None]
         surface[spiky] += _spikes(directions, draws.some(spiky))
-    return (surface.clamp_max(REACH) - share) * _each(radius), share
+    return (surface.clamp_max(REACH) - share) * each(radius), share
 
 
 def _spikes(directions: Tensor, draws: Draws) -> Tensor:
@@ -116,12 +116,10 @@ def _spikes(directions: Tensor, draws: Draws) -> Tensor:
         length = draws.uniform(0.2, 0.9) * (count > number)
         bend = draws.uniform(30.0, 120.0) / 8
         cosine = torch.bmm(axis[:, None], flat).view_as(total)
-        spike = (1 + _each(bend) * (cosine - 1)).clamp_min_(
-            0
-        )  # its 8th power: about exp(8 bend (cosine - 1))
+        spike = (1 + each(bend) * (cosine - 1)).clamp_min_(0)  # its 8th power: about exp(8 bend (cosine - 1))
         for _ in range(3):
             spike = spike.mul_(spike)
-        total = torch.maximum(total, _each(length) * spike)
+        total = torch.maximum(total, each(length) * spike)
     return total
 
 
@@ -136,21 +134,21 @@ def _in_lung(hu: Tensor, depth: Tensor, share: Tensor, radius: Tensor, draws: Dr
     size = hu.shape[-1]
     kind = draws.choose((0.7, 0.2, 0.1))  # solid, part-solid, ground-glass
     solid = _texture(size, 25 + 25 * draws.normal(), draws)
-    border = _each(draws.uniform(0.3, 1.2))
+    border = each(draws.uniform(0.3, 1.2))
     sharp = torch.sigmoid(depth / border)
-    haze = _each(draws.uniform(0.2, 0.6)) + 0.1 * _patches(size, 3, draws)
-    haze = haze.clamp(0.1, 0.8) * torch.sigmoid(depth / _each(draws.uniform(0.6, 2.0)))
-    core = _each(draws.uniform(0.3, 0.7)) + 0.2 * _patches(size, 4, draws)
-    nodule = torch.minimum(depth, (core - share) * _each(radius))
+    haze = each(draws.uniform(0.2, 0.6)) + 0.1 * _patches(size, 3, draws)
+    haze = haze.clamp(0.1, 0.8) * torch.sigmoid(depth / each(draws.uniform(0.6, 2.0)))
+    core = each(draws.uniform(0.3, 0.7)) + 0.2 * _patches(size, 4, draws)
+    nodule = torch.minimum(depth, (core - share) * each(radius))
     mixed = torch.maximum(haze, torch.sigmoid(nodule / border))
-    opacity = torch.where(_each(kind == 0), sharp, torch.where(_each(kind == 1), mixed, haze))
-    hole = _each(draws.uniform(0.25, 0.65)) + 0.15 * _patches(size, 4, draws)
-    cavity = _each((radius > 6) & draws.chance(0.1))
-    gas = torch.sigmoid((hole - share) * _each(radius) / border) * cavity
-    solid = solid + (_each(draws.uniform(-950.0, -800.0)) - solid) * gas
+    opacity = torch.where(each(kind == 0), sharp, torch.where(each(kind == 1), mixed, haze))
+    hole = each(draws.uniform(0.25, 0.65)) + 0.15 * _patches(size, 4, draws)
+    cavity = each((radius > 6) & draws.chance(0.1))
+    gas = torch.sigmoid((hole - share) * each(radius) / border) * cavity
+    solid = solid + (each(draws.uniform(-950.0, -800.0)) - solid) * gas
     solid = _necrosis(solid, share, radius, draws)
     changed = hu + (solid - hu) * opacity
-    through = _each((kind != 0) | draws.chance(0.3))  # vessels show
+    through = each((kind != 0) | draws.chance(0.3))  # vessels show
     return torch.where(through, torch.maximum(changed, hu), changed)
 
 
@@ -163,22 +161,22 @@ def _in_soft_tissue(
     around = along(hu, mean_over(5, size, hu))[torch.arange(len(hu), device=hu.device), x, y, z]
     contrast = draws.uniform(15.0, 60.0) * torch.where(draws.chance(0.5), 1.0, -1.0)
     lesion = _necrosis(_texture(size, around + contrast, draws, low=5.0), share, radius, draws)
-    opacity = _each(draws.uniform(0.7, 1.0)) * torch.sigmoid(depth / _each(draws.uniform(0.4, 2.0)))
+    opacity = each(draws.uniform(0.7, 1.0)) * torch.sigmoid(depth / each(draws.uniform(0.4, 2.0)))
     return hu + (lesion - hu) * opacity
 
 
 def _texture(size: int, mean: Tensor, draws: Draws, *, low: float = 10.0) -> Tensor:
     """Return HU around a mean `(B,)`: patches, and noise as of a scanner."""
-    coarse = _each(draws.uniform(0.0, 20.0)) * smooth_noise(size, draws.uniform(3.0, 8.0), draws)
+    coarse = each(draws.uniform(0.0, 20.0)) * smooth_noise(size, draws.uniform(3.0, 8.0), draws)
     fine = along(draws.normal(size, size, size), blur(draws.uniform(0.3, 0.9), size))
-    fine = fine / _each(fine.flatten(1).std(1))
-    return _each(mean) + coarse + _each(draws.uniform(low, 40.0)) * fine
+    fine = fine / each(fine.flatten(1).std(1))
+    return each(mean) + coarse + each(draws.uniform(low, 40.0)) * fine
 
 
 def _necrosis(lesion: Tensor, share: Tensor, radius: Tensor, draws: Draws) -> Tensor:
-    core = _each(draws.uniform(0.4, 0.8)) + 0.2 * _patches(lesion.shape[-1], 5, draws)
+    core = each(draws.uniform(0.4, 0.8)) + 0.2 * _patches(lesion.shape[-1], 5, draws)
     drop = draws.uniform(10.0, 40.0) * ((radius >= 8) & draws.chance(0.25))
-    return lesion - _each(drop) * torch.sigmoid((core - share) * _each(radius))
+    return lesion - each(drop) * torch.sigmoid((core - share) * each(radius))
 
 
 def _patches(size: int, scale: float, draws: Draws) -> Tensor:
@@ -188,8 +186,3 @@ def _patches(size: int, scale: float, draws: Draws) -> Tensor:
 def _odd(voxels: Tensor) -> Tensor:
     """Return odd whole numbers, at least 3."""
     return (voxels.round().long() | 1).clamp_min(3)
-
-
-def _each(values: Tensor) -> Tensor:
-    """Turn one value for each crop, `(B,)`, into `(B, 1, 1, 1)`."""
-    return values[:, None, None, None]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctssl.sampling import crop_at, random_start, tissue_start
 from ctssl.zoo import Preprocess
-from training.data.axes import along, blur, mean_over, resample
+from training.data.axes import along, blur, boxes_at, each, mean_over, resample
 from training.data.draws import Draws
 from training.data.lesions import LUNG_HU
 
@@ -156,31 +156,24 @@ def change(image: Tensor, labels: Tensor | None, how: Views, draws: Draws) -> tu
         image = along(image, *(mean_over(torch.where(axis == k, width, 1), size, image) for k in range(3)))
     image, *others = mirror([image] if labels is None else [image, labels], draws)
     if how.intensity:
-        image = image * (1 + _each(draws.uniform(-how.intensity, how.intensity)))
-        image = (image + _each(draws.uniform(-how.intensity, how.intensity))).clamp(0, 1)
-    image = image.clamp_min(0) ** _each(how.gamma ** draws.uniform(-1.0, 1.0))
+        image = image * (1 + each(draws.uniform(-how.intensity, how.intensity)))
+        image = (image + each(draws.uniform(-how.intensity, how.intensity))).clamp(0, 1)
+    image = image.clamp_min(0) ** each(how.gamma ** draws.uniform(-1.0, 1.0))
     if how.blur:
         sigma = draws.uniform(0.0, how.blur) * draws.chance(0.5)
         image = along(image, blur(sigma, size))
     if how.noise:
-        image = image + draws.normal(size, size, size) * _each(draws.uniform(0.0, how.noise))
+        image = image + draws.normal(size, size, size) * each(draws.uniform(0.0, how.noise))
     for _ in range(how.holes):
         low = draws.integers(size * 3 // 4, 3)
-        place = torch.arange(size, device=image.device)
-        x, y, z = ((place >= low[:, k, None]) & (place < low[:, k, None] + size // 4) for k in range(3))
-        hole = x[:, :, None, None] & y[:, None, :, None] & z[:, None, None, :]
-        image = torch.where(hole, _each(draws.uniform()), image)
+        hole = boxes_at(low, torch.full_like(low, size // 4), size)
+        image = torch.where(hole, each(draws.uniform()), image)
     return image.clamp(0, 1), others[0] if others else None
 
 
 def mirror(volumes: list[Tensor], draws: Draws) -> list[Tensor]:
     """Mirror the samples of all `volumes` `(B, S, S, S)` alike, along random axes."""
     for axis in (1, 2, 3):
-        flip = _each(draws.chance(0.5))
+        flip = each(draws.chance(0.5))
         volumes = [torch.where(flip, volume.flip(axis), volume) for volume in volumes]
     return volumes
-
-
-def _each(values: Tensor) -> Tensor:
-    """Turn one value for each sample, `(B,)`, into `(B, 1, 1, 1)`."""
-    return values[:, None, None, None]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ctssl.zoo import Preprocess
+from training.data.axes import boxes_at, each
 from training.data.draws import Draws
 from training.data.views import Crops, Views, change
 from training.pretext.segmenting import SegmentingTask
@@ -38,15 +39,14 @@ class Fusion(SegmentingTask):
 def boxes(size: int, draws: Draws) -> Tensor:
     """Return labels `(B, size, size, size)`: boxes of random weights until enough is covered."""
     labels = torch.zeros(draws.count, size, size, size, device=draws.device)
-    wanted, place = draws.uniform(*COVERED), torch.arange(size, device=draws.device)
+    wanted = draws.uniform(*COVERED)
     for _ in range(BOXES):
         open_ = (labels > 0).flatten(1).float().mean(1) < wanted
         if not open_.any():
             break
         sides = SIDES[0] + draws.integers(min(SIDES[1], size) + 1 - SIDES[0], 3)
         corner = (draws.uniform(0.0, 1.0, 3) * (size - sides + 1)).long()
-        x, y, z = ((place >= corner[:, k, None]) & (place < (corner + sides)[:, k, None]) for k in range(3))
-        box = x[:, :, None, None] & y[:, None, :, None] & z[:, None, None, :]
+        box = boxes_at(corner, sides, size)
         weight = (1 + draws.integers(WEIGHTS)).float()
-        labels = torch.where(box & open_[:, None, None, None], weight[:, None, None, None], labels)
+        labels = torch.where(box & each(open_), each(weight), labels)
     return labels
