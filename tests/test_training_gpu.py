@@ -52,8 +52,6 @@ def test_a_checkpoint_comes_back_from_its_parts(run, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_rehearsal_checks_trains_and_goes_on_after_a_failure(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "WARM", 1)
-    monkeypatch.setattr(gpu, "PACE", 1)
     monkeypatch.setattr(gpu, "find_run", lambda name: run if name == "good" else find_run(name))
     monkeypatch.setattr(
         gpu, "COMMANDS", {"quick": ["-c", "print('checked')"], "slow": ["-c", "while True: pass"]}

@@ -99,7 +99,9 @@ def load_latest(out: Path, run: Run, device: torch.device | str = "cpu") -> dict
             )
             path.rename(path.with_suffix(".damaged"))  # so that it never replaces a good one
             continue
-        if state["run"] != settings(run):
+        if settings(parse_run(json.loads(state["run"]))) != settings(
+            run
+        ):  # fields that came later: their defaults
             raise SystemExit(
                 f"{path} belongs to a run with other settings; choose another --out or remove it"
             )

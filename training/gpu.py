@@ -2,7 +2,7 @@
 
 In this order: the tests that need a GPU, the benchmarks on it, then the runs of `--runs`, which share the minutes that are
 left. A run keeps its scans in the device's memory and trains on larger batches than its recipe (`--batch`, learning rate by
-the square root, at most 2e-3), for as many steps as fit: the pace is measured first. What there is is written as it comes:
+the square root, at most 2e-3), and its schedules follow the clock. What there is is written as it comes:
 `OUT/summary.json`, the output of every part, and for each run a checkpoint without its optimiser in fp16, in parts of at most
 15 MB. A part that fails does not stop the others.
 
@@ -28,13 +28,11 @@ from ctssl.files.atomic import write_whole
 from training import checkpoints, pretrain
 from training.data.cache import prepare_corpus
 from training.data.manifest import find_scans
-from training.data.resident import resident_batches
 from training.recipe import Run, find_run
 
 PART = 15 << 20  # bytes of a part
-WARM, PACE = 8, 40  # steps before the pace is measured, and that it is measured on
+MOST_STEPS = 10**6
 TOP_LR = 2e-3  # whatever the batch
-MARGIN = 0.95  # of the time that is left, for a pace that was measured too high
 RESERVE = 20.0  # seconds that are kept for what comes after the last run
 COMMANDS = {
     "tests": [
@@ -119,35 +117,19 @@ def train(run: Run, args: argparse.Namespace, *, seconds: float) -> dict[str, An
         resident=True,
         save_minutes=1e9,  # the device goes back: only the end counts
     )
-    began = time.monotonic()
-    pace = seconds_per_step(large, args.work / "cache", args.device)
-    left = seconds - (time.monotonic() - began)
-    steps = args.steps or max(1, round(MARGIN * left / pace))
-    final, out = replace(large, steps=steps), args.work / run.name
+    out = args.work / run.name
     shutil.rmtree(out, ignore_errors=True)
-    pretrain.pretrain(final, out)
+    prepare_corpus(
+        find_scans(run.corpus), run.preprocess, args.work / "cache", workers=os.cpu_count() or 1
+    )  # with every core, before the run asks for it
+    bounds: dict[str, Any] = (
+        {"steps": args.steps} if args.steps else {"steps": MOST_STEPS, "minutes": seconds / 60}
+    )
+    pretrain.pretrain(replace(large, **bounds), out)
     state = checkpoints.read(out / checkpoints.NEWEST)
     pack(state, args.out / f"{run.name}.checkpoint", out / "log.jsonl")
-    return {"steps": steps, "batch": final.batch, "lr": final.lr, "seconds": round(state["seconds"], 1)}
-
-
-def seconds_per_step(run: Run, cache: Path, device: str) -> float:
-    """Return the pace of a run on its own scans, once it is warm."""
-    corpus = prepare_corpus(
-        find_scans(run.corpus), run.preprocess, cache, workers=os.cpu_count() or 1
-    )  # with every core, before the run asks for it
-    task = pretrain.build(run).to(device).train()
-    opt, _ = pretrain.optimizer(task, run)
-    last = WARM + PACE
-    batches = resident_batches(corpus, task, run, torch.device(device), first=0, last=last, rank=0)
-    began = 0.0
-    for step, batch in enumerate(batches):
-        if step == WARM:
-            began = time.monotonic()
-        pretrain.descend(
-            task, task, opt, [pretrain.at(batch, step / run.steps)], run, step
-        )  # waits for the device
-    return (time.monotonic() - began) / PACE
+    made = checkpoints.load_run(out)
+    return {"steps": made.steps, "batch": made.batch, "lr": made.lr, "seconds": round(state["seconds"], 1)}
 
 
 def pack(state: dict[str, Any], path: Path, log: Path) -> list[Path]:

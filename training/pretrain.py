@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-import ctssl
 from ctssl.datasets.seen import SEEN
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pretrained import encoder_config
@@ -40,7 +40,9 @@ from ctssl.files.running import Stopped, alone, clear_parts, stop_signals
 from ctssl.finetuning.loop import agreed
 from ctssl.heads.segmenter import segmenter_config
 from ctssl.hub.folder import write_folder
+from ctssl.hub.lookup import open_model
 from ctssl.hub.provenance import facts
+from ctssl.loading import load_model
 from ctssl.precision import half
 from ctssl.zoo import ModelSpec
 from training import checkpoints, log
@@ -70,8 +72,10 @@ def build(run: Run) -> Any:
         )
     encoder = ENCODERS[run.encoder](checkpointing=run.checkpointing, **run.encoder_args)
     whole = run.init.endswith(".safetensors")
+    start: Any = None
     if run.init and not whole:
-        start: Any = ctssl.load(run.init)
+        model = load_model(open_model(run.init))
+        start = getattr(model, "encoder", model)
         if start.config != encoder.config:
             raise SystemExit(
                 f"the starting weights {run.init} have another architecture ({start.config}) than this run's "
@@ -83,6 +87,8 @@ def build(run: Run) -> Any:
         task.segmenter.window = (
             run.crop
         )  # at twice the side a ViT, whose positions stretch, loses a third of its DSC
+        if start is not None and model is not start:  # a segmenter brings its head
+            task.segmenter.head.load_state_dict(model.head.state_dict())
     if whole:
         try:
             task.load_state_dict(load_file(run.init))
@@ -171,14 +177,16 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
         if rank == 0:
             clear_parts(out)
         corpus = shared_corpus(run, out, rank)
-        train(task, run, out, corpus, last=min(run.steps, stop_after or run.steps))
-        if rank == 0 and (stop_after or run.steps) >= run.steps:
-            finish(task, run, out, corpus, world=world)
+        done = train(task, run, out, corpus, last=min(run.steps, stop_after or run.steps))
+        if rank == 0 and done:
+            finish(task, done, out, corpus, world=world)
     return task
 
 
-def train(task: Any, run: Run, out: Path, corpus: Any, *, last: int) -> None:
+def train(task: Any, run: Run, out: Path, corpus: Any, *, last: int) -> Run | None:
     """Train up to step `last`, from the newest checkpoint in `out` if there is one, and leave one.
+
+    Returns the finished run (of `run.minutes`: with the steps that were made), or None if it has to go on.
 
     Raises `Stopped` after SIGINT or SIGTERM, with a checkpoint of the step that was running.
     """
@@ -198,7 +206,7 @@ def train(task: Any, run: Run, out: Path, corpus: Any, *, last: int) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     facts_now = {"world": world, "corpus": corpus.table.stem, "device": name}
 
-    def keep(step: int) -> None:
+    def keep(step: int, run: Run = run) -> None:
         if rank == 0:
             now = {"task": task.state_dict(), "opt": opt.state_dict(), "step": step, "seconds": clock.seconds}
             checkpoints.save(out, run, {**now, **facts_now})
@@ -209,8 +217,9 @@ def train(task: Any, run: Run, out: Path, corpus: Any, *, last: int) -> None:
     )
     with stop_signals() as asked:
         for step in bar:
-            scheduler.step_update(step)
-            pieces = [at(next(batches).to(device), step / run.steps) for _ in range(run.accumulate)]
+            progress = agreed_share(run, step, clock.seconds, world)
+            scheduler.step_update(round(progress * run.steps))
+            pieces = [at(next(batches).to(device), progress) for _ in range(run.accumulate)]
             numbers = descend(model, task, opt, pieces, run, step)
             clock.tick()
             journal.add({"step": step, **numbers, "lr": opt.param_groups[0]["lr"]})
@@ -225,8 +234,21 @@ def train(task: Any, run: Run, out: Path, corpus: Any, *, last: int) -> None:
                 raise Stopped(
                     f"stopped after step {step + 1} of {run.steps}; the same command goes on", *asked[:1]
                 )
-    keep(last)
+            if agreed_share(run, step + 1, clock.seconds, world) >= 1:
+                last = step + 1
+                break
+    done = None
+    if agreed_share(run, last, clock.seconds, world) >= 1:
+        done = replace(run, steps=last, minutes=0.0)
+    keep(last, done or run)
     journal.close()
+    return done
+
+
+def agreed_share(run: Run, steps: int, seconds: float, world: int) -> float:
+    """Return the share of a run that is done, 0 to 1: of its steps, or of its minutes if that is more."""
+    share = steps / run.steps
+    return min(1.0, max(share, agreed(seconds, world) / (60 * run.minutes)) if run.minutes else share)
 
 
 def check_state(state: dict[str, Any] | None, out: Path, **now: Any) -> None:
@@ -278,7 +300,7 @@ def descend(
         )
     opt.step()
     if hasattr(task, "after_step"):
-        task.after_step((step + 1) / run.steps)
+        task.after_step(min(1.0, pieces[0].progress + 1 / run.steps))
     return {**numbers, "norm": float(norm)}
 
 

@@ -82,6 +82,7 @@ class Run:
         batch: samples per device and piece.
         accumulate: pieces per step.
         steps: number of optimiser steps.
+        minutes: train for so long instead, if `steps` are not done before; all schedules follow the clock.
         lr: peak learning rate.
         weight_decay: weight decay of AdamW.
         warmup: share of `steps` with rising learning rate.
@@ -108,6 +109,7 @@ class Run:
     batch: int = 4
     accumulate: int = 1
     steps: int = 4500
+    minutes: float = 0.0
     lr: float = 8e-4
     weight_decay: float = 0.05
     warmup: float = 0.1
@@ -160,13 +162,25 @@ def own_run(data: str, encoder: str, task: str, name: str) -> Run:
     )
 
 
-def study_run(encoder: str, corpus: str, task: str) -> Run:
-    """Return a run of the study of corpora and pretexts: `corpus` is "wild46" or "lung"."""
-    name = f"{encoder}-{'wild' if corpus == 'wild46' else 'self'}-{task}"
-    own = DISTILLED if task == "smit" else {}
-    crop = 32 if task == "contrastive" else 48
-    sizes: dict[str, Any] = dict(encoder_args=SMALL[encoder], steps=STEPS[task], crop=crop)
-    return Run(name, encoder, task, corpus, **sizes, **STUDY, **own)
+def study_run(encoder: str, start: str, task: str) -> Run:
+    """Return a run of the study of corpora and pretexts. `start`: "wild", "self" (the scans of the lung task), or
+    "wild-self", which goes on from what the run of "wild" left in `runs`."""
+    how: dict[str, Any] = LESIONS
+    if task != "lesions":
+        own = DISTILLED if task == "smit" else {}
+        how = {**STUDY, **own, "crop": 32 if task == "contrastive" else 48}
+    init = f"runs/{encoder}-wild-{task}" if start == "wild-self" else ""
+    corpus = "wild46" if start == "wild" else "lung"
+    return Run(
+        f"{encoder}-{start}-{task}",
+        encoder,
+        task,
+        corpus,
+        SMALL[encoder],
+        init=init,
+        steps=STEPS[task],
+        **how,
+    )
 
 
 def override(run: Run, changes: list[str]) -> Run:

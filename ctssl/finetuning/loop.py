@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ def fit(
     from_scratch: bool,
     progress: bool,
     reserve: float = 0.0,
+    crops: Iterator[tuple[Tensor, Tensor]] | None = None,
+    score: Callable[[Any], float] | None = None,
 ) -> list[dict[str, float]]:
     """Train in place, from where a training of the same identity stopped.
 
@@ -54,6 +57,8 @@ def fit(
         identity: what the training follows from, as JSON holds it.
         from_scratch: whether the encoder has initial weights, which then learn at the head's rate.
         reserve: seconds that scoring will take afterwards; they count towards `settings.minutes`.
+        crops: images and labels of each step, of what `crops.batches` draws from `scans`; drawn now where left out.
+        score: the DSC of a network on the validation cases, in place of `threshold.validate`.
 
     Returns:
         The curve: step, loss and (with validation cases) DSC at each evaluation.
@@ -63,8 +68,10 @@ def fit(
         Stopped: SIGINT or SIGTERM came; the state is kept, after the step that was running.
     """
     run = _Run(net, settings, {**identity, "world": _world()[1]}, folder, from_scratch, reserve)
-    now, choosing = run.now, len(validating) >= CHOOSING
-    crops = batches(scans, settings, now.step, rank=run.rank, workers=workers_for(run.device))
+    now, choosing = run.now, score is not None or len(validating) >= CHOOSING
+    if score is None and validating:
+        score = partial(validate, scans=validating, half=run.half)
+    crops = crops or batches(scans, settings, now.step, rank=run.rank, workers=workers_for(run.device))
     bar = tqdm(total=now.steps, initial=now.step, desc="training", disable=not progress or run.rank > 0)
     with stop_signals() as asked:
         while now.steps is None or now.step < now.steps:
@@ -72,7 +79,7 @@ def fit(
             if run.clock.due(now):
                 now.steps = bar.total = agreed(run.clock.steps(now), run.world)
             if now.steps and due(now.step, now.steps, settings.evaluations):
-                run.evaluate(validating, choosing=choosing)
+                run.evaluate(score, choosing=choosing)
                 if choosing and agreed(now.since_best(), run.world) >= settings.patience:
                     now.steps = now.step  # where it ends
             bar.set_postfix(run.shown(), refresh=False)
@@ -102,7 +109,8 @@ class _Run:
         self.rank, self.world = _world()
         self.device = next(net.parameters()).device
         self.half = settings.bf16 or self.device.type == "cuda"
-        self.opt = torch.optim.AdamW(groups(net, settings, from_scratch=from_scratch))
+        own = groups(net, settings, from_scratch=from_scratch)
+        self.opt = torch.optim.AdamW(own, fused=True if self.device.type == "cuda" else None)
         self.average = averaged(net, settings)
         self.kept: Any = net if self.average is None else self.average.module
         self.identity = identity
@@ -131,11 +139,11 @@ class _Run:
         if self.average is not None:
             self.average.update(self.net, now.step)
 
-    def evaluate(self, validating: list[Scan], *, choosing: bool) -> None:
+    def evaluate(self, score: Callable[[Any], float] | None, *, choosing: bool) -> None:
         """Add a point to the curve, and keep the weights if they are to be chosen and the best."""
         row = {"step": self.now.step, "loss": float(np.mean(self.losses[-50:]))}
-        if validating:
-            row["dsc"] = validate(self.kept, validating, half=self.half)
+        if score:
+            row["dsc"] = score(self.kept)
         self.now.curve.append(row)
         if choosing:
             self.now.keep_if_best(self.kept)
@@ -282,7 +290,7 @@ def share_gradients(net: nn.Module, world: int) -> None:
         grad.copy_(part.view_as(grad) / world)
 
 
-def agreed(value: int, world: int) -> int:
+def agreed(value: Any, world: int) -> Any:
     """The first device's value, on all."""
     if world == 1:
         return value

@@ -80,7 +80,7 @@ def slide(
     size = image.shape
     low = [(max(side - n, 0)) // 2 for n in size]
     image = np.pad(image, [(a, max(side - n, 0) - a) for n, a in zip(size, low, strict=True)])
-    starts = [_spread(n, side, windows.overlap) for n in image.shape]
+    starts = [spread(n, side, windows.overlap) for n in image.shape]
     count = math.prod(map(len, starts))
     if count > MOST:
         raise ValueError(
@@ -90,7 +90,7 @@ def slide(
     device = torch.device(device)
     bell = torch.from_numpy(gaussian(side))
     weight = (bell[:, None, None] * bell[:, None] * bell).to(device)
-    totals = [_total(bell, places, n) for places, n in zip(starts, image.shape, strict=True)]
+    totals = [total_weight(bell, places, n) for places, n in zip(starts, image.shape, strict=True)]
     answer = _Answers(mirrored(network) if windows.tta else network, windows, side, device, dtype, name)
     result = np.zeros((classes, *image.shape), np.float16)
     slab = torch.zeros(classes, side, *image.shape[1:], device=device)
@@ -171,7 +171,7 @@ class _Answers:
         return self._of(cubes[: self.batch])
 
 
-def _spread(size: int, side: int, overlap: float) -> list[int]:
+def spread(size: int, side: int, overlap: float) -> list[int]:
     """Starts of windows that cover `size`, evenly, overlapping by at least `overlap`."""
     count = math.ceil((size - side) / max(1, round(side * (1 - overlap)))) + 1
     return [round(i * (size - side) / max(1, count - 1)) for i in range(count)]
@@ -184,7 +184,7 @@ def gaussian(side: int) -> np.ndarray:
     return np.maximum(np.exp(-0.5 * places**2), 1e-3).astype(np.float32)
 
 
-def _total(bell: Tensor, starts: list[int], size: int) -> Tensor:
+def total_weight(bell: Tensor, starts: list[int], size: int) -> Tensor:
     """Sum of the weights at each place along an axis: windows lie on a grid, so their sums are products of
     these."""
     total = torch.zeros(size)

@@ -3,9 +3,12 @@
 `python -m training.experiments.lung_tumour [MODEL ...] [--seeds 0]` trains on 88 of the 98 patients of Radiogenomics (cubes
 of 92 mm around their tumours; ten more choose weights and threshold) and on `HEALTHY`, twelve whole chests without a known
 tumour whose masks are empty, so that it does not mark all the rest of a body. Scored are the off-centre boxes of the 190
-patients of Radiomics, which no training has seen. `python -m training.release.segmenter lung-tumour MODEL` publishes it.
+patients of Radiomics, which no training has seen. `--fold K` (0 to 4) leaves out a fifth of Radiogenomics instead and scores
+their off-centre boxes. `python -m training.release.segmenter lung-tumour MODEL` publishes it.
 """
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from training.experiments import lung, trials
 
 RESULTS = Path(__file__).parent / "results" / "lung_tumour.json"
 VALIDATING = 10
+FOLDS = 5
 HEALTHY = (
     "cap001",
     "cap002",
@@ -33,26 +37,35 @@ HEALTHY = (
 """Chests of `wild` and `wild2` whose collections are not of lung cancer; three show pneumonia."""
 
 
-def table_of(folder: Path = Path("runs/lung")) -> Path:
-    """Write the table of cases, and an empty mask for each of `HEALTHY`, and return its path."""
-    learn = sorted(row["id"] for row in cases("lung_radiogenomics"))
+def table_of(folder: Path = Path("runs/lung"), *, fold: int | None = None) -> Path:
+    """Write the table of cases, and an empty mask for each of `HEALTHY`, and return its path.
+
+    `fold`: hold out this part of Radiogenomics, instead of Radiomics.
+    """
+    group, name = "lung_radiomics_nc", "lung_tumour"
+    learn, judged = (
+        sorted(row["id"] for row in cases("lung_radiogenomics")),
+        sorted(row["id"] for row in cases(group)),
+    )
+    if fold is not None:
+        group, name = "lung_radiogenomics", f"lung_tumour_{fold}"
+        order = np.random.default_rng(1).permutation(learn)
+        judged = sorted(order[fold::FOLDS].tolist())
+        learn = [one for one in learn if one not in judged]
     drawn = set(np.random.default_rng(0).choice(learn, VALIDATING, replace=False).tolist())
-    rows = [
-        lung.row_of("lung_radiogenomics", name, "", "val" if name in drawn else "train") for name in learn
-    ]
+    rows = [lung.row_of("lung_radiogenomics", one, "", "val" if one in drawn else "train") for one in learn]
     chests = {row["id"]: row["image"] for row in cases("wild") + cases("wild2") if row["id"] in HEALTHY}
-    for name in HEALTHY:
-        image = data_folder() / chests[name]
-        mask = folder / "empty" / f"{name}.nii.gz"
+    for chest in HEALTHY:
+        image = data_folder() / chests[chest]
+        mask = folder / "empty" / f"{chest}.nii.gz"
         if not mask.exists():
             scan = ctssl.read(image)
             mask.parent.mkdir(parents=True, exist_ok=True)
             ctssl.Volume(np.zeros(scan.shape, np.uint8), scan.affine).save(mask)
         paths = {"image": str(image), "label": str(mask.resolve())}
-        rows.append({"id": f"healthy-{name}", **paths, "patient": f"healthy-{name}", "split": "train"})
-    judged = sorted(row["id"] for row in cases("lung_radiomics_nc"))
-    rows += [lung.row_of("lung_radiomics_nc", name, "_offcentre", "test") for name in judged]
-    return lung.write_rows(rows, folder / "lung_tumour.csv")
+        rows.append({"id": f"healthy-{chest}", **paths, "patient": f"healthy-{chest}", "split": "train"})
+    rows += [lung.row_of(group, one, "_offcentre", "test") for one in judged]
+    return lung.write_rows(rows, folder / f"{name}.csv")
 
 
 EXPERIMENT = trials.Experiment(
@@ -69,5 +82,25 @@ EXPERIMENT = trials.Experiment(
 )
 
 
+def of_fold(fold: int) -> trials.Experiment:
+    """Return the experiment that leaves out a part of Radiogenomics."""
+    return replace(
+        EXPERIMENT,
+        name=f"lung-tumour-fold{fold}",
+        command=f"python -m training.experiments.lung_tumour --fold {fold}",
+        data=lambda: table_of(fold=fold),
+        results=RESULTS.with_name(f"lung_tumour_fold{fold}.json"),
+    )
+
+
+def main() -> None:
+    experiment = EXPERIMENT
+    if "--fold" in sys.argv:
+        place = sys.argv.index("--fold")
+        experiment = of_fold(int(sys.argv[place + 1]))
+        del sys.argv[place : place + 2]
+    trials.run(experiment, __doc__)
+
+
 if __name__ == "__main__":
-    trials.run(EXPERIMENT, __doc__)
+    main()

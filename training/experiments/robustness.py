@@ -1,332 +1,438 @@
-"""The paper's question with our models: does pretraining make a segmenter robust to how a scan was made?
+"""The paper's question on the paper's public patients: which start makes a segmenter of lung tumours robust?
 
-`python -m training.experiments.robustness [MODEL ...] [--seeds 0 1 2] [--runs runs]` takes the segmenters of
-`training.experiments.sarcoma` (those that are not in `--runs` any more are trained again), and for each of
-them measures
+`python -m training.experiments.robustness [CONTESTANT ...] [--seeds 0 1 2] [--models FOLDER]` fine-tunes each contestant of
+`CONTESTANTS` with each seed on the 150 training patients of NSCLC-Radiomics, as the paper does: 40 more of them pick the
+weights. Each is then judged on the 98 patients of NSCLC-Radiogenomics:
 
-- every shift of `ctssl.shifts` at severities 1, 3 and 5 on the 12 test cases;
-- CKA between the encoder before and after fine-tuning, block by block (from scratch: before is its initial
-  weights), and, as what any two networks have in common, between the fine-tuned one and the same network with
-  other random weights, and that of the other corpus (`ctssl.pair`), neither of which it comes from;
-- the natural strata, for the models of `STRATA`: trained on nine training cases of one kernel, SOFT or
-  STANDARD (there are nine and 17; none is kept to choose weights or a threshold), and tested on all test
-  cases, so that every patient is seen by a model of the own and by one of the other kernel. One maker, and
-  both kernels are smooth in the paper's bins: a weak shift. `--no-strata` leaves them out.
+- the off-centre boxes, and the whole cubes;
+- the boxes after every shift of `ctssl.shifts` at severities 1, 3 and 5, but for `truncation`: a box has no field of view;
+- CKA between the encoder before and after, block by block, and, as what any two networks have in common, between the
+  fine-tuned one and random weights, and the model of the other corpus.
 
-Everything measured goes to `results/robustness.json` at once, with the sha256 of the weights, and is not
-measured again while they are the same. `--data CSV` takes other labelled scans (`image,label`, and `split`
-where the table says what is tested on, such as the manifests of `training.data.nsclc`) instead of the sarcoma
-data, and keeps what it measures beside the CSV; no strata. Then `python -m training.experiments.study [--data
-CSV]` writes what follows from it.
+Everything goes to `results/robustness.jsonl`, a line for each training, at once; what is there is not trained again. Several
+processes share the work (`--work`). `--models`: a folder of encoders to take instead of the
+published ones. Then `python -m training.experiments.study` writes what follows.
 """
 
 import argparse
-import csv
-import io
+import fcntl
 import json
-from dataclasses import replace
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 import ctssl
-from ctssl.datasets.case import read_case
+from ctssl.datasets.case import Case, read_case
 from ctssl.datasets.layouts import find_cases
-from ctssl.datasets.splits import divide
-from ctssl.evaluation.scores import labels_of
 from ctssl.files.atomic import write_whole
-from ctssl.finetuning.start import BASELINES, fresh, published
-from ctssl.hub.folder import read_config
-from ctssl.metrics import volume_ml
-from ctssl.robustness.masks import find_sources
-from ctssl.robustness.measure import Grid, left_to_see, measure
+from ctssl.finetuning.crops import Scan, draw
+from ctssl.finetuning.loop import fit
+from ctssl.finetuning.prepare import prepare_cases
+from ctssl.finetuning.start import BASELINES, fresh, open_start, take_head
+from ctssl.hub.client import CONFIG
+from ctssl.loading import choose_device, segmenter
 from ctssl.shifts import REVISION, SHIFTS
-from ctssl.shifts.stamps import CLEAN
-from ctssl.similarity import TooFewCrops, compare
-from training.data.corpora import cases, data_folder, split
-from training.experiments import sarcoma, trials
+from ctssl.similarity import Minibatches, block_features
+from ctssl.volume.grids import prepare
+from ctssl.zoo import Preprocess
+from training.data.corpora import cases, lung_split
+from training.experiments import lung, trials
+from training.experiments.boxes import Boxes
 
-RESULTS = Path(__file__).parent / "results" / "robustness.json"
+RESULTS = Path(__file__).parent / "results" / "robustness.jsonl"
 COMMAND = "python -m training.experiments.robustness"
+PREPROCESS = Preprocess(1.5, (-1000.0, 400.0))
 SEVERITIES = (1, 3, 5)
-CROPS, SIZE = (
-    256,
-    24,
-)  # for CKA: at 4 mm the scans are hardly larger than 48 voxels, and each would give one crop
-KERNELS = ("SOFT", "STANDARD")
-MODELS = [*sarcoma.DESIGN, "swin-wild-contrastive", "vit-wild-contrastive", "swin-wild-self-smit"]
-STRATA = [
-    f"{encoder}-{start}" for encoder in ("swin", "vit") for start in ("wild-smit", "self-smit", "scratch")
-]
+CLEAN, CUBE = "clean", "cube"
+UNTRUE = ("truncation",)  # on cubes
+PLACES = [f"{name} {severity}" for name in SHIFTS if name not in UNTRUE for severity in SEVERITIES]
+PRETEXTS = ("smit", "lesions", "mim", "contrastive")
+STARTS = ("wild", "self", "wild-self")
+CROPS, BATCH, SIDE = 256, 32, 32  # for CKA: crops, those compared at a time, voxels along a side
+SETTINGS = ctssl.Settings(steps=1000, crop=32, batch=8, ema=0.99, evaluations=20, patience=20)
 
 
-def results_of(data: Path | None) -> Path:
-    """Return where what is measured on some data is kept: beside the table, or with our own results."""
-    return RESULTS if data is None else data.with_suffix(".robustness.json")
+@dataclass(frozen=True)
+class Contestant:
+    """A start of a fine-tuning, and what differs from `SETTINGS`."""
+
+    model: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> ctssl.Settings:
+        return replace(SETTINGS, **self.changes)
 
 
-def trainings_of(data: Path) -> Path:
-    """Return where the trainings on other data are kept."""
-    return data.with_suffix(".results.json")
-
-
-def results(path: Path) -> dict[str, Any]:
-    """Return the results by kind. `shifts`: model, seed, shift, severity, case -> DSC. `strata`: kernel, model, seed, case.
-    `cka`: model, seed. `controls`: model, seed, "random" or "twin" -> CKA of each block. `crops`: how many,
-    and how many of these apart. `weights`: the same keys -> sha256 of the segmenter (of `shifts` with their
-    revision). `facts` of each test case: kernel, volume, and the best DSC that truncation leaves by
-    severity."""
-    empty = {
-        "command": COMMAND,
-        "facts": {},
-        "shifts": {},
-        "strata": {},
-        "cka": {},
-        "controls": {},
-        "crops": {},
-        "weights": {},
-    }
-    return empty | json.loads(path.read_text()) if path.exists() else empty
-
-
-def keep(path: Path, part: str, *keys: str, value: Any) -> None:
-    """Add what was measured."""
-    with trials.alone(path.parent):
-        kept = results(path)
-        place = kept[part]
-        for key in keys[:-1]:
-            place = place.setdefault(key, {})
-        place[keys[-1]] = value
-        write_whole(path, json.dumps(kept, indent=1) + "\n")
-
-
-def known(path: Path, part: str, *keys: str) -> bool:
-    place = results(path)[part]
-    for key in keys:
-        if key not in place:
-            return False
-        place = place[key]
-    return True
-
-
-def experiment(data: Path | None) -> trials.Experiment:
-    """Return the sarcoma experiment, or the same on other labelled scans, whose results are kept beside the
-    table."""
-    if data is None:
-        return sarcoma.EXPERIMENT
-    held = divide(find_cases(data).cases, None, 0)[1]
-    return replace(
-        sarcoma.EXPERIMENT,
-        name=data.stem,
-        data=lambda: data,
-        test=[case.name for case in held],
-        results=trainings_of(data),
-        settings=ctssl.Settings(),
-        spacing_mm=None,
-    )
-
-
-def note_facts(source: trials.Experiment, path: Path) -> None:
-    """Write down what the study needs to know of the test cases."""
-    chosen = {case.name: case for case in find_cases(source.data()).cases}
-    kernels = {row["id"]: row["kernel"] for row in cases("sarcoma")} if source is sarcoma.EXPERIMENT else {}
-    for name in source.test:
-        scan, mask = read_case(chosen[name])
-        volume = round(volume_ml(mask.array > 0, spacing_mm=mask.spacing_mm), 2)
-        best = {}
-        for severity in SEVERITIES:
-            seen = ctssl.shift(scan, "truncation", severity=severity)
-            each = [
-                left_to_see(scan, seen, mask, label, "truncation")["best_dsc"] for label in labels_of(mask)
-            ]
-            best[str(severity)] = round(float(np.mean(each)), 4)
-        keep(
-            path,
-            "facts",
-            name,
-            value={"kernel": kernels.get(name, ""), "volume_ml": volume, "best_truncated": best},
-        )
-
-
-def segmenter(source: trials.Experiment, model: str, seed: int, runs: Path) -> Path:
-    """Return the folder of a fine-tuned model; trained now where it is missing, or was trained otherwise, or from
-    other weights."""
-    trials.train(source, model, seed=seed, runs=runs, again=True)
-    return trials.folder_of(source, runs, model, seed)
-
-
-def measured(path: Path, folder: Path, *keys: str) -> bool:
-    """Return whether this was measured on the weights that are in the folder now, and by the shifts of now."""
-    place = results(path)["weights"]
-    for key in keys:
-        place = place.get(key, {})
-    return known(path, *keys) and place == made_of(folder, keys[0])
-
-
-def made_of(folder: Path, part: str) -> str:
-    return read_config(folder)["sha256"] + (f" shifts {REVISION}" if part == "shifts" else "")
-
-
-def note(path: Path, folder: Path, *keys: str, value: Any) -> None:
-    """Keep what was measured, and on which weights."""
-    keep(path, *keys, value=value)
-    keep(path, "weights", *keys, value=made_of(folder, keys[0]))
-
-
-def under_shifts(source: trials.Experiment, model: str, seed: int, runs: Path, path: Path) -> None:
-    """DSC of every test case under every shift. The shifted scans are made once for all models."""
-    folder = segmenter(source, model, seed, runs)
-    if measured(path, folder, "shifts", model, str(seed)):
-        return
-    chosen = [case for case in find_cases(source.data()).cases if case.name in source.test]
-    places = [(CLEAN, 0), *((name, severity) for name in SHIFTS for severity in SEVERITIES)]
-    scans = runs / f"shifted-{source.name}-{REVISION}"
-    rows = measure(
-        find_sources(folder, None, None, "cpu"),
-        chosen,
-        Grid(places, runs / f"robustness-{folder.name}", scans, seed=0, tolerance_mm=None),
-        overwrite=True,
-        progress=True,
-    )
-    labels: dict[tuple[str, str, str], list[float]] = {}
-    for row in rows:
-        labels.setdefault((row["shift"], str(row["severity"]), row["case"]), []).append(row["dsc"])
-    table: dict[str, dict[str, dict[str, float]]] = {}
-    for (shift, severity, case), values in labels.items():
-        table.setdefault(shift, {}).setdefault(severity, {})[case] = round(float(np.mean(values)), 4)
-    note(path, folder, "shifts", model, str(seed), value=table)
-
-
-def of_one_kernel(kernel: str, runs: Path) -> Path:
-    """Return a table that trains on training cases of one kernel, as many as there are of the rarer, and tests on
-    all test cases."""
-    path = runs / f"sarcoma-{kernel}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    train, test = set(split("train")), set(split("test"))
-    known = {
-        name: [row["id"] for row in cases("sarcoma") if row["id"] in train and row["kernel"] == name]
-        for name in KERNELS
-    }
-    fewest = min(map(len, known.values()))
-    train = set(np.random.default_rng(0).permutation(sorted(known[kernel]))[:fewest].tolist())
-    lines = [["id", "image", "label", "split"]]
-    for row in cases("sarcoma"):
-        if row["id"] in train | test:
-            side = "test" if row["id"] in test else "train"
-            lines.append([row["id"], *(str(data_folder() / row[key]) for key in ("image", "label")), side])
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(lines)
-    return write_whole(path, text.getvalue())
-
-
-def across_kernels(model: str, seed: int, runs: Path, path: Path) -> None:
-    """Trained on one kernel, and on the other."""
-    source = sarcoma.EXPERIMENT
-    steps = trials.steps_of(source, model, source.settings.steps)
-    settings = replace(source.settings, seed=seed, steps=steps, validation=0.0)
-    for kernel in KERNELS:
-        folder = runs / f"sarcoma-{kernel}-{model}-{seed}"
-        report = ctssl.finetune(
-            of_one_kernel(kernel, runs),
-            model=model,
-            settings=settings,
-            overwrite=True,
-            keep=True,
-            spacing_mm=source.spacing_mm,
-            out=folder,
-        )
-        if not measured(path, folder, "strata", kernel, model, str(seed)):
-            found = {
-                case: round(float(np.mean(list(scores.values()))), 4)
-                for case, scores in report.held_out.items()
-            }
-            note(path, folder, "strata", kernel, model, str(seed), value=found)
-
-
-def before_tuning(model: str, seed: int) -> Any:
-    """Return the encoder that a fine-tuning started from."""
-    if model not in ("swin-scratch", "vit-scratch"):
-        return ctssl.load(model)
-    return fresh(published(model.split("-")[0]), seed)
-
-
-def reuse(source: trials.Experiment, model: str, seed: int, runs: Path, path: Path) -> None:
-    """CKA on the test scans between the blocks of a fine-tuned encoder and of itself before, and of networks
-    that it does not come from."""
-    folder = segmenter(source, model, seed, runs)
-    wanted = [part for part in ("cka", "controls") if not measured(path, folder, part, model, str(seed))]
-    if not wanted:
-        return
-    chosen = {case.name: case.image for case in find_cases(source.data()).cases}
-    scans, tuned = [ctssl.read(chosen[name]) for name in source.test], ctssl.load_segmenter(folder)
-
-    def against(encoder: Any) -> np.ndarray:
-        found = compare(encoder, tuned, scans, crops=CROPS, size=SIZE, progress=True)
-        for name, count in (("all", found.crops), ("apart", found.apart)):
-            keep(path, "crops", name, value=count)
-        return found.matrix.round(4)
-
-    try:
-        if "cka" in wanted:
-            note(path, folder, "cka", model, str(seed), value=against(before_tuning(model, seed)).tolist())
-        if "controls" in wanted:
-            value = {
-                name: np.diag(against(encoder)).tolist() for name, encoder in strangers(model, seed).items()
-            }
-            note(path, folder, "controls", model, str(seed), value=value)
-    except TooFewCrops as error:
-        print(f"{model}, seed {seed}: no CKA, {error}")
-
-
-def strangers(model: str, seed: int) -> dict[str, Any]:
-    """Return encoders of the same architecture that a fine-tuning did not start from: "random", and "twin" where
-    there is one."""
-    found = {"random": fresh(published(model.split("-")[0]), 100 + seed)}
-    if model not in BASELINES and ctssl.info(model).corpus in ("wild", "self"):
-        pair = ctssl.pair(ctssl.info(model).encoder, ctssl.info(model).pretext)
-        (twin,) = [spec.name for spec in pair if spec.name != model]
-        found["twin"] = ctssl.load(twin)
+def contestants() -> dict[str, Contestant]:
+    """Return every start by name: the paper's first, then the other pretexts, then augmentation, length and nnU-Net."""
+    both = ("vit", "swin")
+    found = {name: Contestant(name) for name in (f"{encoder}-scratch" for encoder in both)}
+    for pretext in PRETEXTS:
+        for name in (f"{encoder}-{start}-{pretext}" for start in STARTS for encoder in both):
+            found[name] = Contestant(name)
+    for name in (
+        f"{encoder}-{start}" for start in ("scratch", "wild-smit", "wild-lesions") for encoder in both
+    ):
+        found[f"{name} + shifts"] = Contestant(name, {"shift_augment": 2})
+    for name in (f"{encoder}-{start}" for start in ("scratch", "wild-lesions") for encoder in both):
+        found[f"{name}, 3000 steps"] = Contestant(name, {"steps": 3000})
+    found["dynunet"] = Contestant("dynunet", {"steps": 3000, "crop": 64, "batch": 2})
     return found
 
 
+CONTESTANTS = contestants()
+
+
+class Task:
+    """The cases of the study, prepared once, on a device.
+
+    Args:
+        work: folder for what is made once: shifted scans and drawn crops.
+        device: of the networks.
+    """
+
+    def __init__(self, work: Path, device: torch.device) -> None:
+        self.work, self.device = work, device
+        split = lung_split()
+        radiomics = [lung.row_of("lung_radiomics_nc", name, "", "train") for name in split["train"]]
+        radiomics += [lung.row_of("lung_radiomics_nc", name, "_offcentre", "val") for name in split["choose"]]
+        found = find_cases(lung.write_rows(radiomics, work / f"study-{os.getpid()}.csv")).cases
+        self.training = [case for case in found if case.split == "train"]
+        self.copies: dict[tuple[int, int], list[Scan]] = {}
+        held = prepare_cases([case for case in found if case.split == "val"], PREPROCESS, progress=False)
+        self.choosing = Boxes.of([s.image for s in held], [s.labels > 0 for s in held], device)
+        self.names = [row["id"] for row in cases("lung_radiogenomics")]
+        images, truths = test_images(work, workers=1)
+        self.truths = {place: truths[CUBE if place == CUBE else CLEAN] for place in images}
+        self.images = images
+
+    def learning(self, settings: ctssl.Settings) -> list[Scan]:
+        """Return the training scans, with shifted copies where these are asked for."""
+        key = (settings.shift_augment, settings.seed if settings.shift_augment else 0)
+        if key not in self.copies:
+            self.copies = {} if settings.shift_augment else self.copies
+            self.copies[key] = prepare_cases(
+                self.training, PREPROCESS, copies=key[0], seed=key[1], progress=False
+            )
+        return self.copies[key]
+
+    def crops(self, settings: ctssl.Settings) -> Iterator[tuple[Tensor, Tensor]] | None:
+        """Yield the crops of each step from a file, where `draw_ahead` wrote one; every model of a seed sees the same."""
+        path = crops_file(self.work, settings)
+        if not path.exists():
+            return None
+        return (self._halves(step) for step in np.load(path, mmap_mode="r"))
+
+    def _halves(self, step: np.ndarray) -> tuple[Tensor, Tensor]:
+        both = torch.from_numpy(step.copy()).to(self.device)[:, None]
+        images, labels = both.chunk(2)
+        return images.float(), labels.long()
+
+    def boxes(self, place: str) -> Boxes:
+        """Return the test cases under a shift, `CLEAN`, or whole (`CUBE`)."""
+        return Boxes.of(list(self.images[place]), list(self.truths[place]), self.device)
+
+
+def crops_file(work: Path, settings: ctssl.Settings) -> Path:
+    """Return where the crops of some settings are kept: they depend on the seed, not on the model."""
+    name = f"{settings.seed}-{settings.crop}-{settings.batch}-{settings.shift_augment}"
+    return work / f"crops-{name}.npy"
+
+
+def draw_ahead(work: Path, settings: ctssl.Settings, workers: int) -> None:
+    """Write the crops of every step, `(steps, 2 * batch, S, S, S)` float16, the images of a step before its labels."""
+    path, side = crops_file(work, settings), settings.crop
+    if path.exists():
+        return
+    part = path.with_suffix(".part.npy")
+    shape = (settings.steps, 2 * settings.batch, side, side, side)
+    np.lib.format.open_memmap(part, "w+", np.float16, shape).flush()
+    _SCANS[:] = Task(work, torch.device("cpu")).learning(settings)
+    with ProcessPoolExecutor(workers, get_context("fork")) as pool:  # with the scans
+        list(
+            pool.map(
+                partial(_draw_some, part, settings), np.array_split(np.arange(settings.steps), 4 * workers)
+            )
+        )
+    part.rename(path)
+
+
+_SCANS: list[Scan] = []  # of `draw_ahead`, for its processes
+
+
+def _draw_some(path: Path, settings: ctssl.Settings, steps: np.ndarray) -> None:
+    torch.set_num_threads(1)
+    file = np.lib.format.open_memmap(path, "r+")
+    for step in steps:
+        images, labels = draw(_SCANS, settings, int(step))
+        file[step] = torch.cat([images[:, 0], labels[:, 0].float()]).half().numpy()
+
+
+def test_images(work: Path, workers: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the test cases `(98, X, Y, Z)` by place, prepared, and their masks of `CLEAN` and `CUBE`; made once."""
+    folder = work / f"shifted-{REVISION}"
+    names = [CLEAN, CUBE, *PLACES]
+    if not (folder / "done").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with ProcessPoolExecutor(workers) as pool:
+            found = list(pool.map(_test_case, [row["id"] for row in cases("lung_radiogenomics")]))
+        for name in names:
+            np.save(folder / f"{name}.npy", np.stack([images[name] for images, _ in found]))
+        for name in (CLEAN, CUBE):
+            np.save(folder / f"{name} truth.npy", np.stack([truths[name] for _, truths in found]))
+        (folder / "done").touch()
+    images = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+    return images, {name: np.load(folder / f"{name} truth.npy") for name in (CLEAN, CUBE)}
+
+
+def _test_case(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the images and masks of a test case by place."""
+    torch.set_num_threads(1)
+    (cube, cube_mask), (scan, mask) = (read_case(_case(name, kind)) for kind in ("", "_offcentre"))
+    images = {CLEAN: _ready(scan), CUBE: _ready(cube)}
+    for place in PLACES:
+        shift, severity = place.split()
+        images[place] = _ready(ctssl.shift(scan, shift, severity=int(severity), seed=0))
+    return images, {CLEAN: mask.array > 0, CUBE: cube_mask.array > 0}
+
+
+def _ready(scan: ctssl.Volume) -> np.ndarray:
+    found = prepare(scan, PREPROCESS).array
+    if found.shape != scan.shape:
+        raise ValueError(f"{scan.name} is not at {PREPROCESS.spacing_mm} mm")
+    return found.astype(np.float16)
+
+
+def _case(name: str, box: str) -> Case:
+    row = lung.row_of("lung_radiogenomics", name, box, "test")
+    return Case(row["id"], Path(row["image"]), Path(row["label"]), row["patient"])
+
+
+def network(contestant: Contestant, seed: int, models: Path | None) -> tuple[Any, Any]:
+    """Return the segmenter of a contestant before fine-tuning, as `ctssl.finetune` builds it, and its start."""
+    name = contestant.model
+    source = name if models is None or name in BASELINES else str(models / name)
+    start = open_start(source, "", from_scratch=False, seed=seed)
+    start.encoder.spec = replace(start.spec, preprocess=PREPROCESS)
+    torch.manual_seed(seed)
+    net = segmenter(start.encoder, head=start.head, classes=2, window=contestant.settings.crop)
+    take_head(net, start)
+    return net, start
+
+
+def train(task: Task, contestant: Contestant, seed: int, models: Path | None) -> dict[str, Any]:
+    """Fine-tune a contestant and measure it; returns its row."""
+    settings = replace(contestant.settings, seed=seed)
+    net, start = network(contestant, seed, models)
+    before = network(contestant, seed, models)[0].encoder
+    net.to(task.device)
+    began = time.monotonic()
+    crops = task.crops(settings)
+    with TemporaryDirectory() as folder:
+        curve = fit(
+            net,
+            task.learning(settings) if crops is None else [],
+            [],
+            settings,
+            folder=Path(folder),
+            identity={"contestant": contestant.model, "seed": seed},
+            from_scratch=start.from_scratch,
+            progress=False,
+            crops=crops,
+            score=lambda one: float(np.mean(task.choosing.dsc(one, overlap=0.0))),
+        )
+    seconds = time.monotonic() - began
+    found = {place: [round(d, 3) for d in task.boxes(place).dsc(net)] for place in (CLEAN, CUBE, *PLACES)}
+    row = {
+        "start": start.weights,
+        "settings": {**contestant.changes, "steps": settings.steps},
+        "device": torch.cuda.get_device_name() if task.device.type == "cuda" else "CPU",
+        "seconds": round(seconds),
+        "curve": [[point["step"], round(point["loss"], 4), round(point["dsc"], 4)] for point in curve],
+        "cases": task.names,
+        "dsc": found,
+    }
+    return row | (
+        {} if start.head == "dynunet" else {"cka": reuse(task, net, before, contestant, seed, models)}
+    )
+
+
+def reuse(
+    task: Task, net: Any, before: Any, contestant: Contestant, seed: int, models: Path | None
+) -> dict[str, list[float]]:
+    """Return the CKA of each block of a fine-tuned encoder with itself before, with random weights, and with the model of
+    the other corpus (`twin`) where there is one."""
+    rng = np.random.default_rng(0)
+    cubes, crops = task.images[CUBE], []
+    for number in range(CROPS):
+        x, y, z = rng.integers(cubes.shape[1] - SIDE + 1, size=3)
+        crops.append(cubes[number % len(cubes)][x : x + SIDE, y : y + SIDE, z : z + SIDE])
+    images = torch.from_numpy(np.stack(crops))[:, None].float().split(BATCH)
+    others = {"before": before, "random": fresh(before, 100 + seed)}
+    twin = Contestant(twin_of(contestant.model))
+    if twin.model and there(twin, models):
+        others["twin"] = network(twin, seed, models)[0].encoder
+    return {name: aligned(other, net.encoder, images, task.device) for name, other in others.items()}
+
+
+def twin_of(model: str) -> str:
+    """Return the model of the other corpus; "" where there is none.
+
+    >>> twin_of("vit-wild-smit"), twin_of("vit-self-mim"), twin_of("vit-scratch"), twin_of("vit-wild-self-smit")
+    ('vit-self-smit', 'vit-wild-mim', '', '')
+    """
+    parts = model.split("-")
+    if len(parts) != 3:
+        return ""
+    return "-".join([parts[0], "self" if parts[1] == "wild" else "wild", parts[2]])
+
+
+@torch.inference_mode()
+def aligned(one: Any, two: Any, batches: tuple[Tensor, ...], device: torch.device) -> list[float]:
+    """Return the CKA of each block of two encoders of the same shape."""
+    encoders = [encoder.to(device).eval() for encoder in (one, two)]
+    total: Minibatches | None = None
+    for images in batches:
+        sides = [block_features(encoder, images) for encoder in encoders]
+        total = total or Minibatches(len(sides[0]), len(sides[1]))
+        total.add(*sides)
+    assert total is not None
+    return np.diag(total.matrix()).round(4).tolist()
+
+
+def rows(path: Path = RESULTS) -> list[dict[str, Any]]:
+    """Return what was measured."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def add(path: Path, row: dict[str, Any]) -> None:
+    """Add a row; an older one of the same contestant and seed leaves."""
+    with trials.alone(path.parent):
+        kept = [one for one in rows(path) if key(one) != key(row)] + [row]
+        order = list(CONTESTANTS)
+        kept.sort(key=lambda one: (order.index(one["contestant"]), one["seed"]))
+        write_whole(path, "".join(json.dumps(one) + "\n" for one in kept))
+
+
+def key(row: dict[str, Any]) -> tuple[str, int]:
+    return row["contestant"], row["seed"]
+
+
+@contextmanager
+def claimed(work: Path, name: str, seed: int) -> Iterator[bool]:
+    """Take a training for this process; False where another process has it. Given back when the process ends."""
+    with open(work / f"claim-{name.replace(' ', '_')}-{seed}", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def there(contestant: Contestant, models: Path | None) -> bool:
+    """Return whether the starting weights are there."""
+    if contestant.model in BASELINES:
+        return True
+    return (
+        contestant.model in ctssl.list_models()
+        if models is None
+        else (models / contestant.model / CONFIG).exists()
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
+    args = _arguments(arguments)
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.steps:
+        for name, one in CONTESTANTS.items():
+            CONTESTANTS[name] = replace(one, changes={**one.changes, "steps": args.steps})
+    wanted = [(name, seed) for seed in args.seeds for name in args.contestants or CONTESTANTS]
+    if args.prepare:
+        prepare_ahead(args.work, wanted, args.prepare)
+        return
+    test_images(args.work, os.cpu_count() or 1)
+    task = Task(args.work, choose_device(args.device))
+    end = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    while time.monotonic() < end:
+        known = {key(row) for row in rows(args.out)}
+        open_ones = [job for job in wanted if job not in known]
+        ready = [(name, seed) for name, seed in open_ones if there(CONTESTANTS[name], args.models)]
+        trained = False
+        for name, seed in ready:
+            with claimed(args.work, name, seed) as mine:
+                if not mine or (name, seed) in {key(row) for row in rows(args.out)}:
+                    continue
+                row = train(task, CONTESTANTS[name], seed, args.models)
+                add(args.out, {"contestant": name, "seed": seed, **row})
+                print(
+                    f"{name}, seed {seed}: {np.mean(row['dsc'][CLEAN]):.3f}, {row['seconds']} s", flush=True
+                )
+                trained = True
+                break
+        if trained:
+            continue
+        if not args.minutes or len(ready) == len(open_ones):
+            break
+        time.sleep(2)  # for weights that another process is making
+    missing = {name for name, _ in wanted if not there(CONTESTANTS[name], args.models)}
+    if missing:
+        print(f"no weights of {', '.join(sorted(missing))} in {args.models or 'ctssl list'}")
+
+
+def prepare_ahead(work: Path, wanted: list[tuple[str, int]], workers: int) -> None:
+    """Shift the test cases and draw all crops, in some processes."""
+    test_images(work, workers)
+    longest: dict[Path, ctssl.Settings] = {}
+    for name, seed in wanted:
+        settings = replace(CONTESTANTS[name].settings, seed=seed)
+        path = crops_file(work, settings)
+        if path not in longest or longest[path].steps < settings.steps:
+            longest[path] = settings
+    for settings in longest.values():
+        draw_ahead(work, settings, workers)
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="*", default=MODELS)
+    parser.add_argument("contestants", nargs="*", metavar="CONTESTANT", help="default: all")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the segmenters")
-    parser.add_argument("--data", type=Path, help="CSV of other labelled scans")
-    parser.add_argument("--steps", type=int, help="of a fine-tuning, instead of the experiment's own")
+    parser.add_argument("--models", type=Path, help="folder of encoders, instead of the published ones")
     parser.add_argument(
-        "--strata",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="train on one kernel and test on the other too",
+        "--work", type=Path, default=Path("runs/robustness"), help="folder that processes share"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--steps", type=int, default=0, help="of every training, to rehearse")
+    parser.add_argument("--minutes", type=float, default=0, help="start no training after these minutes")
+    parser.add_argument(
+        "--prepare",
+        type=int,
+        default=0,
+        metavar="PROCESSES",
+        help="draw crops and shift scans ahead, train nothing",
     )
     args = parser.parse_args(arguments)
-    source = experiment(args.data)
-    unknown = [name for name in args.models if name not in (*BASELINES, *ctssl.list_models())]
-    if unknown:
-        parser.error(f"no model is called {', '.join(unknown)}")
-    if args.steps and args.data is None:
-        parser.error("--steps is for --data: the sarcoma experiment has its own")
-    if args.steps:
-        source = replace(source, settings=replace(source.settings, steps=args.steps))
-    path = results_of(args.data)
-    note_facts(source, path)
-    for seed in args.seeds:
-        for model in args.models:
-            under_shifts(source, model, seed, args.runs, path)
-            if model != "dynunet":
-                reuse(source, model, seed, args.runs, path)
-    for seed in args.seeds if args.strata and args.data is None else []:
-        for model in [model for model in STRATA if model in args.models]:
-            across_kernels(model, seed, args.runs, path)
-    print(
-        f"{path}; next: python -m training.experiments.study" + (f" --data {args.data}" if args.data else "")
-    )
+    if unknown := [name for name in args.contestants if name not in CONTESTANTS]:
+        parser.error(
+            f"unknown contestant {', '.join(map(repr, unknown))}; use {', '.join(map(repr, CONTESTANTS))}"
+        )
+    return args
 
 
 if __name__ == "__main__":

@@ -42,6 +42,8 @@ class Experiment:
         settings: what differs from the defaults.
         spacing_mm: working spacing in mm; None as `ctssl finetune` derives it.
         window_hu: window in HU; None as `ctssl finetune` derives it.
+        names: of the labels.
+        contoured: returns the names of the labels that a case was contoured for, and is judged on; None: all.
     """
 
     name: str
@@ -54,6 +56,8 @@ class Experiment:
     settings: ctssl.Settings
     spacing_mm: float | None = None
     window_hu: tuple[float, float] | None = None
+    names: dict[int, str] | None = None
+    contoured: Callable[[str], set[str]] | None = None
 
 
 def label_of(model: str, head: str, few_shot: int | None, steps: int | None = None, changed: str = "") -> str:
@@ -121,19 +125,21 @@ def measure(
         hold_out=experiment.test or None,
         spacing_mm=experiment.spacing_mm,
         window_hu=experiment.window_hu,
+        names=experiment.names,
         settings=settings,
         overwrite=True,
         keep=True,
     )
-    cases = {
-        name: round(float(np.mean(list(scores.values()))), 4) for name, scores in report.held_out.items()
-    }
+    cases = {}
+    for name, scores in report.held_out.items():
+        there = experiment.contoured(name) if experiment.contoured else set(scores)
+        cases[name] = round(float(np.mean([scores[label] for label in scores if label in there])), 4)
     curve = [
         [row["step"], *(round(row[key], 4) for key in ("loss", "dsc") if key in row)] for row in report.curve
     ]
     return {
         "seed": settings.seed,
-        "mean_dsc": round(report.mean_dsc, 4),
+        "mean_dsc": round(float(np.mean(list(cases.values()))), 4),
         "cases": cases,
         "curve": curve,
         "seconds": round(report.seconds),
@@ -253,8 +259,8 @@ def train(
         keep(experiment.results, experiment.command, label, row)
 
 
-def run(experiment: Experiment, description: str | None) -> None:
-    """The command line of an experiment."""
+def run(experiment: Experiment, description: str | None, *, few_shot: int | None = None) -> None:
+    """The command line of an experiment. `few_shot`: default of the option."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -267,7 +273,13 @@ def run(experiment: Experiment, description: str | None) -> None:
         help="other than %(default)s: rows of their own",
     )
     parser.add_argument("--head", default="light")
-    parser.add_argument("--few-shot", type=int, metavar="N", help="train on N patients only")
+    parser.add_argument(
+        "--few-shot",
+        type=int,
+        default=few_shot,
+        metavar="N",
+        help="train on N patients only (default: %(default)s)",
+    )
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="change settings: rows of their own"
     )

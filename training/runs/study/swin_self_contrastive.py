@@ -1,3 +1,3 @@
 from training.recipe import study_run
 
-run = study_run("swin", "lung", "contrastive")
+run = study_run("swin", "self", "contrastive")

@@ -1,3 +1,3 @@
 from training.recipe import study_run
 
-run = study_run("swin", "lung", "mim")
+run = study_run("swin", "self", "mim")

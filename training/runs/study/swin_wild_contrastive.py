@@ -1,3 +1,3 @@
 from training.recipe import study_run
 
-run = study_run("swin", "wild46", "contrastive")
+run = study_run("swin", "wild", "contrastive")

@@ -1,3 +1,3 @@
 from training.recipe import study_run
 
-run = study_run("vit", "lung", "mim")
+run = study_run("vit", "self", "mim")

@@ -1,3 +1,3 @@
 from training.recipe import study_run
 
-run = study_run("vit", "wild46", "smit")
+run = study_run("vit", "wild", "smit")

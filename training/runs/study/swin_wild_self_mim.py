@@ -1,0 +1,3 @@
+from training.recipe import study_run
+
+run = study_run("swin", "wild-self", "mim")

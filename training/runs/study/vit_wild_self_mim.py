@@ -1,0 +1,3 @@
+from training.recipe import study_run
+
+run = study_run("vit", "wild-self", "mim")
