@@ -4,344 +4,221 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
-from ctssl.shifts import SHIFTS
-from training.experiments import lung_nodules, robustness, sarcoma, study, trials
+import ctssl
+from ctssl.datasets.case import read_case
+from ctssl.finetuning.crops import draw
+from ctssl.metrics import dsc
+from training.experiments import robustness, study, study_page
+from training.experiments.boxes import Boxes
+from training.experiments.measured import LOST, SHIFTED, Measured, correct, verdict
+from training.experiments.robustness import CLEAN, CUBE, PLACES
 
-CASES = [f"c{i}" for i in range(12)]
-
-
-def measured(gain: float, seeds: int = 2) -> dict:
-    """A model whose clean DSC is 0.5 + gain, and that loses 0.1 a severity under dose."""
-    rng = np.random.default_rng(0)
-    base = {case: 0.5 + gain + 0.01 * float(rng.normal()) for case in CASES}
-    dose = {str(s): {case: value - 0.1 * s for case, value in base.items()} for s in (1, 3, 5)}
-    return {str(seed): {"clean": {"0": base}, "dose": dose} for seed in range(seeds)}
-
-
-def claim(first, second, shift="clean", expected=1):
-    return study.Claim(f"{first}, {second}", "said so", first, second, shift, expected)
+CASES = [f"c{i}" for i in range(40)]
+BLOCKS = {"vit": 6, "swin": 10}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("gain", "words"), [(0.1, "agrees"), (-0.1, "disagrees"), (0.0, "cannot tell")])
-def test_a_verdict_follows_from_the_corrected_test(gain, words):
-    kept = {"shifts": {"a": measured(gain), "b": measured(0.0)}}
-    for shift in ("clean", "dose"):
-        (row,) = study.judged([claim("a", "b", shift)], kept)
-        assert row["verdict"] == words and (row["n"], row["seeds"]) == (12, 2)
-        assert (
-            row["difference"] == pytest.approx(gain, abs=1e-3)
-            and row["low"] <= row["difference"] <= row["high"]
-        )
-    (nothing,) = study.judged([claim("a", "b", expected=0)], kept)
-    assert nothing["verdict"] == ("disagrees" if gain else "cannot tell")
+def row(contestant: str, seed: int, level: float, *, lost: float = 0.0) -> dict:
+    """A training whose clean DSC is about `level`, and that loses `lost` under every shift of the highest severity."""
+    rng = np.random.default_rng(3)  # the same patients are hard for everyone
+    clean = np.clip(level + 0.1 * rng.normal(size=len(CASES)), 0, 1)
+    found = {CLEAN: clean, CUBE: clean - 0.1}
+    found |= {place: clean - lost * int(place.split()[1]) / 5 for place in PLACES}
+    blocks = BLOCKS.get(contestant.split("-")[0], 0)
+    cka = (
+        {"cka": {"before": np.linspace(0.9, 0.5, blocks).tolist(), "random": [0.3] * blocks}}
+        if blocks
+        else {}
+    )
+    return {
+        "contestant": contestant,
+        "seed": seed,
+        "device": "CPU",
+        "curve": [[step, 1.0, level * step / 1000] for step in (250, 500, 750, 1000)],
+        "cases": CASES,
+        "dsc": {place: values.round(3).tolist() for place, values in found.items()},
+        **cka,
+    }
+
+
+def kept(*rows: dict) -> Measured:
+    return Measured(list(rows))
+
+
+@pytest.mark.parametrize(("gain", "word"), [(0.1, "agrees"), (-0.1, "disagrees"), (0.0, "cannot tell")])
+def test_a_verdict_follows_from_the_corrected_test(gain, word):
+    found = kept(row("swin-wild-smit", 0, 0.5 + gain), row("swin-scratch", 0, 0.5))
+    for place in (CLEAN, SHIFTED, "thickness"):
+        claim = study.Claim("better", "said so", study.over("swin-wild-smit", "swin-scratch"), place)
+        (judged,) = study.judged([claim], found)
+        assert judged["verdict"] == word and (judged["patients"], judged["seeds"]) == (40, 1)
+        assert judged["difference"] == pytest.approx(gain, abs=2e-3)
+        assert judged["low"] <= judged["difference"] <= judged["high"]
+
+
+def test_nothing_expected_is_confirmed_within_the_margin_and_contradicted_beyond_it():
+    """No significance is no proof of equality."""
+    near = {"expected": 0, "difference": 0.01, "low": -0.01, "high": 0.029, "p_holm": 1.0}
+    assert verdict(near) == "agrees"
+    assert verdict({**near, "high": 0.05}) == "cannot tell"
+    assert verdict({**near, "low": 0.02, "high": 0.05, "p_holm": 0.01}) == "disagrees"
+    assert verdict({"expected": 0}) == "not measured"
 
 
 def test_many_claims_need_more_evidence_than_one():
-    """12 patients, the same sign 10 times: sure alone, not among forty."""
-    rng = np.random.default_rng(3)
-    kept = {"shifts": {"a": measured(0.0), "b": measured(0.0)}}
-    for case, away in zip(CASES, [*(0.02 + 0.01 * rng.random(10)), -0.001, -0.002], strict=True):
-        for seed in ("0", "1"):
-            kept["shifts"]["b"][seed]["clean"]["0"][case] = (
-                kept["shifts"]["a"][seed]["clean"]["0"][case] - away
-            )
-    (alone,) = study.judged([claim("a", "b")], kept)
-    many = study.judged([claim("a", "b")] * 40, kept)
-    assert alone["p"] == many[0]["p"] and many[0]["p_holm"] == pytest.approx(
-        min(1.0, 40 * alone["p"]), abs=1e-2
+    one = {"expected": 1, "difference": 0.02, "low": 0.001, "high": 0.04, "p": 0.02}
+    (alone,) = correct([dict(one)])
+    many = correct([dict(one) for _ in range(10)])
+    assert verdict(alone) == "agrees" and verdict(many[0]) == "cannot tell"
+    assert many[0]["p_holm"] == pytest.approx(0.2)
+
+
+def test_only_seeds_that_all_have_are_compared():
+    found = kept(row("swin-wild-smit", 0, 0.6), row("swin-wild-smit", 1, 0.9), row("swin-scratch", 0, 0.5))
+    result = found.difference(study.over("swin-wild-smit", "swin-scratch"))
+    assert (
+        result is not None and result["seeds"] == 1 and result["difference"] == pytest.approx(0.1, abs=2e-3)
     )
-    assert (alone["verdict"], many[0]["verdict"]) == ("agrees", "cannot tell")
+    assert found.difference(study.over("swin-wild-smit", "vit-scratch")) is None
 
 
-def test_only_seeds_that_both_have_are_compared():
-    kept = {"shifts": {"a": measured(0.1, seeds=3), "b": measured(0.0, seeds=1)}}
-    kept["shifts"]["a"]["1"] = measured(0.9)["1"]
-    (row,) = study.judged([claim("a", "b")], kept)
-    assert row["seeds"] == 1 and row["difference"] == pytest.approx(0.1, abs=1e-3)
+def test_a_difference_of_differences():
+    found = kept(
+        row("swin-wild-smit", 0, 0.6),
+        row("swin-scratch", 0, 0.4),
+        row("vit-wild-smit", 0, 0.5),
+        row("vit-scratch", 0, 0.45),
+    )
+    (claim,) = [one for one in study.ABSTRACT if "gains more" in one.text]
+    (judged,) = study.judged([claim], found)
+    assert judged["difference"] == pytest.approx(0.15, abs=3e-3) and judged["verdict"] == "agrees"
 
 
-@pytest.mark.slow
 def test_robustness_is_what_is_lost_and_not_what_is_left():
     """The first is better everywhere, and loses three times as much."""
-    kept = {"shifts": {"swin-wild-smit": measured(0.2, seeds=1), "swin-scratch": measured(0.0)}}
-    (table,) = kept["shifts"]["swin-wild-smit"].values()
-    for severity, cases in table["dose"].items():
-        table["dose"][severity] = {case: value - 0.2 * int(severity) for case, value in cases.items()}
-    (row,) = study.lost(kept)
-    assert (row["model"], row["against"], row["shift"]) == ("swin-wild-smit", "swin-scratch", "dose")
-    assert (
-        row["means"] == [pytest.approx(-0.75, abs=1e-3), pytest.approx(-0.25, abs=1e-3)]
-        and row["difference"] < 0
-    )
+    found = kept(row("swin-wild-smit", 0, 0.8, lost=0.3), row("swin-self-smit", 0, 0.4, lost=0.1))
+    terms = study.over("swin-wild-smit", "swin-self-smit")
+    left, away = (found.difference(terms, place) for place in (SHIFTED, LOST))
+    assert left is not None and away is not None
+    assert left["difference"] > 0.2 and away["difference"] == pytest.approx(-0.12, abs=5e-3)
+    assert found.scores("swin-wild-smit", "dose", [0]).mean() == pytest.approx(0.8 - 0.18, abs=0.05)
 
 
-def test_the_area_is_that_of_the_curve_with_the_clean_scan_at_its_start():
-    kept = {"shifts": {"a": measured(0.0)}}
-    clean, under = (study.scores("a", shift, kept, ["0", "1"]) for shift in ("clean", "dose"))
-    for case in CASES:
-        assert under[case] == pytest.approx(clean[case] - 0.1 * 2.5)
+def test_the_steps_until_what_scratch_reaches():
+    slow, fast = row("vit-scratch", 0, 0.4), row("vit-wild-smit", 0, 0.8)
+    (found,) = study.costs(kept(slow, fast))
+    assert (found["steps"], found["from scratch"]) == ([500], [1000])
+    never = row("vit-wild-smit", 0, 0.2)
+    assert study.costs(kept(slow, never))[0]["steps"] == [None]
 
 
-def test_every_patient_is_compared_with_himself_across_kernels():
-    kernels = {case: robustness.KERNELS[i % 2] for i, case in enumerate(CASES)}
-    kept = {"facts": {case: {"kernel": kernel} for case, kernel in kernels.items()}, "strata": {}}
-    for kernel in robustness.KERNELS:
-        found = {case: 0.6 if kernels[case] == kernel else 0.5 + 0.001 * i for i, case in enumerate(CASES)}
-        kept["strata"][kernel] = {"a": {"0": found}}
-    (row,) = study.strata(kept)
-    assert row["n"] == 12 and row["means"] == [0.6, pytest.approx(0.5055, abs=1e-3)] and row["p_holm"] < 0.01
-
-
-def test_the_cost_is_the_way_to_what_training_from_scratch_reaches():
-    def row(points, seed=0):
-        return {"seed": seed, "curve": [[step, 1.0, dsc] for step, dsc in points]}
-
-    trained = {
-        "swin-scratch": [row([(100, 0.2), (200, 0.5), (400, 0.6)])],
-        "swin-wild-smit": [row([(100, 0.58), (200, 0.6), (400, 0.9)])],
-        "swin-self-smit": [row([(100, 0.1), (400, 0.5)])],
-    }
-    wild, own = study.costs(trained)
-    assert (wild["steps"], wild["from_scratch"], wild["saved"], wild["verdict"]) == (
-        [100],
-        [400],
-        [0.75],
-        "cannot tell",
-    )
-    assert own["steps"] == [None] and own["saved"] == [None]  # never
-    assert [
-        study.cheaper(saved)
-        for saved in ([0.5, 0.1, 0.2], [0.0, -0.3, -0.1], [0.5, 0.1, -0.1], [0.5, 0.5, None])
-    ] == ["agrees", "disagrees", "cannot tell", "cannot tell"]
-
-
-@pytest.mark.slow
-def test_a_seed_without_a_shift_does_not_count_as_clean():
-    kept = {"shifts": {"a": measured(0.1, seeds=1), "b": measured(0.0, seeds=1)}}
-    claim = study.Claim("a is better", "", "a", "b", "dose")
-    assert study.judged([claim], kept)[0]["n"] == 12
-    del kept["shifts"]["b"]["0"]["dose"]["3"]
-    assert study.judged([claim], kept)[0]["verdict"] == "not measured"
-
-
-@pytest.mark.slow
-def test_nodules_are_compared_with_the_same_training_from_scratch():
-    def rows(gain, seeds):
-        return [
-            {"seed": seed, "cases": {case: 0.3 + gain + 0.01 * i for i, case in enumerate(CASES)}}
-            for seed in seeds
-        ]
-
-    trained = {
-        "vit-scratch": rows(0.0, (0, 1)),
-        "vit-wild-mim": rows(0.1, (0, 1, 2)),
-        "dynunet": rows(0.0, (0,)),
-        "vit-wild-mim, 10 cases": rows(0.2, (0,)),
-    }
-    (row,) = study.nodules(trained)  # of the fewer cases there is no training from scratch
-    assert (row["model"], row["against"], row["seeds"], row["verdict"]) == (
-        "vit-wild-mim",
-        "vit-scratch",
-        2,
-        "agrees",
-    )
-    assert row["difference"] == pytest.approx(0.1)
-
-
-def test_volume_explains_what_it_explains():
-    rng = np.random.default_rng(0)
-    volumes = {f"c{i}": {"volume_ml": 10.0 * i} for i in range(12)}
-    line = {f"c{i}": 0.05 * i for i in range(12)}
-    chance = dict(zip(line, rng.random(12).tolist(), strict=True))
-    trained = {"swin-scratch": [{"seed": 0, "cases": line}], "swin-wild-smit": [{"seed": 0, "cases": chance}]}
-    scratch, wild = study.by_volume({"facts": volumes}, trained)
-    assert scratch["r2"] == 1.0 and wild["r2"] < 0.5 and wild["verdict"] == "agrees"
-
-
-def test_reuse_is_sure_where_all_seeds_say_the_same():
-    def heat(late):
-        return np.diag([0.9, 0.9, 0.9, late, late, late]).tolist()
-
-    lone = {
-        "cka": {"swin-wild-contrastive": {"0": heat(0.8)}, "swin-wild-smit": {"0": heat(0.5)}},
-        "controls": {},
-    }
-    assert [row["verdict"] for row in study.reuse_claims(lone)] == [
-        "cannot tell",
-        "not measured",
-        "cannot tell",
+def test_feature_reuse_is_counted_over_trainings():
+    wild = [
+        row(f"{encoder}-wild-{pretext}", seed, 0.5)
+        for encoder in BLOCKS
+        for pretext in ("smit", "mim")
+        for seed in (0, 1)
     ]
-    kept = {
-        "cka": {
-            name: {str(seed): heat(late) for seed, late in enumerate(lates)}
-            for name, lates in (
-                ("swin-wild-contrastive", (0.8, 0.7, 0.8)),
-                ("swin-wild-smit", (0.5, 0.6, 0.5)),
-                ("swin-self-smit", (0.55, 0.9, 0.9)),
-            )
-        },
-        "controls": {},
-    }
-    found = study.early_over_late(kept)
-    assert (found["models"], found["early_change_less"], found["with_controls"]) == (3, 3, 0)
-    assert [row["verdict"] for row in study.reuse_claims(kept)] == ["agrees", "cannot tell", "agrees"]
-    assert {row["above_random_verdict"] for row in study.reuse_claims(kept)} == {"not measured"}
-    nothing = study.reuse_claims({"cka": {}, "controls": {}})
-    assert {row["verdict"] for row in nothing} == {"not measured"}
+    first, *_ = study.reuse_claims(kept(*wild))
+    assert (first["trainings"], first["holds in"], first["verdict"]) == (8, 8, "agrees")
+    few, *_ = study.reuse_claims(kept(*wild[:3]))
+    assert few["verdict"] == "cannot tell"
 
 
-def test_reuse_is_what_is_above_strangers():
-    """First blocks that are alike in any two networks, last ones that are not."""
-    own, chance = [0.99] * 3 + [0.6] * 3, [0.97] * 3 + [0.2] * 3
-    kept = {
-        "cka": {"swin-wild-smit": {str(s): np.diag(own).tolist() for s in range(3)}},
-        "controls": {"swin-wild-smit": {str(s): {"random": chance, "twin": own} for s in (2, 1, 0)}},
-    }
-    row = study.reuse_claims(kept)[-1]
-    assert row["of"] == ["early", "late"] and (row["verdict"], row["above_random_verdict"]) == (
-        "agrees",
-        "disagrees",
-    )
-    assert row["above_random_first"] == pytest.approx([0.02] * 3) and row[
-        "above_random_second"
-    ] == pytest.approx([0.4] * 3)
-    rows = study.reused(kept)
-    assert [(row["against"], row["blocks"]) for row in rows] == [
-        ("itself before", own),
-        ("the one of the other corpus", own),
-        ("random weights", chance),
-    ]
-    found = study.early_over_late(kept)
-    assert (found["own"], found["random"], found["with_controls"]) == ([0.99, 0.6], [0.97, 0.2], 1)
-    kept["controls"]["swin-wild-smit"] = {
-        "1": {"random": chance}
-    }  # a study that is not finished: the seed that has both
-    row = study.reuse_claims(kept)[-1]
-    assert row["above_random_first"] == pytest.approx([0.02]) and row["above_random_verdict"] == "cannot tell"
-    assert study.early_over_late(kept)["with_controls"] == 0
-
-
-def test_what_was_not_measured_is_said(tmp_path):
-    found = study.study(robustness.results(tmp_path / "none.json"), {})
-    assert {row["verdict"] for row in found["claims"]} == {"not measured"} and found["costs"] == []
-    text = study.page(found)
-    assert (
-        text.count("Not measured yet.") == 8
-        and "Limits first" in text
-        and "An ellipsoid in the middle" in text
-    )
-
-
-def test_results_are_kept_part_by_part(tmp_path):
-    path = tmp_path / "r.json"
-    assert not robustness.known(path, "shifts", "a", "0")
-    robustness.keep(path, "shifts", "a", "0", value={"clean": {}})
-    robustness.keep(path, "cka", "a", "0", value=[[1.0, 0.2], [0.3, 0.8]])
-    robustness.keep(path, "cka", "a", "1", value=[[0.8, 0.2], [0.3, 0.6]])
-    assert robustness.known(path, "shifts", "a", "0") and not robustness.known(path, "shifts", "a", "1")
-    row = {"model": "a", "against": "itself before", "seeds": 2, "blocks": [0.9, 0.7]}
-    assert study.reused(robustness.results(path)) == [row]
-
-
-@pytest.mark.slow
-def test_other_data_has_results_of_its_own(labelled, tmp_path, monkeypatch, capsys):
-    table = tmp_path / "theirs.csv"
-    rows = [
-        f"{labelled}/images/case{i}.nii.gz,{labelled}/labels/case{i}.nii.gz,{'train' if i else 'test'}"
-        for i in range(3)
-    ]
-    table.write_text("image,label,split\n" + "\n".join(rows) + "\n")
-    own = robustness.results_of(table)
-    assert own.parent == tmp_path and robustness.results_of(None) == robustness.RESULTS != own
-    robustness.keep(own, "shifts", "swin-wild-smit", "0", value=measured(0.1)["0"])
-    robustness.keep(own, "shifts", "swin-scratch", "0", value=measured(0.0)["0"])
-    robustness.keep(own, "cka", "swin-wild-smit", "0", value=np.eye(12).tolist())
-    monkeypatch.setattr("sys.argv", ["study", "--data", str(table)])
-    study.main()
-    said = capsys.readouterr().out
-    assert (
-        "The test cases are those of theirs.csv" in said
-        and "26 wild or 26 self scans" in said
-        and "limbs" not in said
-    )
-    rows = {
-        row["claim"]: row["verdict"]
-        for row in json.loads((tmp_path / "theirs.STUDY.json").read_text())["claims"]
-    }
-    assert rows["Swin: wild is better than from scratch"] == "agrees"
-    text = (tmp_path / "theirs.STUDY.md").read_text()
-    for name in ("theirs.STUDY_curves_swin.png", "theirs.STUDY_cka_swin.png"):
-        assert (tmp_path / name).stat().st_size > 5000 and name in text
-
-
-@pytest.mark.slow
-def test_the_study_runs_on_other_data_and_goes_on(labelled, tmp_path, monkeypatch):
-    """The whole command: trains what is missing, measures, and does nothing twice, but what was trained anew."""
-    table = tmp_path / "theirs.csv"
-    rows = [f"{labelled}/images/case{i}.nii.gz,{labelled}/labels/case{i}.nii.gz" for i in range(3)]
-    table.write_text(
-        "image,label\n" + "\n".join(rows) + "\n"
-    )  # as manifests of NSCLC come: without ids, without a split
-    for name, value in (("CROPS", 32), ("SIZE", 16), ("SEVERITIES", (5,))):
-        monkeypatch.setattr(robustness, name, value)
-    runs = tmp_path / "runs"
-    ask = ["swin-scratch", "--data", str(table), "--seeds", "0", "--runs", str(runs), "--steps", "1"]
-    robustness.main(ask)
-    path = robustness.results_of(table)
-    kept = robustness.results(path)
-    (held,) = kept["facts"]
-    assert kept["facts"][held]["volume_ml"] > 0
-    shifts = kept["shifts"]["swin-scratch"]["0"]
-    assert (
-        set(shifts) == {"clean", *SHIFTS}
-        and set(shifts["dose"]) == {"5"}
-        and set(shifts["dose"]["5"]) == {held}
-    )
-    assert np.array(kept["cka"]["swin-scratch"]["0"]).shape == (10, 10) and kept["strata"] == {}
-    strangers = kept["controls"]["swin-scratch"]["0"]
-    assert (
-        list(strangers) == ["random"]
-        and np.mean(strangers["random"]) < np.diag(kept["cka"]["swin-scratch"]["0"]).mean()
-    )
-    assert kept["crops"]["all"] == 32 >= kept["crops"]["apart"] > 0
-    before = (runs / "theirs-swin-scratch-0" / "config.json").stat().st_mtime_ns
-    robustness.main(ask)
-    assert (runs / "theirs-swin-scratch-0" / "config.json").stat().st_mtime_ns == before
-    assert robustness.results(path) == kept
-    robustness.main([*ask[:-1], "2"])  # another recipe: trained and measured again
-    again = robustness.results(path)
-    assert again["weights"]["cka"] != kept["weights"]["cka"] and again["cka"] != kept["cka"]
-
-
-def test_the_kernels_of_the_strata_never_meet(data, tmp_path):
-    import csv
-
-    from training.data.corpora import cases, split
-
-    kernel = {row["id"]: row["kernel"] for row in cases("sarcoma")}
-    for one in robustness.KERNELS:
-        with open(robustness.of_one_kernel(one, tmp_path), newline="") as file:
-            rows = list(csv.DictReader(file))
-        train, test = ([row["id"] for row in rows if row["split"] == side] for side in ("train", "test"))
-        assert {kernel[name] for name in train} == {one} and sorted(test) == sorted(split("test"))
-        assert len(set(train)) == 9 and set(train) <= set(split("train"))  # as many of both
+def test_every_claim_names_contestants():
+    for claim in (*study.ABSTRACT, *study.TABLES):
+        assert {name for _, name in claim.terms} <= set(robustness.CONTESTANTS)
+        assert sum(factor for factor, _ in claim.terms) == 0
+    assert set(study_page.SHOWN) <= set(robustness.CONTESTANTS)
 
 
 @pytest.mark.slow
 def test_the_published_study_is_what_its_results_say():
-    folder = study.STEM.parent
-    if not (folder / "STUDY.json").exists():
-        pytest.skip("STUDY.json has not been made yet: python -m training.experiments.study")
-    found = json.loads((folder / "STUDY.json").read_text())
-    trained, lungs = (trials.read(path)["models"] for path in (sarcoma.RESULTS, lung_nodules.RESULTS))
-    again = study.study(robustness.results(robustness.RESULTS), trained, lungs=lungs)
-    assert found == json.loads(json.dumps(again))
-    assert (folder / "STUDY.md").read_text() == study.page(found, pictures=sorted(folder.glob("STUDY_*.png")))
+    found = study.study(Measured.read(), json.loads(robustness.FACTS.read_text()))
+    assert json.loads(study.STEM.with_suffix(".json").read_text()) == json.loads(json.dumps(found))
+    pictures = [study.STEM.with_name(f"STUDY_{name}.png") for name in ("gains", "shifts")]
+    assert all(path.stat().st_size > 5000 for path in pictures)
+    assert study.STEM.with_suffix(".md").read_text() == study_page.page(found, pictures)
 
 
-def test_every_claim_names_models_that_the_command_measures():
-    named = {name for claim in study.CLAIMS for name in (claim.first, claim.second)}
-    assert named <= set(robustness.MODELS)
-    assert set(robustness.STRATA) <= set(robustness.MODELS)
+def test_a_row_replaces_that_of_the_same_contestant_and_seed(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for level, seed in ((0.3, 1), (0.4, 0), (0.5, 1)):
+        robustness.add(path, row("vit-scratch", seed, level))
+    robustness.add(path, row("swin-scratch", 0, 0.2))
+    assert [robustness.key(one) for one in robustness.rows(path)] == [
+        ("vit-scratch", 0),
+        ("vit-scratch", 1),
+        ("swin-scratch", 0),
+    ]
+    assert np.mean(robustness.rows(path)[1]["dsc"][CLEAN]) == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_training_belongs_to_one_process(tmp_path):
+    with robustness.claimed(tmp_path, "vit-scratch + shifts", 0) as mine:
+        assert mine
+        with robustness.claimed(tmp_path, "vit-scratch + shifts", 0) as other:
+            assert not other
+    with robustness.claimed(tmp_path, "vit-scratch + shifts", 0) as again:
+        assert again  # given back
+
+
+@pytest.mark.slow
+def test_boxes_are_scored_as_segment_scores_them(data):
+    net = ctssl.load_segmenter("vit-wild-lesions")
+    net.threshold = 0.5
+    cases = [robustness._case(name, "_offcentre") for name in ("owkin_115", "owkin_290")]
+    images, truths, expected = [], [], []
+    for case in cases:
+        scan, mask = read_case(case)
+        images.append(robustness._ready(scan))
+        truths.append(mask.array > 0)
+        expected.append(dsc(net.segment(scan).array > 0, mask.array > 0))
+    found = Boxes.of(images, truths, torch.device("cpu")).dsc(net)
+    assert found == pytest.approx(expected, abs=2e-3) and min(found) > 0.3
+
+
+@pytest.mark.slow
+def test_a_contestant_is_trained_measured_and_not_trained_again(data, tmp_path, monkeypatch):
+    """Crops that were drawn ahead are those that are drawn now."""
+    some = robustness.cases("lung_radiogenomics")[:2]
+    split = {side: robustness.lung_split()[side][:2] for side in ("train", "choose")}
+    monkeypatch.setattr(robustness, "cases", lambda group: some)
+    monkeypatch.setattr(robustness, "lung_split", lambda: split)
+    monkeypatch.setattr(robustness, "PLACES", ["thickness 5"])
+    monkeypatch.setattr(robustness, "CROPS", 8)
+    monkeypatch.setattr(robustness, "BATCH", 4)
+    monkeypatch.setattr(robustness, "CONTESTANTS", dict(robustness.CONTESTANTS))
+    work, out = tmp_path / "work", tmp_path / "rows.jsonl"
+    ask = [
+        "vit-scratch",
+        "--seeds",
+        "0",
+        "--steps",
+        "2",
+        "--work",
+        str(work),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
+    robustness.main([*ask, "--prepare", "1"])
+    settings = robustness.CONTESTANTS["vit-scratch"].settings
+    task = robustness.Task(work, torch.device("cpu"))
+    ahead = list(task.crops(settings) or [])
+    assert len(ahead) == 2
+    for step, (images, labels) in enumerate(ahead):
+        fresh = draw(task.learning(settings), settings, step)
+        torch.testing.assert_close(images, fresh[0].float(), atol=1e-3, rtol=0)
+        assert torch.equal(labels, fresh[1])
+    robustness.main(ask)
+    (made,) = robustness.rows(out)
+    assert made["settings"]["steps"] == 2 and set(made["dsc"]) == {CLEAN, CUBE, "thickness 5"}
+    assert len(made["dsc"][CLEAN]) == 2 and len(made["cka"]["before"]) == 6 and "twin" not in made["cka"]
+    before = out.read_bytes()
+    robustness.main(ask)
+    assert out.read_bytes() == before
+    with pytest.raises(SystemExit):
+        robustness.main(["vit-wild-nothing"])

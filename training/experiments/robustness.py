@@ -43,6 +43,7 @@ from ctssl.finetuning.prepare import prepare_cases
 from ctssl.finetuning.start import BASELINES, fresh, open_start, take_head
 from ctssl.hub.client import CONFIG
 from ctssl.loading import choose_device, segmenter
+from ctssl.metrics import volume_ml
 from ctssl.shifts import REVISION, SHIFTS
 from ctssl.similarity import Minibatches, block_features
 from ctssl.volume.grids import prepare
@@ -52,7 +53,7 @@ from training.experiments import lung, trials
 from training.experiments.boxes import Boxes
 
 RESULTS = Path(__file__).parent / "results" / "robustness.jsonl"
-COMMAND = "python -m training.experiments.robustness"
+FACTS = Path(__file__).parent / "results" / "radiogenomics.json"
 PREPROCESS = Preprocess(1.5, (-1000.0, 400.0))
 SEVERITIES = (1, 3, 5)
 CLEAN, CUBE = "clean", "cube"
@@ -221,6 +222,19 @@ def _case(name: str, box: str) -> Case:
     return Case(row["id"], Path(row["image"]), Path(row["label"]), row["patient"])
 
 
+def note_facts(path: Path = FACTS) -> None:
+    """Write the volume and the mean HU of the tumour in each test case."""
+    found = {}
+    for row in cases("lung_radiogenomics"):
+        scan, mask = read_case(_case(row["id"], ""))
+        inside = mask.array > 0
+        found[row["id"]] = {
+            "volume_ml": round(volume_ml(inside, spacing_mm=mask.spacing_mm), 2),
+            "mean_hu": round(float(scan.array[inside].mean()), 1),
+        }
+    write_whole(path, json.dumps(found, indent=1) + "\n")
+
+
 def network(contestant: Contestant, seed: int, models: Path | None) -> tuple[Any, Any]:
     """Return the segmenter of a contestant before fine-tuning, as `ctssl.finetune` builds it, and its start."""
     name = contestant.model
@@ -364,6 +378,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.prepare:
         prepare_ahead(args.work, wanted, args.prepare)
         return
+    if not FACTS.exists():
+        note_facts()
     test_images(args.work, os.cpu_count() or 1)
     task = Task(args.work, choose_device(args.device))
     end = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")

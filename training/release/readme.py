@@ -1,9 +1,10 @@
 """Write what was measured on lung tumours into README and model table: `python -m training.release.readme`.
 
 The rows of README's table of models and the sentences below it follow from `experiments/results/lung.json`, and so does
-`GAINS` in `ctssl/zoo.py`.
+`GAINS` in `ctssl/zoo.py`; what README says of the study follows from `model_cards/STUDY.json`.
 """
 
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
 from ctssl.zoo import MODELS
-from training.experiments import lung, trials
+from training.experiments import lung, study, trials
 
 ROOT = Path(__file__).parents[2]
 USES = {
@@ -39,7 +40,10 @@ def main() -> None:
     path = ROOT / "README.md"
     head, rest = path.read_text().split("| model | parameters |", 1)
     picture = rest[rest.index("![DSC on lung tumours") :]
-    write_whole(path, f"{head}{table(models, gains)}\n{sentences(models)}\n{picture}")
+    text = f"{head}{table(models, gains)}\n{sentences(models)}\n{picture}"
+    before, _, rest = text.partition("<!-- study -->\n")
+    told = study_sentences(json.loads(study.STEM.with_suffix(".json").read_text()))
+    write_whole(path, f"{before}<!-- study -->\n{told}{rest[rest.index('<!-- end -->') :]}")
 
 
 def gains_of(models: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
@@ -86,9 +90,26 @@ def sentences(models: dict[str, list[dict[str, Any]]]) -> str:
     labelled patients of another (NSCLC-Radiomics), {trainings} trainings each, with 95% intervals over
     patients (`python -m training.experiments.lung --show`). With ten labelled patients it is {mean(ten[0])} against
     {mean(ten[1])} from scratch ({len(ten[0])} and {len(ten[1])} trainings). **Without any label** `{name}` has a DSC of
-    {mean(models[name + lung.NO_LABELS])}{also}: it was taught to segment synthetic lesions pasted into unlabelled scans. On two
-    older tasks, sarcomas and nodules in scans cropped around them, no encoder beats training from scratch significantly.
+    {mean(models[name + lung.NO_LABELS])}{also}: it was taught to segment synthetic lesions pasted into unlabelled scans.
     `ctssl list` shows all models, `model_cards/RESULTS.md` all results."""
+    return _filled(text)
+
+
+def study_sentences(found: dict[str, Any]) -> str:
+    """Return what README says of the study."""
+    rows = {row["start"]: row for row in found["starts"]}
+    best = max(rows.values(), key=lambda row: row["clean"])
+    judged = [row["verdict"] for part in ("abstract", "claims") for row in found[part]]
+    agree, against, unsure = (judged.count(word) for word in ("agrees", "disagrees", "cannot tell"))
+    scratch = [f"{rows[name]['clean']:.2f}" for name in SCRATCH]
+    text = f"""On {found["patients"]} of the paper's public patients, after 1,000 steps on 150 of another collection,
+    `{best["start"]}` (shifted copies of the scans) has a DSC of {best["clean"]:.2f}, a ViT from scratch {scratch[0]}, a Swin
+    {scratch[1]} (one or two trainings). Of the paper's claims {agree} hold, {against} do not, {unsure} cannot be decided.
+    The pretext matters more than whose scans it sees."""
+    return _filled(text)
+
+
+def _filled(text: str) -> str:
     return textwrap.fill(" ".join(text.split()), 130, break_long_words=False, break_on_hyphens=False) + "\n"
 
 

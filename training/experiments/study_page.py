@@ -1,0 +1,302 @@
+"""The pages and pictures of the study, from what `training.experiments.study` found."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ctssl.evaluation.statistics import interval
+from ctssl.files.atomic import write_whole
+from ctssl.files.text import markdown
+from ctssl.robustness.curves import Line, draw
+from ctssl.shifts import SHIFTS
+from training.experiments.measured import MARGIN, SHIFTED, SURE, Measured
+from training.experiments.robustness import CLEAN, CUBE, SEVERITIES, UNTRUE
+
+SHOWN = [
+    f"{encoder}-{start}"
+    for encoder in ("vit", "swin")
+    for start in ("scratch", "self-smit", "wild-smit", "self-contrastive", "wild-lesions")
+]
+"""Contestants of the tables by shift and by tumour, and of the pictures."""
+
+LIMITS = """**Limits first.**
+
+- The wild corpus has 46 scans of some twenty collections (two thirds show a part of the chest), the self corpus the 150 training
+  scans of the task. The paper has 10,412 and about 350: "wild" is the larger corpus there and the smaller one here, so what it
+  says of size cannot be tested.
+- Encoders are small (ViT 1.6, Swin 3.2 million parameters; the paper's Swin 10.6) and were pretrained for one to seven minutes
+  on one GPU: 20,000 (Swin, SMIT) to 146,000 (ViT, contrastive) samples, about as many of wild as of self for each pretext.
+  Exceptions: `*-wild-lesions` are the released models, with 371,000 and 458,000 samples, the ViT from a contrastive start.
+  Compare these with scratch, not with `*-self-lesions` (75,000 samples). `training/experiments/results/gpu_h200.md` lists all.
+- Fine-tuning took 1,000 steps, 3,000 where the start says so. From scratch, 1,000 are too few (see the table of all starts).
+- Scores are of boxes of 64 mm around a tumour, off centre; the paper used cubes of 192 to 256 mm. Neither is a whole scan.
+- Shifts are simulated on these boxes. `truncation` is left out, since a box has no field of view; `dose` and `streaks` know
+  nothing of the body outside. Manufacturer, kernel and contrast of the scans are not known, so the paper's strata of differently
+  acquired scans cannot be repeated.
+- Seeds are averaged: intervals and p-values are over patients. Most starts have two seeds, some one.
+"""
+
+
+def page(found: dict[str, Any], pictures: list[Path]) -> str:
+    """Return `STUDY.md` from `STUDY.json`."""
+    lines = [
+        "# Does pretraining in the wild make a segmenter of lung tumours robust? The paper's claims on its public patients\n",
+        LIMITS,
+        f"{found['trainings']} fine-tunings on NSCLC-Radiomics (150 patients to learn from, 40 to pick the weights by), judged "
+        f"on {found['patients']} patients of NSCLC-Radiogenomics at 1.5 mm, on {' and '.join(found['devices'])}. Made by "
+        f"`{found['command']}` from what `python -m training.experiments.robustness` measured. Differences are of DSC, means "
+        "over patients with 95% bootstrap intervals; p is of a paired Wilcoxon test, corrected by Holm over its table. Two "
+        f"starts count as similar if the interval lies within {MARGIN:g}.\n",
+        "## The abstract\n",
+        _claims(found["abstract"]),
+        "Feature reuse (CKA before and after fine-tuning, first and last three blocks; sign tests over trainings):\n",
+        _table(found["reuse_claims"]),
+        "## What to do with it\n",
+        *(f"- {sentence}" for sentence in advice(found)),
+        "",
+        *(f"![{path.stem.partition('STUDY_')[2].replace('_', ', ')}]({path.name})\n" for path in pictures),
+        "## The paper's tables\n",
+        _claims(found["claims"]),
+        "## Every start\n",
+        "DSC of the boxes, of the whole cubes, and of the boxes as a mean over all shifts.\n",
+        _starts(found["starts"]),
+        "## Wild against self, the same recipe on both\n",
+        _compared(found["corpora"], ["encoder", "pretext", "place"]),
+        "## Shifted copies of the training scans (`--shift-augment 2`): does augmentation buy what pretraining buys?\n",
+        _compared(found["augmentation"], ["start", "place"]),
+        "## DSC under each shift\n",
+        _table(found["shifts"]),
+        "## By tumour: gain over scratch\n",
+        _compared(found["strata"], ["tumours", "start"]),
+        "## Feature reuse\n",
+        "CKA of the fine-tuned encoder with itself before, with the model of the other corpus, and with random weights.\n",
+        _table(found["reuse"]),
+        "## Steps until 95% of what training from scratch reaches on the 40 patients\n",
+        _table(found["costs"]),
+    ]
+    if found["missing"]:
+        lines += [
+            "## Not measured\n",
+            *(f"- {one}" for one in found["missing"]),
+            "\n`python -m training.experiments.robustness` goes on there. The two pairs of kernels are in the results of "
+            "`training.experiments.shifts_proof`; no fine-tuned model of this study was judged on them.",
+        ]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def advice(found: dict[str, Any]) -> list[str]:
+    """Return what a clinic should do, in sentences that follow from the numbers."""
+    rows = {row["start"]: row for row in found["starts"]}
+    gains = {
+        name: row["difference"] for name, row in rows.items() if "difference" in row and name.count(" ") == 0
+    }
+    return [
+        _best_start(rows),
+        _pretexts(gains),
+        _corpora(found["corpora"]),
+        _worst_shift(found["shifts"]),
+        _augmentation(found["augmentation"], max(gains.values())),
+    ]
+
+
+def _best_start(rows: dict[str, dict[str, Any]]) -> str:
+    best = max(rows.values(), key=lambda row: row[CLEAN])
+    scratch = [
+        f"`{name}` {row[CLEAN]:.2f}" for name, row in rows.items() if "scratch" in name and "+" not in name
+    ]
+    return (
+        f"Start from pretrained weights. The best start, `{best['start']}`, has a DSC of {best[CLEAN]:.2f}; from scratch: "
+        f"{', '.join(scratch)}."
+    )
+
+
+def _pretexts(gains: dict[str, float]) -> str:
+    order = sorted(gains, key=lambda name: -gains[name])
+    best = "; ".join(f"`{name}` {gains[name]:+.2f}" for name in order[:4])
+    smit, mim = (_range([g for name, g in gains.items() if name.endswith(end)]) for end in ("smit", "mim"))
+    said = f"{best}; SMIT {smit}, masked image prediction {mim}"
+    return f"Choose the pretext before the corpus. Largest gains over scratch: {said}."
+
+
+def _corpora(rows: list[dict[str, Any]]) -> str:
+    sure = [
+        row for row in rows if row["place"] == CLEAN and row["p_holm"] is not None and row["p_holm"] < SURE
+    ]
+    wild, own = (
+        ", ".join(
+            f"{row['encoder']} {row['pretext']} {abs(row['difference']):+.2f}"
+            for row in sure
+            if row["difference"] * sign > 0
+        )
+        for sign in (1, -1)
+    )
+    return (
+        f"Whether wild scans or one's own are better depends on the pretext. Wild: {wild or 'never'}. Own: {own or 'never'} "
+        "(corrected p below 0.05). Whoever has a hundred scans of the task can pretrain on these."
+    )
+
+
+def _augmentation(rows: list[dict[str, Any]], most: float) -> str:
+    brought = {(row["start"], row["place"]): f"{row['difference']:+.3f}" for row in rows}
+    names = dict.fromkeys(row["start"] for row in rows)
+    told = "; ".join(
+        f"`{name}` {brought[name, CLEAN]} clean, {brought[name, SHIFTED]} shifted" for name in names
+    )
+    scratch = [
+        row["difference"] for row in rows if row["place"] == CLEAN and row["start"].endswith("scratch")
+    ]
+    less = scratch and max(scratch) < most
+    return f"Shifted copies of the training scans (`--shift-augment 2`) bring: {told}." + (
+        f" From scratch that is {_range(scratch)}, the best pretraining brings {most:+.2f}: augmentation does not buy what "
+        "pretraining buys."
+        if less
+        else ""
+    )
+
+
+def _worst_shift(rows: list[dict[str, Any]]) -> str:
+    """Return which simulated difference costs most, and whom."""
+    last = f"severity {SEVERITIES[-1]}"
+    shifts = list(dict.fromkeys(row["shift"] for row in rows))
+    lost = {
+        shift: np.mean([row[last] - row["clean"] for row in rows if row["shift"] == shift])
+        for shift in shifts
+    }
+    worst, *others = sorted(shifts, key=lambda shift: lost[shift])
+    each = [f"`{row['start']}` {row[last] - row['clean']:+.2f}" for row in rows if row["shift"] == worst]
+    harmless = [shift for shift in others if abs(lost[shift]) < 0.005]
+    return (
+        f"Of the simulated differences `{worst}` costs most (at its highest severity: {', '.join(each)}); "
+        f"{', '.join(f'`{shift}`' for shift in harmless) or 'none'} cost less than 0.005 on average. "
+        "Better starts stay better under every shift in the table below, but none makes a segmenter invariant: ask for thin "
+        "slices."
+        if worst == "thickness"
+        else f"Of the simulated differences `{worst}` costs most (at its highest severity: {', '.join(each)})."
+    )
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):+.2f} to {max(values):+.2f}" if values else "not measured"
+
+
+def _claims(rows: list[dict[str, Any]]) -> str:
+    cells = []
+    for row in rows:
+        means = " against ".join(f"{mean:.3f}" for mean in row.get("means", []))
+        shown = f"{means}: {_difference(row)}" if len(row.get("means", [])) == 2 else _difference(row)
+        counts = f"{row['patients']}, {row['seeds']}" if "patients" in row else ""
+        cells.append([row["claim"], row["paper"], shown, counts, _p(row), row["verdict"]])
+    head = [
+        "claim",
+        "the paper (DSC)",
+        "here: DSC, difference (95% interval)",
+        "patients, seeds",
+        "p",
+        "verdict",
+    ]
+    return markdown(head, cells)
+
+
+def _starts(rows: list[dict[str, Any]]) -> str:
+    cells = [
+        [
+            row["start"],
+            str(row["seeds"]),
+            *(f"{row[place]:.3f}" for place in (CLEAN, CUBE, SHIFTED)),
+            row.get("against", ""),
+            _difference(row),
+            _p(row),
+        ]
+        for row in rows
+    ]
+    return markdown(
+        ["start", "seeds", "boxes", "cubes", "shifted", "against", "difference (95% interval)", "p"], cells
+    )
+
+
+def _compared(rows: list[dict[str, Any]], keys: list[str]) -> str:
+    cells = [
+        [
+            *(str(row[key]) for key in keys),
+            " ".join(f"{m:.3f}" for m in row["means"]),
+            _difference(row),
+            _p(row),
+        ]
+        + [f"{row['patients']}, {row['seeds']}"]
+        for row in rows
+    ]
+    return markdown([*keys, "means", "difference (95% interval)", "p", "patients, seeds"], cells)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    cells = [[_cell(value) for value in row.values()] for row in rows]
+    return markdown(list(rows[0]), cells) if rows else "Not measured.\n"
+
+
+def _difference(row: dict[str, Any]) -> str:
+    return (
+        f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})" if "difference" in row else ""
+    )
+
+
+def _p(row: dict[str, Any]) -> str:
+    p = row.get("p_holm")
+    return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return ", ".join("-" if one is None else str(one) for one in value)
+    return f"{value:.3f}" if isinstance(value, float) and abs(value) >= 0.001 else str(value)
+
+
+def draw_pictures(kept: Measured, found: dict[str, Any], stem: Path) -> list[Path]:
+    """Draw the gains over scratch, and DSC under each shift by severity; returns the files."""
+    forest, curves = (Path(f"{stem}_{name}.png") for name in ("gains", "shifts"))
+    write_whole(forest, lambda part: draw_gains(found["starts"], part))
+    panels: dict[str, dict[str, Line]] = {}
+    for shift in (one for one in SHIFTS if one not in UNTRUE):
+        for name in (
+            one for one in SHOWN if kept.seeds(one) and one.endswith(("scratch", "wild-smit", "wild-lesions"))
+        ):
+            line: Line = []
+            for severity in (0, *SEVERITIES):
+                place = f"{shift} {severity}" if severity else CLEAN
+                values = kept.scores(name, place, kept.seeds(name))
+                low, high = interval([{"patient": n, "dsc": d} for n, d in enumerate(values.tolist())], "dsc")
+                line.append((severity, float(values.mean()), low, high))
+            panels.setdefault(shift, {})[name] = line
+    write_whole(curves, lambda part: draw(panels, part, whole=False))
+    return [forest, curves]
+
+
+def draw_gains(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the gain of each start over scratch with its interval, largest first, a panel for each encoder."""
+    figure = Figure(figsize=(9.6, 4.6), layout="constrained", facecolor="white")
+    colours = {"lesions": "C3", "contrastive": "C0", "mim": "C2", "smit": "C1"}
+    for axes, encoder in zip(figure.subplots(1, 2, sharex=True), ("vit", "swin"), strict=True):
+        mine = [row for row in rows if "difference" in row and row["start"].startswith(encoder)]
+        mine = sorted(
+            (row for row in mine if not row["start"].endswith("scratch + shifts")),
+            key=lambda row: row["difference"],
+        )
+        for place, row in enumerate(mine):
+            colour = next((c for pretext, c in colours.items() if pretext in row["start"]), "grey")
+            axes.plot([row["low"], row["high"]], [place, place], color=colour, lw=2)
+            axes.plot(row["difference"], place, "o", color=colour, ms=6)
+        axes.axvline(0, color="grey", lw=0.8)
+        axes.set_yticks(
+            range(len(mine)), [row["start"].removeprefix(f"{encoder}-") for row in mine], fontsize=8
+        )
+        axes.set(
+            title={"vit": "ViT", "swin": "Swin"}[encoder], xlabel="DSC over the same encoder from scratch"
+        )
+        axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=110, format="png")
+
+
+__all__ = ["SHOWN", "advice", "draw_gains", "draw_pictures", "page"]
