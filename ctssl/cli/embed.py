@@ -46,6 +46,37 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     add_memory(sub)
     common(sub)
+    sub = command("similar", _similar, "find the scans or lesions whose features are most alike")
+    sub.add_argument("table", help="table of `ctssl embed` to search")
+    sub.add_argument(
+        "queries",
+        nargs="?",
+        help="table of what to look for (default: every row of the first, among other scans)",
+    )
+    sub.add_argument(
+        "--top", type=int, default=5, metavar="N", help="neighbours of each (default: %(default)s)"
+    )
+    sub.add_argument("--out", metavar="FILE.csv", help="write them as a table (default: print it)")
+    sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def _similar(args: argparse.Namespace) -> None:
+    from ctssl.files.atomic import write_whole
+    from ctssl.files.text import csv_text
+    from ctssl.inference.neighbours import Embeddings, nearest
+
+    if args.top < 1:
+        raise ValueError(f"invalid --top {args.top} (must be at least 1)")
+    if args.out:
+        free(args.out, args.overwrite, ".csv")
+    queries = Embeddings.read(Path(args.queries)) if args.queries else None
+    rows = nearest(Embeddings.read(Path(args.table)), queries, top=args.top)
+    if args.out:
+        write_whole(Path(args.out), csv_text(rows))
+    if args.json:
+        print(json.dumps({"rows": rows}))
+    else:
+        print(f"{len(rows)} rows in {args.out}" if args.out else csv_text(rows), end="\n" if args.out else "")
 
 
 def _embed(args: argparse.Namespace) -> None:
