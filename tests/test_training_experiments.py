@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from huggingface_hub import ModelCard
 
 from ctssl import Settings
@@ -115,73 +114,6 @@ def test_weights_take_over_the_strictest_licence():
     for closed in ("CC BY-NC 3.0", "unknown"):
         with pytest.raises(ValueError, match="does not allow publishing"):
             of("CC BY 3.0", closed)
-
-
-# --- the probe ---
-
-
-def test_auroc_and_average_precision_are_their_definitions():
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        truth = np.array([True, False, *(rng.random(28) < 0.4)])
-        scores = np.round(rng.normal(size=30) + truth, 1)  # with ties
-        wins = [(a > b) + 0.5 * (a == b) for a in scores[truth] for b in scores[~truth]]
-        assert probe.auroc(scores, truth) == pytest.approx(np.mean(wins))
-        area, before = 0.0, 0.0
-        for threshold in sorted(set(scores), reverse=True):
-            chosen = scores >= threshold
-            recall = (truth & chosen).sum() / truth.sum()
-            area += (recall - before) * (truth & chosen).sum() / chosen.sum()
-            before = recall
-        assert probe.average_precision(scores, truth) == pytest.approx(area)
-
-
-def test_both_probes_find_what_is_there_and_nothing_where_nothing_is():
-    generator = torch.Generator().manual_seed(0)
-
-    def rows(strength):
-        truth = torch.arange(400) % 2 == 0
-        x = torch.randn(400, 6, generator=generator) + strength * truth[:, None]
-        return probe.Rows(x, truth, torch.arange(400) // 100)
-
-    for name in ("linear_scores", "neighbour_scores"):
-        found = [
-            np.mean(probe.judged(getattr(probe, name)(rows(s), rows(s)), rows(s)), 0)[0] for s in (1.0, 0.0)
-        ]
-        assert found[0] > 0.9 and abs(found[1] - 0.5) < 0.12
-
-
-def test_a_voxel_gets_the_feature_of_its_own_place():
-    class Places(torch.nn.Module):
-        """One map at stride 2 that holds the coordinates of its cells, in voxels."""
-
-        channels, strides = (3,), (2,)
-
-        def __init__(self):
-            super().__init__()
-            self.p = torch.nn.Parameter(torch.zeros(1))
-
-        def forward(self, x):
-            axes = [torch.arange(n // 2) * 2 + 0.5 for n in x.shape[2:]]
-            return [torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(x), -1, -1, -1, -1)]
-
-    voxels = np.array([[3, 8, 10], [5, 1, 17], [9, 9, 9]])
-    cube = probe.Cube(np.zeros((12, 16, 20), np.float32), voxels, np.array([True, False, False]))
-    torch.testing.assert_close(
-        probe.encoded(Places())([cube, cube]), torch.from_numpy(voxels).float().repeat(2, 1)
-    )
-
-
-@pytest.mark.slow
-def test_the_place_of_a_voxel_tells_nothing_even_in_scans_with_the_tumour_in_their_middle():
-    image = np.ones((64, 64, 64), np.float32)
-    tumour = np.zeros(image.shape, bool)
-    tumour[28:36, 28:36, 28:36] = True
-    group = [probe.Scan(str(n), image, tumour) for n in range(30)]
-    for run in probe.measure(group, probe.position, seeds=2):
-        assert np.mean(run["linear"]["auroc"]) < 0.6
-    for cube in probe.cubes(group[0], np.random.default_rng(0)):
-        assert cube.tumour.sum() == (~cube.tumour).sum() == probe.PER_CUBE
 
 
 def test_the_cost_is_the_first_evaluation_near_the_last_one():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctssl.cli.common import add_memory, free
-from ctssl.zoo import START
+from ctssl.zoo import DEFAULT, START
 
 if TYPE_CHECKING:
     from ctssl.finetuning.report import Report
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add `check`, `finetune` and `curve`; `command(name, run, text)` is that of `ctssl.cli.main`."""
+    """Add `check`, `finetune`, `curve` and `probe`; `command(name, run, text)` is that of `ctssl.cli.main`."""
     sub = command("check", _check, "check labelled scans case by case, before training on them")
     _add_data(sub)
     sub.add_argument("--model", help="also warn about scans that this model was pretrained on")
@@ -56,6 +56,56 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)"
     )
     add_curve(command)
+    add_probe(command)
+
+
+def add_probe(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add `probe`."""
+    sub = command("probe", _probe, "compare frozen encoders on your labels: a linear probe of single voxels")
+    sub.add_argument("data", help="folder (images/ and labels/, nnU-Net, Decathlon, DICOM patients) or CSV")
+    sub.add_argument("--out", help="folder for report.md and probe.json")
+    sub.add_argument(
+        "--models",
+        nargs="+",
+        default=[DEFAULT, f"{DEFAULT.split('-')[0]}-scratch"],
+        metavar="MODEL",
+        help="encoders; vit-scratch and swin-scratch have random weights; all are compared with the last (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--seeds", type=int, default=3, help="draws of patients and voxels (default: %(default)s)"
+    )
+    sub.add_argument(
+        "--label", type=int, metavar="N", help="label to tell from everything else (default: any)"
+    )
+    sub.add_argument(
+        "--spacing",
+        type=float,
+        default=1.5,
+        metavar="MM",
+        help="working spacing in mm (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)"
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace the report in --out")
+
+
+def _probe(args: argparse.Namespace) -> None:
+    from ctssl.finetuning.probe import REPORT, probe
+
+    if args.out and (Path(args.out) / REPORT).exists() and not args.overwrite:
+        raise FileExistsError(f"{args.out}/{REPORT} exists; choose another --out, or add --overwrite")
+    found = probe(
+        args.data,
+        models=args.models,
+        out=args.out,
+        seeds=args.seeds,
+        label=args.label,
+        spacing_mm=args.spacing,
+        device=args.device,
+        progress=not args.json,
+    )
+    print(json.dumps(found.rows()) if args.json else found.table(), end="" if not args.json else "\n")
 
 
 def add_curve(command: Callable[..., argparse.ArgumentParser]) -> None:

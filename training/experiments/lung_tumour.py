@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 import ctssl
+from ctssl.evaluation.statistics import interval
+from ctssl.files.text import markdown
 from training.data.corpora import cases, data_folder
 from training.experiments import lung, trials
 
@@ -93,8 +95,26 @@ def of_fold(fold: int) -> trials.Experiment:
     )
 
 
+def folds_table() -> str:
+    """Return what the folds gave, and their patients together, as Markdown."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for fold in range(FOLDS):
+        for model, rows in trials.read(of_fold(fold).results)["models"].items():
+            found.setdefault(model, {})[fold] = trials.of_cases(rows)
+    lines = []
+    for model, folds in found.items():
+        values = [dsc for cases in folds.values() for dsc in cases.values()]
+        low, high = interval([{"patient": n, "dsc": dsc} for n, dsc in enumerate(values)], "dsc")
+        each = ", ".join(f"{np.mean(list(cases.values())):.3f}" for cases in folds.values())
+        mean = f"{np.mean(values):.3f} ({low:.3f}-{high:.3f})"
+        lines.append([model, f"{len(folds)} of {FOLDS}", str(len(values)), mean, each])
+    return markdown(["model", "folds", "patients", "mean DSC", "each fold"], lines)
+
+
 def main() -> None:
     experiment = EXPERIMENT
+    if "--write" in sys.argv:
+        trials.write_table("lung-tumour-folds", folds_table())
     if "--fold" in sys.argv:
         place = sys.argv.index("--fold")
         experiment = of_fold(int(sys.argv[place + 1]))

@@ -1,5 +1,5 @@
 """Do the frozen features know a tumour from other tissue? A linear probe and nearest neighbours on single
-voxels.
+voxels (`ctssl.finetuning.probe`).
 
 `python -m training.experiments.probe [MODEL ...] [--seeds 3]` (a few minutes a model). From each patient up
 to 200 voxels of the tumour and 200 of other tissue, 25 and 25 from each of 8 cubes of 32 voxels; the feature
@@ -17,16 +17,11 @@ alone (the voxel and three neighbourhoods) and the same encoders with random wei
 
 import argparse
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from scipy import ndimage
-from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 import ctssl
@@ -34,7 +29,7 @@ from ctssl.encoders import ENCODERS
 from ctssl.evaluation.statistics import mean_interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
-from ctssl.sampling import crop_at
+from ctssl.finetuning.probe import GREY, PLACE, Scan, encoded, intensity, measure, patients, position
 from ctssl.volume.grids import prepare, resample
 from ctssl.zoo import Preprocess
 from training.data.corpora import cases, data_folder, split
@@ -42,25 +37,6 @@ from training.experiments.trials import alone, write_table
 
 RESULTS = Path(__file__).parent / "results" / "probe.json"
 COMMAND = "python -m training.experiments.probe"
-CUBE, CUBES, PER_CUBE = 32, 8, 25  # voxels a side; cubes a patient; voxels of each class in a cube
-NEIGHBOURS = 20
-DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-
-
-class Scan(NamedTuple):
-    """A prepared scan 0..1 and its tumour, on one grid."""
-
-    patient: str
-    image: np.ndarray
-    tumour: np.ndarray
-
-
-class Rows(NamedTuple):
-    """Voxels: features `(N, D)`, whether tumour `(N,)`, the patient's number `(N,)`."""
-
-    features: Tensor
-    tumour: Tensor
-    patient: Tensor
 
 
 def scans(group: str, preprocess: Preprocess) -> list[Scan]:
@@ -75,188 +51,6 @@ def scans(group: str, preprocess: Preprocess) -> list[Scan]:
         if tumour.any():
             found.append(Scan(row["id"], image.array, tumour))
     return found
-
-
-class Cube(NamedTuple):
-    """A piece of a scan `(S, S, S)`, the voxels `(n, 3)` taken from it, and whether each is tumour."""
-
-    image: np.ndarray
-    voxels: np.ndarray
-    tumour: np.ndarray
-
-
-Features = Callable[[list[Cube]], Tensor]  # -> (all voxels of all cubes, D)
-
-
-def cubes(scan: Scan, rng: np.random.Generator) -> list[Cube]:
-    """Return pieces in which some tumour voxel lies at a random place; as many voxels of the tumour as of other
-    tissue in each."""
-    found, inside = [], np.argwhere(scan.tumour)
-    room = np.maximum(np.array(scan.image.shape) - CUBE, 0)
-    for _ in range(CUBES):
-        corner = tuple(
-            np.clip(inside[rng.integers(len(inside))] - rng.integers(CUBE, size=3), 0, room).tolist()
-        )
-        image, tumour = (crop_at(array, corner, CUBE) for array in (scan.image, scan.tumour))
-        sides = [np.argwhere(side) for side in (tumour, ~tumour & (image > 0))]
-        count = min(PER_CUBE, *map(len, sides))
-        voxels = np.concatenate([side[rng.permutation(len(side))[:count]] for side in sides])
-        found.append(Cube(image, voxels, np.repeat([True, False], count)))
-    return found
-
-
-def encoded(encoder: Any) -> Features:
-    """Return the features of voxels: all maps, trilinear."""
-
-    @torch.inference_mode()
-    def features(pieces: list[Cube]) -> Tensor:
-        maps = encoder(torch.from_numpy(np.stack([cube.image for cube in pieces]))[:, None])
-        rows = []
-        for number, cube in enumerate(pieces):
-            columns = []
-            for m, stride in zip(maps, encoder.strides, strict=True):
-                where = (
-                    torch.from_numpy(cube.voxels).float() + 0.5
-                ) / stride  # in cells, corners at whole numbers
-                where = 2 * where / torch.tensor(m.shape[2:]) - 1
-                grid = where.flip(-1)[None, :, None, None]  # grid_sample counts the axes backwards
-                sampled = F.grid_sample(m[number, None], grid, align_corners=False, padding_mode="border")
-                columns.append(sampled[0, :, :, 0, 0].t())
-            rows.append(torch.cat(columns, 1))
-        return torch.cat(rows)
-
-    return features
-
-
-def intensity(pieces: list[Cube]) -> Tensor:
-    """Return the value of each voxel, and of its neighbourhood at three scales."""
-    rows = []
-    for cube in pieces:
-        blurred = [cube.image, *(ndimage.gaussian_filter(cube.image, s) for s in (1, 2, 4))]
-        rows.append(np.stack([b[tuple(cube.voxels.T)] for b in blurred], 1))
-    return torch.from_numpy(np.concatenate(rows)).float()
-
-
-def position(pieces: list[Cube]) -> Tensor:
-    """Return where in its cube each voxel lies: coordinates, their squares and products, the distance from the
-    middle."""
-    x = torch.from_numpy(np.concatenate([cube.voxels for cube in pieces]) + 0.5).float() * 2 / CUBE - 1
-    first, second = torch.triu_indices(3, 3)
-    products = x[:, first] * x[:, second]
-    return torch.cat([x, products, x.norm(dim=1, keepdim=True)], 1)
-
-
-def rows(group: list[Scan], features: Features, seeds: int) -> list[Rows]:
-    """One `Rows` a seed."""
-    found = []
-    for seed in range(seeds):
-        parts = []
-        for number, scan in enumerate(group):
-            pieces = cubes(scan, np.random.default_rng([seed, number]))
-            tumour = torch.from_numpy(np.concatenate([cube.tumour for cube in pieces]))
-            parts.append((features(pieces), tumour, torch.full((len(tumour),), number)))
-        found.append(Rows(*(torch.cat(column) for column in zip(*parts, strict=True))))
-    return found
-
-
-def of_patients(rows: Rows, numbers: set[int]) -> Rows:
-    """Return the rows of these patients."""
-    mine = torch.isin(rows.patient, torch.tensor(sorted(numbers)))
-    return Rows(*(column[mine] for column in rows))
-
-
-def linear_scores(train: Rows, test: Rows) -> Tensor:
-    """Return scores by a logistic regression on standardised features. Its ridge is the one of `DECAYS` that serves every third
-    patient of `train` best when fitted on the others."""
-    inner = of_patients(train, set(train.patient.unique().tolist()[::3]))
-    outer = of_patients(train, set(train.patient.unique().tolist()) - set(inner.patient.tolist()))
-    found = [np.mean([a for a, _ in judged(logistic(outer, inner, decay), inner)]) for decay in DECAYS]
-    return logistic(train, test, DECAYS[int(np.argmax(found))])
-
-
-def logistic(train: Rows, test: Rows, decay: float) -> Tensor:
-    """Return scores of `test` by a logistic regression with ridge `decay` on `train`, by L-BFGS."""
-    mean, deviation = train.features.mean(0), train.features.std(0) + 1e-6
-    x, y = (train.features - mean) / deviation, train.tumour.float()
-    weight = torch.zeros(x.shape[1] + 1, requires_grad=True)
-    opt = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        opt.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(x @ weight[:-1] + weight[-1], y)
-        loss = loss + decay * weight[:-1].square().sum() / 2
-        loss.backward()
-        return loss
-
-    opt.step(closure)  # type: ignore[arg-type]
-    weight = weight.detach()
-    return (test.features - mean) / deviation @ weight[:-1] + weight[-1]
-
-
-def neighbour_scores(train: Rows, test: Rows) -> Tensor:
-    """Return the share of tumour among the 20 nearest training voxels by cosine."""
-    mean, deviation = train.features.mean(0), train.features.std(0) + 1e-6
-    known, asked = (F.normalize((r.features - mean) / deviation, dim=1) for r in (train, test))
-    return torch.cat(
-        [
-            train.tumour[(part @ known.t()).topk(NEIGHBOURS).indices].float().mean(1)
-            for part in asked.split(2000)
-        ]
-    )
-
-
-def auroc(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Return the chance that a tumour voxel scores above another one; ties count half."""
-    order = np.argsort(scores)
-    ranks = np.empty(len(scores))
-    _, first, counts = np.unique(scores[order], return_index=True, return_counts=True)
-    ranks[order] = np.repeat(first + (counts + 1) / 2, counts)
-    positive = truth.sum()
-    return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * (len(truth) - positive)))
-
-
-def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Return the mean precision at each step of recall; equal scores step together."""
-    order = np.argsort(-scores, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    hits = np.cumsum(truth[order])[last]
-    return float((np.diff(hits, prepend=0) * hits / (last + 1)).sum() / truth.sum())
-
-
-def judged(scores: Tensor, test: Rows) -> list[tuple[float, float]]:
-    """Return the AUROC and AP of each patient of the test side."""
-    found = []
-    for patient in test.patient.unique():
-        mine = test.patient == patient
-        values, truth = scores[mine].numpy(), test.tumour[mine].numpy()
-        found.append((auroc(values, truth), average_precision(values, truth)))
-    return found
-
-
-def measure(group: list[Scan], features: Features, *, seeds: int) -> list[dict[str, Any]]:
-    """Return, for each seed and probe, the AUROC and AP of a third of the patients, drawn by the seed, after a fit on the
-    others."""
-    runs = []
-    for seed, drawn in enumerate(rows(group, features, seeds)):
-        names = [scan.patient for scan in group]
-        fitted = set(np.random.default_rng(seed).permutation(names)[: 2 * len(names) // 3].tolist())
-        known = {number for number, name in enumerate(names) if name in fitted}
-        sides = of_patients(drawn, known), of_patients(drawn, set(range(len(names))) - known)
-        run: dict[str, Any] = {"patients": [name for number, name in enumerate(names) if number not in known]}
-        for name, probe in (("linear", linear_scores), ("knn", neighbour_scores)):
-            values = judged(probe(*sides), sides[1])
-            run[name] = {"auroc": [round(a, 5) for a, _ in values], "ap": [round(p, 5) for _, p in values]}
-        runs.append(run)
-    return runs
-
-
-def patients(runs: list[dict], probe: str, metric: str) -> np.ndarray:
-    """Return `(patients,)`, each once: the mean over the seeds that judge him."""
-    found: dict[str, list[float]] = {}
-    for run in runs:
-        for name, value in zip(run["patients"], run[probe][metric], strict=True):
-            found.setdefault(name, []).append(value)
-    return np.array([np.mean(found[name]) for name in sorted(found)])
 
 
 def beats_its_twin(results: dict, model: str) -> bool:
@@ -355,7 +149,7 @@ def main() -> None:
     for task, mm in [(task, mm) for task, mm in spacing.items() if task in args.tasks]:
         group = scans(task, Preprocess(mm))
         twins = {twin(name): name for name in args.models}
-        plain = {"position alone": position, "intensity alone": intensity}
+        plain = {PLACE: position, GREY: intensity}
         references = [label for label in (*plain, *twins) if label not in kept["tasks"][task]]
         for label in tqdm([*references, *args.models], desc=task):
             if label in twins:  # other random weights for each seed
