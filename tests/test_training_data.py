@@ -120,6 +120,7 @@ def test_a_hundred_thousand_scans_start_in_seconds_and_a_worker_holds_one_table(
     with open(tmp_path / "cache" / "index.jsonl", "w") as index:
         for scan in scans:
             entry = {"state": cache._state(scan.path), "spec": spec, "file": first.rows[0]["file"].decode()}
+            entry["voxels"] = first.voxels[0]  # without it every scan is prepared again
             index.write(json.dumps(entry) + "\n")
     began = time.perf_counter()
     corpus = cache.prepare_corpus(manifest.find_scans(folder), TINY.preprocess, tmp_path / "cache")
