@@ -50,7 +50,7 @@ EXPERIMENT = trials.Experiment(
     share={},
     spacing_mm=3.0,
     window_hu=(-300.0, 500.0),
-    settings=ctssl.Settings(steps=1000, crop=48, batch=4, ema=0.99, validation=0.0),
+    settings=ctssl.Settings(steps=500, crop=48, batch=4, ema=0.99, validation=0.0),
     names=dict(enumerate(ORGANS, 1)),
     contoured=lambda name: contoured()[name],
 )
