@@ -117,6 +117,8 @@ def train(run: Run, args: argparse.Namespace, *, seconds: float) -> dict[str, An
         resident=True,
         save_minutes=1e9,  # the device goes back: only the end counts
     )
+    if Path(run.init).parts[:1] == ("runs",):  # what another run left
+        large = replace(large, init=str(args.work / Path(run.init).name))
     out = args.work / run.name
     shutil.rmtree(out, ignore_errors=True)
     prepare_corpus(

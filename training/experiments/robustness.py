@@ -135,7 +135,8 @@ class Task:
         path = crops_file(self.work, settings)
         if not path.exists():
             return None
-        return (self._halves(step) for step in np.load(path, mmap_mode="r"))
+        file = np.load(path, mmap_mode="r")
+        return None if len(file) < settings.steps else (self._halves(step) for step in file)
 
     def _halves(self, step: np.ndarray) -> tuple[Tensor, Tensor]:
         both = torch.from_numpy(step.copy()).to(self.device)[:, None]
