@@ -16,10 +16,9 @@ from scipy.stats import binomtest
 
 from ctssl.files.atomic import write_whole
 from ctssl.shifts import SHIFTS
-from training.experiments import robustness, study_page
+from training.experiments import lung, robustness, study_page, trials
 from training.experiments.measured import LOST, SHIFTED, Measured, correct, verdict
 from training.experiments.robustness import CLEAN, CUBE, SEVERITIES, UNTRUE
-from training.experiments.trials import SHARE
 
 STEM = Path(__file__).parent.parent.parent / "model_cards" / "STUDY"
 EARLY, LATE = slice(None, 3), slice(-3, None)  # blocks
@@ -326,7 +325,7 @@ def costs(kept: Measured) -> list[dict[str, Any]]:
         steps, theirs = [], []
         for seed in shared:
             curve, other = (kept.rows[one][seed]["curve"] for one in (name, scratch))
-            goal = SHARE * other[-1][2]
+            goal = trials.SHARE * other[-1][2]
             steps.append(next((point[0] for point in curve if point[2] >= goal), None))
             theirs.append(next(point[0] for point in other if point[2] >= goal))
         if shared:
@@ -352,8 +351,30 @@ def study(kept: Measured, facts: dict[str, dict[str, float]]) -> dict[str, Any]:
         "strata": strata(kept, facts),
         "reuse": reuse(kept),
         "costs": costs(kept),
+        "labels": labels(trials.read(lung.EXPERIMENT.results)["models"]),
         "missing": missing(kept),
     }
+
+
+def labels(models: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the DSC with few labelled patients, and with none, of the trainings of `training.experiments.lung`."""
+    rows = []
+    for name in (
+        "vit-scratch",
+        "vit-wild-contrastive",
+        "vit-wild-lesions",
+        "swin-scratch",
+        "swin-wild-lesions",
+    ):
+        for count, label in (
+            (0, name + lung.NO_LABELS),
+            (10, f"{name}, 10 cases"),
+            (50, f"{name}, 50 cases"),
+        ):
+            if found := models.get(label):
+                mean = round(float(np.mean(list(trials.of_cases(found).values()))), 3)
+                rows.append({"start": name, "labelled patients": count, "trainings": len(found), "DSC": mean})
+    return rows
 
 
 def missing(kept: Measured) -> list[str]:
