@@ -174,7 +174,8 @@ def test_a_scan_that_was_killed_while_it_was_segmented_is_started_again(tiny_seg
 
 
 @pytest.mark.slow
-def test_a_series_that_was_killed_while_it_was_segmented_is_started_again(tiny_segmenter, tmp_path):
+@pytest.mark.parametrize("format", ["seg", "rtstruct"])
+def test_a_series_that_was_killed_while_it_was_segmented_is_started_again(tiny_segmenter, tmp_path, format):
     pytest.importorskip("highdicom", reason="DICOM is the extra ctssl[dicom]")
 
     def with_air(k, image):
@@ -184,6 +185,7 @@ def test_a_series_that_was_killed_while_it_was_segmented_is_started_again(tiny_s
     out = tmp_path / "out"
     out.mkdir()
     command = ["segment", str(tmp_path / "series"), str(out / "m.dcm"), "--model", str(tiny_segmenter)]
+    command += ["--format", format]
     command += ["--overlay", str(out / "m.png")]
     assert killed_at_every_rename(command, out) == 3
     assert {path.name for path in out.iterdir()} == {"m.dcm", "m.png"}

@@ -34,7 +34,23 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="LABEL=NAME",
         help="names of the labels, such as 1=liver 2=tumour",
     )
+    sub.add_argument(
+        "--froc",
+        metavar="PROBABILITIES",
+        help="folder of probability maps, CASE_LABEL.nii.gz as of `ctssl segment --probabilities`: sensitivity for "
+        "lesions at 1/8 to 8 false positives per scan, and their mean (LUNA16)",
+    )
+    sub.add_argument(
+        "--froc-threshold",
+        type=float,
+        metavar="P",
+        help="probability above which a voxel belongs to a lesion candidate (default: 0.1)",
+    )
     sub.add_argument("--out", help="folder for cases.csv, report.json, report.md and pictures")
+    _add_compare(command)
+
+
+def _add_compare(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("compare", _compare, "compare two models block by block (CKA): a heat map")
     sub.add_argument("first", help="encoder or segmenter: name, folder or repository")
     sub.add_argument("second")
@@ -69,6 +85,11 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     if args.out:
         _check_folder(check_path(args.out))
+    if args.froc_threshold is not None and not args.froc:
+        raise ValueError(
+            "--froc-threshold is for probability maps; give their folder too (--froc PROBABILITIES)"
+        )
+    more = {} if args.froc_threshold is None else {"froc_threshold": args.froc_threshold}
     by = tuple(column.strip() for column in args.by.split(",") if column.strip())
     found = ctssl.evaluate(
         args.predictions,
@@ -78,6 +99,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         against=args.against,
         tolerance_mm=args.tolerance,
         names=_names(args.names),
+        froc=args.froc,
+        **more,
         progress=not args.json,
     )
     if args.out:

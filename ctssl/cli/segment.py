@@ -18,7 +18,12 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("scan", help=".nii, .nii.gz or DICOM folder; or a folder of any of these")
     sub.add_argument(
         "out",
-        help="OUT.nii.gz, or OUT.dcm (DICOM-SEG) for a DICOM series; or a folder, for a folder of scans",
+        help="OUT.nii.gz, or OUT.dcm (see --format) for a DICOM series; or a folder, for a folder of scans",
+    )
+    sub.add_argument(
+        "--format",
+        choices=["seg", "rtstruct"],
+        help="what OUT.dcm is: a DICOM-SEG (default), or an RT Structure Set with the contours of each slice",
     )
     sub.add_argument(
         "--model",
@@ -57,6 +62,8 @@ def _segment(args: argparse.Namespace) -> None:
     from ctssl.files.atomic import check_apart
     from ctssl.files.names import check_path
 
+    if args.format and not args.out.endswith(".dcm"):
+        raise ValueError(f"--format {args.format} is for a DICOM file; name it OUT.dcm, not {args.out}")
     if not args.out.endswith((".nii", ".nii.gz", ".dcm")):
         source = Path(args.scan)
         if scans := list_scans(source, series=True) if source.is_dir() else {}:
@@ -139,18 +146,23 @@ def _draw(args: argparse.Namespace, model: Any, scan: Any, mask: Any) -> None:
 
 
 def _segment_dicom(args: argparse.Namespace, picture: Path | None, *, overwrite: bool) -> None:
-    """A DICOM series to a DICOM-SEG. A record says until the end that the results are not complete."""
+    """A DICOM series to a DICOM-SEG or RTSTRUCT. A record says until the end that the results are not complete."""
     from ctssl.inference.folder import Target, begin, clear_leftovers
     from ctssl.inference.masks import plan, segment
     from ctssl.inference.memory import read_within
+    from ctssl.volume.dicom_rtstruct import check_series, write_rtstruct
     from ctssl.volume.dicom_seg import write_seg
 
+    contours = args.format == "rtstruct"
+    what = "RTSTRUCT" if contours else "DICOM-SEG"
     if not Path(args.scan).is_dir():
         raise ValueError(
-            f"{args.out} would be a DICOM-SEG, which needs the folder of a DICOM series, not {args.scan}"
+            f"{args.out} would be a {what}, which needs the folder of a DICOM series, not {args.scan}"
         )
     if args.probabilities:
         raise ValueError("--probabilities are NIfTI files; write the mask as OUT.nii.gz too")
+    if contours:
+        check_series(Path(args.scan), series=args.series)
     model = _model(args)
     scan, _ = read_within(args.scan, lambda grid: plan(model, grid, args.max_memory), series=args.series)
     mask = segment(model, scan, _windows(args), progress=not args.json)
@@ -158,23 +170,27 @@ def _segment_dicom(args: argparse.Namespace, picture: Path | None, *, overwrite:
     clear_leftovers(target, picture)
     begin(target, {}, picture)
     known = (model.spec.name, model.spec.sha256) if model.spec else ("", "")
-    write_seg(
-        mask,
-        model.labels,
-        Path(args.scan),
-        Path(args.out),
-        series=args.series,
-        model=known[0],
-        sha256=known[1],
-        overwrite=overwrite,
-    )
+    try:
+        (write_rtstruct if contours else write_seg)(
+            mask,
+            model.labels,
+            Path(args.scan),
+            Path(args.out),
+            series=args.series,
+            model=known[0],
+            sha256=known[1],
+            overwrite=overwrite,
+        )
+    except ValueError:  # such as an empty mask: nothing was begun that the next run may replace
+        target.record.unlink(missing_ok=True)
+        raise
     _draw(args, model, scan, mask)
     target.record.unlink(missing_ok=True)
-    print(
-        json.dumps({"mask": args.out})
-        if args.json
-        else f"{args.out}: DICOM-SEG of {', '.join(model.labels.values())}"
-    )
+    if args.json:
+        print(json.dumps({"mask": args.out}))
+        return
+    names = [name for k, name in model.labels.items() if not contours or (mask.array == k).any()]
+    print(f"{args.out}: {what} of {', '.join(names)}")
 
 
 def _segment_folder(args: argparse.Namespace, scans: dict[str, Path]) -> None:

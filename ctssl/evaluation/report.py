@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ctssl.datasets.scans import require_scans
+from ctssl.evaluation.froc import FLOOR, Froc, draw
+from ctssl.evaluation.maps import froc_of_folder
 from ctssl.evaluation.scores import METRICS, labels_of, read_mask, score_masks
 from ctssl.evaluation.statistics import FEWEST, paired, summary
 from ctssl.evaluation.tables import as_plain, read_facts
@@ -17,7 +19,7 @@ from ctssl.files.atomic import beginning, is_begun, write_whole
 from ctssl.files.text import csv_text, markdown_table
 from ctssl.files.versions import versions
 
-WRITTEN = ("cases.csv", "report.json", "report.md", "paired.png")
+WRITTEN = ("cases.csv", "report.json", "report.md", "paired.png", "froc.png")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Evaluation:
         paired: one row per metric, comparing with the other masks; empty without them.
         tolerance_mm: tolerance of the surface Dice in mm.
         missing: true masks without a prediction, which are not counted.
+        froc: free-response curve of each label; empty without probability maps.
     """
 
     cases: list[dict[str, Any]]
@@ -37,9 +40,10 @@ class Evaluation:
     paired: list[dict[str, Any]]
     tolerance_mm: float
     missing: list[str] = field(default_factory=list)
+    froc: list[Froc] = field(default_factory=list)
 
     def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
-        """Write `cases.csv`, `report.json`, `report.md` and, with paired results, `paired.png` to a folder.
+        """Write `cases.csv`, `report.json`, `report.md`, `paired.png` with paired results, and `froc.png` with FROC.
 
         Raises `FileExistsError` if one of them exists and `overwrite` is False, unless a call that was killed left
         it.
@@ -56,6 +60,8 @@ class Evaluation:
             write_whole(folder / "report.md", self.markdown())
             if self.paired:
                 write_whole(folder / "paired.png", self._picture)
+            if self.froc:
+                write_whole(folder / "froc.png", lambda part: draw(self.froc, part))
         return folder
 
     def plain(self) -> dict[str, Any]:
@@ -63,7 +69,7 @@ class Evaluation:
         return as_plain(asdict(self)) | {"versions": versions()}
 
     def markdown(self) -> str:
-        """Return the strata and the paired comparison as Markdown tables."""
+        """Return the strata, the paired comparison and FROC as Markdown tables."""
         text = (
             f"DSC, HD95 in mm, NSD at {self.tolerance_mm:g} mm; means with 95% bootstrap intervals "
             "over patients.\n\n"
@@ -81,6 +87,13 @@ class Evaluation:
                 "side (HD95 of an empty mask), which are not counted: misses show in DSC and NSD.\n\n"
             )
             text += markdown_table(self.paired)
+        if self.froc:
+            text += (
+                "\nFROC: sensitivity for lesions at 1/8 to 8 false positives per scan, and their mean (the LUNA16 score) "
+                f"with its 95% bootstrap interval over patients; candidates above a probability of {self.froc[0].floor:g}."
+                "\n\n"
+            )
+            text += markdown_table([one.row() for one in self.froc])
         return text
 
     def _picture(self, path: Path) -> None:
@@ -111,6 +124,8 @@ def evaluate(
     against: str | os.PathLike | None = None,
     tolerance_mm: float = 2.0,
     names: Mapping[int, str] | None = None,
+    froc: str | os.PathLike | None = None,
+    froc_threshold: float = FLOOR,
     progress: bool = False,
 ) -> Evaluation:
     """Compare masks of the same names in two folders.
@@ -123,7 +138,10 @@ def evaluate(
         by: columns of the table; each value becomes a stratum.
         against: a second folder of predictions for the same cases.
         tolerance_mm: tolerance of the surface Dice in mm.
-        names: name of each label, for its stratum.
+        names: name of each label, for its stratum and its probability maps.
+        froc: folder of probability maps of these cases, `CASE_LABEL.nii.gz` as `ctssl segment --probabilities`
+            writes them, for a free-response curve of each label of the truth (`ctssl.evaluation.measure_froc`).
+        froc_threshold: probability above which a voxel belongs to a lesion candidate.
         progress: show a progress bar.
 
     Returns:
@@ -131,8 +149,9 @@ def evaluate(
         True masks without a prediction are not counted and listed in `missing`.
 
     Raises:
-        FileNotFoundError: a prediction has no true mask.
-        ValueError: two masks are on different grids, or the table does not fit.
+        FileNotFoundError: a prediction has no true mask, or no probability map.
+        ValueError: two masks are on different grids, the table does not fit, or a map is on another grid or holds
+            values outside 0 to 1.
     """
     from tqdm import tqdm
 
@@ -144,6 +163,16 @@ def evaluate(
     facts = read_facts(Path(table), by, sorted(predicted)) if table is not None else {}
     if by and table is None:
         raise ValueError(f"by={by} needs a table with these columns (--table cases.csv)")
+    curves: list[Froc] = []
+    if froc is not None:  # first: what is wrong with a map is told before the distances, which take longest
+        curves = froc_of_folder(
+            Path(froc),
+            {name: truth[name] for name in predicted},
+            patients={name: facts.get(name, {}).get("patient", name) for name in predicted},
+            names=names or {},
+            floor=froc_threshold,
+            progress=progress,
+        )
     rows: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []  # includes labels that only the other masks have
     for name in tqdm(sorted(predicted), desc="cases", disable=not progress):
@@ -168,7 +197,8 @@ def evaluate(
         for value in sorted({str(row[column]) for row in rows}):
             strata.append(summary([row for row in rows if str(row[column]) == value], column, value))
     missing = sorted(set(truth) - set(predicted))
-    return Evaluation(rows, strata, paired(pairs) if against is not None else [], tolerance_mm, missing)
+    pairs = paired(pairs) if against is not None else []
+    return Evaluation(rows, strata, pairs, tolerance_mm, missing, curves)
 
 
 def _check_partners(predicted: dict[str, Path], wanted: dict[str, Path], folder: Any) -> None:

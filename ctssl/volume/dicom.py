@@ -44,11 +44,20 @@ def read_slices(path: Path, *, series: str | None = None) -> tuple[list[Any], np
     return order_slices([file for file, _ in _one_series(folder, series)], folder)
 
 
-def read_series_grid(path: Path, *, series: str | None = None) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Return the shape and the affine of `read_series` from the headers alone; arguments and errors are the same."""
+def read_slice_headers(path: Path, *, series: str | None = None) -> tuple[list[Any], np.ndarray]:
+    """Read what `read_slices` returns, but without pixels; arguments and errors are the same."""
     folder = path if path.is_dir() else path.parent
     files, headers = zip(*_one_series(folder, series), strict=True)
-    slices, line = order_slices(list(files), folder, list(headers))
+    return order_slices(list(files), folder, list(headers))
+
+
+def read_series_grid(path: Path, *, series: str | None = None) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Return the shape and the affine of `read_series` from the headers alone; arguments and errors are the same."""
+    return grid_of(*read_slice_headers(path, series=series), path if path.is_dir() else path.parent)
+
+
+def grid_of(slices: list[Any], line: np.ndarray, folder: Path) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Return the shape and the 4x4 affine (voxels to RAS+ mm) of the slices of a series in order."""
     return (int(slices[0].Columns), int(slices[0].Rows), len(slices)), _affine(slices[0], line, folder)
 
 

@@ -72,7 +72,10 @@ def whole(folder: Path) -> list[str]:
         elif path.suffix == ".dcm":
             import pydicom
 
-            assert pydicom.dcmread(path).pixel_array.ndim, path
+            result = pydicom.dcmread(path)
+            assert result.ROIContourSequence if result.Modality == "RTSTRUCT" else result.pixel_array.ndim, (
+                path
+            )
         elif path.suffix == ".png":
             assert path.read_bytes()[-8:-4] == b"IEND", path
         else:
