@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import ctssl
 from ctssl.phantom import phantom
 from tests.support.training import TINY
-from training import checkpoints, gpu, pretrain
+from training import checkpoints, gpu, log, pretrain
 from training.recipe import find_run
 from training.release.encoder import command_of
 
@@ -84,3 +86,56 @@ def test_a_card_names_the_settings_that_differ_from_the_recipe():
     assert command_of(recipe) == "python -m training.pretrain vit_wild_lesions"
     large = dataclasses.replace(recipe, batch=64, steps=9000, workers=9)
     assert command_of(large) == "python -m training.pretrain vit_wild_lesions --set batch=64 steps=9000"
+
+
+def test_a_run_of_minutes_ends_by_the_clock_with_its_schedule_at_its_end(run, tmp_path, monkeypatch):
+    """Its checkpoint is one of a finished run of as many steps as were made."""
+
+    class Seconds(pretrain.Clock):
+        """A second a step."""
+
+        def tick(self) -> None:
+            self.seconds += 1
+
+    monkeypatch.setattr(pretrain, "Clock", Seconds)
+    bounded = dataclasses.replace(run, steps=10**6, minutes=0.2, lr=1e-3, warmup=0.1, resident=True)
+    pretrain.pretrain(bounded, tmp_path / "out")
+    state = checkpoints.read(tmp_path / "out" / checkpoints.NEWEST)
+    assert state["step"] == 12
+    ended = dataclasses.replace(bounded, steps=12, minutes=0.0)
+    assert state["run"] == checkpoints.settings(ended)
+    rates = [row["lr"] for row in log.read(tmp_path / "out" / "log.jsonl")]
+    assert (
+        rates[0] < rates[2] and rates[2:] == sorted(rates[2:], reverse=True) and rates[-1] < 0.05 * max(rates)
+    )
+    assert ctssl.load(tmp_path / "out").channels
+
+
+def test_a_run_goes_on_from_what_another_left_in_the_work_folder_and_takes_its_head(
+    run, tmp_path, monkeypatch
+):
+    first = dataclasses.replace(run, steps=1, name="first")
+    pretrain.pretrain(first, tmp_path / "work" / "first")
+    then = dataclasses.replace(run, steps=1, name="then", init="runs/first", lr=0.0)
+    seen = []
+    monkeypatch.setattr(gpu.pretrain, "pretrain", lambda one, out: seen.append(one) or pretrain_now(one, out))
+    args = SimpleNamespace(batch=0, device="cpu", work=tmp_path / "work", out=tmp_path / "out", steps=1)
+    args.out.mkdir()
+    gpu.train(then, args, seconds=1.0)  # type: ignore[arg-type]
+    assert seen[0].init == str(tmp_path / "work" / "first")
+    one, two = (ctssl.load_segmenter(tmp_path / "work" / name).state_dict() for name in ("first", "then"))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, msg=key)
+
+
+pretrain_now = pretrain.pretrain
+
+
+def test_a_checkpoint_from_before_a_setting_existed_goes_on(run, tmp_path):
+    pretrain.pretrain(run, tmp_path / "out", stop_after=2)
+    path = tmp_path / "out" / checkpoints.NEWEST
+    state = checkpoints.read(path)
+    old = {key: value for key, value in json.loads(state["run"]).items() if key != "minutes"}
+    checkpoints.write(path, {**state, "run": json.dumps(old)})
+    found = checkpoints.load_latest(tmp_path / "out", run)
+    assert found is not None and found["step"] == 2
