@@ -50,14 +50,11 @@ def picture(file: str) -> str:
 def test_the_cells_of_a_tutorial_run(path, tmp_path, monkeypatch):
     display = types.ModuleType("IPython.display")
     display.Image, display.Markdown = picture, str  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.chdir(tmp_path)
     shown = []
     monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf().savefig(f"shown{len(shown)}.png")))
     names: dict = {"__name__": "tutorial"}
-    module = types.ModuleType("tutorial")
-    monkeypatch.setitem(sys.modules, "tutorial", module)
     for number, cell in enumerate(cells(path, "code"), 1):
         exec(compile("".join(cell["source"]), f"{path.stem}, cell {number}", "exec"), names)
     plt.close("all")
