@@ -54,6 +54,7 @@ def test_a_command_shows_the_examples_of_the_guides(pages):
 def test_documents_outside_bring_their_pictures(pages):
     found = pages.document_pages("model_cards/RESULTS.md")
     assert "project/training/experiments/results/lung.png" in found
+    assert len(pages.CARDS) == len(ctssl.list_models()) and pages.place_of(ctssl.list_models()[0])
     assert pages.place_of("docs/hub.md") == "hub.md" and pages.place_of("nothing.md") == ""
 
 

@@ -9,8 +9,11 @@ from mkdocs.structure.files import File, Files
 
 
 def on_config(config: Any) -> Any:
-    """List the pages of the commands in the navigation."""
+    """List the pages of models and commands in the navigation."""
+    cards = [{name: pages.place_of(name)} for name in pages.CARDS]
     for entry in config["nav"]:
+        if "Models" in entry:
+            entry["Models"] += cards
         if "Commands" in entry:
             entry["Commands"] = list(pages.command_pages())
     return config
@@ -24,7 +27,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Turn the name of a document in backticks into a link, and a link to a notebook into one to its page."""
+    """Turn the name of a document or a model in backticks into a link, and a link to a notebook into one to its page."""
     here = posixpath.dirname(page.file.src_uri)
 
     def link(found: re.Match[str]) -> str:
@@ -33,5 +36,5 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return found[0]
         return f"[`{found[1]}`]({posixpath.relpath(target, here or '.')})"
 
-    markdown = re.sub(r"(?<![\[`])`([\w./-]+\.md)`", link, markdown)
+    markdown = re.sub(r"(?<![\[`])`([\w./-]+)`(?![\]`])", link, markdown)
     return re.sub(r"(\]\((?!https?:)[\w./-]+)\.ipynb\)", r"\1.md)", markdown)

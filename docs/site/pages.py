@@ -15,6 +15,7 @@ from typing import Any
 
 import ctssl
 from ctssl.cli.main import _parser
+from ctssl.zoo import MODELS, best_first
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -39,7 +40,9 @@ DOCUMENTS = (
     "model_cards/RESULTS.md",
     "model_cards/STUDY.md",
 )
-"""Documents outside `docs/` that the site shows under `project/`."""
+"""Documents outside `docs/` that the site shows under `project/`, beside the model cards."""
+CARDS = {name: f"model_cards/{name}/README.md" for name in best_first(list(MODELS))}
+"""The card of each model, the best first."""
 HELP_WIDTH = 100  # characters
 
 
@@ -48,7 +51,7 @@ def all_pages() -> dict[str, str | bytes]:
     pages: dict[str, str | bytes] = {"api.md": api_page(), **command_pages()}
     for path in sorted((DOCS / "tutorials").glob("*.ipynb")):
         pages |= tutorial_pages(path)
-    for name in DOCUMENTS:
+    for name in (*DOCUMENTS, *CARDS.values()):
         pages |= document_pages(name)
     return pages
 
@@ -143,8 +146,10 @@ def document_pages(name: str) -> dict[str, str | bytes]:
 
 
 def place_of(name: str) -> str:
-    """Return the path in the site of a document, named from the top of the repository; "" if the site has none."""
-    if name in DOCUMENTS:
+    """Return the path in the site of a model's card, or of a document named from the top of the repository; "" if none."""
+    name = CARDS.get(name, name)
+    if name in DOCUMENTS or name in CARDS.values():
         return f"project/{name}"
     inside = name.removeprefix("docs/")
-    return inside if name.startswith("docs/") and (DOCS / inside).is_file() else ""
+    shown = name.startswith("docs/") and name.endswith((".md", ".ipynb")) and (DOCS / inside).is_file()
+    return inside if shown else ""
