@@ -62,7 +62,7 @@ def api_page() -> str:
     public = [name for name in dir(ctssl) if not name.startswith("_")]
     if sorted(listed) != sorted(public):
         raise ValueError(f"API of docs/site/pages.py differs from dir(ctssl): {set(listed) ^ set(public)}")
-    parts = ["# Python API", "Every public name of `ctssl`. Arguments after the first are keyword-only."]
+    parts = ["# Python API", "Every public name of `ctssl`, from the docstrings."]
     for title, names in API.items():
         parts += [f"## {title}", *(f"::: ctssl.{name}" for name in names)]
     return "\n\n".join(parts) + "\n"
