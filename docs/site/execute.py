@@ -1,7 +1,7 @@
 """Execute the tutorials and keep what their cells print and show: `python docs/site/execute.py [NAME ...]`.
 
 Each notebook runs in a temporary folder with a kernel of its own, and is written back with its outputs and without anything that
-differs from run to run, such as times. Needs nbclient and ipykernel (`python -m pip install -e ".[docs]"`).
+differs from run to run, such as times. Needs nbclient and ipykernel (`python -m pip install -e ".[notebooks]"`).
 """
 
 import base64
