@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from ctssl import Settings
 from ctssl.zoo import MODELS
 from training.data.corpora import lung_split, nodule_split, split
-from training.experiments import lung, lung_nodules, probe, sarcoma, trials
+from training.experiments import head_neck, lung, lung_nodules, lung_tumour, probe, sarcoma, trials
 from training.release.card import card, strictest
 from training.release.segmenter import TASKS
 from training.release.segmenter import card as segmenter_card
@@ -26,6 +26,8 @@ ROOT = Path(__file__).parent.parent
         ("sarcoma", sarcoma.table),
         ("lung-nodule", lung_nodules.table),
         ("lung", lung.table),
+        ("lung-tumour-folds", lung_tumour.folds_table),
+        ("head-neck", lambda: trials.table(head_neck.RESULTS)),
         ("probe", probe.short),
     ],
 )
