@@ -135,7 +135,8 @@ def test_an_evaluation_that_was_killed_is_started_again(labelled, tmp_path):
     masks = str(labelled / "labels")
     command = ["evaluate", masks, masks, "--against", masks, "--out", str(tmp_path / "out")]
     assert killed_at_every_rename(command, tmp_path / "out") == 4
-    assert {path.name for path in (tmp_path / "out").iterdir()} == set(WRITTEN)
+    without_froc = set(WRITTEN) - {"froc.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == without_froc
     assert kill.run(command) == 2, "a finished one is not replaced"
 
 

@@ -168,27 +168,17 @@ def test_finetune(capsys, labelled, tmp_path):
 
 
 @pytest.mark.slow
-def test_demo(capsys, model, tmp_path):
-    text = said(capsys, "demo", "--out", tmp_path / "demo", "--model", model)
+def test_demo(capsys, scan, model, tmp_path):
+    own = tmp_path / "own"
+    written = json.loads(said(capsys, "demo", scan, "--out", own, "--model", model, "--json"))
+    named = ("encoder", "features", "embedding", "mask", "overlay", "segmenter", "trained_on", "volume_ml")
+    assert set(written) == set(named) and not (own / "phantom.nii.gz").exists()
+    text = said(capsys, "demo", "--out", tmp_path / "demo")  # the phantom, by the published segmenter
     for name in ("phantom.nii.gz", "phantom-tumour.nii.gz", "features.png", "mask.nii.gz", "overlay.png"):
         assert (tmp_path / "demo" / name).stat().st_size > 500 and str(tmp_path / "demo" / name) in text
     assert "not how accurate" in text and "ctssl finetune" in text
-    written = json.loads(
-        said(capsys, "demo", tmp_path / "demo" / "phantom.nii.gz", "--out", tmp_path / "own", "--json")
-    )
-    assert set(written) == {
-        "encoder",
-        "features",
-        "embedding",
-        "mask",
-        "overlay",
-        "segmenter",
-        "trained_on",
-        "volume_ml",
-    }  # by the published segmenter
-    assert not (tmp_path / "own" / "phantom.nii.gz").exists()
     found, true = (
-        ctssl.read(tmp_path / path).array > 0 for path in ("own/mask.nii.gz", "demo/phantom-tumour.nii.gz")
+        ctssl.read(tmp_path / "demo" / name).array > 0 for name in ("mask.nii.gz", "phantom-tumour.nii.gz")
     )
     assert dsc(found, true) >= 0.7  # no training saw the phantom
 

@@ -21,6 +21,7 @@ def scan(tmp_path, ball):
     return Volume(ball[0].array, affine).save(tmp_path / "scan.nii.gz")
 
 
+@pytest.mark.slow
 def test_the_bundle_gives_the_mask_of_ctssl(tiny_segmenter, scan, tmp_path):
     net = ctssl.load_segmenter(tiny_segmenter)
     net.threshold = float(np.median(net.probabilities(scan)["tumour"].array))

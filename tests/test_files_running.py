@@ -98,6 +98,7 @@ def test_a_folder_is_for_one_process_until_that_has_ended(tmp_path):
         assert (tmp_path / "out" / ".lock").read_text() == f"{os.getpid()}\n"
 
 
+@pytest.mark.slow
 def test_two_trainings_with_one_out(tmp_path, capsys):
     other = held_by_another(tmp_path / "out" / ".unfinished")
     try:

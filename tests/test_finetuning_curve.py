@@ -12,6 +12,7 @@ from ctssl.finetuning import curve
 SHORT = ["--steps", "2", "--crop", "16", "--batch", "1", "--head", "linear"]
 
 
+@pytest.mark.slow
 def test_the_command_trains_each_model_with_each_number_of_patients(
     labelled, tiny_folder, tmp_path, capsys, monkeypatch
 ):
