@@ -95,7 +95,12 @@ START = "vit-wild-lesions"
 """What a training of a segmenter starts from, unless told otherwise: the highest gain on `training.experiments.lung`."""
 SEGMENTER = "lung-tumour-vit-wild-lesions"
 """The segmenter of the demo."""
-GAINS = {"vit-wild-lesions": 0.222, "swin-wild-lesions": 0.208, "vit-wild-contrastive": 0.078, "swin-wild-contrastive": 0.040}
+GAINS = {
+    "vit-wild-lesions": 0.222,
+    "swin-wild-lesions": 0.208,
+    "vit-wild-contrastive": 0.078,
+    "swin-wild-contrastive": 0.040,
+}
 """DSC gained over the same network from scratch on `training.experiments.lung`, 50 labelled patients, 500 steps."""
 SCANS = {
     "wild": "26 public CT scans, uncurated",
