@@ -35,7 +35,7 @@ def main() -> None:
     models = trials.read(lung.EXPERIMENT.results)["models"]
     gains = gains_of(models)
     path = ROOT / "ctssl" / "zoo.py"
-    values = ", ".join(f'"{name}": {gain["difference"]:.3f}' for name, gain in gains.items())
+    values = "".join(f'\n    "{name}": {gain["difference"]:.3f},' for name, gain in gains.items()) + "\n"
     write_whole(path, re.sub(r"GAINS = \{[^}]*\}", f"GAINS = {{{values}}}", path.read_text()))
     path = ROOT / "README.md"
     head, rest = path.read_text().split("| model | parameters |", 1)
