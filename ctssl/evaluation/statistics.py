@@ -58,6 +58,20 @@ def interval(rows: list[dict[str, Any]], key: str, *, draws: int = 2000) -> tupl
     return _bootstrap(sums, draws)
 
 
+def gained(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
+    """Return what a score gains over another one, row by row: mean `difference`, its 95% interval over patients (`low`,
+    `high`), and `p` of `paired`.
+
+    Args:
+        rows: each with its `patient`, the score `key`, and the other one, `other_` and `key`.
+        key: the score.
+    """
+    away = [{"patient": row["patient"], "away": row[key] - row[f"other_{key}"]} for row in rows]
+    low, high = interval(away, "away")
+    test = paired(rows, (key,))[0]
+    return {"difference": test["difference"], "low": low, "high": high, "p": test["p"]}
+
+
 def mean_interval(values: np.ndarray, *, draws: int = 2000) -> tuple[float, float]:
     """Return the 95% bootstrap interval of the mean of one value per patient, `(patients,)`."""
     return _bootstrap(np.stack([values, np.ones(len(values))], 1), draws)

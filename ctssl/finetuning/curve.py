@@ -14,7 +14,7 @@ import numpy as np
 
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.splits import divide, patients
-from ctssl.evaluation.statistics import holm, interval, paired
+from ctssl.evaluation.statistics import gained, holm, interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import csv_text, markdown
 from ctssl.finetuning.run import finetune
@@ -60,17 +60,12 @@ class Curve:
                 point = {"model": model, "shots": shots, "dsc": float(np.mean([s["dsc"] for s in scores]))}
                 point |= {"low": low, "high": high}
                 if model != self.models[-1]:
-                    pairs = [
-                        {**s, "other_dsc": reference[s["case"]], "away": s["dsc"] - reference[s["case"]]}
-                        for s in scores
-                    ]
-                    gain = interval(pairs, "away")
-                    test = paired(pairs, ("dsc",))[0]
+                    found = gained([{**s, "other_dsc": reference[s["case"]]} for s in scores], "dsc")
                     point |= {
-                        "gain": test["difference"],
-                        "gain_low": gain[0],
-                        "gain_high": gain[1],
-                        "p": test["p"],
+                        "gain": found["difference"],
+                        "gain_low": found["low"],
+                        "gain_high": found["high"],
+                        "p": found["p"],
                     }
                 result.append(point)
         tested = [point for point in result if "p" in point]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ctssl.datasets.case import Case, read_case
 from ctssl.datasets.layouts import find_cases
-from ctssl.evaluation.statistics import holm, interval, mean_interval, paired
+from ctssl.evaluation.statistics import gained, holm, mean_interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
 from ctssl.finetuning.start import BASELINES, open_start
@@ -128,17 +128,15 @@ def position(pieces: list[Cube]) -> Tensor:
     return torch.cat([x, products, x.norm(dim=1, keepdim=True)], 1)
 
 
-def rows(group: list[Scan], features: Features, seeds: int) -> list[Rows]:
-    """One `Rows` a seed."""
-    found = []
-    for seed in range(seeds):
+def rows(group: list[Scan], each: Sequence[Features]) -> Iterator[Rows]:
+    """Yield one `Rows` a seed, by the features of that seed."""
+    for seed, features in enumerate(each):
         parts = []
         for number, scan in enumerate(group):
             pieces = cubes(scan, np.random.default_rng([seed, number]))
             tumour = torch.from_numpy(np.concatenate([cube.tumour for cube in pieces]))
             parts.append((features(pieces), tumour, torch.full((len(tumour),), number)))
-        found.append(Rows(*(torch.cat(column) for column in zip(*parts, strict=True))))
-    return found
+        yield Rows(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def of_patients(rows: Rows, numbers: set[int]) -> Rows:
@@ -216,10 +214,20 @@ def judged(scores: Tensor, test: Rows) -> list[tuple[float, float]]:
 
 
 def measure(group: list[Scan], features: Features, *, seeds: int) -> list[dict[str, Any]]:
+    """Return `measure_each` of the same features with every seed."""
+    return measure_each(group, [features] * seeds)
+
+
+def measure_each(group: list[Scan], each: Sequence[Features]) -> list[dict[str, Any]]:
     """Return, for each seed and probe, the AUROC and AP of a third of the patients, drawn by the seed, after a fit on the
-    others."""
+    others.
+
+    Args:
+        group: scans of all patients.
+        each: the features for each seed, 0 onwards.
+    """
     runs = []
-    for seed, drawn in enumerate(rows(group, features, seeds)):
+    for seed, drawn in enumerate(rows(group, each)):
         names = [scan.patient for scan in group]
         fitted = set(np.random.default_rng(seed).permutation(names)[: 2 * len(names) // 3].tolist())
         known = {number for number, name in enumerate(names) if name in fitted}
@@ -255,11 +263,16 @@ class Probe:
             row = {"model": name, "auroc": float(mine.mean()), "low": low, "high": high}
             if name in models[:-1]:
                 pairs = [
-                    {"patient": n, "auroc": one, "other_auroc": two, "away": one - two}
+                    {"patient": n, "auroc": one, "other_auroc": two}
                     for n, (one, two) in enumerate(zip(mine, values[models[-1]], strict=True))
                 ]
-                gain, test = interval(pairs, "away"), paired(pairs, ("auroc",))[0]
-                row |= {"gain": test["difference"], "gain_low": gain[0], "gain_high": gain[1], "p": test["p"]}
+                found = gained(pairs, "auroc")
+                row |= {
+                    "gain": found["difference"],
+                    "gain_low": found["low"],
+                    "gain_high": found["high"],
+                    "p": found["p"],
+                }
             result.append(row)
         tested = [row for row in result if "p" in row]
         for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
@@ -334,8 +347,8 @@ def probe(
         for name, features in ((PLACE, position), (GREY, intensity))
     }
     for name, found in tqdm(encoders.items(), desc="models", disable=not progress):
-        each = [measure(groups[windows[name]], encoded(one), seeds=seeds) for one in found]
-        runs[name] = [each[min(seed, len(each) - 1)][seed] for seed in range(seeds)]
+        features = [encoded(one) for one in found]
+        runs[name] = measure_each(groups[windows[name]], features if len(found) > 1 else features * seeds)
     result = Probe(runs, spacing_mm)
     if out is not None:
         write_probe(result, Path(out))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.evaluation.statistics import holm, interval, paired
+from ctssl.evaluation.statistics import gained, holm
 from training.experiments import robustness
 from training.experiments.robustness import CLEAN, PLACES, SEVERITIES
 
@@ -70,16 +70,13 @@ class Measured:
         each = [self.scores(name, place, seeds) for name in names]
         each = each if cases is None else [one[cases] for one in each]
         away = np.sum([factor * one for (factor, _), one in zip(terms, each, strict=True)], 0)
-        rows = [
-            {"patient": n, "dsc": float(d), "other_dsc": 0.0, "away": float(d)} for n, d in enumerate(away)
-        ]
-        low, high = interval(rows, "away")
-        test = paired(rows, ("dsc",))[0]
+        rows = [{"patient": n, "dsc": float(d), "other_dsc": 0.0} for n, d in enumerate(away)]
+        found = gained(rows, "dsc")
         return {
             "difference": round(float(away.mean()), 4),
-            "low": round(low, 4),
-            "high": round(high, 4),
-            "p": float(test["p"]),
+            "low": round(found["low"], 4),
+            "high": round(found["high"], 4),
+            "p": float(found["p"]),
             "patients": len(away),
             "seeds": len(seeds),
             "means": [round(float(one.mean()), 4) for one in each],

@@ -29,7 +29,17 @@ from ctssl.encoders import ENCODERS
 from ctssl.evaluation.statistics import mean_interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
-from ctssl.finetuning.probe import GREY, PLACE, Scan, encoded, intensity, measure, patients, position
+from ctssl.finetuning.probe import (
+    GREY,
+    PLACE,
+    Scan,
+    encoded,
+    intensity,
+    measure,
+    measure_each,
+    patients,
+    position,
+)
 from ctssl.volume.grids import prepare, resample
 from ctssl.zoo import Preprocess
 from training.data.corpora import cases, data_folder, split
@@ -153,10 +163,9 @@ def main() -> None:
         references = [label for label in (*plain, *twins) if label not in kept["tasks"][task]]
         for label in tqdm([*references, *args.models], desc=task):
             if label in twins:  # other random weights for each seed
-                per_seed = [
-                    measure(group, encoded(one), seeds=args.seeds)[seed]
-                    for seed, one in enumerate(random_twins(twins[label], args.seeds))
-                ]
+                per_seed = measure_each(
+                    group, [encoded(one) for one in random_twins(twins[label], args.seeds)]
+                )
             else:
                 features = plain.get(label) or encoded(ctssl.load(label))
                 per_seed = measure(group, features, seeds=args.seeds)

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 import ctssl
-from ctssl.evaluation.statistics import holm, interval, paired
+from ctssl.evaluation import statistics
+from ctssl.evaluation.statistics import holm, interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
 
@@ -176,13 +177,9 @@ def same_seeds(rows: list[dict], others: list[dict]) -> tuple[list[dict], list[d
 def gained(mine: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
     """Return the DSC of each case over that of another model: mean `difference`, its interval over patients (`low`,
     `high`), `p`."""
-    pairs = [
-        {"patient": c, "dsc": mine[c], "other_dsc": theirs[c], "away": mine[c] - theirs[c]}
-        for c in sorted(mine)
-    ]
-    low, high = interval(pairs, "away")
-    test = paired(pairs, ("dsc",))[0]
-    return {"difference": test["difference"], "low": low, "high": high, "p": test["p"]}
+    return statistics.gained(
+        [{"patient": c, "dsc": mine[c], "other_dsc": theirs[c]} for c in sorted(mine)], "dsc"
+    )
 
 
 def table(results: Path) -> str:
