@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0"
 
 _HOMES = {
+    "Channels": "volume.channels",
     "Ensemble": "heads.ensemble",
     "Evaluation": "evaluation.report",
     "Report": "finetuning.report",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from ctssl.robustness.report import Robustness as Robustness
     from ctssl.robustness.run import measure_robustness as measure_robustness
     from ctssl.shifts import shift as shift
+    from ctssl.volume.channels import Channels as Channels
     from ctssl.volume.volume import Volume as Volume
     from ctssl.volume.volume import read as read
     from ctssl.zoo import info as info

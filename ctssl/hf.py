@@ -7,6 +7,7 @@ ctssl, without remote code. Weights are verified and loaded by `ctssl.load`. Nee
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from ctssl.loading import load
 from ctssl.scan_checks import check
 from ctssl.volume.grids import prepare
 from ctssl.volume.volume import read
-from ctssl.zoo import Preprocess
+from ctssl.zoo import Channel, Preprocess
 
 
 class CtsslConfig(PretrainedConfig):
@@ -117,19 +118,25 @@ class CtsslBackbone(_Wrapped):
 
 
 class CtsslImageProcessor(BaseImageProcessor):
-    """Scans in, `pixel_values` `(B, 1, X, Y, Z)` out: RAS+ axes, working spacing, HU window mapped to 0..1.
+    """Scans in, `pixel_values` `(B, C, X, Y, Z)` out: RAS+ axes, working spacing, HU window mapped to 0..1.
 
     Args:
         spacing_mm: working spacing in mm.
         window_hu: lower and upper HU.
+        channels: name, lower and upper value of each channel beside the CT; a scan is then `ctssl.Channels(ct, ...)`.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
 
     def __init__(
-        self, spacing_mm: float = 2.0, window_hu: tuple[float, float] = (-500.0, 500.0), **kwargs: Any
+        self,
+        spacing_mm: float = 2.0,
+        window_hu: tuple[float, float] = (-500.0, 500.0),
+        channels: Sequence[Sequence[Any]] = (),
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.channels = [Channel(*channel) for channel in channels]
         self.spacing_mm, self.window_hu = float(spacing_mm), (float(window_hu[0]), float(window_hu[1]))
 
     def __call__(self, images: Any, **_: Any) -> BatchFeature:
@@ -138,14 +145,14 @@ class CtsslImageProcessor(BaseImageProcessor):
         Raises `ValueError` for scans of different sizes, which no batch holds.
         """
         scans = images if isinstance(images, list) else [images]
-        how = Preprocess(self.spacing_mm, self.window_hu)
-        ready = [torch.from_numpy(prepare(check(read(scan)), how).array) for scan in scans]
-        sizes = {tuple(one.shape) for one in ready}
+        how = Preprocess(self.spacing_mm, self.window_hu, tuple(self.channels))
+        ready = [torch.from_numpy(prepare(check(read(scan)), how).stack) for scan in scans]
+        sizes = {tuple(one.shape[1:]) for one in ready}
         if len(sizes) != 1:
             raise ValueError(
                 f"the scans have different sizes ({sorted(sizes)[:3]}); prepare them one by one, or crop them"
             )
-        return BatchFeature({"pixel_values": torch.stack(ready)[:, None]})
+        return BatchFeature({"pixel_values": torch.stack(ready)})
 
 
 AutoConfig.register(MODEL_TYPE, CtsslConfig, exist_ok=True)

@@ -104,7 +104,7 @@ def augment(
     """Mirror along random axes; scale and shift the intensities (0..1) by up to `intensity`.
 
     Args:
-        image: `(X, Y, Z)` in 0..1.
+        image: `(X, Y, Z)` or, with channels, `(C, X, Y, Z)`, in 0..1.
         label: mask that is mirrored alike, or None.
         rng: random generator.
         mirror: whether to mirror.
@@ -113,10 +113,11 @@ def augment(
     Returns:
         New arrays; the inputs are unchanged.
     """
-    axes = tuple(int(a) for a in np.flatnonzero(rng.random(3) < 0.5)) if mirror else ()
+    axes = tuple(int(a) - 3 for a in np.flatnonzero(rng.random(3) < 0.5)) if mirror else ()
     image = np.array(np.flip(image, axes), np.float32)  # a copy, changed in place
     if intensity:
-        stretch, move = rng.uniform(-intensity, intensity, 2).astype(np.float32)
+        each = (image.shape[0], 1, 1, 1) if image.ndim == 4 else ()  # channels stretch on their own
+        stretch, move = rng.uniform(-intensity, intensity, (2, *each)).astype(np.float32)
         image *= 1 + stretch
         image += move
         np.clip(image, 0.0, 1.0, out=image)

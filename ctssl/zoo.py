@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Channel(NamedTuple):
+    """A channel beside the CT: its name, and the values that become 0 and 1, in its own units (SUV of a PET)."""
+
+    name: str
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a scan becomes an input: RAS+ axes, isotropic spacing in mm, HU window mapped to 0..1."""
+    """How a scan becomes an input: RAS+ axes, isotropic spacing in mm, HU window mapped to 0..1.
+
+    `channels`: those that the model takes beside the CT.
+    """
 
     spacing_mm: float = 2.0
     window_hu: tuple[float, float] = (-500.0, 500.0)
+    channels: tuple[Channel, ...] = ()
+
+    def entry(self) -> dict[str, Any]:
+        """Return what `config.json` holds of it."""
+        return {key: value for key, value in asdict(self).items() if value != ()}
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def test_a_model_of_the_table_loads_and_has_its_features(name):
 def test_a_models_folder_says_what_the_table_says(name):
     config, spec = (
         hub.read_config(hub.bundled() / name),
-        json.loads(json.dumps(ctssl.info(name).__dict__, default=vars)),
+        json.loads(json.dumps(ctssl.info(name).__dict__, default=Preprocess.entry)),
     )
     for key in (
         "name",
@@ -98,7 +98,9 @@ def test_a_segmenter_of_the_table_loads_and_says_what_the_table_says(name):
     assert sum(p.numel() for p in model.parameters()) == spec.parameters
     config = hub.read_config(folder)
     for key in ("name", "encoder_args", "preprocess", "labels", "licence", "data", "sha256"):
-        assert config[key] == json.loads(json.dumps(ctssl.info(name).__dict__, default=vars))[key], key
+        assert (
+            config[key] == json.loads(json.dumps(ctssl.info(name).__dict__, default=Preprocess.entry))[key]
+        ), key
     pretrained = (folder / "training.json").is_file()
     assert {path.name for path in folder.iterdir()} == files_of(folder, spec)
     if pretrained:  # by a task that keeps its head: its encoder is one of the family

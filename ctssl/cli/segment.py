@@ -31,6 +31,13 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         nargs="+",
         help="segmenter: folder of `ctssl finetune`, name or repository; several, such as folds, are averaged",
     )
+    sub.add_argument(
+        "--channel",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="further channel of the scan, such as a PET on its grid; again for each one (a folder: CASE_0000, CASE_0001)",
+    )
     sub.add_argument("--overlay", metavar="PNG", help="also draw the mask on the scan")
     sub.add_argument(
         "--tta",
@@ -66,7 +73,7 @@ def _segment(args: argparse.Namespace) -> None:
         raise ValueError(f"--format {args.format} is for a DICOM file; name it OUT.dcm, not {args.out}")
     if not args.out.endswith((".nii", ".nii.gz", ".dcm")):
         source = Path(args.scan)
-        if scans := list_scans(source, series=True) if source.is_dir() else {}:
+        if scans := list_scans(source, series=True, channels=True) if source.is_dir() else {}:
             _segment_folder(args, scans)
             return
         if not source.exists() or (source.is_dir() and not may_be_series(source)):
@@ -75,7 +82,8 @@ def _segment(args: argparse.Namespace) -> None:
             )
     if args.resume or args.shard:
         raise ValueError("--resume and --shard are for a folder of scans and a folder to write to")
-    check_apart([Path(args.out), *([Path(args.overlay)] if args.overlay else [])], [Path(args.scan)])
+    scans = [Path(one) for one in (args.scan, *args.channel)]
+    check_apart([Path(args.out), *([Path(args.overlay)] if args.overlay else [])], scans)
     from ctssl.inference.folder import Target, is_unfinished
 
     picture = check_path(args.overlay) if args.overlay else None
@@ -89,14 +97,15 @@ def _segment(args: argparse.Namespace) -> None:
     from ctssl.inference.folder import target_of, write_mask
     from ctssl.inference.masks import plan
     from ctssl.inference.memory import read_within
+    from ctssl.volume.channels import Channels
 
     model = _model(args)
     maps = len(model.labels) if args.probabilities else 0
     scan, _ = read_within(
-        args.scan, lambda grid: plan(model, grid, args.max_memory, maps=maps), series=args.series
+        Channels(*scans), lambda grid: plan(model, grid, args.max_memory, maps=maps), series=args.series
     )
     target = target_of(model, Path(args.out), with_maps=args.probabilities)
-    check_apart([target.record, *target.maps.values()], [Path(args.scan)])
+    check_apart([target.record, *target.maps.values()], scans)
     _, record = write_mask(
         model,
         scan,
@@ -150,6 +159,7 @@ def _segment_dicom(args: argparse.Namespace, picture: Path | None, *, overwrite:
     from ctssl.inference.folder import Target, begin, clear_leftovers
     from ctssl.inference.masks import plan, segment
     from ctssl.inference.memory import read_within
+    from ctssl.volume.channels import Channels
     from ctssl.volume.dicom_rtstruct import check_series, write_rtstruct
     from ctssl.volume.dicom_seg import write_seg
 
@@ -164,7 +174,8 @@ def _segment_dicom(args: argparse.Namespace, picture: Path | None, *, overwrite:
     if contours:
         check_series(Path(args.scan), series=args.series)
     model = _model(args)
-    scan, _ = read_within(args.scan, lambda grid: plan(model, grid, args.max_memory), series=args.series)
+    source = Channels(args.scan, *args.channel)
+    scan, _ = read_within(source, lambda grid: plan(model, grid, args.max_memory), series=args.series)
     mask = segment(model, scan, _windows(args), progress=not args.json)
     target = Target(Path(args.out))
     clear_leftovers(target, picture)
@@ -196,8 +207,9 @@ def _segment_dicom(args: argparse.Namespace, picture: Path | None, *, overwrite:
 def _segment_folder(args: argparse.Namespace, scans: dict[str, Path]) -> None:
     from ctssl.inference.folder import segment_folder
 
-    if args.overlay or args.series:
-        raise ValueError(f"{'--overlay' if args.overlay else '--series'} is for one scan")
+    for option in ("overlay", "series", "channel"):
+        if getattr(args, option):
+            raise ValueError(f"--{option} is for one scan")
     if args.shard:
         part, _, parts = args.shard.partition("/")
         if not part.isdigit() or not parts.isdigit() or not int(part) < int(parts):

@@ -42,6 +42,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("--head", default="", help=heads)
     _add_sides(sub)
+    _add_preparation(sub)
     _add_settings(sub)
     sub.add_argument(
         "--from-scratch", action="store_true", help="use initial weights instead of pretrained ones"
@@ -198,10 +199,8 @@ def _add_sides(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--few-shot", type=int, metavar="N", help="train on N patients only")
 
 
-def _add_settings(sub: argparse.ArgumentParser) -> None:
-    """How to train."""
-    number: dict[str, Any] = dict(type=int, metavar="N")
-    share: dict[str, Any] = dict(type=float, metavar="SHARE")
+def _add_preparation(sub: argparse.ArgumentParser) -> None:
+    """How scans are prepared."""
     sub.add_argument(
         "--spacing",
         type=float,
@@ -215,6 +214,20 @@ def _add_settings(sub: argparse.ArgumentParser) -> None:
         metavar=("LOW", "HIGH"),
         help="window in HU (default: from the labelled voxels)",
     )
+    sub.add_argument(
+        "--channel-window",
+        type=float,
+        nargs=2,
+        action="append",
+        metavar=("LOW", "HIGH"),
+        help="window of the second channel in its own units; again for each further one (default: from the labelled voxels)",
+    )
+
+
+def _add_settings(sub: argparse.ArgumentParser) -> None:
+    """How to train."""
+    number: dict[str, Any] = dict(type=int, metavar="N")
+    share: dict[str, Any] = dict(type=float, metavar="SHARE")
     sub.add_argument("--steps", **number, help="training steps (default: 600)")
     sub.add_argument("--minutes", type=float, metavar="M", help="train for about M minutes instead")
     sub.add_argument("--lr", type=float, metavar="R", help="peak learning rate of the head (default: 0.001)")
@@ -384,6 +397,7 @@ def _request(args: argparse.Namespace) -> Request:
         fold=args.fold or 0,
         spacing_mm=args.spacing,
         window_hu=tuple(args.window) if args.window else None,
+        channel_windows=[(low, high) for low, high in args.channel_window] if args.channel_window else None,
         from_scratch=args.from_scratch,
         device=args.device,
         max_memory_gb=args.max_memory,

@@ -46,6 +46,10 @@ def export_bundle(model: Segmenter, out: str | os.PathLike, *, overwrite: bool =
         FileExistsError: the folder is not empty and `overwrite` is False.
     """
     folder = Path(out)
+    if model.in_channels != 1:
+        raise ValueError(
+            f"a bundle takes one CT, this model {model.in_channels} channels; use `ctssl export --onnx`"
+        )
     if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
             f"{folder} exists and is not empty; choose another folder, or pass overwrite=True"

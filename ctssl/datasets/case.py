@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ctssl.volume.channels import Channels
 from ctssl.volume.volume import Volume, corner_distance, read
 
 
@@ -23,6 +24,7 @@ class Case:
         facts: further columns of a table, for strata.
         series: SeriesInstanceUID.
         roi: structure to take from an RTSTRUCT or SEG.
+        channels: further images on the grid of the scan, such as a PET.
     """
 
     name: str
@@ -33,22 +35,24 @@ class Case:
     facts: dict[str, str] = field(default_factory=dict)
     series: str | None = None
     roi: str | None = None
+    channels: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled scans, and names of their labels where the data says them."""
+    """Labelled scans, names of their labels where the data says them, and of the channels beside the CT."""
 
     cases: list[Case]
     names: dict[int, str] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
 
 
 def read_case(case: Case) -> tuple[Volume, Volume]:
-    """Read scan (HU) and mask (uint8) of a case, on one grid. A mask of 0 and 255 is one of 0 and 1.
+    """Read scan (HU, with its further channels) and mask (uint8) of a case, on one grid. A mask of 0 and 255 is one of 0 and 1.
 
     Raises `ValueError` where they do not fit, and for a mask that holds other values than 0 to 255.
     """
-    scan = read(case.image, series=case.series)
+    scan = read(Channels(case.image, *case.channels), series=case.series)
     if case.series is not None:
         from ctssl.volume.dicom_masks import read_annotation
 

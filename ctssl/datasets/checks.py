@@ -133,9 +133,10 @@ def survey(
 
 def _surveyed(scan: Volume, mask: Volume, own: str) -> Surveyed:
     digest = hashlib.sha256(f"{own} {np.round(scan.affine, 4).tolist()}".encode())
-    digest.update(np.ascontiguousarray(mask.array).tobytes())
+    for array in (mask.array, *scan.extra):
+        digest.update(np.ascontiguousarray(array).tobytes())
     labels = signs(scan, mask, {int(v) for v in np.unique(mask.array)} - {0})
-    grid = replace(scan, array=np.broadcast_to(np.float32(0), scan.shape))
+    grid = replace(scan, array=np.broadcast_to(np.float32(0), scan.shape), extra=())
     return Surveyed(own, digest.hexdigest(), grid, labels)
 
 

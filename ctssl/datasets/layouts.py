@@ -13,13 +13,14 @@ from ctssl.datasets.manifest import read_manifest
 from ctssl.datasets.scans import check_masks, require_scans, stem
 from ctssl.files.names import check_case_name
 from ctssl.files.text import read_json
+from ctssl.volume.channels import further
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 LAYOUTS = """
   images/ and labels/ with the same file names (--images A --labels B for folders apart)
-  nnU-Net: imagesTr/ (CASE_0000.nii.gz), labelsTr/, dataset.json
+  nnU-Net: imagesTr/ (CASE_0000.nii.gz; further channels CASE_0001.nii.gz, ...), labelsTr/, dataset.json
   Medical Segmentation Decathlon: dataset.json with "training"
-  a CSV with the columns image and label (and id, patient, split, anything else)
+  a CSV with the columns image and label (and image2, image3, ... for further channels, id, patient, split, anything else)
   DICOM: a folder for each patient, with a CT series and an RTSTRUCT or SEG"""
 
 
@@ -47,7 +48,7 @@ def find_cases(
     if data is None:
         if images is None or labels is None:
             raise ValueError("give a folder with images/ and labels/, or both --images and --labels")
-        return Dataset(_pairs(Path(images), Path(labels)))
+        return _dataset(_pairs(Path(images), Path(labels)))
     root = Path(data)
     if root.suffix.lower() == ".csv":
         return _table(root)
@@ -55,22 +56,47 @@ def find_cases(
         raise FileNotFoundError(f"no folder {root}")
     description = _description(root)
     if "training" in description:
-        return Dataset(_decathlon(root, description["training"]), _names(description))
+        return _dataset(_decathlon(root, description["training"]), description)
     folders = [(root / i, root / k) for i, k in FOLDERS if (root / i).is_dir() and (root / k).is_dir()]
     if folders:
-        return Dataset(_pairs(*folders[0]), _names(description))
+        return _dataset(_pairs(*folders[0]), description)
     cases = _dicom(root, roi)
     if not cases:
         raise FileNotFoundError(f"{root} holds no labelled scans in a layout that ctssl knows:{LAYOUTS}")
     return Dataset(cases, {1: roi} if roi else {})
 
 
+def _dataset(cases: list[Case], description: dict[str, Any] | None = None) -> Dataset:
+    """Cases with the names that `dataset.json` gives. Raises `ValueError` for cases of different numbers of channels."""
+    known, most = _channels(description or {}), max(cases, key=lambda case: len(case.channels), default=None)
+    count = len(known) or (len(most.channels) if most else 0)
+    if odd := next((case for case in cases if len(case.channels) != count), None):
+        who = "dataset.json names" if known else f"{most.name if most else ''} has"
+        raise ValueError(
+            f"{odd.name} has {1 + len(odd.channels)} channels, {who} {1 + count}; give every case the same channels"
+        )
+    names = known or tuple(f"channel {number}" for number in range(2, 2 + count))
+    return Dataset(cases, _names(description or {}), names)
+
+
+def _channels(description: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the channels beside the CT, from `channel_names` (nnU-Net 2) or `modality` (nnU-Net 1, Decathlon)."""
+    given = description.get("channel_names") or description.get("modality") or {}
+    names = list(given.values()) if isinstance(given, dict) else given if isinstance(given, list) else []
+    if odd := [name for name in names if not isinstance(name, str) or not name.isprintable()]:
+        raise ValueError(f"dataset.json: the channel {str(odd[0])[:60]!r} has no plain name; give it one")
+    return tuple(names[1:])
+
+
 def _pairs(image_folder: Path, label_folder: Path) -> list[Case]:
     """Scans and masks of the same names; nnU-Net's `_0000` is no part of a scan's."""
     masks = require_scans(label_folder, unlabelled=False)
-    scans = require_scans(image_folder, masks=masks)
+    scans = require_scans(image_folder, masks=masks, channels=True)
     check_masks(scans, masks, image_folder, label_folder)
-    return [Case(name, path, masks[name], patient=name) for name, path in sorted(scans.items())]
+    return [
+        Case(name, path, masks[name], patient=name, channels=() if name == stem(path) else further(path))
+        for name, path in sorted(scans.items())
+    ]
 
 
 def _description(root: Path) -> dict[str, Any]:
@@ -81,11 +107,6 @@ def _description(root: Path) -> dict[str, Any]:
     found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path} must hold an object, as nnU-Net and the Decathlon write it")
-    channels = found.get("channel_names") or found.get("modality") or {}
-    if isinstance(channels, (dict, list)) and len(channels) > 1:
-        raise ValueError(
-            f"{path} has {len(channels)} channels ({channels}); ctssl takes one CT for each case"
-        )
     return found
 
 
@@ -120,25 +141,34 @@ def _decathlon(root: Path, entries: Any) -> list[Case]:
         first = image.with_name(image.name.replace(name, f"{name}_0000", 1))
         if not _is_there(image) and _is_there(first):  # nnU-Net 1 lists cases, and keeps channels
             image = first
-        cases.append(Case(name, image, label, patient=name))
+        cases.append(Case(name, image, label, patient=name, channels=further(image)))
     return _existing(cases, root / "dataset.json")
 
 
 def _table(path: Path) -> Dataset:
     """The labelled scans of a CSV."""
     cases = [
-        Case(row.name, row.image, row.label, row.patient or row.name, row.split, row.facts)
+        Case(
+            row.name,
+            row.image,
+            row.label,
+            row.patient or row.name,
+            row.split,
+            row.facts,
+            channels=row.channels,
+        )
         for row in read_manifest(path, labels=True)
         if row.label is not None
     ]
-    return Dataset(_existing(cases, path))
+    return _dataset(_existing(cases, path))
 
 
 def _existing(cases: list[Case], path: Path) -> list[Case]:
     """The cases, once each, with files that are there."""
     if not cases:
         raise ValueError(f"{path} names no case")
-    missing = [file for case in cases for file in (case.image, case.label) if not _is_there(file)]
+    files = (file for case in cases for file in (case.image, case.label, *case.channels))
+    missing = [file for file in files if not _is_there(file)]
     if missing:
         raise FileNotFoundError(
             f"{path} names {len(missing)} files that are not there, first {str(missing[0])[:300]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from pathlib import Path
 
 from ctssl.datasets.scans import stem
@@ -20,7 +21,7 @@ SPLITS = {
 @dataclass(frozen=True)
 class Row:
     """A row of a manifest. `label`: None without a mask. `patient` and `split` (`train`, `val` or `test`):
-    empty where the table does not say. `facts`: its further columns."""
+    empty where the table does not say. `facts`: its further columns. `channels`: images on the grid of the first."""
 
     line: int
     name: str
@@ -29,10 +30,12 @@ class Row:
     patient: str
     split: str
     facts: dict[str, str] = field(default_factory=dict)
+    channels: tuple[Path, ...] = ()
 
 
 def read_manifest(path: Path, *, labels: bool = False) -> list[Row]:
-    """Read a CSV with the columns `image` and, if known, `label`, `id` or `case`, `patient`, `split`.
+    """Read a CSV with the columns `image` and, if known, `label`, `id` or `case`, `patient`, `split`; `image2`, `image3`, ...
+    for further channels.
 
     Args:
         path: the CSV; files are looked for from its own folder.
@@ -43,7 +46,8 @@ def read_manifest(path: Path, *, labels: bool = False) -> list[Row]:
         ValueError: it is not a CSV, a column or a cell is missing, or a split is unknown.
     """
     columns, rows = read_table(path)
-    needed = {"image", "label"} if labels else {"image"}
+    more = list(takewhile(lambda column: column in columns, (f"image{number}" for number in count(2))))
+    needed = {"image", *more, *(["label"] if labels else [])}
     if not needed <= set(columns):
         raise ValueError(f"{path} has the columns {columns}; needed: {', '.join(sorted(needed))}")
     key = next((c for c in ("id", "case") if c in columns), None)
@@ -56,8 +60,9 @@ def read_manifest(path: Path, *, labels: bool = False) -> list[Row]:
         name = check_case_name((row[key] if key else "") or stem(image), where=where)
         label = path.parent / row["label"] if row.get("label") else None
         split = split_named(row.get("split", ""), where=where)
-        facts = {c: v for c, v in row.items() if c not in ("image", "label", "patient", "split", key)}
-        found.append(Row(line, name, image, label, row.get("patient", ""), split, facts))
+        facts = {c: v for c, v in row.items() if c not in ("image", "label", "patient", "split", key, *more)}
+        channels = tuple(path.parent / row[column] for column in more)
+        found.append(Row(line, name, image, label, row.get("patient", ""), split, facts, channels))
     return found
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ctssl.scan_checks import ScanWarning
+from ctssl.volume.channels import is_further
 
 NIFTI = (".nii", ".nii.gz")
 NOT_DICOM = (*NIFTI, ".json", ".csv", ".md", ".txt", ".png", ".py", ".log")
@@ -46,7 +47,12 @@ def may_be_series(folder: Path) -> bool:
 
 
 def list_scans(
-    folder: Path, *, masks: dict[str, Path] | None = None, series: bool = False, unlabelled: bool = True
+    folder: Path,
+    *,
+    masks: dict[str, Path] | None = None,
+    series: bool = False,
+    unlabelled: bool = True,
+    channels: bool = False,
 ) -> dict[str, Path]:
     """List the scans (or masks) that lie directly in a folder, by name.
 
@@ -58,6 +64,8 @@ def list_scans(
         masks: the masks of these scans, by name.
         series: list folders with DICOM files too.
         unlabelled: False for a folder of masks, whose subfolders are nobody's scans.
+        channels: leave out `CASE_0001`, `CASE_0002`, ... beside `CASE_0000`, which `ctssl.volume.channels.source_of`
+            finds again.
 
     Returns:
         Paths by name; empty where the folder holds nothing of the kind. NIfTI files in subfolders are left
@@ -65,12 +73,15 @@ def list_scans(
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: two files mean one name, or a file is the second channel of a case.
+        ValueError: two files mean one name, or (unless `channels`) a file is the second channel of a case.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     files = [path for path in paths if is_nifti(path) and not path.is_dir()]
+    if channels:
+        aside = [path for path in files if is_further(path) and not _are_names(path, masks)]
+        files, paths = ([path for path in some if path not in aside] for some in (files, paths))
     if unlabelled:
         _check_channels(files, masks)
     numbered = all(stem(path).endswith("_0000") for path in files)
@@ -92,10 +103,10 @@ def list_scans(
 
 
 def require_scans(
-    folder: Path, *, masks: dict[str, Path] | None = None, unlabelled: bool = True
+    folder: Path, *, masks: dict[str, Path] | None = None, unlabelled: bool = True, channels: bool = False
 ) -> dict[str, Path]:
     """Call `list_scans`, and raise `FileNotFoundError` where there is no NIfTI file."""
-    found = list_scans(folder, masks=masks, unlabelled=unlabelled)
+    found = list_scans(folder, masks=masks, unlabelled=unlabelled, channels=channels)
     if not found:
         raise FileNotFoundError(f"no .nii or .nii.gz file in {folder}")
     return found
@@ -131,6 +142,12 @@ def find_scans(folder: Path) -> list[Scan]:
     return found
 
 
+def _are_names(path: Path, masks: dict[str, Path] | None) -> bool:
+    """Tell whether the number in `CASE_0001` belongs to the name of a case: masks have such numbers too."""
+    whose = stem(path).rpartition("_")[0]
+    return masks is not None and (stem(path) in masks or f"{whose}_0000" in masks)
+
+
 def _check_channels(files: list[Path], masks: dict[str, Path] | None) -> None:
     """Raise `ValueError` for the second channel of a case, as nnU-Net writes it."""
     names = {stem(path) for path in files}
@@ -139,7 +156,8 @@ def _check_channels(files: list[Path], masks: dict[str, Path] | None) -> None:
         second = re.fullmatch(r"\d{4}", number) and number != "0000" and stem(path) not in (masks or {})
         if second and (f"{whose}_0000" in names or whose in (masks or {})):
             raise ValueError(
-                f"{path} is a second channel; ctssl takes one CT for each case, CASE_0000.nii.gz alone"
+                f"{path} is a second channel; this takes one CT for each case, CASE_0000.nii.gz alone (`ctssl finetune` "
+                "takes several)"
             )
 
 

@@ -102,7 +102,7 @@ def widen(encoder: Any, in_channels: int) -> Any:
     Raises:
         ValueError: the encoder has several channels already, and another number.
     """
-    have = encoder.patch_embed.proj.in_channels
+    have = encoder.config.get("in_channels", 1)
     if have == in_channels:
         return encoder
     if have != 1:
@@ -111,10 +111,12 @@ def widen(encoder: Any, in_channels: int) -> Any:
         )
     wide = type(encoder)(**{**encoder.config, "in_channels": in_channels})
     state = encoder.state_dict()
+    wide.spec, wide.origin = encoder.spec, encoder.origin
+    if not state:  # of an encoder that gives the image as it is
+        return wide
     kernel = state["patch_embed.proj.weight"]
     state["patch_embed.proj.weight"] = kernel.repeat(1, in_channels, 1, 1, 1) / in_channels
     wide.load_state_dict(state)
-    wide.spec, wide.origin = encoder.spec, encoder.origin
     return wide.to(kernel.device, kernel.dtype).train(encoder.training)
 
 

@@ -10,14 +10,15 @@ from ctssl.encoders.pretrained import Pretrained
 
 
 class Pixels(nn.Module, Pretrained):
-    """Return the image as the only map: `(B, 1, X, Y, Z)` -> `[x]`."""
+    """Return the image as the only map: `(B, in_channels, X, Y, Z)` -> `[x]`."""
 
     architecture = "pixels"
-    channels, strides = (1,), (1,)
+    strides = (1,)
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_channels: int = 1) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {}
+        self.channels = (in_channels,)
+        self.config: dict[str, Any] = {"in_channels": in_channels} if in_channels != 1 else {}
         self.patch_embed = nn.Identity()
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,7 +168,7 @@ def encoder_config(encoder: Any, *, name: str) -> dict[str, Any]:
         "kind": "encoder",
         "encoder": encoder.architecture,
         "encoder_args": encoder.config,
-        "preprocess": asdict(spec.preprocess),
+        "preprocess": spec.preprocess.entry(),
         "corpus": spec.corpus,
         "pretext": spec.pretext,
         "parameters": sum(p.numel() for p in encoder.parameters()),

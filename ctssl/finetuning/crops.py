@@ -18,7 +18,7 @@ from ctssl.sampling import augment, crop_at, degrade, random_matrix, random_part
 
 
 class Scan(NamedTuple):
-    """A prepared case: image `(X, Y, Z)` float16 0 to 1, labels uint8, on the working grid `affine`."""
+    """A prepared case: image `(C, X, Y, Z)` float16 0 to 1, labels `(X, Y, Z)` uint8, on the working grid `affine`."""
 
     image: np.ndarray
     labels: np.ndarray
@@ -55,7 +55,7 @@ class _Steps(Dataset[tuple[Tensor, Tensor]]):
 
 
 def draw(scans: list[Scan], settings: Settings, step: int, *, rank: int = 0) -> tuple[Tensor, Tensor]:
-    """Images `(B, 1, S, S, S)` and labels of a step. Each crop depends on the settings, the step and its
+    """Images `(B, C, S, S, S)` and labels `(B, 1, S, S, S)` of a step. Each crop depends on the settings, the step and its
     number alone."""
     pairs = []
     for number in range(rank * settings.batch, (rank + 1) * settings.batch):
@@ -63,7 +63,7 @@ def draw(scans: list[Scan], settings: Settings, step: int, *, rank: int = 0) -> 
         image, label, *_ = scans[rng.integers(len(scans))]
         pairs.append(augmented(image, label, settings, rng))
     images, labels = (np.stack(column) for column in zip(*pairs, strict=True))
-    return torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64))[:, None]
+    return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))[:, None]
 
 
 def labelled(label: np.ndarray, settings: Settings, rng: np.random.Generator) -> tuple[int, ...] | None:
@@ -77,21 +77,22 @@ def labelled(label: np.ndarray, settings: Settings, rng: np.random.Generator) ->
 def augmented(
     image: np.ndarray, label: np.ndarray, settings: Settings, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One crop of a scan and its labels, as the training sees them."""
+    """One crop `(C, S, S, S)` of a scan and its labels, as the training sees them."""
     size, around = settings.crop, labelled(label, settings, rng)
     if rng.random() < settings.trim:
-        box = random_part(image.shape, rng, around)
-        image, label = image[box], label[box]
+        box = random_part(label.shape, rng, around)
+        image, label = image[(slice(None), *box)], label[box]
         around = (
             None if around is None else tuple(c - part.start for c, part in zip(around, box, strict=True))
         )
-    start = random_placement(image.shape, size, rng, around)
+    start = random_placement(label.shape, size, rng, around)
     if rng.random() < settings.warp:
         middle = np.array(start) + (size - 1) / 2
         matrix = random_matrix(rng, degrees=settings.degrees, zoom=settings.zoom)
-        one, two = warp((image, label), middle, size, matrix, orders=(1, 0))
+        orders = (*(1 for _ in image), 0)
+        *parts, two = warp((*image, label), middle, size, matrix, orders=orders)
     else:
-        one, two = crop_at(image, start, size), crop_at(label, start, size)
-    one, moved = augment(one, two, rng, intensity=settings.intensity)
+        parts, two = [crop_at(channel, start, size) for channel in image], crop_at(label, start, size)
+    one, moved = augment(np.stack(parts), two, rng, intensity=settings.intensity)
     assert moved is not None
-    return degrade(one, rng, chance=settings.degrade), moved
+    return np.stack([degrade(channel, rng, chance=settings.degrade) for channel in one]), moved

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from ctssl.volume.volume import Volume
-from ctssl.zoo import Preprocess
+from ctssl.zoo import Channel, Preprocess
 
 SAMPLED = 2000  # voxels of each label in a case
 NARROWEST_HU = 200.0
@@ -27,7 +27,7 @@ class Structures:
 
     `diameters_mm`: by label, of a ball as large as the largest piece. `hu`: by label, of some of its voxels.
     `finest_mm`: the scan's finest spacing. `extent_mm`: the scan's shortest side. `longest_mm`: its longest side.
-    `volumes_ml`: by label, of all of it.
+    `volumes_ml`: by label, of all of it. `others`: of each channel beside the CT, some values of labelled voxels.
     """
 
     diameters_mm: dict[int, float]
@@ -36,6 +36,7 @@ class Structures:
     extent_mm: float
     longest_mm: float = 0.0
     volumes_ml: dict[int, float] = field(default_factory=dict)
+    others: tuple[np.ndarray, ...] = ()
 
     @property
     def diameter_mm(self) -> float:
@@ -65,10 +66,15 @@ def measure(scan: Volume, mask: Volume) -> Structures:
         counts = np.bincount(ndimage.label(of_label)[0].ravel())[1:]  # type: ignore[index]
         diameters[label] = 2 * (3 * 1000 * counts.max() * voxel_ml / (4 * np.pi)) ** (1 / 3)
         volumes[label] = float(counts.sum() * voxel_ml)
-        inside = scan.array[of_label]
-        hu[label] = inside[np.linspace(0, len(inside) - 1, min(len(inside), SAMPLED)).astype(int)]
+        hu[label] = _sampled(scan.array[of_label])
+    others = tuple(_sampled(channel[mask.array > 0]) for channel in scan.extra)
     sides = [n * s for n, s in zip(scan.shape, scan.spacing_mm, strict=True)]
-    return Structures(diameters, hu, min(scan.spacing_mm), min(sides), max(sides), volumes)
+    return Structures(diameters, hu, min(scan.spacing_mm), min(sides), max(sides), volumes, others)
+
+
+def _sampled(values: np.ndarray) -> np.ndarray:
+    """Return at most `SAMPLED` of some values, evenly."""
+    return values[np.linspace(0, len(values) - 1, min(len(values), SAMPLED)).astype(int)]
 
 
 def pool(cases: list[Structures]) -> Structures:
@@ -79,6 +85,7 @@ def pool(cases: list[Structures]) -> Structures:
         {k: np.concatenate([c.hu[k] for c in cases if k in c.hu]) for k in labels},
         float(np.median([case.finest_mm for case in cases])),
         float(np.median([case.extent_mm for case in cases])),
+        others=tuple(np.concatenate(values) for values in zip(*(case.others for case in cases), strict=True)),
     )
 
 
@@ -102,6 +109,8 @@ def make_plan(
     window_hu: tuple[float, float] | None = None,
     crop: int = 0,
     batch: int = 0,
+    channels: tuple[str, ...] = (),
+    channel_windows: list[tuple[float, float]] | None = None,
 ) -> Plan:
     """Plan a fine-tuning: what is given, and the rest derived from the labelled structures.
 
@@ -112,11 +121,15 @@ def make_plan(
         window_hu: lower and upper HU.
         crop: voxels along each side of a crop; 0 derives it.
         batch: crops per step and device; 0 derives it from the crop.
+        channels: names of the channels beside the CT.
+        channel_windows: lower and upper value of each of them.
     """
     common = pool(cases)
+    windows = channel_windows or [derive_channel(values) for values in common.others]
     preprocess = Preprocess(
         spacing_mm or derive_spacing(common, own.spacing_mm),
         window_hu or derive_window(common, own.window_hu),
+        tuple(Channel(name, *window) for name, window in zip(channels, windows, strict=True)),
     )
     crop = crop or derive_crop(common, preprocess.spacing_mm)
     return Plan(preprocess, crop, batch or min(32, max(1, round(4 * (64 / crop) ** 2))))
@@ -146,6 +159,14 @@ def derive_window(common: Structures, otherwise: tuple[float, float]) -> tuple[f
         low, high = np.quantile(ranges[:, 0], 0.25), np.quantile(ranges[:, 1], 0.75)
     margin = max((high - low) / 4, (NARROWEST_HU - (high - low)) / 2)
     return max(-1020.0, 10.0 * round((low - margin) / 10)), 10.0 * round((high + margin) / 10)
+
+
+def derive_channel(values: np.ndarray) -> tuple[float, float]:
+    """Return the window of a channel beside the CT, in its own units: what 99% of the labelled voxels are, and a quarter of
+    that more on either side."""
+    low, high = np.percentile(values, (0.5, 99.5)) if len(values) else (0.0, 1.0)
+    margin = (high - low) / 4 or max(abs(high), 1.0) / 4  # of one value everywhere too
+    return float(f"{low - margin:.4g}"), float(f"{high + margin:.4g}")
 
 
 def derive_crop(common: Structures, spacing_mm: float) -> int:

@@ -145,7 +145,7 @@ def prepare_cases(
         image = prepare(scan, preprocess)
         labels = onto_grid(mask, image)
         images = [image, *(prepare(c, preprocess) for c in shifted_copies(scan, copies, seed=seed + number))]
-        scans += [Scan(one.array.astype(np.float16), labels, image.affine, case.name) for one in images]
+        scans += [Scan(one.stack.astype(np.float16), labels, image.affine, case.name) for one in images]
     return scans
 
 

@@ -34,6 +34,7 @@ class Request:
     fold: int = 0
     spacing_mm: float | None = None
     window_hu: tuple[float, float] | None = None
+    channel_windows: list[tuple[float, float]] | None = None
     names: dict[int, str] | None = None
     from_scratch: bool = False
     device: str = "auto"
@@ -79,6 +80,11 @@ def check_request(request: Request) -> None:
     window = request.window_hu
     if window is not None and not -math.inf < window[0] < window[1] < math.inf:
         raise ValueError(f"window_hu={window}: give a lower and a higher HU, or leave the window out")
+    for low, high in request.channel_windows or []:
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(
+                f"channel_windows: {low:g} to {high:g}; give a lower and a higher value, or none at all"
+            )
 
 
 def identity_of(
@@ -109,6 +115,7 @@ def identity_of(
         "head": head,
         "spacing_mm": request.spacing_mm,
         "window_hu": request.window_hu,
+        **({"channel_windows": request.channel_windows} if request.channel_windows else {}),
         "names": request.names,
         "from_scratch": request.from_scratch,
     }

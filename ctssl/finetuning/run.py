@@ -21,6 +21,7 @@ from ctssl.datasets.checks import check_problems, problems
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.seen import SEEN, seen_after, seen_by
 from ctssl.datasets.splits import astride, count_folds
+from ctssl.encoders.layers import widen
 from ctssl.files.running import alone, clear_parts
 from ctssl.finetuning.card import write_card
 from ctssl.finetuning.loop import CHOOSING, fit
@@ -65,6 +66,7 @@ def finetune(
     fold: int = 0,
     spacing_mm: float | None = None,
     window_hu: tuple[float, float] | None = None,
+    channel_windows: list[tuple[float, float]] | None = None,
     names: dict[int, str] | None = None,
     settings: Settings | None = None,
     from_scratch: bool = False,
@@ -96,6 +98,8 @@ def finetune(
             own and twice the encoder's.
         window_hu: window in HU, `(low, high)`. None: what 99% of the labelled voxels are and a quarter of that
             more on either side; the model's own for `freeze`, and where the model brings its head.
+        channel_windows: of cases with several channels, `(low, high)` of each beside the CT, in its own units. None: as
+            for `window_hu`.
         names: of the labels, `{1: "tumour"}`.
         from_scratch: use initial weights, to see what the pretrained ones are worth.
         max_memory_gb: memory limit in GB for segmenting a held-out scan.
@@ -120,6 +124,7 @@ def finetune(
         fold=fold,
         spacing_mm=spacing_mm,
         window_hu=window_hu,
+        channel_windows=channel_windows,
         names=names,
         from_scratch=from_scratch,
         device=device,
@@ -248,11 +253,12 @@ class Job:
             if len(sides.validating) >= CHOOSING
             else (f" (fewer than {CHOOSING}: the last weights are kept)" if sides.validating else "")
         )
+        others = "".join(f"; {name} {low:g} to {high:g}" for name, low, high in pre.channels)
         return (
             f"cases     {len(sides.learning)} to train on, {len(sides.validating)} for validation{note}, "
             f"{len(sides.held_out)} held out; labels {', '.join(map(str, labels)) or 'none'}\n"
             f"model     {start}{' (initial weights)' if self.start.from_scratch else ''}, head {self.start.head}\n"
-            f"scans     {pre.spacing_mm:g} mm, {pre.window_hu[0]:g} to {pre.window_hu[1]:g} HU\n"
+            f"scans     {pre.spacing_mm:g} mm, {pre.window_hu[0]:g} to {pre.window_hu[1]:g} HU{others}\n"
             f"training  {length}, {settings.batch} crops of {settings.crop} voxels a step"
         )
 
@@ -273,6 +279,12 @@ def prepare_job(request: Request, dataset: Dataset, survey: Survey | None = None
     own = start.spec.preprocess
     kept = request.settings.freeze or start.segmenter is not None  # what is trained already knows this window
     window = request.window_hu or (own.window_hu if kept else None)
+    channels = check_channels(request, dataset)
+    known = (
+        [(low, high) for _, low, high in own.channels]
+        if kept and len(own.channels) == len(channels)
+        else None
+    )
     made = make_plan(
         [survey.structures[case.name] for case in sides.training],
         own,
@@ -280,6 +292,8 @@ def prepare_job(request: Request, dataset: Dataset, survey: Survey | None = None
         window_hu=window,
         crop=request.settings.crop,
         batch=request.settings.batch,
+        channels=channels,
+        channel_windows=request.channel_windows or known,
     )
     identity = identity_of(
         request,
@@ -291,6 +305,18 @@ def prepare_job(request: Request, dataset: Dataset, survey: Survey | None = None
         head=start.head,
     )
     return Job(request, dataset, sides, start, survey, made, identity)
+
+
+def check_channels(request: Request, dataset: Dataset) -> tuple[str, ...]:
+    """Return the names of the channels beside the CT. Raises `ValueError` for what cannot be done with them."""
+    given, count = request.channel_windows, len(dataset.channels)
+    if given and len(given) != count:
+        raise ValueError(
+            f"{len(given)} channel windows, but the cases have {count} channels beside the CT; give one for each"
+        )
+    if count and request.settings.shift_augment:
+        raise ValueError("shift_augment changes a CT alone, not its other channels; leave it out")
+    return dataset.channels
 
 
 def _survey(request: Request, dataset: Dataset, cases: list[Case], start: Start | None = None) -> Survey:
@@ -331,7 +357,7 @@ def build_network(job: Job) -> Any:
     not after hours of work."""
     names = name_labels(job.request.names, job.dataset.names, job.survey.labels(job.sides.training))
     classes = 1 + (len(names) if names else max(job.survey.labels(job.sides.training)))
-    encoder = job.start.encoder
+    encoder = widen(job.start.encoder, 1 + len(job.plan.preprocess.channels))
     encoder.spec = replace(job.start.spec, preprocess=job.plan.preprocess)
     torch.manual_seed(job.settings.seed)
     net = segmenter(encoder, head=job.start.head, classes=classes, labels=names, window=job.plan.crop)
@@ -357,7 +383,7 @@ def judge_case(net: Any, job: Job, case: Case) -> Judged:
     slices = plan(net, scan, job.request.max_memory_gb)
     found, affine = probabilities_of(net, prepare(scan, job.plan.preprocess))
     array = onto(found, affine, scan, slices, threshold=net.threshold)
-    return judge(replace(scan, array=array), truth, scan, judged_labels(net.labels, job))
+    return judge(replace(scan, array=array, extra=()), truth, scan, judged_labels(net.labels, job))
 
 
 def judging_seconds(net: Any, job: Job) -> float:

@@ -88,8 +88,18 @@ def take_head(net: Segmenter, start: Start) -> None:
         return
     own = net.head.state_dict()
     known = start.segmenter.head.state_dict()
+    if net.in_channels != start.segmenter.in_channels:
+        known = {key: _repeated(value, own.get(key), net.in_channels) for key, value in known.items()}
     fitting = {key: value for key, value in known.items() if key in own and own[key].shape == value.shape}
     net.head.load_state_dict({**own, **fitting})
+
+
+def _repeated(kernel: torch.Tensor, own: torch.Tensor | None, channels: int) -> torch.Tensor:
+    """A kernel on one channel as one on several: repeated and scaled, as `ctssl.encoders.layers.widen` does; any other
+    weight unchanged."""
+    if own is None or kernel.ndim != 5 or own.shape != (kernel.shape[0], channels, *kernel.shape[2:]):
+        return kernel
+    return kernel.repeat(1, channels, 1, 1, 1) / channels if kernel.shape[1] == 1 else kernel
 
 
 def check_interpolation(net: Segmenter, start: Start) -> None:

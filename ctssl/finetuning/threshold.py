@@ -50,7 +50,8 @@ def _scores(
     net: Any, scan: Scan, thresholds: tuple[float, ...], windows: Windows
 ) -> dict[float, list[float]]:
     """DSC of each label that a scan has, at each threshold."""
-    image = Volume(scan.image.astype(np.float32), scan.affine, scan.name)
+    first, *others = scan.image.astype(np.float32)
+    image = Volume(first, scan.affine, scan.name, extra=tuple(others))
     probabilities, _ = probabilities_of(net, image, windows)
     maps = [probabilities[k].astype(np.float32) for k in net.labels]
     there = [k for k in net.labels if (scan.labels == k).any()]

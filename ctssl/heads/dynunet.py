@@ -15,19 +15,26 @@ class DynUnet(nn.Module):
     on three levels.
 
     Args:
-        channels: (1,), those of `pixels`.
+        channels: those of `pixels`, which are the image's.
         strides: (1,), those of `pixels`.
         classes: number of classes, including the background.
         crop: side of the training crops in voxels.
+        in_channels: channels of the image.
     """
 
     whole = True
 
     def __init__(
-        self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, *, crop: int = 64
+        self,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        classes: int,
+        *,
+        crop: int = 64,
+        in_channels: int = 1,
     ) -> None:
         super().__init__()
-        if tuple(strides) != (1,) or tuple(channels) != (1,):
+        if tuple(strides) != (1,) or tuple(channels) != (in_channels,):
             raise ValueError(
                 "head 'dynunet' is a whole network and would ignore the encoder; train it with --model "
                 "dynunet, or use head 'light' or 'unetr' with this encoder"
@@ -41,7 +48,7 @@ class DynUnet(nn.Module):
         self.multiple = 2**halvings
         net = DynUNet(
             3,
-            1,
+            in_channels,
             classes,
             kernel_size=[3] * len(steps),
             strides=steps,
@@ -57,7 +64,7 @@ class DynUnet(nn.Module):
         self.out, self.heads = net.output_block, net.deep_supervision_heads
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
-        """Return logits `(B, classes, X, Y, Z)` of the image `(B, 1, X, Y, Z)`."""
+        """Return logits `(B, classes, X, Y, Z)` of the image `(B, in_channels, X, Y, Z)`."""
         return self.deep(image, maps)[0][1]
 
     def deep(self, image: Tensor, maps: list[Tensor]) -> list[tuple[float, Tensor]]:

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ctssl.zoo import Channel, Preprocess
+
 LARGEST = 1 << 20  # upper limit of every number among an encoder's arguments
 TYPES = {
     "name": str,
@@ -73,10 +75,8 @@ def check_encoder_args(args: dict[str, Any], path: Path, *, weights: int) -> Non
             )
 
 
-def read_preprocess(config: dict[str, Any]) -> tuple[float, tuple[float, float]]:
-    """Return spacing in mm and HU window of a config. Raises `ValueError` for values that cannot prepare a
-    CT.
-    """
+def read_preprocess(config: dict[str, Any]) -> Preprocess:
+    """Return how a config prepares a scan. Raises `ValueError` for values that cannot prepare a CT."""
     pre = config["preprocess"]
     try:
         spacing, (low, high) = float(pre["spacing_mm"]), (float(v) for v in pre["window_hu"])
@@ -89,7 +89,17 @@ def read_preprocess(config: dict[str, Any]) -> tuple[float, tuple[float, float]]
             f"config.json of {config['name']}: a spacing of {spacing:g} mm and a window of {low:g} to "
             f"{high:g} HU cannot prepare a CT (0.05 to 50 mm, low < high)"
         )
-    return spacing, (low, high)
+    try:
+        channels = tuple(
+            Channel(str(name), float(least), float(most)) for name, least, most in pre.get("channels", ())
+        )
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"config.json of {config['name']}: invalid channels {_short(pre['channels'])} (must be [name, low, high], each)"
+        ) from error
+    if odd := [c for c in channels if not -math.inf < c.low < c.high < math.inf or not c.name.isprintable()]:
+        raise ValueError(f"config.json of {config['name']}: invalid channel {_short(tuple(odd[0]))}")
+    return Preprocess(spacing, (low, high), channels)
 
 
 def _short(value: Any) -> str:

@@ -19,7 +19,7 @@ from ctssl.files.text import read_json
 from ctssl.hub.client import CONFIG, WEIGHTS
 from ctssl.hub.config import check_types, read_preprocess
 from ctssl.hub.provenance import lineage
-from ctssl.zoo import MODELS, ModelSpec, Preprocess
+from ctssl.zoo import MODELS, ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -139,7 +139,7 @@ def spec_of(config: dict[str, Any]) -> ModelSpec:
     table = MODELS.get(config["name"])
     if table is not None and table.sha256 == config["sha256"]:
         return table
-    preprocess = Preprocess(*read_preprocess(config))
+    preprocess = read_preprocess(config)
     known = (
         "name",
         "kind",

@@ -84,7 +84,7 @@ def open_published(path: Path, spec: ModelSpec) -> ModelFolder:
     """
     folder, wanted = (
         open_folder(path, sha256=spec.sha256, name=spec.name),
-        json.loads(json.dumps(asdict(spec))),
+        json.loads(json.dumps({**asdict(spec), "preprocess": spec.preprocess.entry()})),
     )
     keys = ["name", "kind", "encoder", "encoder_args", "preprocess"]
     keys += ["head", "labels"] if spec.kind == "segmenter" else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,21 +43,20 @@ def prepared(
         spacing_mm: spacing in mm instead of the encoder's.
         window_hu: window in HU instead of the encoder's.
     """
-    channels = getattr(encoder, "config", {}).get("in_channels", 1)
-    if channels != 1:
-        raise ValueError(
-            f"this model takes {channels} channels, a scan has one; prepare each channel with a model of one channel, stack "
-            "them and call the model itself"
-        )
     known = encoder.spec.preprocess if encoder.spec else Preprocess()
-    return prepare(
-        check(read(source)), Preprocess(spacing_mm or known.spacing_mm, window_hu or known.window_hu)
-    )
+    channels = getattr(encoder, "config", {}).get("in_channels", 1)
+    if channels != 1 + len(known.channels):
+        raise ValueError(
+            f"this model takes {channels} channels and knows no window for those beside the CT; fine-tune it on scans of "
+            f"{channels} channels, or prepare each channel with a model of one channel, stack them and call the model itself"
+        )
+    own = replace(known, spacing_mm=spacing_mm or known.spacing_mm, window_hu=window_hu or known.window_hu)
+    return prepare(check(read(source)), own)
 
 
 def preprocess(encoder: Any, source: Any) -> Tensor:
-    """Prepare a scan as `(1, 1, X, Y, Z)`; see `Pretrained.preprocess`."""
-    return torch.from_numpy(prepared(encoder, source).array)[None, None]
+    """Prepare a scan as `(1, C, X, Y, Z)`; see `Pretrained.preprocess`."""
+    return torch.from_numpy(prepared(encoder, source).stack)[None]
 
 
 def blocks_of(encoder: Any) -> Any:
@@ -77,7 +77,7 @@ def feature_maps(encoder: Any, image: Tensor, *, progress: bool = False) -> list
 
     Args:
         encoder: on its device, in its precision.
-        image: `(1, 1, X, Y, Z)`, 0 to 1.
+        image: `(1, C, X, Y, Z)`, 0 to 1.
     """
     from tqdm import tqdm
 
@@ -138,7 +138,7 @@ def read_for(encoder: Any, source: Any, *, max_memory_gb: float) -> Volume:
 def encode(encoder: Any, scan: Volume, *, progress: bool = False) -> tuple[Volume, list[Tensor]]:
     """Prepare a scan and compute its maps. Returns the prepared image and the maps."""
     image = prepared(encoder, scan)
-    return image, feature_maps(encoder, torch.from_numpy(image.array)[None, None], progress=progress)
+    return image, feature_maps(encoder, torch.from_numpy(image.stack)[None], progress=progress)
 
 
 def _starts(size: int, tile: int, step: int) -> list[int]:

@@ -28,6 +28,7 @@ from ctssl.inference.masks import probabilities as compute_maps
 from ctssl.inference.memory import read_within
 from ctssl.inference.windows import Windows
 from ctssl.scan_checks import ScanWarning
+from ctssl.volume.channels import Channels, source_of
 from ctssl.volume.volume import Volume
 
 WRITING, WHOLE = "writing", "whole"  # state of a record
@@ -109,8 +110,8 @@ def segment_folder(
     """
     from tqdm import tqdm
 
-    out = Path(out)
-    listed = scans if isinstance(scans, Mapping) else list_scans(Path(scans), series=True)
+    out, wanted = Path(out), getattr(model, "in_channels", 1)
+    listed = scans if isinstance(scans, Mapping) else list_scans(Path(scans), series=True, channels=True)
     if not listed:
         raise FileNotFoundError(
             f"no scans in {scans}: give .nii, .nii.gz, a DICOM series, or a folder of them"
@@ -125,25 +126,32 @@ def segment_folder(
         for name in listed
     }
     check_apart([file for one in targets.values() for file in (one.mask, one.record)], list(listed.values()))
+    sources = {name: source_of(path) for name, path in listed.items()}
+    counts = {name: len(one.images) if isinstance(one, Channels) else 1 for name, one in sources.items()}
+    if odd := [name for name, count in counts.items() if count != wanted]:
+        raise ValueError(
+            f"{listed[odd[0]]}: {counts[odd[0]]} channels, the model takes {wanted}; name them CASE_0000.nii.gz, "
+            "CASE_0001.nii.gz, ..."
+        )
     there = [name for name, one in targets.items() if one.mask.exists()]
     if there and not resume and not overwrite:
         raise FileExistsError(
             f"{out} holds masks of {len(there)} of these scans; add --resume or --overwrite"
         )
     states = {
-        name: TODO if overwrite else _state(one, model, windows, listed[name])
+        name: TODO if overwrite else _state(one, model, windows, sources[name])
         for name, one in targets.items()
     }
     (out / "probabilities" if probabilities else out).mkdir(parents=True, exist_ok=True)
     failed = {}
-    for name, path in tqdm(listed.items(), desc="scans", disable=not progress):
+    for name, source in tqdm(sources.items(), desc="scans", disable=not progress):
         if states[name] == DONE:
             continue
         try:
             if states[name] == MAPS:
-                _write_maps(model, path, targets[name], windows)
+                _write_maps(model, source, targets[name], windows)
             else:
-                write_mask(model, path, targets[name], windows=windows, overwrite=overwrite or resume)
+                write_mask(model, source, targets[name], windows=windows, overwrite=overwrite or resume)
         except (ValueError, OSError, EOFError, RuntimeError, MemoryError, ImportError) as error:
             if disk_is_full(error):  # hours of work for nothing, if it went on
                 raise
@@ -153,7 +161,7 @@ def segment_folder(
 
 def write_mask(
     model: Network,
-    source: Path | Volume,
+    source: Path | Channels | Volume,
     target: Target | Path,
     *,
     windows: Windows = Windows(),
@@ -231,7 +239,7 @@ def is_unfinished(target: Target, picture: Path | None = None) -> bool:
     return picture is None or not picture.exists() or told.get("picture") == str(picture.absolute())
 
 
-def made_by(model: Network, windows: Windows, source: Path | Volume) -> dict[str, Any]:
+def made_by(model: Network, windows: Windows, source: Path | Channels | Volume) -> dict[str, Any]:
     """Say what a mask follows from: model, threshold, windows, and the content of the scan."""
     return {
         "sha256": model.spec.sha256 if model.spec else "",
@@ -243,11 +251,17 @@ def made_by(model: Network, windows: Windows, source: Path | Volume) -> dict[str
     }
 
 
-def scan_sha256(source: Path | Volume) -> str:
-    """Hash the file of a scan, the files of a series, or a volume's voxels and affine."""
+def scan_sha256(source: Path | Channels | Volume) -> str:
+    """Hash the file of a scan, the files of a series or of all channels, or a volume's voxels and affine."""
+    if isinstance(source, Channels):
+        hashes = "".join(
+            scan_sha256(image if isinstance(image, Volume) else Path(image)) for image in source.images
+        )
+        return hashlib.sha256(hashes.encode()).hexdigest()
     if isinstance(source, Volume):
         digest = hashlib.sha256(str((source.shape, np.round(source.affine, 4).tolist())).encode())
-        digest.update(np.ascontiguousarray(source.array).tobytes())
+        for array in (source.array, *source.extra):
+            digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
     path = Path(source)
     if not path.is_dir():
@@ -256,7 +270,7 @@ def scan_sha256(source: Path | Volume) -> str:
     return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()
 
 
-def _write_maps(model: Network, source: Path, target: Target, windows: Windows) -> None:
+def _write_maps(model: Network, source: Path | Channels, target: Target, windows: Windows) -> None:
     """Add the maps to a mask that stays as it is."""
     hashes = {}
     for label, one in compute_maps(model, source, windows).items():
@@ -267,7 +281,7 @@ def _write_maps(model: Network, source: Path, target: Target, windows: Windows) 
     write_whole(target.record, json.dumps(record, indent=1) + "\n")
 
 
-def _state(target: Target, model: Network, windows: Windows, scan: Path) -> str:
+def _state(target: Target, model: Network, windows: Windows, scan: Path | Channels) -> str:
     """Tell what is left to do for a scan. Raises `ValueError` for results of something else."""
     if not target.mask.exists() and not target.record.exists():
         return TODO

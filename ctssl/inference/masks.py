@@ -38,7 +38,8 @@ def segment(model: Network, source: Any, windows: Windows = Windows(), *, progre
     """Segment a scan; see `Segmenter.segment`."""
     volume, slices = read_within(source, lambda grid: plan(model, grid, windows.max_memory_gb))
     found, affine = probabilities_of(model, prepared(model.encoder, volume), windows, progress=progress)
-    mask = replace(volume, array=onto(found, affine, volume, slices, threshold=model.threshold))
+    array = onto(found, affine, volume, slices, threshold=model.threshold)
+    mask = replace(volume, array=array, extra=())
     warn_unlike_training(model, mask)
     return mask
 
@@ -57,13 +58,15 @@ def mask_and_maps(
     maps = len(model.labels)
     volume, slices = read_within(source, lambda grid: plan(model, grid, windows.max_memory_gb, maps=maps))
     found, affine = probabilities_of(model, prepared(model.encoder, volume), windows, progress=progress)
-    mask = replace(volume, array=onto(found, affine, volume, slices, threshold=model.threshold))
+    array = onto(found, affine, volume, slices, threshold=model.threshold)
+    mask = replace(volume, array=array, extra=())
     warn_unlike_training(model, mask)
     return mask, {
         name: replace(
             volume,
             array=resample(found[k], affine, volume.shape, volume.affine),
             name=f"{volume.name} {name}",
+            extra=(),
         )
         for k, name in model.labels.items()
     }
@@ -73,7 +76,13 @@ def plan(model: Network, volume: Volume, max_memory_gb: float, *, maps: int = 0)
     """Call `plan_slices` for a model."""
     spacing_mm = (model.spec.preprocess if model.spec else Preprocess()).spacing_mm
     return plan_slices(
-        volume, spacing_mm, model.window, classes=model.classes, max_memory_gb=max_memory_gb, maps=maps
+        volume,
+        spacing_mm,
+        model.window,
+        classes=model.classes,
+        max_memory_gb=max_memory_gb,
+        maps=maps,
+        channels=getattr(model, "in_channels", 1),
     )
 
 
@@ -89,7 +98,7 @@ def probabilities_of(
     model.eval()
     found = slide(
         model,
-        image.array,
+        image.stack,
         model.window,
         classes=model.classes,
         windows=windows,

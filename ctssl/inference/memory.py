@@ -33,7 +33,14 @@ def read_within(source: Any, plan: Callable[[Volume], T], *, series: str | None 
 
 
 def plan_slices(
-    volume: Volume, spacing_mm: float, side: int, *, classes: int, max_memory_gb: float, maps: int = 0
+    volume: Volume,
+    spacing_mm: float,
+    side: int,
+    *,
+    classes: int,
+    max_memory_gb: float,
+    maps: int = 0,
+    channels: int = 1,
 ) -> int:
     """Choose how many slices of the scan's last axis are brought back to its own grid at a time.
 
@@ -46,14 +53,16 @@ def plan_slices(
         classes: with the background.
         max_memory_gb: memory limit of the process in GB.
         maps: float volumes on the scan's grid that are kept too, with what makes a mask of them.
+        channels: of the scan.
 
     Raises:
         ValueError: not even one slice at a time fits.
     """
     own = math.prod(volume.shape)
     grid = [max(n, side) for n in working_grid(volume, spacing_mm)[0]]
-    fixed = LIBRARIES + own * (4 + 1 + (4 * maps + 14 if maps else 0))  # the scan, the mask
-    fixed += math.prod(grid) * (4 + 2 * classes)  # the image, probabilities
+    fixed = LIBRARIES + own * (4 * channels + 1 + (4 * maps + 14 if maps else 0))  # the scan, the mask
+    copies = channels if channels == 1 else 2 * channels  # several are stacked
+    fixed += math.prod(grid) * (4 * copies + 2 * classes)  # the image, probabilities
     fixed += math.prod(grid[1:]) * side * 4 * classes + side**3 * 4 * ACTIVATIONS  # the windows at work
     fixed += max(4 * own, 4 * math.prod(grid))  # a copy while the scan is resampled, or a class
     slice_ = math.prod(volume.shape[:2]) * 4 * 6

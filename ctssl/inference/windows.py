@@ -62,8 +62,8 @@ def slide(
     float32. Windows of nothing but air (0) cost nothing: the answer to one of them serves for all (`skip_air`).
 
     Args:
-        network: `(B, 1, side, side, side)` -> logits `(B, classes, side, side, side)`.
-        image: `(X, Y, Z)` float32, 0 to 1.
+        network: `(B, C, side, side, side)` -> logits `(B, classes, side, side, side)`.
+        image: `(C, X, Y, Z)`, or `(X, Y, Z)` for one channel, float32, 0 to 1.
         side: voxels along each side of a window.
         device, dtype: of the network.
         name: of the scan, for messages.
@@ -77,10 +77,12 @@ def slide(
     """
     from tqdm import tqdm
 
-    size = image.shape
+    image = image if image.ndim == 4 else image[None]
+    size = image.shape[1:]
     low = [(max(side - n, 0)) // 2 for n in size]
-    image = np.pad(image, [(a, max(side - n, 0) - a) for n, a in zip(size, low, strict=True)])
-    starts = [spread(n, side, windows.overlap) for n in image.shape]
+    image = np.pad(image, [(0, 0), *((a, max(side - n, 0) - a) for n, a in zip(size, low, strict=True))])
+    extent = image.shape[1:]
+    starts = [spread(n, side, windows.overlap) for n in extent]
     count = math.prod(map(len, starts))
     if count > MOST:
         raise ValueError(
@@ -90,21 +92,21 @@ def slide(
     device = torch.device(device)
     bell = torch.from_numpy(gaussian(side))
     weight = (bell[:, None, None] * bell[:, None] * bell).to(device)
-    totals = [total_weight(bell, places, n) for places, n in zip(starts, image.shape, strict=True)]
+    totals = [total_weight(bell, places, n) for places, n in zip(starts, extent, strict=True)]
     answer = _Answers(mirrored(network) if windows.tta else network, windows, side, device, dtype, name)
-    result = np.zeros((classes, *image.shape), np.float16)
-    slab = torch.zeros(classes, side, *image.shape[1:], device=device)
+    result = np.zeros((classes, *extent), np.float16)
+    slab = torch.zeros(classes, side, *extent[1:], device=device)
     bar = tqdm(total=count, desc="segmenting", disable=not progress)
-    for x, after in zip(starts[0], [*starts[0][1:], image.shape[0]], strict=True):
+    for x, after in zip(starts[0], [*starts[0][1:], extent[0]], strict=True):
         places = list(itertools.product(*starts[1:]))
-        cubes = [torch.from_numpy(image[x : x + side, y : y + side, z : z + side]) for y, z in places]
+        cubes = [torch.from_numpy(image[:, x : x + side, y : y + side, z : z + side]) for y, z in places]
         for (y, z), found in zip(places, answer.of_all(cubes, skip_air=skip_air), strict=True):
             slab[:, :, y : y + side, z : z + side] += found * weight
             bar.update()
         done = after - x
         total = totals[0][x:after, None, None] * totals[1][:, None] * totals[2]
         result[:, x:after] = (slab[:, :done] / total.to(device)).softmax(0).cpu().numpy()
-        slab = torch.cat([slab[:, done:], slab.new_zeros(classes, done, *image.shape[1:])], 1)
+        slab = torch.cat([slab[:, done:], slab.new_zeros(classes, done, *extent[1:])], 1)
     bar.close()
     inside = tuple(slice(a, a + n) for a, n in zip(low, size, strict=True))
     return result[(slice(None), *inside)]
@@ -151,13 +153,13 @@ class _Answers:
     def _of(self, cubes: list[Tensor]) -> Tensor:
         """Return the logits of the first of some cubes: of as many as fit into the memory."""
         try:
-            inputs = torch.stack(cubes).to(self.device, self.dtype)[:, None]
+            inputs = torch.stack(cubes).to(self.device, self.dtype)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 answers = self.network(inputs).float()
         except torch.OutOfMemoryError as error:
             if len(cubes) == 1:
                 raise MemoryError(
-                    f"one window of {len(cubes[0])} voxels does not fit into the memory of {self.device}; free some, or "
+                    f"one window of {cubes[0].shape[-1]} voxels does not fit into the memory of {self.device}; free some, or "
                     "use the CPU (--device cpu)"
                 ) from error
             self.batch = max(1, len(cubes) // 2)

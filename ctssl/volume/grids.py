@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ctssl.volume.volume import AIR_HU, Volume
+
 if TYPE_CHECKING:
     from ctssl.zoo import Preprocess
-from ctssl.volume.volume import AIR_HU, Volume
 
 
 def prepare(volume: Volume, preprocess: Preprocess) -> Volume:
     """Resample a scan to the working grid of a model: RAS+ axes, isotropic spacing, HU window mapped to 0..1.
 
     Oblique scans keep their own axes; sheared ones (gantry tilt) are resampled to the nearest orthogonal
-    axes.
+    axes. Raises `ValueError` for a scan of more or fewer channels than `preprocess` names.
 
     >>> from ctssl.phantom import phantom
     >>> from ctssl.zoo import Preprocess
@@ -23,9 +24,22 @@ def prepare(volume: Volume, preprocess: Preprocess) -> Volume:
     (20, 15, 15)
     """
     shape, affine = working_grid(volume, preprocess.spacing_mm)
-    low, high = preprocess.window_hu
-    array = resample(volume.array, volume.affine, shape, affine, fill=AIR_HU)
-    return Volume(np.clip((array - low) / (high - low), 0.0, 1.0, dtype=np.float32), affine, volume.name)
+    if len(volume.extra) != len(preprocess.channels):
+        names = ", ".join(["CT", *(channel.name for channel in preprocess.channels)])
+        raise ValueError(
+            f"{volume.name} has {1 + len(volume.extra)} channels, the model takes {1 + len(preprocess.channels)} ({names}); "
+            "give them all, in this order: ctssl.Channels(ct, ...), or --channel"
+        )
+    windows = [(*preprocess.window_hu, AIR_HU), *((c.low, c.high, c.low) for c in preprocess.channels)]
+    first, *others = (
+        _window(resample(array, volume.affine, shape, affine, fill=fill), low, high)
+        for array, (low, high, fill) in zip((volume.array, *volume.extra), windows, strict=True)
+    )
+    return Volume(first, affine, volume.name, extra=tuple(others))
+
+
+def _window(array: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.clip((array - low) / (high - low), 0.0, 1.0, dtype=np.float32)
 
 
 def is_sheared(affine: np.ndarray) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ctssl.files.atomic import write_whole
 from ctssl.volume import foreign
+from ctssl.volume.channels import Channels
 
 AIR_HU = -1024.0
 NIFTI1 = 32767  # most voxels along an axis of a NIfTI-1 file; NIfTI-2 holds more
@@ -40,10 +41,17 @@ class Volume:
     """SeriesInstanceUID of the DICOM series it was read from."""
     frame_uid: str = field(default="", repr=False)
     """FrameOfReferenceUID of that series: what was drawn in another one has other coordinates."""
+    extra: tuple[np.ndarray, ...] = field(default=(), repr=False)
+    """Further channels `(X, Y, Z)` float32 on the same grid; see `Channels`."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.array.shape  # type: ignore[return-value]
+
+    @property
+    def stack(self) -> np.ndarray:
+        """Return all channels, `(C, X, Y, Z)`."""
+        return np.stack([self.array, *self.extra]) if self.extra else self.array[None]
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -104,7 +112,8 @@ def read(
     Args:
         source: a `.nii` or `.nii.gz` file; a `.nrrd`, `.mha` or `.mhd` file (with SimpleITK); a folder with one
             DICOM series; `(array in HU, 4x4 affine)`; an image of nibabel, SimpleITK, TorchIO (or a subject with
-            one) or a MONAI `MetaTensor`; or a `Volume`, which is returned unchanged.
+            one) or a MONAI `MetaTensor`; `Channels` of such images on one grid; or a `Volume`, which is returned
+            unchanged.
         series: SeriesInstanceUID, when a DICOM folder holds several series.
 
     Raises:
@@ -121,6 +130,8 @@ def read(
         return source
     if isinstance(source, np.ndarray):
         raise ValueError("an array alone has no spacing; give (array in HU, affine)")
+    if isinstance(source, Channels):
+        return _read_channels(source, series)
     if foreign.kind_of(source):
         return _from_parts(foreign.parts_of(source))
     if several := scans_in(source):
@@ -156,11 +167,36 @@ def _read_dicom(path: Path, series: str | None) -> Volume:
     )
 
 
+def _read_channels(source: Channels, series: str | None) -> Volume:
+    """Read the images of a scan. Raises `ValueError` where they lie on different grids."""
+    first, *others = (
+        read(image, series=series if number == 0 else None) for number, image in enumerate(source.images)
+    )
+    for number, other in enumerate(others, 2):
+        check_grid(first, other, f"channel {number} ({other.name})")
+    return replace(first, extra=tuple(np.asarray(other.array, np.float32) for other in others))
+
+
+def check_grid(scan: Volume, other: Volume, what: str) -> None:
+    """Raise `ValueError` unless an image lies on the grid of a scan. `what`: it is, for the message."""
+    if scan.shape != other.shape:
+        raise ValueError(
+            f"{scan.name} has shape {scan.shape}, {what} has {other.shape}; resample it to the grid of the scan"
+        )
+    apart = corner_distance(scan, other)
+    if apart > 0.5 * min(scan.spacing_mm):
+        raise ValueError(
+            f"{scan.name} and {what} lie up to {apart:.1f} mm apart (their affines differ); resample it to the grid of "
+            "the scan"
+        )
+
+
 def scans_in(source: Any) -> list[Any]:
     """Return the scans of a list or tuple of scans; none for `(array, affine)`, and for anything else."""
     if not isinstance(source, (tuple, list)):
         return []
-    each = (isinstance(one, (str, os.PathLike, Volume, tuple)) or foreign.kind_of(one) for one in source)
+    known = (str, os.PathLike, Volume, Channels, tuple)
+    each = (isinstance(one, known) or foreign.kind_of(one) for one in source)
     return list(source) if all(each) else []
 
 
@@ -174,6 +210,7 @@ def read_grid(source: Any, *, series: str | None = None) -> Volume | None:
 
     Raises `ValueError` as `read` does.
     """
+    source = source.images[0] if isinstance(source, Channels) else source
     if not isinstance(source, (str, os.PathLike)):
         return None
     path = Path(source)

@@ -114,7 +114,7 @@ class Task:
         self.training = [case for case in found if case.split == "train"]
         self.copies: dict[tuple[int, int], list[Scan]] = {}
         held = prepare_cases([case for case in found if case.split == "val"], PREPROCESS, progress=False)
-        self.choosing = Boxes.of([s.image for s in held], [s.labels > 0 for s in held], device)
+        self.choosing = Boxes.of([s.image[0] for s in held], [s.labels > 0 for s in held], device)
         self.names = [row["id"] for row in cases("lung_radiogenomics")]
         images, truths = test_images(work, workers=1)
         self.truths = {place: truths[CUBE if place == CUBE else CLEAN] for place in images}

@@ -1,0 +1,200 @@
+"""Scans of several channels, such as PET/CT: found, read, trained on and segmented."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import ctssl
+from ctssl.cli.main import main
+from ctssl.datasets.case import read_case
+from ctssl.datasets.layouts import find_cases
+from ctssl.finetuning.crops import Scan, draw
+from ctssl.finetuning.plan import derive_channel
+from ctssl.finetuning.start import open_start, take_head
+from ctssl.loading import segmenter
+from ctssl.volume.channels import further, source_of
+from ctssl.volume.grids import prepare
+from ctssl.volume.volume import Volume
+from ctssl.zoo import Channel, Preprocess
+from tests.support.tiny import QUICK
+
+NAMES = {"channel_names": {"0": "CT", "1": "PET"}, "labels": {"background": 0, "lesion": 1}}
+
+
+@pytest.fixture
+def petct(ball, tmp_path):
+    """Three cases in nnU-Net's layout whose ball is seen in the PET (SUV 8) alone."""
+    scan, mask = ball
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / "petct" / folder).mkdir(parents=True)
+    for number in range(3):
+        rng = np.random.default_rng(number)
+        inside = np.roll(mask.array, number, 0) > 0
+        flat = np.where(scan.array < -500, -1000, 40) + rng.normal(0, 20, scan.shape)
+        ct = Volume(flat.astype(np.float32), scan.affine)
+        pet = Volume((rng.random(scan.shape) + 8.0 * inside).astype(np.float32), scan.affine)
+        ct.save(tmp_path / "petct" / "imagesTr" / f"P{number}_0000.nii.gz")
+        pet.save(tmp_path / "petct" / "imagesTr" / f"P{number}_0001.nii.gz")
+        Volume(inside.astype(np.uint8), scan.affine).save(
+            tmp_path / "petct" / "labelsTr" / f"P{number}.nii.gz"
+        )
+    (tmp_path / "petct" / "dataset.json").write_text(json.dumps(NAMES))
+    return tmp_path / "petct"
+
+
+@pytest.fixture
+def table(petct):
+    """The same cases as a CSV."""
+    rows = [
+        f"P{n},imagesTr/P{n}_0000.nii.gz,imagesTr/P{n}_0001.nii.gz,labelsTr/P{n}.nii.gz" for n in range(3)
+    ]
+    (petct / "cases.csv").write_text("\n".join(["id,image,image2,label", *rows]) + "\n")
+    return petct / "cases.csv"
+
+
+def test_cases_of_several_channels_are_found_in_both_layouts(petct, table):
+    one, two = find_cases(petct), find_cases(table)
+    assert [case.name for case in one.cases] == [case.name for case in two.cases] == ["P0", "P1", "P2"]
+    assert one.channels == ("PET",) and two.channels == ("channel 2",)
+    assert all(not case.facts for case in two.cases)
+    for left, right in zip(one.cases, two.cases, strict=True):
+        ours, theirs = read_case(left)[0], read_case(right)[0]
+        assert ours.stack.shape == (2, *ours.shape) and ours.extra[0].max() > 7
+        np.testing.assert_array_equal(ours.stack, theirs.stack)
+
+
+def test_a_case_that_lacks_a_channel_is_named(petct):
+    (petct / "imagesTr" / "P1_0001.nii.gz").unlink()
+    with pytest.raises(ValueError, match=r"P1 has 1 channels, dataset\.json names 2"):
+        find_cases(petct)
+    (petct / "imagesTr" / "P1_0002.nii.gz").touch()
+    with pytest.raises(FileNotFoundError, match=r"P1_0001\.nii\.gz is missing, but P1_0002"):
+        find_cases(petct)
+
+
+def test_channels_lie_on_one_grid(ball):
+    scan, _ = ball
+    with pytest.raises(ValueError, match=r"channel 2 \(pet\) has \(35"):
+        ctssl.read(ctssl.Channels(scan, Volume(scan.array[1:], scan.affine, "pet")))
+    moved = scan.affine.copy()
+    moved[0, 3] += 5
+    with pytest.raises(ValueError, match=r"channel 2 \(pet\) lie up to 5\.0 mm apart"):
+        ctssl.read(ctssl.Channels(scan, Volume(scan.array, moved, "pet")))
+
+
+def test_files_of_a_case_are_its_channels(petct):
+    first = petct / "imagesTr" / "P0_0000.nii.gz"
+    assert further(first) == (first.with_name("P0_0001.nii.gz"),)
+    assert further(petct / "labelsTr" / "P0.nii.gz") == ()
+    both = source_of(first)
+    assert isinstance(both, ctssl.Channels) and both.paths == [first, *further(first)]
+
+
+def test_every_channel_has_its_own_window(ball):
+    scan, _ = ball
+    other = Volume(np.full(scan.shape, 5.0, np.float32), scan.affine)
+    how = Preprocess(3.0, (-100.0, 300.0), (Channel("PET", 0.0, 20.0),))
+    ready = prepare(ctssl.read(ctssl.Channels(scan, other)), how)
+    np.testing.assert_array_equal(ready.array, prepare(scan, Preprocess(3.0, (-100.0, 300.0))).array)
+    np.testing.assert_allclose(ready.extra[0], 0.25, atol=1e-6)
+    with pytest.raises(ValueError, match=r"has 1 channels, the model takes 2 \(CT, PET\)"):
+        prepare(scan, how)
+    with pytest.raises(ValueError, match=r"has 2 channels, the model takes 1 \(CT\)"):
+        prepare(ctssl.read(ctssl.Channels(scan, other)), Preprocess())
+
+
+def test_windows_follow_from_labelled_values():
+    low, high = derive_channel(np.linspace(2, 12, 1001))
+    assert low == pytest.approx(2.05 - 2.475, abs=0.01) and high == pytest.approx(11.95 + 2.475, abs=0.01)
+    assert derive_channel(np.full(5, 3.0)) == (2.25, 3.75)
+    assert derive_channel(np.zeros(0)) == (-0.25, 1.25)
+
+
+def test_crops_move_all_channels_alike():
+    rng = np.random.default_rng(0)
+    image = rng.random((40, 40, 40)).astype(np.float16)
+    scan = Scan(np.stack([image, image]), (image > 0.5).astype(np.uint8), np.eye(4), "twice")
+    settings = ctssl.Settings(crop=16, batch=4, degrade=0.0, intensity=0.0, warp=1.0)
+    images, labels = draw([scan], settings, 3)
+    assert images.shape == (4, 2, 16, 16, 16) and labels.shape == (4, 1, 16, 16, 16)
+    torch.testing.assert_close(images[:, 0], images[:, 1])
+    still, masks = draw([scan], ctssl.Settings(crop=16, batch=4, degrade=0, intensity=0, warp=0, trim=0), 3)
+    torch.testing.assert_close((still[:, :1] > 0.5).long(), masks)
+
+
+def test_a_head_that_comes_along_sees_equal_channels_as_one(tiny):
+    torch.manual_seed(0)
+    one = segmenter(tiny, head="light", window=24).eval()
+    start = open_start(one, "", from_scratch=False, seed=0)
+    two = segmenter(start.encoder, head="light", window=24, in_channels=2).eval()
+    take_head(two, start)
+    image = torch.rand(1, 1, 24, 24, 24)
+    torch.testing.assert_close(two(image.repeat(1, 2, 1, 1, 1)), one(image), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_segmenter_learns_what_one_channel_alone_shows(petct, table, tiny, tmp_path, capsys):
+    settings = ctssl.Settings(steps=80, batch=2, crop=24, lr=4e-3, encoder_lr=4e-3)
+    arguments = {"model": tiny, "hold_out": ["P1"], "settings": settings, "progress": False}
+    report = ctssl.finetune(petct, out=tmp_path / "both", **arguments)
+    assert report.mean_dsc > 0.75
+    ct_alone = {"images": only_ct(petct), "labels": petct / "labelsTr"}
+    alone = ctssl.finetune(**ct_alone, out=tmp_path / "ct", **arguments)
+    assert alone.mean_dsc < report.mean_dsc - 0.2  # the CT shows nothing, only the place is learned
+    config = json.loads((tmp_path / "both" / "config.json").read_text())
+    (name, low, high), *others = config["preprocess"]["channels"]
+    assert name == "PET" and low < 8 < high and not others and config["encoder_args"]["in_channels"] == 2
+    net = ctssl.load_segmenter(tmp_path / "both")
+    ct, pet = (petct / "imagesTr" / f"P1_000{n}.nii.gz" for n in range(2))
+    mask = net.segment(ctssl.Channels(ct, pet))
+    truth = ctssl.read(petct / "labelsTr" / "P1.nii.gz")
+    assert ctssl.metrics.dsc(mask.array == 1, truth.array == 1) == pytest.approx(report.mean_dsc)
+    assert not mask.extra
+    with pytest.raises(ValueError, match=r"has 1 channels, the model takes 2 \(CT, PET\)"):
+        net.segment(ct)
+
+    model = ["--model", str(tmp_path / "both")]
+    assert main(["segment", str(ct), str(tmp_path / "one.nii.gz"), "--channel", str(pet), *model]) == 0
+    np.testing.assert_array_equal(ctssl.read(tmp_path / "one.nii.gz").array, mask.array)
+    assert main(["segment", str(petct / "imagesTr"), str(tmp_path / "masks"), *model]) == 0
+    np.testing.assert_array_equal(ctssl.read(tmp_path / "masks" / "P1.nii.gz").array, mask.array)
+    assert main(["segment", str(petct / "imagesTr"), str(tmp_path / "masks"), "--resume", *model]) == 0
+    assert main(["segment", str(petct / "only"), str(tmp_path / "other"), *model]) != 0
+    assert "1 channels, the model takes 2" in capsys.readouterr().err
+
+    again = ctssl.finetune(  # a model of two channels starts the next one, from the table
+        table, out=tmp_path / "again", **{**arguments, "model": str(tmp_path / "both"), "settings": QUICK}
+    )
+    assert again.mean_dsc > 0.5
+
+
+def only_ct(folder):
+    """Return a folder with the CT of each case."""
+    (folder / "only").mkdir()
+    for path in (folder / "imagesTr").glob("*_0000.nii.gz"):
+        (folder / "only" / path.name.replace("_0000", "")).write_bytes(path.read_bytes())
+    return folder / "only"
+
+
+def test_what_cannot_be_done_with_channels_is_refused_before_work(petct, tiny, tmp_path):
+    where = {"model": tiny, "out": tmp_path / "m", "progress": False}
+    with pytest.raises(ValueError, match="shift_augment changes a CT alone"):
+        ctssl.finetune(petct, settings=ctssl.Settings(steps=1, shift_augment=1), **where)
+    with pytest.raises(ValueError, match="2 channel windows, but the cases have 1"):
+        ctssl.finetune(petct, settings=QUICK, channel_windows=[(0, 1), (0, 1)], **where)
+    with pytest.raises(ValueError, match="give a lower and a higher value"):
+        ctssl.finetune(petct, settings=QUICK, channel_windows=[(1, 0)], **where)
+    assert not (tmp_path / "m").exists()
+
+
+def test_config_of_channels_is_checked(tiny, tmp_path):
+    from ctssl.hub.config import read_preprocess
+
+    good = {"name": "m", "preprocess": {"spacing_mm": 1, "window_hu": [0, 1], "channels": [["PET", 0, 9]]}}
+    assert read_preprocess(good).channels == (Channel("PET", 0.0, 9.0),)
+    for odd in ([["PET", 9, 0]], [["PET", 0, float("nan")]], [["PET"]], 7, [["a\x1b", 0, 1]]):
+        bad = {"name": "m", "preprocess": {**good["preprocess"], "channels": odd}}
+        with pytest.raises(ValueError, match="invalid channel"):
+            read_preprocess(bad)
