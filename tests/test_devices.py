@@ -13,6 +13,7 @@ import torch
 
 import ctssl
 from ctssl.cli.main import main
+from ctssl.compiling import compile_blocks
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
 from ctssl.heads import HEADS
@@ -168,7 +169,7 @@ def test_compiled_blocks_and_channels_last_have_the_same_maps_on_a_gpu(name):
         last = copy.deepcopy(plain).to(memory_format=torch.channels_last_3d)
         assert apart(last(image)[-1], wanted) < 1e-4
         compiled = copy.deepcopy(plain)
-        pretrain.compile_blocks(compiled)
+        compile_blocks(compiled)
         assert apart(compiled(image)[-1], wanted) < 1e-4
 
 

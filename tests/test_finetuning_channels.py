@@ -198,3 +198,19 @@ def test_config_of_channels_is_checked(tiny, tmp_path):
         bad = {"name": "m", "preprocess": {**good["preprocess"], "channels": odd}}
         with pytest.raises(ValueError, match="invalid channel"):
             read_preprocess(bad)
+
+
+def test_folds_share_a_plan_so_that_their_models_can_be_averaged(petct, tiny, tmp_path):
+    from ctssl.finetuning.request import Request
+    from ctssl.finetuning.run import prepare_job
+
+    scan = ctssl.read(petct / "imagesTr" / "P2_0001.nii.gz")
+    Volume(3 * scan.array, scan.affine).save(petct / "imagesTr" / "P2_0001.nii.gz", overwrite=True)
+    plans = [
+        prepare_job(
+            Request(tmp_path / f"fold{fold}", tiny, QUICK, folds=3, fold=fold, progress=False),
+            find_cases(petct),
+        ).plan
+        for fold in range(3)
+    ]
+    assert plans[0] == plans[1] == plans[2] and plans[0].preprocess.channels[0].high > 24

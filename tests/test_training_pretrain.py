@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ctssl
+from ctssl.compiling import compile_blocks
 from ctssl.phantom import phantom
 from ctssl.zoo import Preprocess
 from tests.support import fork
@@ -82,7 +83,7 @@ def test_compiled_blocks_train_like_plain_ones(encoder):
     """Traced as for a compiler, without one."""
     torch.manual_seed(0)
     x, twin = torch.rand(2, 1, 8, 8, 32), copy.deepcopy(encoder)  # shifted windows along one axis are enough
-    pretrain.compile_blocks(twin, backend="aot_eager")
+    compile_blocks(twin, backend="aot_eager")
     for one in (encoder, twin):
         one.train()(x)[-1].square().mean().backward()
     assert twin.state_dict().keys() == encoder.state_dict().keys()

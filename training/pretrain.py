@@ -16,7 +16,6 @@ import math
 import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -33,6 +32,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from ctssl.compiling import compile_blocks
 from ctssl.datasets.seen import SEEN
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pretrained import encoder_config
@@ -329,18 +329,6 @@ class Clock:
             self.steps + 1,
             now,
         )
-
-
-def compile_blocks(encoder: Any, *, backend: str = "inductor") -> None:
-    """Compile every block with `torch.compile`, in place; weights and their names do not change."""
-    import torch._dynamo
-
-    # the cached function depends on shapes alone, which do not change
-    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
-    # one program for every block
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    for block in encoder.blocks:
-        block.compile(dynamic=False, backend=backend)
 
 
 def at(batch: Batch, progress: float) -> Batch:

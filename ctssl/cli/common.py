@@ -27,6 +27,18 @@ def add_memory(sub: argparse.ArgumentParser, use: str = "") -> None:
     )
 
 
+def add_speed(sub: argparse.ArgumentParser, what: str) -> None:
+    """Add `--bf16` and `--compile`; `what`: they change slightly."""
+    sub.add_argument(
+        "--bf16", action="store_true", help=f"half precision: faster on a GPU, and slightly other {what}"
+    )
+    sub.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the encoder first (torch.compile; needs a C++ compiler): for many scans, or a GPU",
+    )
+
+
 def free(path: str, overwrite: bool, *endings: str) -> None:
     """Raise for an output that cannot be written, before hours of work and not after."""
     if not path.endswith(endings):

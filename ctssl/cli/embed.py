@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ctssl.cli.common import add_memory, common, complain, free
+from ctssl.cli.common import add_memory, add_speed, common, complain, free
 from ctssl.zoo import DEFAULT
 
 Row = dict[str, Any]
@@ -45,6 +45,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--map", type=int, default=-1, metavar="N", help="map of --dense, from 0 (default: the deepest)"
     )
     add_memory(sub)
+    add_speed(sub, "features")
     common(sub)
     sub = command("similar", _similar, "find the scans or lesions whose features are most alike")
     sub.add_argument("table", help="table of `ctssl embed` to search")
@@ -80,7 +81,10 @@ def _similar(args: argparse.Namespace) -> None:
 
 
 def _embed(args: argparse.Namespace) -> None:
+    import torch
+
     import ctssl
+    from ctssl.compiling import compile_blocks
     from ctssl.datasets.scans import list_scans
 
     folder = Path(args.scan)
@@ -93,12 +97,15 @@ def _embed(args: argparse.Namespace) -> None:
     if args.out:
         free(args.out, args.overwrite, kind)
     encoder = ctssl.load(args.model, device=args.device)
-    if args.dense:
-        _write_map(encoder, args)
-    elif kind == ".csv":
-        _write_rows(encoder, scans, args)
-    else:
-        _write_vector(encoder, args)
+    if args.compile:
+        compile_blocks(encoder)
+    with torch.autocast(next(encoder.parameters()).device.type, torch.bfloat16, enabled=args.bf16):
+        if args.dense:
+            _write_map(encoder, args)
+        elif kind == ".csv":
+            _write_rows(encoder, scans, args)
+        else:
+            _write_vector(encoder, args)
 
 
 def _write_vector(encoder: Any, args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ctssl
-from ctssl.cli.common import add_memory, common, complain, free
+from ctssl.cli.common import add_memory, add_speed, common, complain, free
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -51,9 +51,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="probability threshold; a lower one finds more (default: the model's own)",
     )
     add_memory(sub)
-    sub.add_argument(
-        "--bf16", action="store_true", help="half precision: faster on a GPU, and slightly other masks"
-    )
+    add_speed(sub, "masks")
     sub.add_argument(
         "--probabilities",
         action="store_true",
@@ -141,7 +139,7 @@ def model_name(args: argparse.Namespace) -> str:
 def _windows(args: argparse.Namespace) -> Any:
     from ctssl.inference.windows import Windows
 
-    return Windows(tta=args.tta, max_memory_gb=args.max_memory, bf16=args.bf16)
+    return Windows(tta=args.tta, max_memory_gb=args.max_memory, bf16=args.bf16, compiled=args.compile)
 
 
 def _draw(args: argparse.Namespace, model: Any, scan: Any, mask: Any) -> None:

@@ -286,7 +286,8 @@ def prepare_job(request: Request, dataset: Dataset, survey: Survey | None = None
         else None
     )
     made = make_plan(
-        [survey.structures[case.name] for case in sides.training],
+        # one plan for all folds, as nnU-Net makes it, so that their models can be averaged
+        [survey.structures[case.name] for case in (cases if request.folds else sides.training)],
         own,
         spacing_mm=request.spacing_mm,
         window_hu=window,

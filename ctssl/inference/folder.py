@@ -246,7 +246,7 @@ def made_by(model: Network, windows: Windows, source: Path | Channels | Volume) 
         "threshold": model.threshold,
         "overlap": windows.overlap,
         "tta": windows.tta,
-        **({"bf16": True} if windows.bf16 else {}),
+        **{key: True for key in ("bf16", "compiled") if getattr(windows, key)},
         "scan_sha256": scan_sha256(source),
     }
 

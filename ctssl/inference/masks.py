@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ctssl.compiling import compile_blocks
 from ctssl.inference.features import prepared
 from ctssl.inference.memory import plan_slices, read_within
 from ctssl.inference.ranges import warn_unlike_training
@@ -96,6 +97,8 @@ def probabilities_of(
     """
     training, like = model.training, next(model.parameters())
     model.eval()
+    if windows.compiled:
+        compile_once(model)
     found = slide(
         model,
         image.stack,
@@ -110,6 +113,14 @@ def probabilities_of(
     )
     model.train(training)
     return found, image.affine
+
+
+def compile_once(model: Any) -> None:
+    """Compile the encoder of a segmenter, or of every member of an ensemble, unless that was done before."""
+    for one in getattr(model, "members", [model]):
+        if not getattr(one.encoder, "compiled", False):
+            compile_blocks(one.encoder)
+            one.encoder.compiled = True
 
 
 def likeliest(maps: list[np.ndarray], labels: list[int], threshold: float = 0.5) -> np.ndarray:

@@ -27,6 +27,7 @@ class Windows:
         batch: windows that go through the network together; None: one on a CPU, as many as `GPU_VOXELS` allows on a GPU.
             Halved as often as they do not fit into the memory of the device.
         bf16: run the network in bf16: faster on a GPU, and slightly other masks.
+        compiled: compile the blocks of the encoder first, which takes seconds to minutes; for many scans.
     """
 
     overlap: float = 0.5
@@ -34,6 +35,7 @@ class Windows:
     max_memory_gb: float = MEMORY_GB
     batch: int | None = None
     bf16: bool = False
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:

@@ -20,6 +20,7 @@ import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
 
+from ctssl.compiling import compile_blocks
 from ctssl.encoders.swin import Swin
 from ctssl.phantom import phantom
 from training.data.cache import prepare_corpus
@@ -27,7 +28,6 @@ from training.data.loader import Places, Samples, loader
 from training.data.manifest import Scan
 from training.pretext import TASKS
 from training.pretext.batch import Batch
-from training.pretrain import compile_blocks
 from training.recipe import SMALL, Run
 
 BATCH, CROP = 8, 64
