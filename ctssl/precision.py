@@ -1,7 +1,8 @@
-"""Mixed precision with correct gradients."""
+"""Mixed precision with correct gradients, and results that are the same in every run."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,28 @@ def half(device: str, *, enabled: bool) -> Iterator[None]:
         else:
             with _Thin():
                 yield
+
+
+@contextmanager
+def deterministic(*, enabled: bool) -> Iterator[None]:
+    """Take the algorithms of PyTorch that give the same result in every run, on one machine with the same versions.
+
+    They are slower on a GPU, where PyTorch raises `RuntimeError` for what has none. `enabled`: False changes nothing.
+    """
+    if not enabled:
+        yield
+        return
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # cuBLAS asks for it, before its first product
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 class _Thin(TorchFunctionMode):

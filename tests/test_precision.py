@@ -1,9 +1,16 @@
-"""Half precision."""
+"""Half precision, and results that are the same in every run."""
 
 import pytest
 import torch
 
+import ctssl
 from ctssl import precision
+from ctssl.encoders.layers import upsample
+from ctssl.encoders.pixels import Pixels
+from ctssl.finetuning import loop
+from ctssl.heads import HEADS
+from ctssl.precision import deterministic
+from tests.support.tiny import tiny_swin
 
 
 @pytest.mark.parametrize("size", [(2, 2, 2), (2, 5, 3), (3, 3, 3)])
@@ -28,3 +35,41 @@ def test_half_precision_gives_the_gradients_of_full_precision_on_a_few_planes(si
     assert (grads[1] - grads[0]).abs().max() < 0.03 * grads[0].abs().max()
     with precision.half("cpu", enabled=True):
         assert conv(torch.randn(1, 32, 8, 8, 8)).dtype == torch.bfloat16  # where it pays, it is used
+
+
+@pytest.mark.parametrize("sizes", [((5, 4, 3), (10, 8, 6)), ((2, 3, 4), (5, 3, 7)), ((8, 8, 8), (3, 5, 8))])
+def test_upsampling_that_is_the_same_in_every_run_is_that_of_pytorch(sizes):
+    x = torch.rand(2, 3, *sizes[0], requires_grad=True)
+    twin = x.detach().clone().requires_grad_()
+    plain = upsample(x, sizes[1])
+    with deterministic(enabled=True):
+        ours = upsample(twin, sizes[1])
+    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+    for one in (plain, ours):
+        one.square().sum().backward()
+    torch.testing.assert_close(twin.grad, x.grad, atol=1e-4, rtol=1e-4)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_loss_that_is_the_same_in_every_run_is_the_usual_one():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 6, 6, 6), torch.randint(3, (2, 1, 6, 6, 6))
+    spread = loop.criterion(True)(logits, loop.one_hot(labels, 3))
+    torch.testing.assert_close(spread, loop.criterion()(logits, labels))
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_training_in_deterministic_mode_takes_the_same_steps(head):
+    """On a CPU, where both modes give the same weights up to rounding; on a GPU PyTorch refuses what has no such algorithm."""
+    nets = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        encoder = Pixels() if head == "dynunet" else tiny_swin()
+        net = ctssl.segmenter(encoder, head=head, window=16)
+        opt = torch.optim.SGD(net.parameters(), 0.01)
+        image, label = torch.rand(1, 1, 16, 16, 16), torch.randint(2, (1, 1, 16, 16, 16))
+        with deterministic(enabled=enabled):
+            loop.descend(net.train(), opt, image, label, half=False, world=1)
+        nets.append(net)
+    for one, two in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)

@@ -54,6 +54,7 @@ ROOMS: dict[str, set[str]] = {  # room or module: which others it may import, al
     "sampling": set(),
     "metrics": set(),
     "precision": set(),
+    "compiling": set(),
     "files": set(),
     "volume": {"", "files"},
     "scan_checks": {"volume"},
@@ -63,7 +64,7 @@ ROOMS: dict[str, set[str]] = {  # room or module: which others it may import, al
     "datasets": {"files", "hub", "scan_checks", "pictures", "volume", "zoo"},
     "evaluation": {"datasets", "files", "metrics", "volume"},
     "shifts": {"datasets", "files", "scan_checks", "volume"},
-    "inference": {"datasets", "files", "scan_checks", "volume", "zoo"},
+    "inference": {"compiling", "datasets", "files", "precision", "scan_checks", "volume", "zoo"},
     "encoders": {"hub", "inference", "loading", "zoo"},
     "heads": {"encoders", "hub", "inference", "loading", "volume"},
     "loading": {"encoders", "heads", "hub"},
@@ -83,6 +84,7 @@ ROOMS: dict[str, set[str]] = {  # room or module: which others it may import, al
     "cli": {
         *(
             "",
+            "compiling",
             "convert",
             "datasets",
             "demo",

@@ -52,6 +52,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     add_memory(sub)
     add_speed(sub, "masks")
+    sub.add_argument("--deterministic", action="store_true", help="the same mask in every run, on a GPU too")
     sub.add_argument(
         "--probabilities",
         action="store_true",
@@ -139,7 +140,13 @@ def model_name(args: argparse.Namespace) -> str:
 def _windows(args: argparse.Namespace) -> Any:
     from ctssl.inference.windows import Windows
 
-    return Windows(tta=args.tta, max_memory_gb=args.max_memory, bf16=args.bf16, compiled=args.compile)
+    return Windows(
+        tta=args.tta,
+        max_memory_gb=args.max_memory,
+        bf16=args.bf16,
+        compiled=args.compile,
+        deterministic=args.deterministic,
+    )
 
 
 def _draw(args: argparse.Namespace, model: Any, scan: Any, mask: Any) -> None:

@@ -267,6 +267,11 @@ def _add_settings(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--crop", **number, help="crop size in voxels (default: from structures and scans)")
     sub.add_argument("--seed", type=int, metavar="N", help="random seed (default: 0)")
     sub.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same weights in every run, on a GPU too (slower there)",
+    )
+    sub.add_argument(
         "--shift-augment",
         **number,
         help="also train on N copies of each scan under random CT shifts (default: 0)",
@@ -389,7 +394,7 @@ def _request(args: argparse.Namespace) -> Request:
     return Request(
         Path(args.out),
         args.model,
-        Settings(**chosen, freeze=args.freeze is not None, bf16=args.bf16),
+        Settings(**chosen, freeze=args.freeze is not None, bf16=args.bf16, deterministic=args.deterministic),
         head=args.head,
         hold_out=_hold_out(args.hold_out),
         few_shot=args.few_shot,

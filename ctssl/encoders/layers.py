@@ -128,6 +128,23 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def upsample(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Interpolate `(B, C, x, y, z)` to another size, trilinearly; where results have to be the same in every run
+    (`ctssl.precision.deterministic`), by products of matrices, as PyTorch's gradient on a GPU is not."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.interpolate(x, tuple(size), mode="trilinear")
+    for axis, wanted in enumerate(size, 2):
+        weights = _between(x.shape[axis], wanted).to(x)
+        x = (x.movedim(axis, -1) @ weights.T).movedim(-1, axis)
+    return x
+
+
+def _between(size: int, wanted: int) -> Tensor:
+    """Weights `(wanted, size)` of linear interpolation, as `F.interpolate` has them (no aligned corners)."""
+    places = ((torch.arange(wanted) + 0.5) * size / wanted - 0.5).clamp(0, size - 1)
+    return (1 - (places[:, None] - torch.arange(size)).abs()).clamp(min=0)
+
+
 def channels_first(tokens: Tensor) -> Tensor:
     return tokens.permute(0, 4, 1, 2, 3)  # (B, x, y, z, C) -> (B, C, x, y, z)
 

@@ -15,6 +15,7 @@ from ctssl.encoders.layers import (
     channels_first,
     init_weights,
     recompute,
+    upsample,
 )
 from ctssl.encoders.pretrained import Pretrained
 
@@ -167,7 +168,7 @@ class ViT(nn.Module, Pretrained):
         if tuple(grid) == tuple(self.positions.shape[:3]):
             return self.positions
         table = self.positions.float().permute(3, 0, 1, 2)[None]  # (1, C, x, y, z)
-        return F.interpolate(table, tuple(grid), mode="trilinear")[0].permute(1, 2, 3, 0)
+        return upsample(table, grid)[0].permute(1, 2, 3, 0)
 
     def forward_intermediates(self, x: Tensor, *, indices: list[int] | None = None) -> list[Tensor]:
         """Return outputs `(B, C, x, y, z)` of the blocks `indices` (default: all; negative counts from the

@@ -198,11 +198,18 @@ class Clock:
 
 
 @cache
-def criterion() -> nn.Module:
-    """Dice and cross-entropy."""
+def criterion(spread: bool = False) -> nn.Module:
+    """Dice and cross-entropy, of labels or (`spread`) of masks of each class, whose gradient is the same in every run on a
+    GPU too."""
     from monai.losses.dice import DiceCELoss
 
-    return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    return DiceCELoss(include_background=False, to_onehot_y=not spread, softmax=True, batch=True)
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Spread labels `(B, 1, ...)` over a mask `(B, classes, ...)` of each class."""
+    numbers = torch.arange(classes, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
+    return (labels == numbers).float()
 
 
 def descend(
@@ -210,10 +217,15 @@ def descend(
 ) -> float:
     """One step of the optimiser; returns the loss, Dice and cross-entropy (with deep supervision, where the
     head has it)."""
-    device, loss_of = next(net.parameters()).device, criterion()
+    device, loss_of = next(net.parameters()).device, criterion(torch.are_deterministic_algorithms_enabled())
     with precision.half(device.type, enabled=half):
         found = net.supervised(image.to(device))
-    loss = torch.stack([weight * loss_of(logits.float(), label.to(device)) for weight, logits in found]).sum()
+    truth = (
+        one_hot(label.to(device), net.classes)
+        if torch.are_deterministic_algorithms_enabled()
+        else label.to(device)
+    )
+    loss = torch.stack([weight * loss_of(logits.float(), truth) for weight, logits in found]).sum()
     opt.zero_grad(set_to_none=True)
     loss.backward()
     share_gradients(net, world)

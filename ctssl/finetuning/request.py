@@ -104,14 +104,16 @@ def identity_of(
         data: hash of the content of all cases.
         weights: sha256 of the starting weights, or the name of a baseline.
     """
-    settings = replace(request.settings, save_minutes=0.0)  # which changes nothing
+    settings = asdict(replace(request.settings, save_minutes=0.0))  # which changes nothing
+    if not settings["deterministic"]:  # as in reports that are older than it
+        del settings["deterministic"]
     text = {
         "train": train,
         "held_out": held_out,
         "encoder": weights,
         "data": data,
         "validated": validated,
-        "settings": asdict(settings),
+        "settings": settings,
         "head": head,
         "spacing_mm": request.spacing_mm,
         "window_hu": request.window_hu,

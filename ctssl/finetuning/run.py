@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -45,6 +45,7 @@ from ctssl.hub.provenance import facts as metadata_of
 from ctssl.inference.masks import onto, plan, probabilities_of
 from ctssl.inference.windows import MEMORY_GB
 from ctssl.loading import choose_device, segmenter
+from ctssl.precision import deterministic
 from ctssl.volume.grids import prepare
 from ctssl.zoo import START
 
@@ -149,8 +150,10 @@ def run(request: Request, dataset: Dataset, *, survey: Survey | None = None) -> 
     say(job.describe())
     learning, validating = prepare_scans(job)
     net = build_network(job)
-    with alone(request.unfinished) if rank == 0 else nullcontext():  # from here on the folder is ours
+    with ExitStack() as stack:
+        stack.enter_context(deterministic(enabled=job.settings.deterministic))
         if rank == 0:
+            stack.enter_context(alone(request.unfinished))  # from here on the folder is ours
             clear_parts(request.out)
             clear_parts(request.unfinished)
         report = train(net.to(device), learning, validating, job, rank=rank)

@@ -41,6 +41,8 @@ class Settings:
             their DSC are kept, from half of the steps on, when the learning rate has fallen.
         patience: evaluations without progress after which the training ends.
         seed: of everything that is drawn.
+        deterministic: the same weights in every run, on one machine with the same versions; slower on a GPU, where nobody has
+            tried it yet. On a CPU they are the same without it.
         save_minutes: between two saves of the state.
 
     Raises `ValueError` for invalid values.
@@ -73,6 +75,7 @@ class Settings:
     patience: int = 5
     seed: int = 0
     save_minutes: float = 5.0
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         least = {

@@ -6,6 +6,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctssl.encoders.layers import upsample
+
 
 class Light(nn.Module):
     """Decoder from the deepest map upwards in factors of two; each map is added at its stride, the image by a
@@ -63,7 +65,7 @@ class Light(nn.Module):
         sums[-1] = _add(sums[-1], self.stem(even))
         x = self.fuse[0](sums[0])
         for narrow, fuse, skip in zip(self.narrow, self.fuse[1:], sums[1:], strict=True):
-            x = F.interpolate(narrow(x), scale_factor=2.0, mode="trilinear")
+            x = upsample(narrow(x), tuple(2 * n for n in x.shape[2:]))
             x = fuse(x if skip is None else _add(x, skip))
         cells = self.finish(x)  # (B, classes * 8, X / 2, Y / 2, Z / 2)
         voxels = rearrange(cells, "b (c i j k) x y z -> b c (x i) (y j) (z k)", i=2, j=2, k=2)

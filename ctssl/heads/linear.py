@@ -1,7 +1,8 @@
 """The simplest head: what a linear map of the features knows about the classes."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from ctssl.encoders.layers import upsample
 
 
 class Linear(nn.Module):
@@ -20,7 +21,7 @@ class Linear(nn.Module):
         total = None
         for project, stride, features in zip(self.project, self.strides, maps, strict=True):
             logits = project(features)
-            logits = F.interpolate(logits, scale_factor=float(stride), mode="trilinear")
+            logits = upsample(logits, tuple(n * stride for n in logits.shape[2:]))
             logits = logits[..., : size[0], : size[1], : size[2]]
             total = logits if total is None else total + logits
         assert total is not None

@@ -13,6 +13,7 @@ from ctssl.inference.features import prepared
 from ctssl.inference.memory import plan_slices, read_within
 from ctssl.inference.ranges import warn_unlike_training
 from ctssl.inference.windows import Windows, slide
+from ctssl.precision import deterministic
 from ctssl.volume.grids import resample
 from ctssl.volume.volume import Volume
 from ctssl.zoo import ModelSpec, Preprocess
@@ -99,18 +100,19 @@ def probabilities_of(
     model.eval()
     if windows.compiled:
         compile_once(model)
-    found = slide(
-        model,
-        image.stack,
-        model.window,
-        classes=model.classes,
-        windows=windows,
-        device=like.device,
-        dtype=like.dtype,
-        name=image.name,
-        progress=progress,
-        skip_air=skip_air,
-    )
+    with deterministic(enabled=windows.deterministic):
+        found = slide(
+            model,
+            image.stack,
+            model.window,
+            classes=model.classes,
+            windows=windows,
+            device=like.device,
+            dtype=like.dtype,
+            name=image.name,
+            progress=progress,
+            skip_air=skip_air,
+        )
     model.train(training)
     return found, image.affine
 

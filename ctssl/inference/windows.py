@@ -27,6 +27,7 @@ class Windows:
         batch: windows that go through the network together; None: one on a CPU, as many as `GPU_VOXELS` allows on a GPU.
             Halved as often as they do not fit into the memory of the device.
         bf16: run the network in bf16: faster on a GPU, and slightly other masks.
+        deterministic: the same mask in every run; on a GPU it may otherwise differ by single voxels.
         compiled: compile the blocks of the encoder first, which takes seconds to minutes; for many scans.
     """
 
@@ -36,6 +37,7 @@ class Windows:
     batch: int | None = None
     bf16: bool = False
     compiled: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:

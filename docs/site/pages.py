@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 API = {
     "Models": ("list_models", "info", "pair", "load", "load_segmenter", "download"),
-    "Scans": ("read", "Volume"),
+    "Scans": ("read", "Volume", "Channels"),
     "Encoders": ("ViT", "Swin"),
     "Segmenters": ("segmenter", "Segmenter", "Ensemble"),
     "Fine-tuning": ("finetune", "Settings", "Report", "measure_curve"),
