@@ -110,6 +110,11 @@ def choose_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """Return what a report calls a device: `cpu`, or `cuda (NVIDIA H200)`."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
 def segmenter(
     encoder: nn.Module | str | os.PathLike,
     *,

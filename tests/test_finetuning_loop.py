@@ -18,7 +18,7 @@ from tests.support import fork
 from tests.support.tiny import QUICK
 
 SCAN = Scan(
-    np.random.default_rng(0).random((20, 20, 20)).astype(np.float16),
+    np.random.default_rng(0).random((1, 20, 20, 20)).astype(np.float16),
     np.ones((20, 20, 20), np.uint8),
     np.eye(4),
     "x",
@@ -84,7 +84,7 @@ def test_validation_is_the_mean_over_whole_scans_and_the_labels_they_have():
     found = [rng.integers(0, 3, (16, 16, 16)), rng.integers(0, 2, (8, 8, 24))]
     true = [rng.integers(0, 3, (16, 16, 16)), rng.integers(0, 2, (8, 8, 24))]
     scans = [
-        Scan((a / 2).astype(np.float16), b.astype(np.uint8), np.eye(4), "x")
+        Scan((a / 2).astype(np.float16)[None], b.astype(np.uint8), np.eye(4), "x")
         for a, b in zip(found, true, strict=True)
     ]
     first = np.mean([ctssl.metrics.dsc(found[0] == k, true[0] == k) for k in (1, 2)])
@@ -144,7 +144,7 @@ def test_rates_warm_up_and_fall_to_zero():
 def test_large_gradients_are_clipped(tiny, monkeypatch):
     net = ctssl.segmenter(tiny, head="linear")
     image, label = torch.rand(1, 1, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16, dtype=torch.long)
-    monkeypatch.setattr(loop, "criterion", lambda: lambda logits, _: 1e6 * logits.square().sum())
+    monkeypatch.setattr(loop, "criterion", lambda _: lambda logits, _: 1e6 * logits.square().sum())
     opt = torch.optim.SGD(net.parameters(), lr=1.0)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     loop.descend(net, opt, image, label, half=False, world=1)
@@ -163,7 +163,7 @@ def test_the_average_of_the_weights_is_what_is_kept(tiny, tmp_path):
         settings = dataclasses.replace(QUICK, steps=3, ema=ema, warmup=0.0)
         loop.fit(
             net,
-            [Scan(scan, mask, np.eye(4), "x")],
+            [Scan(scan[None], mask, np.eye(4), "x")],
             [],
             settings,
             **(where(tmp_path / str(ema)) | {"from_scratch": True}),

@@ -52,7 +52,8 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
 
     Raises `ValueError` where they do not fit, and for a mask that holds other values than 0 to 255.
     """
-    scan = read(Channels(case.image, *case.channels), series=case.series)
+    source = Channels(case.image, *case.channels) if case.channels else case.image
+    scan = read(source, series=case.series)
     if case.series is not None:
         from ctssl.volume.dicom_masks import read_annotation
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ class Evaluation:
     tolerance_mm: float
     missing: list[str] = field(default_factory=list)
     froc: list[Froc] = field(default_factory=list)
+    seconds: float = 0.0
 
     def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Write `cases.csv`, `report.json`, `report.md`, `paired.png` with paired results, and `froc.png` with FROC.
@@ -155,6 +157,7 @@ def evaluate(
     """
     from tqdm import tqdm
 
+    began = time.monotonic()
     truth, predicted = (require_scans(Path(folder), unlabelled=False) for folder in (labels, predictions))
     other = require_scans(Path(against), unlabelled=False) if against is not None else {}
     _check_partners(predicted, truth, predictions)
@@ -196,9 +199,9 @@ def evaluate(
     for column in by:
         for value in sorted({str(row[column]) for row in rows}):
             strata.append(summary([row for row in rows if str(row[column]) == value], column, value))
-    missing = sorted(set(truth) - set(predicted))
+    missing, seconds = sorted(set(truth) - set(predicted)), round(time.monotonic() - began, 1)
     pairs = paired(pairs) if against is not None else []
-    return Evaluation(rows, strata, pairs, tolerance_mm, missing, curves)
+    return Evaluation(rows, strata, pairs, tolerance_mm, missing, curves, seconds)
 
 
 def _check_partners(predicted: dict[str, Path], wanted: dict[str, Path], folder: Any) -> None:

@@ -99,6 +99,7 @@ class Facts:
     spacing_mm: float
     window_hu: tuple[float, float]
     threshold: float
+    device: str
 
 
 def result_files(

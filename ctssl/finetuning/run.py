@@ -44,7 +44,7 @@ from ctssl.finetuning.threshold import choose_threshold
 from ctssl.hub.provenance import facts as metadata_of
 from ctssl.inference.masks import onto, plan, probabilities_of
 from ctssl.inference.windows import MEMORY_GB
-from ctssl.loading import choose_device, segmenter
+from ctssl.loading import choose_device, device_name, segmenter
 from ctssl.precision import deterministic
 from ctssl.volume.grids import prepare
 from ctssl.zoo import START
@@ -164,7 +164,7 @@ def run(request: Request, dataset: Dataset, *, survey: Survey | None = None) -> 
 
 def train(net: Any, learning: list[Any], validating: list[Any], job: Job, *, rank: int) -> Report:
     """Train a network on its device, judge it, and (the first device) write it."""
-    request = job.request
+    request, device = job.request, device_name(next(net.parameters()).device)
     scoring = (
         judging_seconds(net, job) if rank == 0 else 0.0
     )  # the first device decides how many steps there are
@@ -191,7 +191,7 @@ def train(net: Any, learning: list[Any], validating: list[Any], job: Job, *, ran
         judged = judge_cases(net, job)
     report = report_of(job, judged, curve, seconds)
     if rank == 0:
-        save(net.cpu(), job, report, judged)
+        save(net.cpu(), job, report, judged, device=device)
     return report
 
 
@@ -440,8 +440,8 @@ def report_of(job: Job, judged: dict[str, Judged], curve: list[dict[str, float]]
     return report
 
 
-def save(net: Any, job: Job, report: Report, judged: dict[str, Judged]) -> None:
-    """Write the segmenter and everything beside it, and remove the state of the training."""
+def save(net: Any, job: Job, report: Report, judged: dict[str, Judged], *, device: str) -> None:
+    """Write the segmenter and everything beside it, and remove the state of the training. `device`: it was trained on."""
     request, start, pre = job.request, job.start, job.plan.preprocess
     facts = Facts(
         train=report.train,
@@ -453,6 +453,7 @@ def save(net: Any, job: Job, report: Report, judged: dict[str, Judged]) -> None:
         spacing_mm=pre.spacing_mm,
         window_hu=pre.window_hu,
         threshold=net.threshold,
+        device=device,
     )
     labels = judged_labels(net.labels, job)
     files = result_files(report, judged, facts, job.settings, labels=labels, identity=job.identity)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -188,7 +189,7 @@ def write_mask(
         raise FileExistsError(f"{taken[0]} exists; choose another name, or overwrite it on purpose")
     maps_kept = len(model.labels) if target.maps else 0
     scan, _ = read_within(source, lambda grid: plan(model, grid, windows.max_memory_gb, maps=maps_kept))
-    facts = made_by(model, windows, source)
+    facts, began = made_by(model, windows, source), time.monotonic()
     if target.maps:
         mask, maps = mask_and_maps(model, scan, windows, progress=progress)
     else:
@@ -203,6 +204,7 @@ def write_mask(
         "model": model.spec.name if model.spec else "",
         **facts,
         "device": str(next(network.parameters()).device),
+        "seconds": round(time.monotonic() - began, 1),
         "versions": versions(),
     }
     begin(target, record, picture)

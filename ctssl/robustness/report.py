@@ -64,6 +64,8 @@ class Robustness:
     sizes: list[Row] = field(default_factory=list)
     conclusion: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    device: str = ""
+    seconds: float = 0.0
 
     def plain(self) -> dict[str, Any]:
         """Everything, for JSON: what is not defined (NaN) is null."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from ctssl.datasets.layouts import find_cases
 from ctssl.evaluation.scores import RESERVED
 from ctssl.evaluation.tables import read_facts
 from ctssl.files.names import check_path
+from ctssl.loading import device_name
 from ctssl.robustness.curves import Row
 from ctssl.robustness.masks import Source, check_complete, check_labels, find_sources
 from ctssl.robustness.measure import Grid, keep_rows, kept_rows, measure
@@ -84,6 +86,7 @@ def measure_robustness(
         progress,
     )
     _check_asked(asked)
+    began = time.monotonic()
     sources = find_sources(model, against, predictions, device)
     names = None if cases is None else list(_several(cases))
     wanted = choose_cases(data, images, labels, roi, names) if data is not None or images is not None else []
@@ -104,10 +107,17 @@ def measure_robustness(
     report = replace(report, notes=[*notes(sources, wanted), *doubts, *left(rows), *power(report)])
     if pairs is not None:
         report = with_pairs(report, sources, Path(pairs), asked)
+    report = replace(report, device=device_of(sources), seconds=round(time.monotonic() - began, 1))
     report.save(asked.out)
     if rows and overlays:
         draw(sources[0], wanted, rows, overlays, asked.out, seed)
     return report
+
+
+def device_of(sources: list[Source]) -> str:
+    """Return what the first model among the sources runs on; "" for masks alone."""
+    networks: list[Any] = [source.model for source in sources if source.model is not None]
+    return device_name(next(networks[0].parameters()).device) if networks else ""
 
 
 @dataclass(frozen=True)
