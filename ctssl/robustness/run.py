@@ -85,7 +85,6 @@ def measure_robustness(
         overwrite,
         progress,
     )
-    _check_asked(asked)
     began = time.monotonic()
     sources = find_sources(model, against, predictions, device)
     names = None if cases is None else list(_several(cases))
@@ -99,8 +98,8 @@ def measure_robustness(
     doubts = _check_files(asked, wanted, predictions, pairs)
     prepare_folder(asked.out)
     grid = Grid(asked.places, asked.out / "rows", None if scans is None else Path(scans), seed, tolerance_mm)
-    rows = measure(sources, wanted, grid, overwrite=overwrite, progress=progress)
-    rows = [{**row, **facts.get(row["case"], {})} for row in rows]
+    measured = measure(sources, wanted, grid, overwrite=overwrite, progress=progress)
+    rows = [{**row, **facts.get(row["case"], {})} for row in measured]
     report = tables(
         rows, [s.name for s in sources], list(dict.fromkeys(asked.shifts)), asked.by, tolerance_mm
     )
@@ -122,7 +121,7 @@ def device_of(sources: list[Source]) -> str:
 
 @dataclass(frozen=True)
 class _Asked:
-    """The plain arguments of `measure_robustness`."""
+    """The plain arguments of `measure_robustness`. Raises `ValueError` for those that are invalid by themselves."""
 
     out: Path
     shifts: tuple[str, ...]
@@ -133,24 +132,22 @@ class _Asked:
     overwrite: bool
     progress: bool
 
+    def __post_init__(self) -> None:
+        if not self.tolerance_mm > 0:
+            raise ValueError(f"tolerance_mm={self.tolerance_mm}: must be > 0")
+        for name in self.shifts:
+            for severity in self.severities:
+                check_shift(name, severity)
+        if taken := sorted(set(self.by) & RESERVED):
+            raise ValueError(
+                f"a stratum cannot be called {', '.join(taken)}, as the results have such a column of their own; rename "
+                "the column of the table"
+            )
+
     @property
     def places(self) -> list[tuple[str, int]]:
         """Shift and severity, the clean scan first."""
         return [(CLEAN, 0), *((name, s) for name in self.shifts for s in sorted(set(self.severities)))]
-
-
-def _check_asked(asked: _Asked) -> None:
-    """Raise `ValueError` for arguments that are invalid by themselves."""
-    if not asked.tolerance_mm > 0:
-        raise ValueError(f"tolerance_mm={asked.tolerance_mm}: must be > 0")
-    for name in asked.shifts:
-        for severity in asked.severities:
-            check_shift(name, severity)
-    if taken := sorted(set(asked.by) & RESERVED):
-        raise ValueError(
-            f"a stratum cannot be called {', '.join(taken)}, as the results have such a column of their own; rename "
-            "the column of the table"
-        )
 
 
 def _check_together(asked: _Asked, cases: list[Case], *, table: Any, pairs: Any, foreign: bool) -> None:
