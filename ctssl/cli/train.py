@@ -272,6 +272,12 @@ def _add_settings(sub: argparse.ArgumentParser) -> None:
         help="the same weights in every run, on a GPU too (slower there)",
     )
     sub.add_argument(
+        "--empty",
+        **share,
+        help="share of the crops from scans with an empty mask (healthy people), so that less is marked where nothing is "
+        "(default: as many as from any other scan)",
+    )
+    sub.add_argument(
         "--shift-augment",
         **number,
         help="also train on N copies of each scan under random CT shifts (default: 0)",

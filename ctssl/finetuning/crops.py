@@ -57,10 +57,14 @@ class _Steps(Dataset[tuple[Tensor, Tensor]]):
 def draw(scans: list[Scan], settings: Settings, step: int, *, rank: int = 0) -> tuple[Tensor, Tensor]:
     """Images `(B, C, S, S, S)` and labels `(B, 1, S, S, S)` of a step. Each crop depends on the settings, the step and its
     number alone."""
-    pairs = []
+    pairs, full, empty = [], scans, []
+    if settings.empty:
+        empty = [scan for scan in scans if not scan.labels.any()]
+        full = [scan for scan in scans if scan.labels.any()]
     for number in range(rank * settings.batch, (rank + 1) * settings.batch):
         rng = np.random.default_rng([settings.seed, step, number])
-        image, label, *_ = scans[rng.integers(len(scans))]
+        chosen = empty if empty and rng.random() < settings.empty else full
+        image, label, *_ = chosen[rng.integers(len(chosen))]
         pairs.append(augmented(image, label, settings, rng))
     images, labels = (np.stack(column) for column in zip(*pairs, strict=True))
     return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))[:, None]

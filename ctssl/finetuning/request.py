@@ -105,8 +105,9 @@ def identity_of(
         weights: sha256 of the starting weights, or the name of a baseline.
     """
     settings = asdict(replace(request.settings, save_minutes=0.0))  # which changes nothing
-    if not settings["deterministic"]:  # as in reports that are older than it
-        del settings["deterministic"]
+    for later in ("deterministic", "empty"):  # as in reports that are older
+        if not settings[later]:
+            del settings[later]
     text = {
         "train": train,
         "held_out": held_out,

@@ -27,6 +27,8 @@ class Settings:
         weight_decay: of AdamW.
         warmup: share of the steps in which the learning rate rises.
         foreground: share of the crops that hold a labelled voxel, anywhere in the crop.
+        empty: share of the crops from scans with an empty mask, such as those of healthy people, where there are any; 0: they
+            are drawn as often as any other scan.
         trim: chance of cutting margins off the scan first (at most half of it along each axis), so that the
             place of a tumour between the scan's borders says nothing. Mirroring is always on.
         warp: chance of turning by up to `degrees` and scaling by up to `zoom`.
@@ -62,6 +64,7 @@ class Settings:
     weight_decay: float = 0.01
     warmup: float = 0.05
     foreground: float = 0.6
+    empty: float = 0.0
     trim: float = 0.5
     warp: float = 0.3
     degrees: float = 20.0
@@ -95,7 +98,7 @@ class Settings:
         for keys, low, high, text in (
             (("lr", "encoder_lr", "layer_decay", "zoom"), 0, math.inf, "> 0"),
             (("ema", "interpolate", "validation", "warmup", "warmup_head"), None, 1, ">= 0 and < 1"),
-            (("foreground", "trim", "warp", "degrade"), None, math.nextafter(1, 2), "from 0 to 1"),
+            (("foreground", "empty", "trim", "warp", "degrade"), None, math.nextafter(1, 2), "from 0 to 1"),
         ):
             for key in keys:
                 value = getattr(self, key)

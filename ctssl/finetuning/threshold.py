@@ -2,7 +2,8 @@
 
 A network that is unsure of a border says 0.3 where three of ten such voxels are labelled, and its likeliest
 class misses all of them. The highest expected Dice comes from a threshold of half of that Dice, which is
-below 0.5 (Lipton, Elkan and Narayanaswamy 2014, arXiv 1402.1892).
+below 0.5 (Lipton, Elkan and Narayanaswamy 2014, arXiv 1402.1892). Where scans with an empty mask are among them, what is
+marked there counts too: then all scans are taken as one.
 """
 
 from __future__ import annotations
@@ -20,17 +21,30 @@ from ctssl.metrics import dsc
 from ctssl.volume.volume import Volume
 
 THRESHOLDS = (0.5, 0.4, 0.3, 0.2)  # a Dice of 0.4 to 1 asks for these
+HIGHER = (0.9, 0.8, 0.7, 0.6)  # what is marked in scans with nothing to mark asks for these
 
 
 def choose_threshold(net: Any, scans: list[Scan], *, progress: bool = False) -> float:
-    """Return the threshold with the highest mean DSC over whole scans and labels; 0.5 without scans."""
-    scores: dict[float, list[float]] = {threshold: [] for threshold in THRESHOLDS}
+    """Return the threshold with the highest mean DSC over whole scans and labels (with an empty mask among them, the DSC of
+    each label over all scans together); 0.5 without scans."""
+    some_empty = any(not scan.labels.any() for scan in scans)
+    thresholds = (*HIGHER, *THRESHOLDS) if some_empty else THRESHOLDS
+    scores: dict[float, list[float]] = {threshold: [] for threshold in thresholds}
+    counts = {threshold: np.zeros((net.classes, 3)) for threshold in thresholds}  # both, marked, true
     bar = tqdm(scans, desc="choosing the threshold", disable=not progress or not scans)
     for scan in bar:
-        for threshold, found in _scores(net, scan, THRESHOLDS, Windows()).items():
-            scores[threshold] += found
-    return (
-        max(THRESHOLDS, key=lambda t: float(np.mean(scores[t]))) if scores[THRESHOLDS[0]] else THRESHOLDS[0]
+        for threshold, mask in _masks(net, scan, thresholds, Windows()).items():
+            scores[threshold] += _dsc(net, scan, mask)
+            for k in net.labels:
+                marked, true = mask == k, scan.labels == k
+                counts[threshold][k] += (marked & true).sum(), marked.sum(), true.sum()
+    if not scores[THRESHOLDS[0]]:
+        return THRESHOLDS[0]
+    if not some_empty:
+        return max(thresholds, key=lambda t: float(np.mean(scores[t])))
+    labels = [k for k in net.labels if counts[THRESHOLDS[0]][k, 2]]
+    return max(
+        thresholds, key=lambda t: float(np.mean([2 * c[0] / (c[1] + c[2]) for c in counts[t][labels]]))
     )
 
 
@@ -41,19 +55,21 @@ def validate(net: Any, scans: list[Scan], *, half: bool = False) -> float:
     """
     device = next(net.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
-        scores = [_scores(net, scan, (0.5,), Windows(overlap=0.0))[0.5] for scan in scans]
+        labelled = (scan for scan in scans if scan.labels.any())  # the others have no DSC
+        scores = [_dsc(net, scan, _masks(net, scan, (0.5,), Windows(overlap=0.0))[0.5]) for scan in labelled]
     means = [np.mean(one) for one in scores if one]
     return float(np.mean(means)) if means else 0.0
 
 
-def _scores(
-    net: Any, scan: Scan, thresholds: tuple[float, ...], windows: Windows
-) -> dict[float, list[float]]:
-    """DSC of each label that a scan has, at each threshold."""
+def _masks(net: Any, scan: Scan, thresholds: tuple[float, ...], windows: Windows) -> dict[float, np.ndarray]:
+    """The mask of a whole scan at each threshold."""
     first, *others = scan.image.astype(np.float32)
     image = Volume(first, scan.affine, scan.name, extra=tuple(others))
     probabilities, _ = probabilities_of(net, image, windows)
     maps = [probabilities[k].astype(np.float32) for k in net.labels]
-    there = [k for k in net.labels if (scan.labels == k).any()]
-    masks = {threshold: likeliest(maps, list(net.labels), threshold) for threshold in thresholds}
-    return {t: [dsc(mask == k, scan.labels == k) for k in there] for t, mask in masks.items()}
+    return {threshold: likeliest(maps, list(net.labels), threshold) for threshold in thresholds}
+
+
+def _dsc(net: Any, scan: Scan, mask: np.ndarray) -> list[float]:
+    """DSC of each label that a scan has."""
+    return [dsc(mask == k, scan.labels == k) for k in net.labels if (scan.labels == k).any()]

@@ -1,8 +1,9 @@
 """A segmenter of lung tumours that anyone may use: trained on NSCLC-Radiogenomics, judged on NSCLC-Radiomics.
 
 `python -m training.experiments.lung_tumour [MODEL ...] [--seeds 0]` trains on 88 of the 98 patients of Radiogenomics (cubes
-of 92 mm around their tumours; ten more choose weights and threshold) and on `HEALTHY`, twelve whole chests without a known
-tumour whose masks are empty, so that it does not mark all the rest of a body. Scored are the off-centre boxes of the 190
+of 92 mm around their tumours; ten more choose weights and threshold). Half of its crops are of `HEALTHY` and `ELSEWHERE`, chests
+and other scans without a known lung tumour, with empty masks, so that it does not mark all the rest of a body; two more help to
+choose the threshold. Scored are the off-centre boxes of the 190
 patients of Radiomics, which no training has seen. `--fold K` (0 to 4) leaves out a fifth of Radiogenomics instead and scores
 their off-centre boxes. `python -m training.release.segmenter lung-tumour MODEL` publishes it.
 """
@@ -37,6 +38,19 @@ HEALTHY = (
     "pulmonary_ct_cropped",
 )
 """Chests of `wild` and `wild2` whose collections are not of lung cancer; three show pneumonia."""
+ELSEWHERE = (
+    "TCGA-OV_09-2043_abdomen",
+    "CRLM-CT-1004",
+    "CRLM-CT-1006",
+    "TCGA-AY-4070_abdpelv",
+    "TCGA-BC-A10W_abdpelv",
+    "Pancreas-CT-CB_001",
+    "CORT_liver",
+    "AutoRadiomics_CT_head",
+)
+"""Scans of `wild` and `wild2` of other parts of the body."""
+CHOOSING = ("normal002", "CPTAC-PDA_C3N-00249_chest")
+"""Chests of `HEALTHY` that help to choose the threshold, and are not learned from."""
 
 
 def table_of(folder: Path = Path("runs/lung"), *, fold: int | None = None) -> Path:
@@ -56,16 +70,18 @@ def table_of(folder: Path = Path("runs/lung"), *, fold: int | None = None) -> Pa
         learn = [one for one in learn if one not in judged]
     drawn = set(np.random.default_rng(0).choice(learn, VALIDATING, replace=False).tolist())
     rows = [lung.row_of("lung_radiogenomics", one, "", "val" if one in drawn else "train") for one in learn]
-    chests = {row["id"]: row["image"] for row in cases("wild") + cases("wild2") if row["id"] in HEALTHY}
-    for chest in HEALTHY:
-        image = data_folder() / chests[chest]
+    free = (*HEALTHY, *ELSEWHERE)
+    images = {row["id"]: row["image"] for row in cases("wild") + cases("wild2") if row["id"] in free}
+    for chest in free:
+        image = data_folder() / images[chest]
         mask = folder / "empty" / f"{chest}.nii.gz"
         if not mask.exists():
             scan = ctssl.read(image)
             mask.parent.mkdir(parents=True, exist_ok=True)
             ctssl.Volume(np.zeros(scan.shape, np.uint8), scan.affine).save(mask)
         paths = {"image": str(image), "label": str(mask.resolve())}
-        rows.append({"id": f"healthy-{chest}", **paths, "patient": f"healthy-{chest}", "split": "train"})
+        side = "val" if chest in CHOOSING else "train"
+        rows.append({"id": f"healthy-{chest}", **paths, "patient": f"healthy-{chest}", "split": side})
     rows += [lung.row_of(group, one, "_offcentre", "test") for one in judged]
     return lung.write_rows(rows, folder / f"{name}.csv")
 
@@ -80,7 +96,7 @@ EXPERIMENT = trials.Experiment(
     share={},
     spacing_mm=1.5,
     window_hu=(-1000.0, 400.0),
-    settings=ctssl.Settings(steps=1500, crop=48, batch=4, ema=0.99, evaluations=10, patience=10),
+    settings=ctssl.Settings(steps=2000, crop=48, batch=4, ema=0.99, empty=0.5, evaluations=10, patience=10),
 )
 
 
