@@ -63,7 +63,7 @@ def draw(scans: list[Scan], settings: Settings, step: int, *, rank: int = 0) -> 
         full = [scan for scan in scans if scan.labels.any()]
     for number in range(rank * settings.batch, (rank + 1) * settings.batch):
         rng = np.random.default_rng([settings.seed, step, number])
-        chosen = empty if empty and rng.random() < settings.empty else full
+        chosen = empty if empty and (not full or rng.random() < settings.empty) else full
         image, label, *_ = chosen[rng.integers(len(chosen))]
         pairs.append(augmented(image, label, settings, rng))
     images, labels = (np.stack(column) for column in zip(*pairs, strict=True))

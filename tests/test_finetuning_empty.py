@@ -1,0 +1,53 @@
+"""Scans of healthy people: how often they are drawn, and what they say about the threshold."""
+
+import numpy as np
+import pytest
+import torch
+
+import ctssl
+from ctssl.finetuning import threshold
+from ctssl.finetuning.crops import Scan, draw
+
+
+def scan_of(value: float, label: int, name: str) -> Scan:
+    """A scan of one value; its label fills a corner of it."""
+    image, labels = np.full((1, 24, 24, 24), value, np.float16), np.zeros((24, 24, 24), np.uint8)
+    labels[:8, :8, :8] = label
+    return Scan(image, labels, np.eye(4), name)
+
+
+def test_healthy_scans_are_drawn_as_often_as_asked():
+    scans = [*(scan_of(0.25, 1, f"ill{n}") for n in range(9)), scan_of(0.75, 0, "well")]
+    plain = {"crop": 16, "batch": 200, "intensity": 0.0, "degrade": 0.0, "warp": 0.0, "trim": 0.0}
+    for share, low, high in ((0.0, 0.03, 0.2), (0.5, 0.4, 0.6), (1.0, 1.0, 1.0)):
+        images, _ = draw(scans, ctssl.Settings(**plain, empty=share), 0)
+        assert low <= float((images.amax((1, 2, 3, 4)) > 0.5).float().mean()) <= high
+    for some in (scans[:9], scans[9:]):  # of one kind alone: that kind
+        images, _ = draw(some, ctssl.Settings(**plain, empty=0.5), 0)
+        assert images.shape[0] == 200
+
+
+class Says(torch.nn.Module):
+    """A network that gives the voxels of an image as probabilities of label 1."""
+
+    classes, window, labels = 2, 24, {1: "lesion"}
+
+    def __init__(self):
+        super().__init__()
+        self.one = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        p = x.clamp(0.001, 0.999)
+        return torch.cat([torch.log1p(-p), torch.log(p)], 1)
+
+
+def test_what_is_marked_in_healthy_scans_raises_the_threshold():
+    """The lesion is sure at 0.95 in its middle and unsure (0.35) at its border; healthy tissue looks like its border."""
+    ill = scan_of(0.05, 1, "ill")
+    ill.image[0, :8, :8, :8] = 0.35
+    ill.image[0, :7, :7, :7] = 0.95
+    well = scan_of(0.35, 0, "well")
+    assert threshold.choose_threshold(Says(), [ill]) in (0.2, 0.3)
+    assert threshold.choose_threshold(Says(), [ill, well]) >= 0.4
+    assert threshold.choose_threshold(Says(), [well]) == 0.5  # nothing to compare with
+    assert threshold.validate(Says(), [ill, well]) == pytest.approx(threshold.validate(Says(), [ill]))
