@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import ctssl
-from ctssl.cli.main import main
+from ctssl.cli import train
+from ctssl.cli.main import _parser, main
 from ctssl.finetuning import run
 
 
@@ -156,3 +157,16 @@ def test_every_flag_reaches_the_training(labelled, tiny, tmp_path, capsys):
     kept = ctssl.load_segmenter(tmp_path / "m")
     for key, value in tiny.state_dict().items():
         assert torch.equal(kept.encoder.state_dict()[key], value)  # frozen
+
+
+def test_every_option_that_names_a_setting_reaches_it():
+    given = {"empty": 0.5, "shift_augment": 2, "warmup_head": 0.25, "lr": 0.5, "patience": 3, "minutes": 7.0}
+    flags = [text for key, value in given.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+    args = _parser("finetune").parse_args(
+        ["finetune", "data", "--out", "m", *flags, "--deterministic", "--channel-window", "0", "9"]
+    )
+    request = train._request(args)
+    assert request.settings == ctssl.Settings(**given, deterministic=True)
+    assert request.channel_windows == [(0.0, 9.0)]
+    plain = train._request(_parser("finetune").parse_args(["finetune", "data", "--out", "m"]))
+    assert plain.settings == ctssl.Settings()

@@ -377,30 +377,17 @@ def _folds(text: str) -> int | str:
 
 def _request(args: argparse.Namespace) -> Request:
     """What was asked for, from the command line."""
+    from dataclasses import fields
+
     from ctssl.finetuning.request import Request
     from ctssl.finetuning.settings import Settings
 
-    keys = (
-        "steps",
-        "minutes",
-        "batch",
-        "crop",
-        "seed",
-        "lr",
-        "encoder_lr",
-        "warmup_head",
-        "interpolate",
-        "layer_decay",
-        "ema",
-        "validation",
-        "patience",
-        "shift_augment",
-    )
-    chosen = {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
+    asked = {field.name: getattr(args, field.name, None) for field in fields(Settings)}
+    chosen = {key: value for key, value in asked.items() if value is not None and key != "freeze"}
     return Request(
         Path(args.out),
         args.model,
-        Settings(**chosen, freeze=args.freeze is not None, bf16=args.bf16, deterministic=args.deterministic),
+        Settings(**chosen, freeze=args.freeze is not None),
         head=args.head,
         hold_out=_hold_out(args.hold_out),
         few_shot=args.few_shot,
