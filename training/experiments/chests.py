@@ -62,6 +62,18 @@ def table(found: dict[str, Row]) -> str:
     return markdown(["model", "chest", "DSC", "tumour (ml)", "of it found", "marked elsewhere"], lines)
 
 
+def sentence(model: str) -> str:
+    """Return what a segmenter marks in the chests, as a sentence for its card."""
+    rows = json.loads(RESULTS.read_text())["models"][model]["chests"]
+    share = sum(row["found"] for row in rows) / sum(row["tumour"] for row in rows)
+    beside = [row["elsewhere"] for row in rows]
+    return (
+        f"in {len(rows)} chests with one known tumour each it marks {100 * share:.0f}% of the tumours and, elsewhere, "
+        f"{min(beside):.1f} to {max(beside):.1f} ml (mean {np.mean(beside):.1f} ml; `python -m training.experiments.chests`). "
+        "Look at every component, or crop the scan around the lesion."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -24,7 +24,7 @@ from ctssl.hub.client import WEIGHTS
 from ctssl.hub.folder import read_config
 from ctssl.hub.provenance import read_metadata
 from ctssl.zoo import info
-from training.experiments import trials
+from training.experiments import chests, trials
 from training.release.card import CARDS, LICENCES, RESULTS
 
 TASKS = {
@@ -54,12 +54,13 @@ TASKS = {
         title="lung tumours",
         dataset="nsclc-radiogenomics",
         licence="CC BY 4.0",
-        source="NSCLC-Radiogenomics (TCIA, CC BY 3.0), cubes of 92 mm around the tumours, semi-automatic masks; and twelve "
-        "public chest CTs without a known tumour (COVID-CT-MD, ACRIN-FLT-Breast, CPTAC-PDA, RIDER Pilot and others, CC BY "
-        "4.0, CC BY 3.0, Apache-2.0), whose masks are empty",
+        source="NSCLC-Radiogenomics (TCIA, CC BY 3.0), cubes of 92 mm around the tumours, semi-automatic masks; and twenty "
+        "public CTs of chests, abdomens and a head without a known lung tumour (COVID-CT-MD, ACRIN-FLT-Breast, CPTAC-PDA, "
+        "RIDER Pilot, Colorectal-Liver-Metastases, TCGA and others; CC BY 4.0, CC BY 3.0, Apache-2.0, BSD-3-Clause), whose "
+        "masks are empty",
         command="python -m training.experiments.lung_tumour",
-        limits="It was tested on boxes of 64 mm that each hold a tumour of NSCLC-Radiomics: on whole chests it marks other tissue too, "
-        "how much has not been measured. Crop the scan around the lesion.",
+        limits="It was tested on boxes of 64 mm that each hold a tumour of NSCLC-Radiomics. On whole chests it marks other tissue "
+        "too: {chests}",
         test="190 test cases of NSCLC-Radiomics, another collection with masks drawn for radiotherapy, that neither pretraining "
         "nor fine-tuning saw, in boxes of 64 mm off the centre of their tumours",
         portraits=False,  # the test scans are for non-commercial use
@@ -133,14 +134,18 @@ def card(config: dict, report: dict, cases: str, task: str) -> str:
         if sum(map(len, only)) != 1
         else "It is the only training of that experiment."
     )
+    where = "a CPU" if report.get("device", "cpu") == "cpu" else report["device"]
     start = "initial weights" if report["from_scratch"] else f"`{report['model']}`"
     columns = ("mean DSC", "median DSC", "median HD95 (mm)", "mean NSD")
     dsc, nsd = scores["dsc"], scores["nsd"]
+    limits = facts["limits"]
+    if "{chests}" in limits:
+        limits = limits.format(chests=chests.sentence(config["name"]))
     table = markdown(columns, [[f"{dsc.mean():.3f}", f"{np.median(dsc):.3f}", distance, f"{nsd.mean():.3f}"]])
     return Card(
         title=config["name"],
         front=front_matter(config, report, facts, float(dsc.mean()), len(rows)),
-        limits=f"""{facts["limits"]} It is a model for research, not a medical device, and must not be used for diagnosis.""",
+        limits=f"""{limits} It is a model for research, not a medical device, and must not be used for diagnosis.""",
         about=f"""It segments {facts["title"]} in CT: {config["parameters"] / 1e6:.1f} M parameters, from {start}, head `{config["head"]}`, at
 {pre["spacing_mm"]:g} mm, {low:g} to {high:g} HU.""",
         code=f'mask = ctssl.load_segmenter("{loaded_as(config)}").segment("scan.nii.gz")',
@@ -149,7 +154,7 @@ def card(config: dict, report: dict, cases: str, task: str) -> str:
                 "Data and training",
                 f"""{facts["source"]} ({facts["licence"]}): {trained} cases to train on, {len(report["validated"])} that chose the weights among
 {len(report["curve"])} evaluations and the threshold ({config["threshold"]:g}: the probability from which on a voxel counts),
-{report["settings"]["steps"]} steps, {report["seconds"] / 60:.0f} minutes on a CPU.
+{report["settings"]["steps"]} steps, {report["seconds"] / 60:.0f} minutes on {where}.
 Licence of the weights: {config["licence"]}.""",
             ),
             (
