@@ -10,10 +10,30 @@ from ctssl.files.names import check_path
 
 def common(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--series", help="SeriesInstanceUID, if a DICOM folder holds several")
+    add_device(sub)
+    sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def add_device(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)"
     )
-    sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def add_hold_out(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--hold-out",
+        help="share of the patients, or case names separated by commas (default: the cases that a column split "
+        "calls test, or 0.2)",
+    )
+
+
+def hold_out(text: str | None) -> float | list[str] | None:
+    """A share, or case names with commas between them."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def add_memory(sub: argparse.ArgumentParser, use: str = "") -> None:

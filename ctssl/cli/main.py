@@ -13,7 +13,7 @@ import warnings
 from typing import Any
 
 import ctssl
-from ctssl.cli import embed, export, judge, models, nnunet, segment, shifts, train
+from ctssl.cli import choose, embed, export, judge, models, nnunet, segment, shifts, train
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,7 +66,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         return sub
 
     models.add_commands(command)
-    for part in (embed, segment, train, judge, export, nnunet):
+    for part in (embed, segment, train, choose, judge, export, nnunet):
         part.add_commands(command)
     shifts.add_commands(command, chosen)
     sub = command("demo", _demo, "try ctssl: a phantom (or your scan), its features, a mask")

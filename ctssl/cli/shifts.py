@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from ctssl.cli.common import complain, free
+from ctssl.cli.common import add_device, complain, free
 
 UNITS = {
     "contrast": "iodine, approximate: vessels of +50, 100, 150, 225, 300 HU at 120 kVp",
@@ -67,9 +67,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], chosen: str) -
     sub.add_argument(
         "--tolerance", type=float, default=2.0, help="of the surface Dice in mm (default: %(default)s)"
     )
-    sub.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)"
-    )
+    add_device(sub)
     sub.add_argument(
         "--overwrite", action="store_true", help="measure again what was measured with other settings"
     )

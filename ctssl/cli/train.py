@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctssl.cli.common import add_memory, free
-from ctssl.zoo import DEFAULT, START
+from ctssl.cli.common import add_device, add_hold_out, add_memory, free, hold_out
+from ctssl.zoo import START
 
 if TYPE_CHECKING:
     from ctssl.finetuning.report import Report
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add `check`, `finetune`, `curve` and `probe`; `command(name, run, text)` is that of `ctssl.cli.main`."""
+    """Add `check` and `finetune`; `command(name, run, text)` is that of `ctssl.cli.main`."""
     sub = command("check", _check, "check labelled scans case by case, before training on them")
     _add_data(sub)
     sub.add_argument("--model", help="also warn about scans that this model was pretrained on")
@@ -53,140 +53,12 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("--resume", action="store_true", help="fail unless OUT holds an unfinished training")
     sub.add_argument("--overwrite", action="store_true", help="replace a finished model in OUT")
-    sub.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)"
-    )
-    add_curve(command)
-    add_probe(command)
-
-
-def add_probe(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add `probe`."""
-    sub = command("probe", _probe, "compare frozen encoders on your labels: a linear probe of single voxels")
-    sub.add_argument("data", help="folder (images/ and labels/, nnU-Net, Decathlon, DICOM patients) or CSV")
-    sub.add_argument("--out", help="folder for report.md and probe.json")
-    sub.add_argument(
-        "--models",
-        nargs="+",
-        default=[DEFAULT, f"{DEFAULT.split('-')[0]}-scratch"],
-        metavar="MODEL",
-        help="encoders; vit-scratch and swin-scratch have random weights; all are compared with the last (default: %(default)s)",
-    )
-    sub.add_argument(
-        "--seeds", type=int, default=3, help="draws of patients and voxels (default: %(default)s)"
-    )
-    sub.add_argument(
-        "--label", type=int, metavar="N", help="label to tell from everything else (default: any)"
-    )
-    sub.add_argument(
-        "--spacing",
-        type=float,
-        default=1.5,
-        metavar="MM",
-        help="working spacing in mm (default: %(default)s)",
-    )
-    sub.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)"
-    )
-    sub.add_argument("--overwrite", action="store_true", help="replace the report in --out")
-
-
-def _probe(args: argparse.Namespace) -> None:
-    from ctssl.finetuning.probe import REPORT, probe
-
-    if args.out and (Path(args.out) / REPORT).exists() and not args.overwrite:
-        raise FileExistsError(f"{args.out}/{REPORT} exists; choose another --out, or add --overwrite")
-    found = probe(
-        args.data,
-        models=args.models,
-        out=args.out,
-        seeds=args.seeds,
-        label=args.label,
-        spacing_mm=args.spacing,
-        device=args.device,
-        progress=not args.json,
-    )
-    print(json.dumps(found.rows()) if args.json else found.table(), end="" if not args.json else "\n")
-
-
-def add_curve(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add `curve`."""
-    sub = command("curve", _curve, "compare models on your labels: DSC over the number of labelled patients")
-    sub.add_argument("data", help="folder (images/ and labels/, nnU-Net, Decathlon, DICOM patients) or CSV")
-    sub.add_argument(
-        "--out", required=True, help="folder for the report and the trainings; run again to go on"
-    )
-    sub.add_argument(
-        "--models",
-        nargs="+",
-        default=[START, "scratch"],
-        metavar="MODEL",
-        help="starting weights as for finetune; scratch: the first model's encoder without pretraining; all are "
-        "compared with the last (default: %(default)s)",
-    )
-    sub.add_argument(
-        "--shots",
-        nargs="+",
-        metavar="N",
-        help="numbers of training patients (default: 1 2 5 10 all, as far as there are so many)",
-    )
-    sub.add_argument("--seeds", type=int, default=3, help="trainings of each kind (default: %(default)s)")
-    sub.add_argument(
-        "--hold-out",
-        help="share of the patients, or case names separated by commas (default: the cases that a column split "
-        "calls test, or 0.2)",
-    )
-    sub.add_argument(
-        "--head", default="", help="segmentation head (default: that of the model, otherwise light)"
-    )
-    sub.add_argument("--steps", type=int, metavar="N", help="training steps (default: 600)")
-    sub.add_argument("--batch", type=int, metavar="N", help="crops per step (default: from the crop size)")
-    sub.add_argument(
-        "--crop", type=int, metavar="N", help="crop size in voxels (default: from structures and scans)"
-    )
-    sub.add_argument(
-        "--spacing", type=float, metavar="MM", help="working spacing in mm (default: from the structures)"
-    )
-    sub.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)"
-    )
-
-
-def _curve(args: argparse.Namespace) -> None:
-    from ctssl.finetuning.curve import ALL, measure_curve
-    from ctssl.finetuning.settings import Settings
-
-    wrong = [one for one in args.shots or [] if one != ALL and not one.isdigit()]
-    if wrong:
-        raise ValueError(f"--shots {wrong[0]}: give numbers of patients, or all")
-    chosen = {key: getattr(args, key) for key in ("steps", "batch", "crop") if getattr(args, key) is not None}
-    found = measure_curve(
-        args.data,
-        out=args.out,
-        models=args.models,
-        shots=args.shots,
-        seeds=args.seeds,
-        hold_out=_hold_out(args.hold_out),
-        settings=Settings(**chosen),
-        head=args.head,
-        spacing_mm=args.spacing,
-        device=args.device,
-        progress=not args.json,
-    )
-    print(
-        json.dumps(found.points())
-        if args.json
-        else f"{found.table()}\n{args.out}/report.md, {args.out}/curve.png"
-    )
+    add_device(sub)
 
 
 def _add_sides(sub: argparse.ArgumentParser) -> None:
     """Who trains and who is held out."""
-    sub.add_argument(
-        "--hold-out",
-        help="share of the patients, or case names separated by commas (default: the cases that a column split "
-        "calls test, or 0.2)",
-    )
+    add_hold_out(sub)
     sub.add_argument(
         "--folds",
         type=_folds,
@@ -389,7 +261,7 @@ def _request(args: argparse.Namespace) -> Request:
         args.model,
         Settings(**chosen, freeze=args.freeze is not None),
         head=args.head,
-        hold_out=_hold_out(args.hold_out),
+        hold_out=hold_out(args.hold_out),
         few_shot=args.few_shot,
         folds=args.folds,
         fold=args.fold or 0,
@@ -426,11 +298,3 @@ def _print_report(report: Report) -> None:
         for name, (mean, count) in by_label.items():
             print(f"{name + ', ' + str(count) + ' cases':24} DSC {mean:.3f}")
     print(f"{'mean of ' + str(len(report.held_out)) + ' held-out cases':24} DSC {report.mean_dsc:.3f}")
-
-
-def _hold_out(text: str | None) -> float | list[str] | None:
-    """A share, or case names with commas between them."""
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return [name.strip() for name in (text or "").split(",") if name.strip()]
