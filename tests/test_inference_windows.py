@@ -183,3 +183,11 @@ def test_bf16_gives_nearly_the_same_and_is_on_the_record(model):
     one, two = (masks.probabilities_of(model, image, w)[0] for w in (windows.Windows(), half))
     assert 0 < np.abs(one - two).max() < 0.05
     assert made_by(model, half, scan)["bf16"] and "bf16" not in made_by(model, windows.Windows(), scan)
+
+
+def test_a_gpu_takes_as_many_windows_as_its_free_memory_holds(monkeypatch):
+    gpu, gib = torch.device("cuda", 0), 1 << 30
+    for free, expected in ((80 * gib, 16), (2 * gib, 10), (gib // 8, 1)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 80 * gib))
+        assert windows.windows_at_once(gpu, 64) == expected
+    assert windows.windows_at_once(torch.device("cpu"), 64) == 1

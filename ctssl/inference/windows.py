@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctssl.inference.memory import ACTIVATIONS
+
 MEMORY_GB = 8.0
 GPU_VOXELS = 16 * 64**3  # of the windows of one batch on a GPU
 MOST = 1_000_000  # windows of a scan; 64 voxels, half of them shared, make a few thousand
@@ -24,8 +26,8 @@ class Windows:
         overlap: share of a window that the next one sees again, 0 to below 1.
         tta: average over all eight mirrorings (test-time augmentation), eight times the work.
         max_memory_gb: memory limit of the process in GB.
-        batch: windows that go through the network together; None: one on a CPU, as many as `GPU_VOXELS` allows on a GPU.
-            Halved as often as they do not fit into the memory of the device.
+        batch: windows that go through the network together; None: one on a CPU, as many as `GPU_VOXELS` and the free memory
+            allow on a GPU. Halved as often as they do not fit into the memory of the device.
         bf16: run the network in bf16: faster on a GPU, and slightly other masks.
         deterministic: the same mask in every run; on a GPU it may otherwise differ by single voxels.
         compiled: compile the blocks of the encoder first, which takes seconds to minutes; for many scans.
@@ -130,8 +132,7 @@ class _Answers:
     ) -> None:
         self.network, self.device, self.dtype, self.name = network, device, dtype, name
         self.bf16 = windows.bf16
-        usual = 1 if device.type == "cpu" else max(1, GPU_VOXELS // side**3)
-        self.batch = windows.batch or usual
+        self.batch = windows.batch or windows_at_once(device, side)
         self.air: Tensor | None = None
 
     def of_all(self, cubes: list[Tensor], *, skip_air: bool) -> Iterator[Tensor]:
@@ -175,6 +176,18 @@ class _Answers:
             return answers
         torch.cuda.empty_cache()  # outside `except`, which holds on to what did not fit
         return self._of(cubes[: self.batch])
+
+
+def windows_at_once(device: torch.device, side: int) -> int:
+    """Return how many windows go through a network together: one on a CPU; on a GPU as many as are worth it, and fit into
+    what is free of its memory."""
+    if device.type == "cpu":
+        return 1
+    worth = GPU_VOXELS // side**3
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        worth = min(worth, free // (side**3 * 4 * ACTIVATIONS))
+    return max(1, worth)
 
 
 def spread(size: int, side: int, overlap: float) -> list[int]:
