@@ -42,12 +42,13 @@ def deterministic(*, enabled: bool) -> Iterator[None]:
         "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
     )  # cuBLAS asks for it, before its first product
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
+        torch.use_deterministic_algorithms(before[0], warn_only=warn_only)
         torch.backends.cudnn.benchmark = before[1]
 
 

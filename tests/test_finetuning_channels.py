@@ -1,5 +1,6 @@
 """Scans of several channels, such as PET/CT: found, read, trained on and segmented."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,16 +9,18 @@ import torch
 
 import ctssl
 from ctssl.cli.main import main
-from ctssl.datasets.case import read_case
+from ctssl.datasets.case import Dataset, read_case
 from ctssl.datasets.layouts import find_cases
+from ctssl.datasets.scans import channels_in, list_scans, with_channels
+from ctssl.finetuning import run
 from ctssl.finetuning.crops import Scan, draw
 from ctssl.finetuning.plan import derive_channel
+from ctssl.finetuning.request import Request
 from ctssl.finetuning.start import open_start, take_head
 from ctssl.loading import segmenter
-from ctssl.volume.channels import further, source_of
 from ctssl.volume.grids import prepare
 from ctssl.volume.volume import Volume
-from ctssl.zoo import Channel, Preprocess
+from ctssl.zoo import Channel, ModelSpec, Preprocess
 from tests.support.tiny import QUICK
 
 NAMES = {"channel_names": {"0": "CT", "1": "PET"}, "labels": {"background": 0, "lesion": 1}}
@@ -70,7 +73,7 @@ def test_a_case_that_lacks_a_channel_is_named(petct):
     with pytest.raises(ValueError, match=r"P1 has 1 channels, dataset\.json names 2"):
         find_cases(petct)
     (petct / "imagesTr" / "P1_0002.nii.gz").touch()
-    with pytest.raises(FileNotFoundError, match=r"P1_0001\.nii\.gz is missing, but P1_0002"):
+    with pytest.raises(FileNotFoundError, match=r"P1_0001 is missing, but P1_0002\.nii\.gz"):
         find_cases(petct)
 
 
@@ -86,10 +89,77 @@ def test_channels_lie_on_one_grid(ball):
 
 def test_files_of_a_case_are_its_channels(petct):
     first = petct / "imagesTr" / "P0_0000.nii.gz"
-    assert further(first) == (first.with_name("P0_0001.nii.gz"),)
-    assert further(petct / "labelsTr" / "P0.nii.gz") == ()
-    both = source_of(first)
-    assert isinstance(both, ctssl.Channels) and both.paths == [first, *further(first)]
+    (petct / "imagesTr" / "P0_0001.nii.gz").rename(petct / "imagesTr" / "P0_0001.NII")
+    second = petct / "imagesTr" / "P0_0001.NII"
+    assert channels_in(petct / "imagesTr")[first] == (second,) and not channels_in(petct / "labelsTr")
+    scans = with_channels({"P0": first, "L0": petct / "labelsTr" / "P0.nii.gz"})
+    assert isinstance(scans["P0"], ctssl.Channels) and scans["P0"].images == (first, second)
+    assert scans["L0"] == petct / "labelsTr" / "P0.nii.gz"
+
+
+def test_a_scan_with_a_mask_of_its_own_is_no_channel(petct):
+    """Masks P1 and P1_0001: two cases, of which one has the number in its name."""
+    (petct / "dataset.json").unlink()
+    (petct / "labelsTr" / "P1_0001.nii.gz").write_bytes((petct / "labelsTr" / "P1.nii.gz").read_bytes())
+    masks = list_scans(petct / "labelsTr", unlabelled=False)
+    found = list_scans(petct / "imagesTr", masks=masks, channels=True)
+    assert sorted(found) == ["P0", "P1", "P1_0001", "P2"]
+    assert set(channels_in(petct / "imagesTr", masks)) == {found["P0"], found["P2"]}
+    with pytest.raises(ValueError, match="P1 has 1 channels, P0 has 2"):
+        find_cases(petct)
+
+
+def test_what_dataset_json_says_of_channels_counts(petct):
+    (petct / "dataset.json").write_text(json.dumps({**NAMES, "channel_names": {"0": "CT"}}))
+    with pytest.raises(ValueError, match="P0 has 2 channels, dataset.json names 1"):
+        find_cases(petct)
+    (petct / "dataset.json").write_text(json.dumps({**NAMES, "channel_names": {"1": "PET", "0": "CT"}}))
+    assert find_cases(petct).channels == ("PET",)
+
+
+def test_other_cases_of_a_decathlon_are_no_channels(petct):
+    """Its cases may be numbered like channels."""
+    for number in range(3):
+        for folder, ending in (("imagesTr", "_0000"), ("labelsTr", "")):
+            source = petct / folder / f"P{number}{ending}.nii.gz"
+            source.rename(petct / folder / f"lung_{number:04d}.nii.gz")
+    entries = [
+        {"image": f"imagesTr/lung_{n:04d}.nii.gz", "label": f"labelsTr/lung_{n:04d}.nii.gz"} for n in (0, 2)
+    ]
+    (petct / "dataset.json").write_text(json.dumps({"modality": {"0": "CT"}, "training": entries}))
+    assert [(case.name, case.channels) for case in find_cases(petct).cases] == [
+        ("lung_0000", ()),
+        ("lung_0002", ()),
+    ]
+
+
+def test_columns_of_channels_have_no_gap(table):
+    table.write_text(table.read_text().replace("image2", "image3"))
+    with pytest.raises(ValueError, match="column image3; call the channels beside the first image2"):
+        find_cases(table)
+
+
+def test_commands_for_the_ct_alone_refuse_channels(petct, ball, tiny_segmenter, tmp_path):
+    from ctssl.finetuning.probe import probe
+
+    with pytest.raises(
+        ValueError, match=r"probe takes the CT alone, and these cases have 2 channels \(CT, PET\)"
+    ):
+        probe(petct, models=["vit-scratch"], progress=False)
+    with pytest.raises(ValueError, match="robustness takes the CT alone"):
+        ctssl.measure_robustness(petct, out=tmp_path / "r", model=str(tiny_segmenter))
+    scan, _ = ball
+    with pytest.raises(ValueError, match="a shift changes a CT alone"):
+        ctssl.shift(ctssl.Channels(scan, scan), "dose", severity=1)
+
+
+def test_no_channel_is_dropped(ball):
+    scan, _ = ball
+    three = ctssl.read(ctssl.Channels(ctssl.read(ctssl.Channels(scan, scan)), scan))
+    assert three.stack.shape == (3, *scan.shape)
+    broken = dataclasses.replace(scan, extra=(np.full(scan.shape, np.nan, np.float32),))
+    with pytest.raises(ValueError, match="NaN"):
+        ctssl.read(broken)
 
 
 def test_every_channel_has_its_own_window(ball):
@@ -109,6 +179,8 @@ def test_windows_follow_from_labelled_values():
     low, high = derive_channel(np.linspace(2, 12, 1001))
     assert low == pytest.approx(2.05 - 2.475, abs=0.01) and high == pytest.approx(11.95 + 2.475, abs=0.01)
     assert derive_channel(np.full(5, 3.0)) == (2.25, 3.75)
+    low, high = derive_channel(np.linspace(12342, 12343, 50))  # narrow, and far from 0
+    assert low < 12342 and high > 12343
     assert derive_channel(np.zeros(0)) == (-0.25, 1.25)
 
 
@@ -151,7 +223,10 @@ def test_a_segmenter_learns_what_one_channel_alone_shows(petct, table, tiny, tmp
     mask = net.segment(ctssl.Channels(ct, pet))
     truth = ctssl.read(petct / "labelsTr" / "P1.nii.gz")
     assert ctssl.metrics.dsc(mask.array == 1, truth.array == 1) == pytest.approx(report.mean_dsc)
-    assert not mask.extra
+    assert not mask.extra and net.preprocess(ctssl.Channels(ct, pet)).shape[:2] == (1, 2)
+    told = json.loads((tmp_path / "both" / "report.json").read_text())
+    assert told["channels"] == config["preprocess"]["channels"]
+    assert f"; PET {low:g} to {high:g}." in (tmp_path / "both" / "README.md").read_text()
     with pytest.raises(ValueError, match=r"has 1 channels, the model takes 2 \(CT, PET\)"):
         net.segment(ct)
 
@@ -184,6 +259,8 @@ def test_what_cannot_be_done_with_channels_is_refused_before_work(petct, tiny, t
         ctssl.finetune(petct, settings=ctssl.Settings(steps=1, shift_augment=1), **where)
     with pytest.raises(ValueError, match="2 channel windows, but the cases have 1"):
         ctssl.finetune(petct, settings=QUICK, channel_windows=[(0, 1), (0, 1)], **where)
+    with pytest.raises(ValueError, match="empty=0.5, but no training case has an empty mask"):
+        ctssl.finetune(petct, settings=dataclasses.replace(QUICK, empty=0.5), **where)
     with pytest.raises(ValueError, match="give a lower and a higher value"):
         ctssl.finetune(petct, settings=QUICK, channel_windows=[(1, 0)], **where)
     assert not (tmp_path / "m").exists()
@@ -201,16 +278,35 @@ def test_config_of_channels_is_checked(tiny, tmp_path):
 
 
 def test_folds_share_a_plan_so_that_their_models_can_be_averaged(petct, tiny, tmp_path):
-    from ctssl.finetuning.request import Request
-    from ctssl.finetuning.run import prepare_job
-
     scan = ctssl.read(petct / "imagesTr" / "P2_0001.nii.gz")
     Volume(3 * scan.array, scan.affine).save(petct / "imagesTr" / "P2_0001.nii.gz", overwrite=True)
     plans = [
-        prepare_job(
+        run.prepare_job(
             Request(tmp_path / f"fold{fold}", tiny, QUICK, folds=3, fold=fold, progress=False),
             find_cases(petct),
         ).plan
         for fold in range(3)
     ]
     assert plans[0] == plans[1] == plans[2] and plans[0].preprocess.channels[0].high > 24
+
+
+def test_windows_of_a_model_are_taken_where_its_channels_are_those_of_the_cases():
+    own = Preprocess(channels=(Channel("PET", 0.0, 9.0),))
+    assert run.known_windows(own, ("PET",)) == [(0.0, 9.0)]
+    assert run.known_windows(own, ("channel 2",)) == [(0.0, 9.0)]  # without a name
+    assert run.known_windows(own, ("MR",)) is None
+    assert run.known_windows(Preprocess(), ("PET",)) is None
+
+
+def test_channels_in_another_order_are_refused(petct, tiny, tmp_path):
+    net = segmenter(tiny, in_channels=3)
+    net.encoder.spec = ModelSpec(
+        "mine", "encoder", "swin", preprocess=Preprocess(channels=(Channel("MR", 0, 1), Channel("PET", 0, 1)))
+    )
+    start = open_start(net, "", from_scratch=False, seed=0)
+    for names, words in (
+        (("PET", "MR"), "number them in the same order"),
+        (("PET",), "takes 3 channels, the cases have 2"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run.check_channels(Request(tmp_path, net, QUICK), Dataset([], channels=names), start)

@@ -13,7 +13,7 @@ def scan_of(value: float, label: int, name: str) -> Scan:
     """A scan of one value; its label fills a corner of it."""
     image, labels = np.full((1, 24, 24, 24), value, np.float16), np.zeros((24, 24, 24), np.uint8)
     labels[:8, :8, :8] = label
-    return Scan(image, labels, np.eye(4), name)
+    return Scan(image, labels, np.eye(4), name, bool(label))
 
 
 def test_healthy_scans_are_drawn_as_often_as_asked():
@@ -51,3 +51,10 @@ def test_what_is_marked_in_healthy_scans_raises_the_threshold():
     assert threshold.choose_threshold(Says(), [ill, well]) >= 0.4
     assert threshold.choose_threshold(Says(), [well]) == 0.5  # nothing to compare with
     assert threshold.validate(Says(), [ill, well]) == pytest.approx(threshold.validate(Says(), [ill]))
+
+
+def test_no_higher_threshold_without_a_reason():
+    """Where all thresholds are as good as each other, the usual one."""
+    ill, well = scan_of(0.05, 1, "ill"), scan_of(0.05, 0, "well")
+    ill.image[0, :8, :8, :8] = 0.95
+    assert threshold.choose_threshold(Says(), [ill, well]) == 0.5

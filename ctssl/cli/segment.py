@@ -126,10 +126,14 @@ def _segment(args: argparse.Namespace) -> None:
 
 
 def _model(args: argparse.Namespace) -> Any:
+    from ctssl.inference.masks import compile_once
+
     members = [ctssl.load_segmenter(name, device=args.device) for name in args.model]
     model: Any = members[0] if len(members) == 1 else ctssl.Ensemble(members)
     if args.threshold is not None:
         model.threshold = args.threshold
+    if args.compile:  # before the first scan
+        compile_once(model)
     return model
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ctssl.volume.channels import Channels
-from ctssl.volume.volume import Volume, corner_distance, read
+from ctssl.volume.volume import Volume, check_grid, read
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,15 @@ class Dataset:
     names: dict[int, str] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
 
+    def of_one_channel(self, what: str) -> list[Case]:
+        """Return the cases. Raises `ValueError` where they have several channels. `what`: takes the CT alone."""
+        if self.channels:
+            raise ValueError(
+                f"{what} takes the CT alone, and these cases have {1 + len(self.channels)} channels (CT, "
+                f"{', '.join(self.channels)}); give the CTs in a folder of their own"
+            )
+        return self.cases
+
 
 def read_case(case: Case) -> tuple[Volume, Volume]:
     """Read scan (HU, with its further channels) and mask (uint8) of a case, on one grid. A mask of 0 and 255 is one of 0 and 1.
@@ -66,14 +75,7 @@ def fit_mask(scan: Volume, mask: Volume, name: str) -> Volume:
 
     Raises `ValueError` where they do not fit, and for a mask that holds other values than 0 to 255.
     """
-    if scan.shape != mask.shape:
-        raise ValueError(f"{name}: the scan has shape {scan.shape}, its mask {mask.shape}; resample the mask")
-    apart = corner_distance(scan, mask)
-    if apart > 0.5 * min(scan.spacing_mm):
-        raise ValueError(
-            f"{name}: scan and mask lie up to {apart:.1f} mm apart (their affines differ); "
-            "write the mask with the scan's affine"
-        )
+    check_grid(replace(scan, name=name), mask, "its mask", "write the mask on the grid of the scan")
     values = np.unique(mask.array)
     if (
         not np.isfinite(values).all()

@@ -10,10 +10,9 @@ from typing import Any
 
 from ctssl.datasets.case import Case, Dataset
 from ctssl.datasets.manifest import read_manifest
-from ctssl.datasets.scans import check_masks, require_scans, stem
+from ctssl.datasets.scans import channels_in, check_masks, require_scans, stem
 from ctssl.files.names import check_case_name
 from ctssl.files.text import read_json
-from ctssl.volume.channels import further
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 LAYOUTS = """
@@ -69,22 +68,29 @@ def find_cases(
 def _dataset(cases: list[Case], description: dict[str, Any] | None = None) -> Dataset:
     """Cases with the names that `dataset.json` gives. Raises `ValueError` for cases of different numbers of channels."""
     known, most = _channels(description or {}), max(cases, key=lambda case: len(case.channels), default=None)
-    count = len(known) or (len(most.channels) if most else 0)
+    count = len(known) if known is not None else len(most.channels) if most else 0
     if odd := next((case for case in cases if len(case.channels) != count), None):
-        who = "dataset.json names" if known else f"{most.name if most else ''} has"
+        who = f"{most.name if most else ''} has" if known is None else "dataset.json names"
         raise ValueError(
             f"{odd.name} has {1 + len(odd.channels)} channels, {who} {1 + count}; give every case the same channels"
         )
-    names = known or tuple(f"channel {number}" for number in range(2, 2 + count))
+    names = tuple(f"channel {number}" for number in range(2, 2 + count)) if known is None else known
     return Dataset(cases, _names(description or {}), names)
 
 
-def _channels(description: dict[str, Any]) -> tuple[str, ...]:
-    """Names of the channels beside the CT, from `channel_names` (nnU-Net 2) or `modality` (nnU-Net 1, Decathlon)."""
-    given = description.get("channel_names") or description.get("modality") or {}
-    names = list(given.values()) if isinstance(given, dict) else given if isinstance(given, list) else []
-    if odd := [name for name in names if not isinstance(name, str) or not name.isprintable()]:
-        raise ValueError(f"dataset.json: the channel {str(odd[0])[:60]!r} has no plain name; give it one")
+def _channels(description: dict[str, Any]) -> tuple[str, ...] | None:
+    """Names of the channels beside the CT, from `channel_names` (nnU-Net 2) or `modality` (nnU-Net 1, Decathlon); None where
+    neither is there."""
+    given = description.get("channel_names") or description.get("modality")
+    if isinstance(given, dict):  # in the order of their numbers
+        given = [given[key] for key in sorted(given, key=lambda key: (len(str(key)), str(key)))]
+    if not isinstance(given, list) or not given:
+        return None
+    names = [str(name) for name in given]
+    if odd := [name for name in names if not name.isprintable()]:
+        raise ValueError(
+            f"dataset.json: the channel {odd[0][:60]!r} cannot be printed; name it in plain text"
+        )
     return tuple(names[1:])
 
 
@@ -93,8 +99,9 @@ def _pairs(image_folder: Path, label_folder: Path) -> list[Case]:
     masks = require_scans(label_folder, unlabelled=False)
     scans = require_scans(image_folder, masks=masks, channels=True)
     check_masks(scans, masks, image_folder, label_folder)
+    others = channels_in(image_folder, masks)
     return [
-        Case(name, path, masks[name], patient=name, channels=() if name == stem(path) else further(path))
+        Case(name, path, masks[name], patient=name, channels=others.get(path, ()))
         for name, path in sorted(scans.items())
     ]
 
@@ -130,7 +137,7 @@ def _names(description: dict[str, Any]) -> dict[int, str]:
 
 
 def _decathlon(root: Path, entries: Any) -> list[Case]:
-    cases = []
+    cases, folders = [], {}
     for entry in entries if isinstance(entries, list) else []:
         if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in ("image", "label")):
             raise ValueError(
@@ -138,10 +145,12 @@ def _decathlon(root: Path, entries: Any) -> list[Case]:
             )
         image, label = root / entry["image"], root / entry["label"]
         name = check_case_name(stem(image), where=str(root / "dataset.json"))
-        first = image.with_name(image.name.replace(name, f"{name}_0000", 1))
+        first, channels = image.with_name(image.name.replace(name, f"{name}_0000", 1)), ()
         if not _is_there(image) and _is_there(first):  # nnU-Net 1 lists cases, and keeps channels
-            image = first
-        cases.append(Case(name, image, label, patient=name, channels=further(image)))
+            if first.parent not in folders:
+                folders[first.parent] = channels_in(first.parent)
+            image, channels = first, folders[first.parent].get(first, ())
+        cases.append(Case(name, image, label, patient=name, channels=channels))
     return _existing(cases, root / "dataset.json")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
@@ -47,6 +48,10 @@ def read_manifest(path: Path, *, labels: bool = False) -> list[Row]:
     """
     columns, rows = read_table(path)
     more = list(takewhile(lambda column: column in columns, (f"image{number}" for number in count(2))))
+    if odd := [c for c in columns if re.fullmatch(r"image[ _]?\d+", c, re.IGNORECASE) and c not in more]:
+        raise ValueError(
+            f"{path} has the column {odd[0]}; call the channels beside the first image2, image3, ..., without a gap"
+        )
     needed = {"image", *more, *(["label"] if labels else [])}
     if not needed <= set(columns):
         raise ValueError(f"{path} has the columns {columns}; needed: {', '.join(sorted(needed))}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from ctssl.scan_checks import ScanWarning
-from ctssl.volume.channels import is_further
+from ctssl.volume.channels import Channels
 
 NIFTI = (".nii", ".nii.gz")
 NOT_DICOM = (*NIFTI, ".json", ".csv", ".md", ".txt", ".png", ".py", ".log")
@@ -64,8 +65,7 @@ def list_scans(
         masks: the masks of these scans, by name.
         series: list folders with DICOM files too.
         unlabelled: False for a folder of masks, whose subfolders are nobody's scans.
-        channels: leave out `CASE_0001`, `CASE_0002`, ... beside `CASE_0000`, which `ctssl.volume.channels.source_of`
-            finds again.
+        channels: leave out the further channels of a case, which `channels_in` finds.
 
     Returns:
         Paths by name; empty where the folder holds nothing of the kind. NIfTI files in subfolders are left
@@ -80,7 +80,7 @@ def list_scans(
     paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     files = [path for path in paths if is_nifti(path) and not path.is_dir()]
     if channels:
-        aside = [path for path in files if is_further(path) and not _are_names(path, masks)]
+        aside = {path for further in channels_in(folder, masks).values() for path in further}
         files, paths = ([path for path in some if path not in aside] for some in (files, paths))
     if unlabelled:
         _check_channels(files, masks)
@@ -142,10 +142,43 @@ def find_scans(folder: Path) -> list[Scan]:
     return found
 
 
-def _are_names(path: Path, masks: dict[str, Path] | None) -> bool:
-    """Tell whether the number in `CASE_0001` belongs to the name of a case: masks have such numbers too."""
-    whose = stem(path).rpartition("_")[0]
-    return masks is not None and (stem(path) in masks or f"{whose}_0000" in masks)
+def channels_in(folder: Path, masks: Mapping[str, Path] | None = None) -> dict[Path, tuple[Path, ...]]:
+    """Find the channels `CASE_0001`, `CASE_0002`, ... beside each `CASE_0000` of a folder, as nnU-Net names them.
+
+    Args:
+        folder: the folder.
+        masks: the masks of these scans, by name. A scan with a mask of its very name is a case of its own.
+
+    Returns:
+        The further channels by the first one; only of cases that have any.
+
+    Raises `FileNotFoundError` where a channel between two others is missing.
+    """
+    of_case: dict[str, dict[int, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        match = re.fullmatch(r"(.+)_(\d{4})", stem(path))
+        if match and is_nifti(path) and stem(path) not in (masks or {}):
+            of_case.setdefault(match[1], {})[int(match[2])] = path
+    found = {}
+    for name, numbered in of_case.items():
+        if 0 not in numbered or len(numbered) == 1:
+            continue
+        if missing := [n for n in range(len(numbered)) if n not in numbered]:
+            last = numbered[max(numbered)]
+            raise FileNotFoundError(
+                f"{folder}: {name}_{missing[0]:04d} is missing, but {last.name} is there; add it"
+            )
+        found[numbered[0]] = tuple(numbered[n] for n in range(1, len(numbered)))
+    return found
+
+
+def with_channels(scans: Mapping[str, Path]) -> dict[str, Path | Channels]:
+    """Return scans by name, those with further channels beside them (`channels_in`) as `Channels`."""
+    folders = {path.parent for path in scans.values() if is_nifti(path)}
+    others = {
+        first: rest for folder in folders if folder.is_dir() for first, rest in channels_in(folder).items()
+    }
+    return {name: Channels(path, *others[path]) if path in others else path for name, path in scans.items()}
 
 
 def _check_channels(files: list[Path], masks: dict[str, Path] | None) -> None:
@@ -155,10 +188,13 @@ def _check_channels(files: list[Path], masks: dict[str, Path] | None) -> None:
         whose, _, number = stem(path).rpartition("_")
         second = re.fullmatch(r"\d{4}", number) and number != "0000" and stem(path) not in (masks or {})
         if second and (f"{whose}_0000" in names or whose in (masks or {})):
-            raise ValueError(
-                f"{path} is a second channel; this takes one CT for each case, CASE_0000.nii.gz alone (`ctssl finetune` "
-                "takes several)"
+            cure = (
+                "this takes one CT for each case, CASE_0000.nii.gz alone"
+                if masks is None
+                else "give it a mask of its name if it is a scan of its own; the mask of CASE_0000.nii.gz and its further "
+                "channels is CASE.nii.gz"
             )
+            raise ValueError(f"{path} is a second channel; {cure}")
 
 
 def _warn_of_subfolders(folder: Path, subfolders: list[Path]) -> None:

@@ -18,12 +18,16 @@ from ctssl.sampling import augment, crop_at, degrade, random_matrix, random_part
 
 
 class Scan(NamedTuple):
-    """A prepared case: image `(C, X, Y, Z)` float16 0 to 1, labels `(X, Y, Z)` uint8, on the working grid `affine`."""
+    """A prepared case: image `(C, X, Y, Z)` float16 0 to 1, labels `(X, Y, Z)` uint8, on the working grid `affine`.
+
+    `labelled`: whether its mask holds any label, also one too small for that grid.
+    """
 
     image: np.ndarray
     labels: np.ndarray
     affine: np.ndarray
     name: str
+    labelled: bool = True
 
 
 def batches(
@@ -59,8 +63,8 @@ def draw(scans: list[Scan], settings: Settings, step: int, *, rank: int = 0) -> 
     number alone."""
     pairs, full, empty = [], scans, []
     if settings.empty:
-        empty = [scan for scan in scans if not scan.labels.any()]
-        full = [scan for scan in scans if scan.labels.any()]
+        empty = [scan for scan in scans if not scan.labelled]
+        full = [scan for scan in scans if scan.labelled]
     for number in range(rank * settings.batch, (rank + 1) * settings.batch):
         rng = np.random.default_rng([settings.seed, step, number])
         chosen = empty if empty and (not full or rng.random() < settings.empty) else full

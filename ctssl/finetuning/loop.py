@@ -217,14 +217,11 @@ def descend(
 ) -> float:
     """One step of the optimiser; returns the loss, Dice and cross-entropy (with deep supervision, where the
     head has it)."""
-    device, loss_of = next(net.parameters()).device, criterion(torch.are_deterministic_algorithms_enabled())
+    device, spread = next(net.parameters()).device, torch.are_deterministic_algorithms_enabled()
+    loss_of = criterion(spread)
     with precision.half(device.type, enabled=half):
         found = net.supervised(image.to(device))
-    truth = (
-        one_hot(label.to(device), net.classes)
-        if torch.are_deterministic_algorithms_enabled()
-        else label.to(device)
-    )
+    truth = one_hot(label.to(device), net.classes) if spread else label.to(device)
     loss = torch.stack([weight * loss_of(logits.float(), truth) for weight, logits in found]).sum()
     opt.zero_grad(set_to_none=True)
     loss.backward()

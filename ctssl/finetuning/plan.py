@@ -5,6 +5,7 @@ After nnU-Net's planning (Isensee et al. 2021, arXiv 1809.10486), with rules of 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,7 +167,8 @@ def derive_channel(values: np.ndarray) -> tuple[float, float]:
     that more on either side."""
     low, high = np.percentile(values, (0.5, 99.5)) if len(values) else (0.0, 1.0)
     margin = (high - low) / 4 or max(abs(high), 1.0) / 4  # of one value everywhere too
-    return float(f"{low - margin:.4g}"), float(f"{high + margin:.4g}")
+    digits = 3 - math.floor(math.log10(high - low + 2 * margin))
+    return round(float(low - margin), digits), round(float(high + margin), digits)
 
 
 def derive_crop(common: Structures, spacing_mm: float) -> int:

@@ -145,7 +145,8 @@ def prepare_cases(
         image = prepare(scan, preprocess)
         labels = onto_grid(mask, image)
         images = [image, *(prepare(c, preprocess) for c in shifted_copies(scan, copies, seed=seed + number))]
-        scans += [Scan(one.stack.astype(np.float16), labels, image.affine, case.name) for one in images]
+        facts = (labels, image.affine, case.name, bool(mask.array.any()))
+        scans += [Scan(one.stack.astype(np.float16), *facts) for one in images]
     return scans
 
 

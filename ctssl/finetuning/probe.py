@@ -327,7 +327,7 @@ def probe(
         )
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: give at least 1")
-    cases, where = find_cases(data).cases, choose_device(device)
+    cases, where = find_cases(data).of_one_channel("probe"), choose_device(device)
     encoders = {
         name: [_encoder(name, seed, where) for seed in range(seeds if name in BASELINES else 1)]
         for name in models

@@ -19,6 +19,7 @@ from ctssl.files.versions import versions
 from ctssl.finetuning.settings import Settings
 from ctssl.pictures import Cuts, cut_slices, draw_cuts
 from ctssl.volume.volume import Volume
+from ctssl.zoo import Channel
 
 TOLERANCE_MM = 2.0
 WRITTEN = ("README.md", "best.png", "cases.csv", "curves.png", "median.png", "report.json", SEEN, "worst.png")
@@ -98,6 +99,7 @@ class Facts:
     head: str
     spacing_mm: float
     window_hu: tuple[float, float]
+    channels: tuple[Channel, ...]
     threshold: float
     device: str
 

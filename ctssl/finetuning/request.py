@@ -118,6 +118,7 @@ def identity_of(
         "head": head,
         "spacing_mm": request.spacing_mm,
         "window_hu": request.window_hu,
+        **({"plan": "of all folds"} if request.folds else {}),
         **({"channel_windows": request.channel_windows} if request.channel_windows else {}),
         "names": request.names,
         "from_scratch": request.from_scratch,

@@ -47,7 +47,7 @@ from ctssl.inference.windows import MEMORY_GB
 from ctssl.loading import choose_device, device_name, segmenter
 from ctssl.precision import deterministic
 from ctssl.volume.grids import prepare
-from ctssl.zoo import START
+from ctssl.zoo import START, Preprocess
 
 PATIENCE = timedelta(days=1)  # for which the other devices wait while the first one judges whole scans
 
@@ -282,12 +282,7 @@ def prepare_job(request: Request, dataset: Dataset, survey: Survey | None = None
     own = start.spec.preprocess
     kept = request.settings.freeze or start.segmenter is not None  # what is trained already knows this window
     window = request.window_hu or (own.window_hu if kept else None)
-    channels = check_channels(request, dataset)
-    known = (
-        [(low, high) for _, low, high in own.channels]
-        if kept and len(own.channels) == len(channels)
-        else None
-    )
+    channels = check_channels(request, dataset, start)
     made = make_plan(
         # one plan for all folds, as nnU-Net makes it, so that their models can be averaged
         [survey.structures[case.name] for case in (cases if request.folds else sides.training)],
@@ -297,7 +292,7 @@ def prepare_job(request: Request, dataset: Dataset, survey: Survey | None = None
         crop=request.settings.crop,
         batch=request.settings.batch,
         channels=channels,
-        channel_windows=request.channel_windows or known,
+        channel_windows=request.channel_windows or (known_windows(own, channels) if kept else None),
     )
     identity = identity_of(
         request,
@@ -311,9 +306,26 @@ def prepare_job(request: Request, dataset: Dataset, survey: Survey | None = None
     return Job(request, dataset, sides, start, survey, made, identity)
 
 
-def check_channels(request: Request, dataset: Dataset) -> tuple[str, ...]:
+def known_windows(own: Preprocess, channels: tuple[str, ...]) -> list[tuple[float, float]] | None:
+    """Return the windows of a model's channels where they are those of the cases: of the same names, or without names."""
+    names = tuple(channel.name for channel in own.channels)
+    nameless = any(name.startswith("channel ") for name in (*names, *channels))
+    same = names == channels or (nameless and len(names) == len(channels))
+    return [(low, high) for _, low, high in own.channels] if same else None
+
+
+def check_channels(request: Request, dataset: Dataset, start: Start) -> tuple[str, ...]:
     """Return the names of the channels beside the CT. Raises `ValueError` for what cannot be done with them."""
     given, count = request.channel_windows, len(dataset.channels)
+    have = start.encoder.config.get("in_channels", 1)
+    if have not in (1, 1 + count):
+        raise ValueError(f"{start.name or 'the encoder'} takes {have} channels, the cases have {1 + count}")
+    known = tuple(channel.name for channel in start.spec.preprocess.channels)
+    if sorted(known) == sorted(dataset.channels) and known != dataset.channels:
+        raise ValueError(
+            f"{start.name} takes the channels CT, {', '.join(known)}, the cases have CT, {', '.join(dataset.channels)}; "
+            "number them in the same order"
+        )
     if given and len(given) != count:
         raise ValueError(
             f"{len(given)} channel windows, but the cases have {count} channels beside the CT; give one for each"
@@ -346,6 +358,12 @@ def prepare_scans(job: Job) -> tuple[list[Any], list[Any]]:
     preprocess, settings = job.plan.preprocess, job.settings
     if not job.survey.labels(job.sides.learning):
         raise ValueError(f"all {len(job.sides.learning)} masks are empty: nothing to learn from")
+    cases = (job.survey.records.cases[case.name] for case in job.sides.learning)
+    if settings.empty and all(case.labels for case in cases):
+        raise ValueError(
+            f"empty={settings.empty:g}, but no training case has an empty mask; add scans of healthy people with masks of "
+            "zeros, or leave it out"
+        )
     learning = prepare_cases(
         job.sides.learning,
         preprocess,
@@ -452,6 +470,7 @@ def save(net: Any, job: Job, report: Report, judged: dict[str, Judged], *, devic
         head=start.head,
         spacing_mm=pre.spacing_mm,
         window_hu=pre.window_hu,
+        channels=pre.channels,
         threshold=net.threshold,
         device=device,
     )

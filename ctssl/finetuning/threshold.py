@@ -21,14 +21,14 @@ from ctssl.metrics import dsc
 from ctssl.volume.volume import Volume
 
 THRESHOLDS = (0.5, 0.4, 0.3, 0.2)  # a Dice of 0.4 to 1 asks for these
-HIGHER = (0.9, 0.8, 0.7, 0.6)  # what is marked in scans with nothing to mark asks for these
+HIGHER = (0.6, 0.7, 0.8, 0.9)  # what is marked in scans with nothing to mark asks for these
 
 
 def choose_threshold(net: Any, scans: list[Scan], *, progress: bool = False) -> float:
     """Return the threshold with the highest mean DSC over whole scans and labels (with an empty mask among them, the DSC of
     each label over all scans together); 0.5 without scans."""
-    some_empty = any(not scan.labels.any() for scan in scans)
-    thresholds = (*HIGHER, *THRESHOLDS) if some_empty else THRESHOLDS
+    some_empty = any(not scan.labelled for scan in scans)
+    thresholds = (*THRESHOLDS, *HIGHER) if some_empty else THRESHOLDS
     scores: dict[float, list[float]] = {threshold: [] for threshold in thresholds}
     counts = {threshold: np.zeros((net.classes, 3)) for threshold in thresholds}  # both, marked, true
     bar = tqdm(scans, desc="choosing the threshold", disable=not progress or not scans)
@@ -55,7 +55,7 @@ def validate(net: Any, scans: list[Scan], *, half: bool = False) -> float:
     """
     device = next(net.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
-        labelled = (scan for scan in scans if scan.labels.any())  # the others have no DSC
+        labelled = (scan for scan in scans if scan.labelled)  # the others have no DSC
         scores = [_dsc(net, scan, _masks(net, scan, (0.5,), Windows(overlap=0.0))[0.5]) for scan in labelled]
     means = [np.mean(one) for one in scores if one]
     return float(np.mean(means)) if means else 0.0

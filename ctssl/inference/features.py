@@ -44,7 +44,7 @@ def prepared(
         window_hu: window in HU instead of the encoder's.
     """
     known = encoder.spec.preprocess if encoder.spec else Preprocess()
-    channels = getattr(encoder, "config", {}).get("in_channels", 1)
+    channels = getattr(encoder, "in_channels", getattr(encoder, "config", {}).get("in_channels", 1))
     if channels != 1 + len(known.channels):
         raise ValueError(
             f"this model takes {channels} channels and knows no window for those beside the CT; fine-tune it on scans of "

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.datasets.scans import list_scans
+from ctssl.datasets.scans import list_scans, with_channels
 from ctssl.files.atomic import check_apart, disk_is_full, file_sha256, write_whole
 from ctssl.files.names import check_case_name, check_path, safe_label
 from ctssl.files.running import clear_parts
@@ -29,7 +29,7 @@ from ctssl.inference.masks import probabilities as compute_maps
 from ctssl.inference.memory import read_within
 from ctssl.inference.windows import Windows
 from ctssl.scan_checks import ScanWarning
-from ctssl.volume.channels import Channels, source_of
+from ctssl.volume.channels import Channels
 from ctssl.volume.volume import Volume
 
 WRITING, WHOLE = "writing", "whole"  # state of a record
@@ -127,7 +127,7 @@ def segment_folder(
         for name in listed
     }
     check_apart([file for one in targets.values() for file in (one.mask, one.record)], list(listed.values()))
-    sources = {name: source_of(path) for name, path in listed.items()}
+    sources = with_channels(listed)
     counts = {name: len(one.images) if isinstance(one, Channels) else 1 for name, one in sources.items()}
     if odd := [name for name, count in counts.items() if count != wanted]:
         raise ValueError(

@@ -59,9 +59,10 @@ def plan_slices(
         ValueError: not even one slice at a time fits.
     """
     own = math.prod(volume.shape)
-    grid = [max(n, side) for n in working_grid(volume, spacing_mm)[0]]
+    size = working_grid(volume, spacing_mm)[0]
+    grid = [max(n, side) for n in size]
     fixed = LIBRARIES + own * (4 * channels + 1 + (4 * maps + 14 if maps else 0))  # the scan, the mask
-    copies = channels if channels == 1 else 2 * channels  # several are stacked
+    copies = channels * (1 + (channels > 1) + (min(size) < side))  # as they are, stacked, padded
     fixed += math.prod(grid) * (4 * copies + 2 * classes)  # the image, probabilities
     fixed += math.prod(grid[1:]) * side * 4 * classes + side**3 * 4 * ACTIVATIONS  # the windows at work
     fixed += max(4 * own, 4 * math.prod(grid))  # a copy while the scan is resampled, or a class
@@ -93,7 +94,9 @@ def check_features(
         c * math.prod(-(-n // s) for n in grid)
         for c, s in zip(encoder.channels, encoder.strides, strict=True)
     ]
-    need = LIBRARIES + 4 * (own + 3 * math.prod(grid) + max(own, math.prod(grid)))  # resampled, windowed
+    channels = encoder.config.get("in_channels", 1)
+    held = channels * (own + (2 + channels) * math.prod(grid)) if channels > 1 else own + 3 * math.prod(grid)
+    need = LIBRARIES + 4 * (held + max(own, math.prod(grid)))  # resampled, windowed
     need += 4 * (sum(maps) + maps[-1]) + tile**3 * 4 * ACTIVATIONS
     if need > max_memory_gb * 1e9:
         raise ValueError(

@@ -86,7 +86,8 @@ def slide(
     image = image if image.ndim == 4 else image[None]
     size = image.shape[1:]
     low = [(max(side - n, 0)) // 2 for n in size]
-    image = np.pad(image, [(0, 0), *((a, max(side - n, 0) - a) for n, a in zip(size, low, strict=True))])
+    if min(size) < side:
+        image = np.pad(image, [(0, 0), *((a, max(side - n, 0) - a) for n, a in zip(size, low, strict=True))])
     extent = image.shape[1:]
     starts = [spread(n, side, windows.overlap) for n in extent]
     count = math.prod(map(len, starts))

@@ -187,7 +187,7 @@ def _several(names: str | Iterable[str]) -> tuple[str, ...]:
 
 def choose_cases(data: Any, images: Any, labels: Any, roi: str | None, names: list[str] | None) -> list[Case]:
     """The cases to judge on."""
-    found = find_cases(data, images=images, labels=labels, roi=roi).cases
+    found = find_cases(data, images=images, labels=labels, roi=roi).of_one_channel("robustness")
     unknown = set(names or []) - {case.name for case in found}
     if unknown:
         raise ValueError(

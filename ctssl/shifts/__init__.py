@@ -67,6 +67,8 @@ def shift(
     if seed < 0:
         raise ValueError(f"invalid seed={seed} (must be a whole number from 0)")
     volume = read(volume)
+    if volume.extra:
+        raise ValueError(f"{volume.name} has {1 + len(volume.extra)} channels; a shift changes a CT alone")
     wrong = [
         finding.message for finding in lint(volume) if finding.level == "error" and finding.code != "constant"
     ]

@@ -125,7 +125,8 @@ def read(
     (1.0, 1.0, 1.0)
     """
     if isinstance(source, Volume):
-        if np.issubdtype(source.array.dtype, np.floating) and not np.isfinite(source.array).all():
+        floats = (one for one in (source.array, *source.extra) if np.issubdtype(one.dtype, np.floating))
+        if not all(np.isfinite(one).all() for one in floats):
             raise ValueError(f"{source.name} holds {NOT_FINITE}")
         return source
     if isinstance(source, np.ndarray):
@@ -173,21 +174,19 @@ def _read_channels(source: Channels, series: str | None) -> Volume:
         read(image, series=series if number == 0 else None) for number, image in enumerate(source.images)
     )
     for number, other in enumerate(others, 2):
-        check_grid(first, other, f"channel {number} ({other.name})")
-    return replace(first, extra=tuple(np.asarray(other.array, np.float32) for other in others))
+        check_grid(first, other, f"channel {number} ({other.name})", "resample it to the grid of the scan")
+    further = (array for other in others for array in (other.array, *other.extra))
+    return replace(first, extra=(*first.extra, *(np.asarray(array, np.float32) for array in further)))
 
 
-def check_grid(scan: Volume, other: Volume, what: str) -> None:
-    """Raise `ValueError` unless an image lies on the grid of a scan. `what`: it is, for the message."""
+def check_grid(scan: Volume, other: Volume, what: str, cure: str) -> None:
+    """Raise `ValueError` unless an image lies on the grid of a scan. `what` it is and its `cure`: for the message."""
     if scan.shape != other.shape:
-        raise ValueError(
-            f"{scan.name} has shape {scan.shape}, {what} has {other.shape}; resample it to the grid of the scan"
-        )
+        raise ValueError(f"{scan.name} has shape {scan.shape}, {what} has {other.shape}; {cure}")
     apart = corner_distance(scan, other)
     if apart > 0.5 * min(scan.spacing_mm):
         raise ValueError(
-            f"{scan.name} and {what} lie up to {apart:.1f} mm apart (their affines differ); resample it to the grid of "
-            "the scan"
+            f"{scan.name} and {what} lie up to {apart:.1f} mm apart (their affines differ); {cure}"
         )
 
 
