@@ -75,7 +75,7 @@ def fit_mask(scan: Volume, mask: Volume, name: str) -> Volume:
 
     Raises `ValueError` where they do not fit, and for a mask that holds other values than 0 to 255.
     """
-    check_grid(replace(scan, name=name), mask, "its mask", "write the mask on the grid of the scan")
+    check_grid(replace(scan, name=name), mask, "its mask", "resample the mask to the grid of the scan")
     values = np.unique(mask.array)
     if (
         not np.isfinite(values).all()
