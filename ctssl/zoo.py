@@ -113,7 +113,7 @@ SEGMENTER = "lung-tumour-vit-wild-lesions"
 """The segmenter of the demo."""
 GAINS = {
     "vit-wild-lesions": 0.222,
-    "swin-wild-lesions": 0.208,
+    "swin-wild-lesions": 0.216,
     "vit-wild-contrastive": 0.078,
     "swin-wild-contrastive": 0.040,
 }
@@ -283,6 +283,21 @@ MODELS: dict[str, ModelSpec] = {
             data="NSCLC-Radiogenomics (TCIA, CC BY 3.0), cubes of 92 mm around the tumours, semi-automatic "
             "masks; and twelve public chest CTs without a known tumour (COVID-CT-MD, ACRIN-FLT-Breast, "
             "CPTAC-PDA, RIDER Pilot and others, CC BY 4.0, CC BY 3.0, Apache-2.0), whose masks are empty",
+        ),
+        _segmenter(
+            "lung-tumour-chest-vit-wild-lesions",
+            "vit",
+            "wild",
+            "lesions",
+            1994944,
+            "f25322e536b8bee74d0ac1ec984d9a9d2a69ad65dce15c2be851a96b51a12d6f",
+            preprocess=Preprocess(1.5, (-1000.0, 400.0)),
+            licence="CC-BY-4.0",
+            data="NSCLC-Radiogenomics (TCIA, CC BY 3.0), cubes of 92 mm around the tumours, semi-automatic "
+            "masks; and, for half of the crops, twenty public CTs of chests, abdomens and a head without a "
+            "known lung tumour (COVID-CT-MD, ACRIN-FLT-Breast, CPTAC-PDA, RIDER Pilot, "
+            "Colorectal-Liver-Metastases, TCGA and others; CC BY 4.0, CC BY 3.0, Apache-2.0, BSD-3-Clause), "
+            "whose masks are empty",
         ),
         _segmenter(
             "sarcoma-swin-wild-smit",

@@ -64,7 +64,10 @@ def table(found: dict[str, Row]) -> str:
 
 def sentence(model: str) -> str:
     """Return what a segmenter marks in the chests, as a sentence for its card."""
-    rows = json.loads(RESULTS.read_text())["models"][model]["chests"]
+    known = trials.read(RESULTS)["models"]
+    if model not in known:
+        return "how much has not been measured."
+    rows = known[model]["chests"]
     share = sum(row["found"] for row in rows) / sum(row["tumour"] for row in rows)
     beside = [row["elsewhere"] for row in rows]
     return (

@@ -24,6 +24,7 @@ USES = {
     "vit-wild-contrastive": "features; a head of your own",
     "swin-wild-contrastive": "features: best linear probe on nodules",
     "lung-tumour-vit-wild-lesions": "lung tumours, as it is",
+    "lung-tumour-chest-vit-wild-lesions": "the same in whole chests",
 }
 """The models of README's table, and what each is for."""
 SCRATCH = {"vit-scratch": "ViT from scratch", "swin-scratch": "Swin from scratch"}

@@ -54,10 +54,9 @@ TASKS = {
         title="lung tumours",
         dataset="nsclc-radiogenomics",
         licence="CC BY 4.0",
-        source="NSCLC-Radiogenomics (TCIA, CC BY 3.0), cubes of 92 mm around the tumours, semi-automatic masks; and twenty "
-        "public CTs of chests, abdomens and a head without a known lung tumour (COVID-CT-MD, ACRIN-FLT-Breast, CPTAC-PDA, "
-        "RIDER Pilot, Colorectal-Liver-Metastases, TCGA and others; CC BY 4.0, CC BY 3.0, Apache-2.0, BSD-3-Clause), whose "
-        "masks are empty",
+        source="NSCLC-Radiogenomics (TCIA, CC BY 3.0), cubes of 92 mm around the tumours, semi-automatic masks; and twelve "
+        "public chest CTs without a known tumour (COVID-CT-MD, ACRIN-FLT-Breast, CPTAC-PDA, RIDER Pilot and others, CC BY "
+        "4.0, CC BY 3.0, Apache-2.0), whose masks are empty",
         command="python -m training.experiments.lung_tumour",
         limits="It was tested on boxes of 64 mm that each hold a tumour of NSCLC-Radiomics. On whole chests it marks other tissue "
         "too: {chests}",
@@ -65,6 +64,15 @@ TASKS = {
         "nor fine-tuning saw, in boxes of 64 mm off the centre of their tumours",
         portraits=False,  # the test scans are for non-commercial use
     ),
+}
+TASKS["lung-tumour-chest"] = {
+    **TASKS["lung-tumour"],
+    "title": "lung tumours in whole chests",
+    "source": "NSCLC-Radiogenomics (TCIA, CC BY 3.0), cubes of 92 mm around the tumours, semi-automatic masks; and, for half of "
+    "the crops, twenty public CTs of chests, abdomens and a head without a known lung tumour (COVID-CT-MD, ACRIN-FLT-Breast, "
+    "CPTAC-PDA, RIDER Pilot, Colorectal-Liver-Metastases, TCGA and others; CC BY 4.0, CC BY 3.0, Apache-2.0, BSD-3-Clause), "
+    "whose masks are empty",
+    "command": "python -m training.experiments.lung_tumour --chest",
 }
 """Purpose and training data of the segmenters of each experiment. `test` and `portraits`: where they are not the usual."""
 PORTRAITS = {"best.png": "The best test case", "median.png": "The median", "worst.png": "The worst"}
