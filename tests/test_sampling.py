@@ -38,7 +38,7 @@ def test_a_small_scan_lies_anywhere_in_the_crop_and_a_trimmed_one_keeps_its_tumo
     assert sizes.min() == 20 and sizes.max() == 40
     image = np.ones((16, 16, 16), np.float32)  # what is trimmed off is air, as outside a scan
     settings = ctssl.Settings(batch=1, crop=16, intensity=0.0, trim=1.0, warp=0.0, degrade=0.0)
-    one, _ = crops.augmented(image, image.astype(np.uint8), settings, rng)
+    one, _ = crops.augmented(image[None], image.astype(np.uint8), settings, rng)
     assert 16**3 / 8 <= one.sum() < 16**3
 
 
