@@ -208,7 +208,7 @@ def test_a_head_that_comes_along_sees_equal_channels_as_one(tiny):
 
 @pytest.mark.slow
 def test_a_segmenter_learns_what_one_channel_alone_shows(petct, table, tiny, tmp_path, capsys):
-    settings = ctssl.Settings(steps=80, batch=2, crop=24, lr=4e-3, encoder_lr=4e-3)
+    settings = ctssl.Settings(steps=60, batch=2, crop=24, lr=4e-3, encoder_lr=4e-3)
     arguments = {"model": tiny, "hold_out": ["P1"], "settings": settings, "progress": False}
     report = ctssl.finetune(petct, out=tmp_path / "both", **arguments)
     assert report.mean_dsc > 0.75
