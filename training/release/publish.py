@@ -25,7 +25,7 @@ from ctssl.files.atomic import write_whole
 from ctssl.files.names import REPOSITORY
 from ctssl.hub.client import COMMIT, SIGN_IN, failures, upload
 from training.release.card import CARDS, card
-from training.release.segmenter import PORTRAITS, TASKS, portraits
+from training.release.segmenter import PORTRAITS, portraits, task_of
 from training.release.segmenter import card as segmenter_card
 
 FILES = {
@@ -85,7 +85,7 @@ def files_of(folder: Path, spec: zoo.ModelSpec) -> set[str]:
     """Return the names of the files that a model folder has: without pictures of test scans that may not be shown."""
     if is_pretrained(folder):
         return FILES["encoder"]
-    task = next((task for task in TASKS if spec.name.startswith(f"{task}-")), "")
+    task = task_of(spec.name)
     hidden = set(PORTRAITS) - set(portraits(task, spec.licence)) if task else set()
     return FILES[spec.kind] - hidden
 
@@ -118,10 +118,8 @@ def disagreements(folder: Path, spec: zoo.ModelSpec) -> list[str]:
 def expected_card(folder: Path, config: dict[str, Any]) -> str:
     if is_pretrained(folder):
         return card(config, json.loads((folder / "training.json").read_text()))
-    task = next(task for task in TASKS if config["name"].startswith(f"{task}-"))
-    return segmenter_card(
-        config, json.loads((folder / "report.json").read_text()), (folder / "cases.csv").read_text(), task
-    )
+    report, rows = json.loads((folder / "report.json").read_text()), (folder / "cases.csv").read_text()
+    return segmenter_card(config, report, rows, task_of(config["name"]))
 
 
 def publish(

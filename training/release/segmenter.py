@@ -78,6 +78,15 @@ TASKS["lung-tumour-chest"] = {
 PORTRAITS = {"best.png": "The best test case", "median.png": "The median", "worst.png": "The worst"}
 
 
+def task_of(name: str) -> str:
+    """Return the task of a segmenter by its name, "" for any other model.
+
+    >>> task_of("lung-tumour-chest-vit-wild-lesions")
+    'lung-tumour-chest'
+    """
+    return max((task for task in TASKS if name.startswith(f"{task}-")), key=len, default="")
+
+
 def export(task: str, model: str, source: Path, cards: Path = CARDS) -> Path:
     """Write the model folder of a finished segmenter."""
     net = ctssl.load_segmenter(source)
