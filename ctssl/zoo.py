@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -14,6 +15,15 @@ class Channel(NamedTuple):
     name: str
     low: float
     high: float
+
+
+def beside(channels: Iterable[Any]) -> str:
+    """Say the windows of channels beside the CT, for a sentence that ends with that of the CT.
+
+    >>> beside([("PET", 0.0, 20.0)])
+    '; PET 0 to 20'
+    """
+    return "".join(f"; {name} {low:g} to {high:g}" for name, low, high in channels)
 
 
 @dataclass(frozen=True)

@@ -115,9 +115,14 @@ def widen(encoder: Any, in_channels: int) -> Any:
     if not state:  # of an encoder that gives the image as it is
         return wide
     kernel = state["patch_embed.proj.weight"]
-    state["patch_embed.proj.weight"] = kernel.repeat(1, in_channels, 1, 1, 1) / in_channels
+    state["patch_embed.proj.weight"] = repeat_channels(kernel, in_channels)
     wide.load_state_dict(state)
     return wide.to(kernel.device, kernel.dtype).train(encoder.training)
+
+
+def repeat_channels(kernel: Tensor, in_channels: int) -> Tensor:
+    """Return a kernel `(out, 1, x, y, z)` on one channel as one on several, of which equal ones give the same result."""
+    return kernel.repeat(1, in_channels, 1, 1, 1) / in_channels
 
 
 def init_weights(module: nn.Module) -> None:

@@ -12,6 +12,7 @@ from ctssl.files.text import markdown_table
 from ctssl.finetuning.report import TOLERANCE_MM, Facts, Judged, Report
 from ctssl.finetuning.settings import Settings
 from ctssl.hub.card import Card, pictures
+from ctssl.zoo import beside
 
 
 def write_card(
@@ -26,7 +27,6 @@ def write_card(
     name = report.folder.resolve().name
     start = f"`{facts.model or 'an encoder'}`" + (", initial weights" if facts.from_scratch else "")
     low, high = facts.window_hu
-    beside = "".join(f"; {name} {least:g} to {most:g}" for name, least, most in facts.channels)
     limits = (
         "Made by `ctssl finetune` from few labelled scans. It is not a medical device and must not be used for "
         "diagnosis.\n"
@@ -48,7 +48,7 @@ def write_card(
         front={"pipeline_tag": "image-segmentation", **_results(report, name)},
         limits=limits,
         about=f"It segments {', '.join(labels.values())} in CT. Encoder: {start}; head: {facts.head}; working "
-        f"spacing {facts.spacing_mm:g} mm, windows of {settings.crop} voxels, {low:g} to {high:g} HU{beside}.",
+        f"spacing {facts.spacing_mm:g} mm, windows of {settings.crop} voxels, {low:g} to {high:g} HU{beside(facts.channels)}.",
         code=f'mask = ctssl.load_segmenter("{name}").segment("scan.nii.gz")',
         sections=[*sections, ("", pictures(files))],
     ).render()

@@ -206,17 +206,13 @@ def criterion(spread: bool = False) -> nn.Module:
     return DiceCELoss(include_background=False, to_onehot_y=not spread, softmax=True, batch=True)
 
 
-def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Spread labels `(B, 1, ...)` over a mask `(B, classes, ...)` of each class."""
-    numbers = torch.arange(classes, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
-    return (labels == numbers).float()
-
-
 def descend(
     net: Segmenter, opt: torch.optim.Optimizer, image: Tensor, label: Tensor, *, half: bool, world: int
 ) -> float:
     """One step of the optimiser; returns the loss, Dice and cross-entropy (with deep supervision, where the
     head has it)."""
+    from monai.networks.utils import one_hot
+
     device, spread = next(net.parameters()).device, torch.are_deterministic_algorithms_enabled()
     loss_of = criterion(spread)
     with precision.half(device.type, enabled=half):

@@ -47,7 +47,7 @@ from ctssl.inference.windows import MEMORY_GB
 from ctssl.loading import choose_device, device_name, segmenter
 from ctssl.precision import deterministic
 from ctssl.volume.grids import prepare
-from ctssl.zoo import START, Preprocess
+from ctssl.zoo import START, Preprocess, beside
 
 PATIENCE = timedelta(days=1)  # for which the other devices wait while the first one judges whole scans
 
@@ -256,12 +256,11 @@ class Job:
             if len(sides.validating) >= CHOOSING
             else (f" (fewer than {CHOOSING}: the last weights are kept)" if sides.validating else "")
         )
-        others = "".join(f"; {name} {low:g} to {high:g}" for name, low, high in pre.channels)
         return (
             f"cases     {len(sides.learning)} to train on, {len(sides.validating)} for validation{note}, "
             f"{len(sides.held_out)} held out; labels {', '.join(map(str, labels)) or 'none'}\n"
             f"model     {start}{' (initial weights)' if self.start.from_scratch else ''}, head {self.start.head}\n"
-            f"scans     {pre.spacing_mm:g} mm, {pre.window_hu[0]:g} to {pre.window_hu[1]:g} HU{others}\n"
+            f"scans     {pre.spacing_mm:g} mm, {pre.window_hu[0]:g} to {pre.window_hu[1]:g} HU{beside(pre.channels)}\n"
             f"training  {length}, {settings.batch} crops of {settings.crop} voxels a step"
         )
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ctssl.encoders import ENCODERS
+from ctssl.encoders.layers import repeat_channels
 from ctssl.encoders.pixels import Pixels
 from ctssl.heads import HEADS
 from ctssl.heads.segmenter import Segmenter
@@ -95,11 +96,10 @@ def take_head(net: Segmenter, start: Start) -> None:
 
 
 def _repeated(kernel: torch.Tensor, own: torch.Tensor | None, channels: int) -> torch.Tensor:
-    """A kernel on one channel as one on several: repeated and scaled, as `ctssl.encoders.layers.widen` does; any other
-    weight unchanged."""
+    """A kernel on one channel as one on several (`repeat_channels`); any other weight unchanged."""
     if own is None or kernel.ndim != 5 or own.shape != (kernel.shape[0], channels, *kernel.shape[2:]):
         return kernel
-    return kernel.repeat(1, channels, 1, 1, 1) / channels if kernel.shape[1] == 1 else kernel
+    return repeat_channels(kernel, channels) if kernel.shape[1] == 1 else kernel
 
 
 def check_interpolation(net: Segmenter, start: Start) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ctssl.zoo import beside
+
 HUB_LICENCES = (
     "apache-2.0",
     "mit",
@@ -81,7 +83,6 @@ def card(folder: Path, repo: str, origin: dict[str, str]) -> str:
     segmenter = config["kind"] == "segmenter"
     labels = ", ".join(config.get("labels", {}).values())
     pre = config["preprocess"]
-    beside = "".join(f"; {name} {low:g} to {high:g}" for name, low, high in pre.get("channels", ()))
     what = f"A segmenter of {labels} in CT, head `{config['head']}`" if segmenter else "An encoder for CT"
     judged = "**How good it is has not been written down.**"
     if origin.get("mean_dsc"):
@@ -102,7 +103,7 @@ def card(folder: Path, repo: str, origin: dict[str, str]) -> str:
         },
         limits=f"It is not a medical device and must not be used for diagnosis. {judged}",
         about=f"{what}: {config['encoder']} with {config['parameters'] / 1e6:.2f} M parameters. Scans are prepared at\n"
-        f"{pre['spacing_mm']:g} mm, {pre['window_hu'][0]:g} to {pre['window_hu'][1]:g} HU{beside}.",
+        f"{pre['spacing_mm']:g} mm, {pre['window_hu'][0]:g} to {pre['window_hu'][1]:g} HU{beside(pre.get('channels', ()))}.",
         code=f'mask = ctssl.load_segmenter("{repo}").segment("scan.nii.gz")'
         if segmenter
         else f'features = ctssl.load("{repo}").embed("scan.nii.gz")',

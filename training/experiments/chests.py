@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="segmenters; measured ones are kept as they are")
     parser.add_argument("--write", action="store_true", help="write the table into model_cards/RESULTS.md")
     args = parser.parse_args()
-    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"models": {}}
+    kept: dict[str, Any] = trials.read(RESULTS)
     kept["command"] = "python -m training.experiments.chests"
     for model in args.models:
         name, sha256 = Path(model).name, ctssl.load_segmenter(model).spec.sha256
