@@ -304,7 +304,7 @@ MODELS: dict[str, ModelSpec] = {
             preprocess=Preprocess(1.5, (-1000.0, 400.0)),
             licence="CC-BY-4.0",
             data="NSCLC-Radiogenomics (TCIA, CC BY 3.0), cubes of 92 mm around the tumours, semi-automatic "
-            "masks; and, for half of the crops, twenty public CTs of chests, abdomens and a head without a "
+            "masks; and, for half of the crops, eighteen public CTs of chests, abdomens and a head without a "
             "known lung tumour (COVID-CT-MD, ACRIN-FLT-Breast, CPTAC-PDA, RIDER Pilot, "
             "Colorectal-Liver-Metastases, TCGA and others; CC BY 4.0, CC BY 3.0, Apache-2.0, BSD-3-Clause), "
             "whose masks are empty",
