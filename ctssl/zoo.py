@@ -113,6 +113,8 @@ _ARGS: dict[str, dict[str, Any]] = {
     },
 }
 _PARAMETERS = {"swin": 3_170_790, "vit": 1_649_520}
+LUNG = Preprocess(1.5, (-1000.0, 400.0))
+"""A grid and a window that show lung and soft tissue."""
 
 
 DEFAULT = "vit-wild-contrastive"
@@ -131,8 +133,7 @@ GAINS = {
 SCANS = {
     "wild": "26 public CT scans, uncurated",
     "wild46": "46 public CT scans, uncurated",
-    "self": "26 sarcoma CT scans of the task itself",
-    "wild-self": "26 public CT scans, uncurated, then 26 sarcoma CT scans of the task itself",
+    "self": "150 CT scans of lung tumours (NSCLC-Radiomics), cubes of 92 mm, the task's own, without labels",
 }
 """Description of each pretraining corpus."""
 
@@ -141,20 +142,21 @@ def _pretrained(
     encoder: str, corpus: str, pretext: str, sha256: str, *, baseline_only: bool = False
 ) -> ModelSpec:
     """Return the spec of one of the small encoders in the package."""
-    licence = "CC-BY-3.0" if corpus == "self" else "CC-BY-4.0"  # the strictest licence among the scans
+    own = corpus == "self"
     return ModelSpec(
         f"{encoder}-{corpus}-{pretext}",
         "encoder",
         encoder,
         _ARGS[encoder],
+        LUNG if own else Preprocess(),
         corpus=corpus,
         pretext=pretext,
         parameters=_PARAMETERS[encoder],
         sha256=sha256,
-        licence=licence,
+        licence="CC-BY-NC-3.0" if own else "CC-BY-4.0",  # the strictest licence among the scans
         data=SCANS[corpus],
         baseline_only=baseline_only,
-        in_package="self" not in corpus,  # encoders of the sarcoma task: for comparisons
+        in_package=not own,  # the package holds nothing that may not be used commercially
     )
 
 
@@ -209,13 +211,20 @@ MODELS: dict[str, ModelSpec] = {
     spec.name: _placed(spec)
     for spec in [
         _pretrained(
-            "swin", "self", "contrastive", "85f564dffacff0375936ba0c44c63eaa989a7b1346e42db09824cde89d1872ba"
+            "swin", "self", "contrastive", "124e22ad112000a789d2f0cc094264a19e7ebdc1adfd103e87fe9f9fe64c2ea5"
         ),
         _pretrained(
-            "swin", "self", "mim", "2a494f06a19ff8e06f357da09c4cc1ce7ebebdbf7264c4f6e7279c1febb2341d"
+            "swin", "self", "mim", "dd286d08a4a923570a2bafd3c74328d34ecd2ed42309fc6456039a06eb1ed173"
         ),
         _pretrained(
-            "swin", "self", "smit", "5bc9b4de3994ca17bd75e5bce4a38d7705139fe1658ec192af86167f4c8f94f5"
+            "swin", "self", "smit", "7b4e2cc688302af421cca65621eb3aba4284e9a1e3f5f5ffcc257395af39f466"
+        ),
+        _pretrained(
+            "vit", "self", "contrastive", "2ea6dcf2731b36041d03d21e5948c0e6a3091ac934d6eb5f2eefad324f0036c7"
+        ),
+        _pretrained("vit", "self", "mim", "26a8ec4f12189ec27f2676b341ee02b30b3ae92c3c9c53f4fcf8216a1a94febf"),
+        _pretrained(
+            "vit", "self", "smit", "4cf2e22cdfa5c93d58c89e8d496d44489abec763f958ccd45f87b22741b4938b"
         ),
         _pretrained(
             "swin", "wild", "contrastive", "aaca6fad9be7840fd661a72fa409c6f1b0344ff3fea7664521d614aff2faea84"
@@ -225,26 +234,6 @@ MODELS: dict[str, ModelSpec] = {
         ),
         _pretrained(
             "swin", "wild", "smit", "bd2ca93cdb2d79117d2e1bc3e7c7c0eb1254917e838d458d30846801175df394"
-        ),
-        _pretrained(
-            "swin", "wild-self", "smit", "3a5c842e776104dcac1220183dc0304eba1c8941fcbf8f03cb340c2f802535ec"
-        ),
-        _pretrained(
-            "vit", "self", "contrastive", "253c90dbf5536c248a83c8391f851536b950c63579aa0627fe5b21ed33f301ab"
-        ),
-        _pretrained(
-            "vit",
-            "self",
-            "mim",
-            "5418b184c3c663bbed0af6fcc889e2f9d0b17dbf2a37c510ecc6f861ecff1eaa",
-            baseline_only=True,
-        ),
-        _pretrained(
-            "vit",
-            "self",
-            "smit",
-            "72f7ed57c01ba2163f5877df368b96ef11e3a7ede4b7cf4e8738c62adde37b93",
-            baseline_only=True,
         ),
         _pretrained(
             "vit", "wild", "contrastive", "25a7a1b99c734896ffb051be36abbb5e471cd8e9e08cb31290819608b63b7c97"
@@ -264,7 +253,7 @@ MODELS: dict[str, ModelSpec] = {
             "lesions",
             4009654,
             "5d90b9d63f52bbbde21e7a5f0f3d2adc0e026253682fa21bf5e5ee5e3de010f7",
-            preprocess=Preprocess(1.5, (-1000.0, 400.0)),
+            preprocess=LUNG,
             licence="CC-BY-4.0",
             data=SCANS["wild46"],
             label="lesion",
@@ -276,7 +265,7 @@ MODELS: dict[str, ModelSpec] = {
             "lesions",
             1994944,
             "e0f1c7adbd9d70900b079354907f9db4584d54433b970a89e90a6725f0ebdd8d",
-            preprocess=Preprocess(1.5, (-1000.0, 400.0)),
+            preprocess=LUNG,
             licence="CC-BY-4.0",
             data=SCANS["wild46"],
             label="lesion",
@@ -288,7 +277,7 @@ MODELS: dict[str, ModelSpec] = {
             "lesions",
             1994944,
             "1b072d423ab59fd146c532d8a6d56cb787371ae8809e4c0b0926de26fa98bb48",
-            preprocess=Preprocess(1.5, (-1000.0, 400.0)),
+            preprocess=LUNG,
             licence="CC-BY-4.0",
             data="NSCLC-Radiogenomics (TCIA, CC BY 3.0), cubes of 92 mm around the tumours, semi-automatic "
             "masks; and twelve public chest CTs without a known tumour (COVID-CT-MD, ACRIN-FLT-Breast, "
@@ -301,7 +290,7 @@ MODELS: dict[str, ModelSpec] = {
             "lesions",
             1994944,
             "f25322e536b8bee74d0ac1ec984d9a9d2a69ad65dce15c2be851a96b51a12d6f",
-            preprocess=Preprocess(1.5, (-1000.0, 400.0)),
+            preprocess=LUNG,
             licence="CC-BY-4.0",
             data="NSCLC-Radiogenomics (TCIA, CC BY 3.0), cubes of 92 mm around the tumours, semi-automatic "
             "masks; and, for half of the crops, eighteen public CTs of chests, abdomens and a head without a "

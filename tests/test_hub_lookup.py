@@ -36,7 +36,7 @@ def mirror(tmp_path_factory):
     main([NAME, "--org", "org", "--mirror", str(folder)])
     repo = folder / REPO
     good = git(repo, "rev-parse", "HEAD")
-    shutil.copy(hub.bundled() / "vit-self-mim" / "model.safetensors", repo)
+    shutil.copy(hub.bundled() / "vit-wild-smit" / "model.safetensors", repo)
     git(repo, "commit", "--quiet", "--all", "--message", "swapped")
     swapped = git(repo, "rev-parse", "HEAD")
     git(repo, "reset", "--quiet", "--hard", good)

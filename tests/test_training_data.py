@@ -76,7 +76,7 @@ def test_a_manifest_is_a_csv_or_a_folder(tmp_path):
     table.write_text("file\na.nii\n")
     with pytest.raises(SystemExit, match="needed: image"):
         manifest.find_scans(table)
-    with pytest.raises(SystemExit, match="'wild'.* or 'self'"):
+    with pytest.raises(SystemExit, match="'wild'.* or 'sarcoma'"):
         manifest.find_scans(tmp_path / "nowhere")
 
 
@@ -140,12 +140,12 @@ def test_the_split_is_what_its_seed_gives_and_balanced(data):
 
 def test_no_corpus_holds_a_test_case(data):
     test = set(corpora.split("test"))
-    for name, count in (("wild", 26), ("self", 26)):
+    for name, count in (("wild", 26), ("sarcoma", 26), ("lung", 150)):
         paths = corpora.corpus(name)
         assert len(paths) == count and all(p.is_file() for p in paths)
         assert not test & {p.name.removesuffix(".nii.gz") for p in paths}
         assert not any("paired" in str(p) or "lung_tumours" in str(p) for p in paths)
-    with pytest.raises(ValueError, match="use 'wild', 'wild46', 'self' or 'lung'"):
+    with pytest.raises(ValueError, match="use 'wild', 'wild46', 'lung' or 'sarcoma'"):
         corpora.corpus("tame")
 
 

@@ -12,17 +12,12 @@ from tests.support import fork
 from tests.support.tiny import SMALL
 from tests.support.training import SMALL_HEADS, TINY
 from training import pretrain
-from training.recipe import find_run
 from training.release import encoder as export
 
 
 def test_what_goes_on_from_a_published_model_has_its_corpus_in_front():
-    then = dataclasses.replace(TINY, corpus="self", init="swin-wild-smit")
+    then = dataclasses.replace(TINY, corpus="lung", init="swin-wild-smit")
     assert [export.trained_on(run) for run in (TINY, then)] == ["wild", "wild-self"]
-    assert (
-        find_run("swin_wild_self_smit").name
-        == f"swin-{export.trained_on(find_run('swin_wild_self_smit'))}-smit"
-    )
 
 
 @pytest.mark.slow

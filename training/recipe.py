@@ -72,7 +72,7 @@ class Run:
         name: name of the model.
         encoder: key of `ctssl.encoders.ENCODERS`.
         task: key of `training.pretext.TASKS`.
-        corpus: "wild", "wild46", "self", a CSV or a folder; see `training.data.manifest`.
+        corpus: "wild", "wild46", "lung", "sarcoma", a CSV or a folder; see `training.data.manifest`.
         encoder_args: arguments of the encoder.
         task_args: arguments of the task.
         preprocess: working spacing and HU window.

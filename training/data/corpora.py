@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-NAMES = ("wild", "wild46", "self", "lung")
+NAMES = ("wild", "wild46", "lung", "sarcoma")
 SPLIT = Path(__file__).with_name("sarcoma_split.json")
 LUNG = Path(__file__).with_name("lung_split.json")
 NODULES = Path(__file__).with_name("nodule_split.json")
@@ -47,8 +47,8 @@ def lung_split() -> dict[str, list[str]]:
 
 
 def corpus(name: str) -> list[Path]:
-    """Return the pretraining scans of `"wild"` or `"wild46"` (26 or 46 uncurated public CTs), `"self"` (training
-    side of the sarcoma data) or `"lung"` (that of the lung tumours).
+    """Return the pretraining scans of `"wild"` or `"wild46"` (26 or 46 uncurated public CTs), `"lung"` (training
+    side of the lung tumours) or `"sarcoma"` (that of the sarcoma data).
     """
     return [data_folder() / row["image"] for row in _rows(name)]
 
@@ -66,12 +66,12 @@ def _rows(name: str) -> list[dict[str, str]]:
         return cases("wild")
     if name == "wild46":
         return cases("wild") + cases("wild2")
-    if name == "self":
-        train = set(split("train"))
-        return [row for row in cases("sarcoma") if row["id"] in train]
     if name == "lung":
         train = set(lung_split()["train"])
         return [row for row in cases("lung_radiomics_nc") if row["id"] in train]
+    if name == "sarcoma":
+        train = set(split("train"))
+        return [row for row in cases("sarcoma") if row["id"] in train]
     raise ValueError(f"unknown corpus {name!r}; use {', '.join(map(repr, NAMES[:-1]))} or {NAMES[-1]!r}")
 
 

@@ -8,7 +8,7 @@ from training.data import corpora
 
 
 def find_scans(source: str | Path) -> list[Scan]:
-    """Return the scans of `"wild"` or `"self"`, of a CSV, or of a folder (searched recursively).
+    """Return the scans of a corpus such as `"wild"`, of a CSV, or of a folder (searched recursively).
 
     Each scan counts as its own patient unless a `patient` column or the DICOM header says otherwise. Of a CSV
     with a `split` column, only the training scans are used. Exits if a patient is in two splits, or if there

@@ -24,9 +24,8 @@ PRETEXTS = {
 }
 CORPORA = {
     "wild": "in the wild: public CTs of many collections, scanners and body parts, not curated for any task",
-    "self": "self: only the training side of the task's own scans (soft-tissue sarcoma), without their labels",
-    "wild-self": "in the wild (public CTs of many collections, scanners and body parts), and then self: the training side of the "
-    "task's own scans (soft-tissue sarcoma), without their labels",
+    "self": "self: only the task's own scans, cubes of 92 mm around the lung tumours of 150 patients (NSCLC-Radiomics), without "
+    "their labels",
 }
 
 
@@ -39,6 +38,8 @@ LICENCES = {
     "CC BY 4.0": "cc-by-4.0",
 }
 """Licences from the most permissive to the strictest, with the Hub's name of each."""
+NON_COMMERCIAL = {"CC BY-NC 3.0": "cc-by-nc-3.0"}
+"""Stricter ones: their weights stay out of the package."""
 
 
 def strictest(scans: list[dict]) -> str:
@@ -46,14 +47,15 @@ def strictest(scans: list[dict]) -> str:
 
     Raises `ValueError` for a licence that does not allow publishing the weights.
     """
-    order = list(LICENCES)
+    hub = LICENCES | NON_COMMERCIAL
+    order = list(hub)
     licences = set()
     for row in scans:
         known = [name for name in order if row["licence"].startswith(name)]
-        if "NC" in row["licence"] or not known:
+        if not known:
             raise ValueError(f"{row['id']}: the licence {row['licence']!r} does not allow publishing weights")
         licences.add("CC BY 4.0" if "4.0" in row["licence"] else known[-1])
-    return LICENCES[max(licences, key=order.index)]
+    return hub[max(licences, key=order.index)]
 
 
 def card(config: dict, history: dict) -> str:
@@ -79,7 +81,7 @@ def card(config: dict, history: dict) -> str:
         front=front_matter(config, history),
         limits=f"""A small model for research: trained on {len(history["scans"])} scans with {trained_with(history["device"])}. It has seen no labels and knows no
 disease. It is not a medical device and must not be used for diagnosis. Scans must be CT in HU; `ctssl` warns about those
-that are not.""",
+that are not.{free(history["scans"])}""",
         about=f"""A 3D {architecture} encoder for CT with {config["parameters"] / 1e6:.2f} M parameters{" (with its head)" if whole else ""}, pretrained with
 {PRETEXTS[run["task"]]}, {CORPORA[config["corpus"]]}.{started(run)}{kept}""",
         code=code,
@@ -94,7 +96,7 @@ spacing and maps {low:g}..{high:g} HU to 0..1.
             (
                 "Training",
                 f"""`{history["command"]}`: {run["steps"]} steps, {history["samples"]} samples in crops of {run["crop"]} voxels, AdamW, learning rate {run["lr"]:g},
-{history["hours"] * 60:.0f} minutes on {history["device"]} ({history["processes"]} process{"es" if history["processes"] > 1 else ""}). The loss went from {curve[0]["loss"]:.3f} (first {max(1, run["steps"] // len(curve))} steps) to
+{plural(round(history["hours"] * 60), "minute")} on {history["device"]} ({history["processes"]} process{"es" if history["processes"] > 1 else ""}). The loss went from {curve[0]["loss"]:.3f} (first {plural(max(1, run["steps"] // len(curve)), "step")}) to
 {curve[-1]["loss"]:.3f} (last); on {unseen["crops"]} crops of scans that it has not seen ({where(unseen["corpus"])}) it is {unseen["loss"]:.3f}.
 Parameters that this pretext does not reach and that are as initialised: {untrained}.
 
@@ -106,6 +108,13 @@ The weights take over the strictest of these licences, {strictest(history["scans
             ("What it is worth", results(name)),
         ],
     ).render()
+
+
+def free(scans: list[dict]) -> str:
+    """Return a sentence that forbids commercial use, where a licence does."""
+    if strictest(scans) not in NON_COMMERCIAL.values():
+        return ""
+    return " **Not for commercial use**: so says the licence of the scans that it was pretrained on."
 
 
 def trained_with(device: str) -> str:
@@ -191,6 +200,15 @@ def where(corpus: str) -> str:
     )
 
 
+def plural(number: int, noun: str) -> str:
+    """Return a number and its noun.
+
+    >>> plural(1, "minute"), plural(3, "minute")
+    ('1 minute', '3 minutes')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def started(run: dict) -> str:
     """Return a sentence about the starting weights of a run; "" if there are none."""
     return (
@@ -209,7 +227,7 @@ def config_channels(config: dict) -> int:
 
 def results(name: str) -> str:
     """Return the results of the experiments with this model."""
-    tuned = lung(name) + segmentation(name)
+    tuned = lung(name) + study(name) + segmentation(name)
     return (tuned or "Fine-tuning of this model has not been measured yet.\n") + probing(name)
 
 
@@ -245,6 +263,33 @@ def lung(name: str) -> str:
 by `{found["command"]}`, with 95% intervals over patients.
 
 {table}
+"""
+
+
+def study(name: str) -> str:
+    """Return what the study of corpora measured with the encoder that this task's own scans taught; "" for any other: what the
+    study calls by the name of a model "in the wild" has other weights."""
+    from training.experiments.robustness import CLEAN, rows
+    from training.experiments.trials import gained, told
+
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for row in rows():
+        scores = dict(zip(row["cases"], row["dsc"][CLEAN], strict=True))
+        found.setdefault(row["contestant"], {})[row["seed"]] = scores
+    twin = f"{name.split('-')[0]}-scratch"
+    if "-self-" not in name or name not in found or twin not in found:
+        return ""
+    seeds = sorted(found[name].keys() & found[twin].keys())
+    mine, theirs = (
+        {case: sum(found[one][seed][case] for seed in seeds) / len(seeds) for case in found[one][seeds[0]]}
+        for one in (name, twin)
+    )
+    mean = sum(mine.values()) / len(mine)
+    return f"""Lung tumours, all labels: fine-tuned for 1,000 steps on the 150 patients of NSCLC-Radiomics whose scans it was pretrained on,
+judged on the 98 of NSCLC-Radiogenomics (64 mm boxes), by `python -m training.experiments.robustness`: mean DSC **{mean:.3f}**,
+against the same network from scratch {told(gained(mine, theirs))} ({plural(len(seeds), "training")} of each; 95% interval over patients).
+`model_cards/STUDY.md` compares it with other starts.
+
 """
 
 

@@ -75,7 +75,7 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
         corpus=trained_on(run),
         pretext=run.task,
         licence=strictest(scans_of(run)).upper(),
-        data=SCANS.get(run.corpus if run.corpus in FAMILY else trained_on(run), ""),
+        data=SCANS.get(run.corpus) or SCANS.get(trained_on(run), ""),
     )
     model, config = exported(task, run.name)
     config |= {"untrained": untrained, "fingerprint": fingerprint(encoder)}
@@ -151,7 +151,7 @@ def unseen(task: nn.Module, run: Run, out: Path, crops: int = 1280) -> dict[str,
     These are the training side of the other corpus or, if the starting weights saw that one, the paired
     reconstructions.
     """
-    other = {"self": "wild", "wild-self": "paired_kernels"}.get(trained_on(run), "self")
+    other = {"self": "wild", "wild-self": "paired_kernels"}.get(trained_on(run), "sarcoma")
     source = other if other in NAMES else data_folder() / other
     scans = prepare_corpus(find_scans(source), run.preprocess, out.parent / "cache")
     samples = Samples(scans, task, run, seed=run.seed + 1)

@@ -25,7 +25,7 @@ from ctssl.hub.folder import read_config
 from ctssl.hub.provenance import read_metadata
 from ctssl.zoo import info
 from training.experiments import chests, trials
-from training.release.card import CARDS, LICENCES, RESULTS
+from training.release.card import CARDS, LICENCES, NON_COMMERCIAL, RESULTS
 
 TASKS = {
     "sarcoma": dict(
@@ -123,7 +123,7 @@ def strictest(data: str, parent: str) -> str:
     """Return the stricter of the data's licence and that of the starting weights, as the table writes them."""
     if data not in LICENCES:
         return data
-    order = [name.replace(" ", "-") for name in LICENCES]
+    order = [name.replace(" ", "-") for name in LICENCES | NON_COMMERCIAL]
     return max(data.replace(" ", "-"), parent or order[0], key=order.index)
 
 

@@ -1,3 +1,0 @@
-from training.recipe import study_run
-
-run = study_run("swin", "self", "contrastive")
