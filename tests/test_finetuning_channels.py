@@ -12,7 +12,7 @@ from ctssl.cli.main import main
 from ctssl.datasets.case import Dataset, read_case
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.scans import channels_in, list_scans, with_channels
-from ctssl.finetuning import run
+from ctssl.finetuning import job
 from ctssl.finetuning.crops import Scan, draw
 from ctssl.finetuning.plan import derive_channel
 from ctssl.finetuning.request import Request
@@ -281,7 +281,7 @@ def test_folds_share_a_plan_so_that_their_models_can_be_averaged(petct, tiny, tm
     scan = ctssl.read(petct / "imagesTr" / "P2_0001.nii.gz")
     Volume(3 * scan.array, scan.affine).save(petct / "imagesTr" / "P2_0001.nii.gz", overwrite=True)
     plans = [
-        run.prepare_job(
+        job.prepare_job(
             Request(tmp_path / f"fold{fold}", tiny, QUICK, folds=3, fold=fold, progress=False),
             find_cases(petct),
         ).plan
@@ -292,10 +292,10 @@ def test_folds_share_a_plan_so_that_their_models_can_be_averaged(petct, tiny, tm
 
 def test_windows_of_a_model_are_taken_where_its_channels_are_those_of_the_cases():
     own = Preprocess(channels=(Channel("PET", 0.0, 9.0),))
-    assert run.known_windows(own, ("PET",)) == [(0.0, 9.0)]
-    assert run.known_windows(own, ("channel 2",)) == [(0.0, 9.0)]  # without a name
-    assert run.known_windows(own, ("MR",)) is None
-    assert run.known_windows(Preprocess(), ("PET",)) is None
+    assert job.known_windows(own, ("PET",)) == [(0.0, 9.0)]
+    assert job.known_windows(own, ("channel 2",)) == [(0.0, 9.0)]  # without a name
+    assert job.known_windows(own, ("MR",)) is None
+    assert job.known_windows(Preprocess(), ("PET",)) is None
 
 
 def test_channels_in_another_order_are_refused(petct, tiny, tmp_path):
@@ -309,4 +309,4 @@ def test_channels_in_another_order_are_refused(petct, tiny, tmp_path):
         (("PET",), "takes 3 channels, the cases have 2"),
     ):
         with pytest.raises(ValueError, match=words):
-            run.check_channels(Request(tmp_path, net, QUICK), Dataset([], channels=names), start)
+            job.check_channels(Request(tmp_path, net, QUICK), Dataset([], channels=names), start)

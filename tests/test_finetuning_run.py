@@ -14,7 +14,7 @@ import torch
 import ctssl
 from ctssl import finetuning
 from ctssl.datasets.case import Case
-from ctssl.finetuning import crops, loop, run
+from ctssl.finetuning import crops, finish, loop, run
 from tests.support.tiny import QUICK
 
 
@@ -200,8 +200,8 @@ def test_scoring_counts_towards_the_minutes(monkeypatch):
     survey = SimpleNamespace(records=SimpleNamespace(cases=records))
     job = SimpleNamespace(sides=SimpleNamespace(held_out=cases), survey=survey, settings=QUICK)
     judged, now = [], iter((100.0, 102.0))
-    monkeypatch.setattr(run, "judge_case", lambda net, job, case: judged.append(case.name))
-    monkeypatch.setattr(run.time, "monotonic", lambda: next(now))
-    assert run.judging_seconds(None, job) == 0.0 and not judged  # steps were asked for
+    monkeypatch.setattr(finish, "judge_case", lambda net, job, case: judged.append(case.name))
+    monkeypatch.setattr(finish.time, "monotonic", lambda: next(now))
+    assert finish.judging_seconds(None, job) == 0.0 and not judged  # steps were asked for
     job.settings = dataclasses.replace(QUICK, minutes=5.0)
-    assert run.judging_seconds(None, job) == 2.0 * 5 and judged == ["small"]
+    assert finish.judging_seconds(None, job) == 2.0 * 5 and judged == ["small"]

@@ -113,7 +113,8 @@ def test_weights_take_over_the_strictest_licence():
         of("CC BY 3.0", "Apache-2.0 (repo)") == "cc-by-3.0"
         and of("CC BY 3.0", "CC BY 3.0 / 4.0") == "cc-by-4.0"
     )
-    for closed in ("CC BY-NC 3.0", "unknown"):
+    assert of("CC BY 4.0", "CC BY-NC 3.0") == "cc-by-nc-3.0"
+    for closed in ("CC BY-NC-ND 3.0", "unknown"):
         with pytest.raises(ValueError, match="does not allow publishing"):
             of("CC BY 3.0", closed)
 

@@ -202,8 +202,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def _finetune(args: argparse.Namespace) -> None:
     from ctssl.datasets.layouts import find_cases
+    from ctssl.finetuning.job import prepare_job
     from ctssl.finetuning.request import check_request
-    from ctssl.finetuning.run import finetune_folds, prepare_job, run
+    from ctssl.finetuning.run import finetune_folds, run
 
     if args.fold is not None and args.folds is None:
         raise ValueError("--fold needs --folds")

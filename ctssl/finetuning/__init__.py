@@ -1,9 +1,10 @@
 """Labelled scans to a segmenter.
 
 Import `finetune`, `finetune_folds`, `Request`, `Report`, `Settings`, `BASELINES` from here. The modules in the
-order of a run: `run` (the steps), `request` (what was asked), `prepare` (the cases), `start` (the encoder),
-`plan` (spacing, window, crop), `loop` with `settings`, `crops` and `state`, `threshold` (validation), `report`
-(scores, card, pictures), `folds` (a cross-validation).
+order of a run: `run` (the steps), `request` (what was asked), `job` (what the training is made of) from `prepare`
+(the cases), `start` (the encoder) and `plan` (spacing, window, crop); `loop` with `settings`, `crops` and `state`;
+`threshold` (validation), `finish` (judging, writing) with `report` (scores, pictures) and `card`; `folds` (a
+cross-validation). `curve` and `probe` are commands of their own.
 """
 
 from ctssl.finetuning.report import Report as Report

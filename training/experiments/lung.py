@@ -32,6 +32,7 @@ from training.data.corpora import cases, data_folder, lung_split
 from training.experiments import trials
 
 NO_LABELS = ", no labels"
+MIRRORED = ", mirrored"
 HERE = Path(__file__).parent / "results"
 PICTURE = HERE / "lung.png"
 DESIGN = ["vit-scratch", "vit-wild-contrastive", "swin-scratch", "swin-wild-contrastive"]
@@ -151,7 +152,7 @@ def main() -> None:
         return
     tta = flag("--tta")
     for model in sys.argv[1:]:
-        label = f"{Path(model).name}{NO_LABELS}" + (", mirrored" if tta else "")
+        label = f"{Path(model).name}{NO_LABELS}" + (MIRRORED if tta else "")
         trials.keep(experiment.results, experiment.command, label, score(model, experiment, tta=tta))
     print(trials.table(experiment.results))
 

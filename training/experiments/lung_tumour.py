@@ -5,7 +5,8 @@ of 92 mm around their tumours; ten more choose weights and threshold) and on `HE
 tumour whose masks are empty, so that it does not mark all the rest of a body. With `--chest` half of the crops are of these
 chests and of `ELSEWHERE`, for 2,000 steps, and two chests help to choose the threshold. Scored are the off-centre boxes of the
 190 patients of Radiomics, which no training has seen. `--fold K` (0 to 4) leaves out a fifth of Radiogenomics instead and scores
-their off-centre boxes. `python -m training.release.segmenter lung-tumour MODEL` (or `lung-tumour-chest`) publishes it.
+their off-centre boxes; with `--tta` what such a training of the first seed left in `runs` is scored once more, averaged over all
+mirrorings. `python -m training.release.segmenter lung-tumour MODEL` (or `lung-tumour-chest`) publishes it.
 """
 
 import sys
@@ -148,6 +149,12 @@ def main() -> None:
         del sys.argv[place : place + 2]
     if lung.flag("--chest"):
         experiment = CHEST
+    if lung.flag("--tta"):
+        for model in sys.argv[1:] or experiment.design:
+            row = lung.score(trials.folder_of(experiment, Path("runs"), model, 0), experiment, tta=True)
+            trials.keep(experiment.results, experiment.command, model + lung.MIRRORED, row)
+        print(trials.table(experiment.results))
+        return
     trials.run(experiment, __doc__)
 
 

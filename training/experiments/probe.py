@@ -4,9 +4,9 @@ voxels (`ctssl.finetuning.probe`).
 `python -m training.experiments.probe [MODEL ...] [--seeds 3]` (a few minutes a model). From each patient up
 to 200 voxels of the tumour and 200 of other tissue, 25 and 25 from each of 8 cubes of 32 voxels; the feature
 of a voxel is every map of the encoder on that cube, interpolated at its place. A third of the patients are
-held out, anew for each seed. Sarcoma: the 26 training cases alone, at the encoder's own spacing; what follows
+held out, anew for each seed. Sarcoma: the 26 training cases alone, at 2 mm; what follows
 from a probe (a pretraining that has to be mended) must not have seen the test cases. Nodules: at
-`--nodule-spacing`, since a nodule of 10 mm is one token at 2 mm.
+`--nodule-spacing`, since a nodule of 10 mm is one token at 2 mm. Each encoder sees its own window.
 
 The scans are cut out around their tumours, so where a voxel lies in the scan tells all (AUROC 0.92 and 0.99),
 and an encoder with learned positions passes that on. Hence the cubes: they lie so that the tumour may be
@@ -107,8 +107,16 @@ def short(results: dict | None = None) -> str:
 
 
 def twin(model: str) -> str:
-    """Return what the encoder of this model is called without its training: one for all models that share it."""
-    return f"{model.split('-')[0]} (random weights)"
+    """Return what the encoder of this model is called without its training: one for all models that share it and its window."""
+    low, high = window(model)
+    detail = "" if (low, high) == Preprocess().window_hu else f", {low:g} to {high:g} HU"
+    return f"{model.split('-')[0]} (random weights{detail})"
+
+
+def window(model: str) -> tuple[float, float]:
+    """Return the window of a model in HU; the usual one for a name that is not in the table."""
+    known = model in ctssl.list_models()
+    return ctssl.info(model).preprocess.window_hu if known else Preprocess().window_hu
 
 
 def random_twins(model: str, seeds: int) -> list[Any]:
@@ -156,12 +164,14 @@ def main() -> None:
         }
         kept["weights"] = {}
         write_whole(RESULTS, json.dumps(kept) + "\n")
-    for task, mm in [(task, mm) for task, mm in spacing.items() if task in args.tasks]:
-        group = scans(task, Preprocess(mm))
-        twins = {twin(name): name for name in args.models}
+    windows = dict.fromkeys(window(name) for name in args.models)
+    for task, hu in [(task, hu) for task in spacing if task in args.tasks for hu in windows]:
+        group = scans(task, Preprocess(spacing[task], hu))
+        models = [name for name in args.models if window(name) == hu]
+        twins = {twin(name): name for name in models}
         plain = {PLACE: position, GREY: intensity}
         references = [label for label in (*plain, *twins) if label not in kept["tasks"][task]]
-        for label in tqdm([*references, *args.models], desc=task):
+        for label in tqdm([*references, *models], desc=task):
             if label in twins:  # other random weights for each seed
                 per_seed = measure_each(
                     group, [encoded(one) for one in random_twins(twins[label], args.seeds)]
@@ -172,7 +182,7 @@ def main() -> None:
             with alone(RESULTS.parent):  # another process may have measured other models
                 kept = json.loads(RESULTS.read_text())
                 kept["tasks"][task][label] = per_seed
-                if label in args.models:
+                if label in models:
                     kept["weights"].setdefault(task, {})[label] = ctssl.info(label).sha256
                 write_whole(RESULTS, json.dumps(kept) + "\n")
     print(table(kept))

@@ -309,13 +309,13 @@ def segmentation(name: str) -> str:
 
 
 def probing(name: str) -> str:
+    from training.experiments.probe import beats_its_twin, table, twin
+
     found = kept("probe", "tasks")
-    labels = [name, f"{name.split('-')[0]} (random weights)", "intensity alone", "position alone"]
+    labels = [name, twin(name), "intensity alone", "position alone"]
     tasks = {t: {k: models[k] for k in labels if k in models} for t, models in found["tasks"].items()}
     if not any(name in models for models in tasks.values()):
         return "\nFrozen features of this model have not been probed yet.\n"
-    from training.experiments.probe import beats_its_twin, table
-
     verdict = (
         "In the linear probe it is better than its random twin."
         if beats_its_twin(found, name)

@@ -1,0 +1,199 @@
+"""What a training is made of, before its first step: cases, starting weights, plan, network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ctssl.datasets.case import Case, Dataset
+from ctssl.datasets.checks import check_problems, problems
+from ctssl.datasets.seen import seen_by
+from ctssl.datasets.splits import astride
+from ctssl.encoders.layers import widen
+from ctssl.finetuning.loop import CHOOSING
+from ctssl.finetuning.plan import Plan, make_plan
+from ctssl.finetuning.prepare import (
+    Sides,
+    Survey,
+    choose_sides,
+    name_labels,
+    prepare_cases,
+    sub_dataset,
+    survey_cases,
+)
+from ctssl.finetuning.request import Request, identity_of
+from ctssl.finetuning.settings import Settings
+from ctssl.finetuning.start import Start, check_interpolation, open_start, take_head
+from ctssl.inference.masks import plan
+from ctssl.loading import segmenter
+from ctssl.zoo import Preprocess, beside
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request with everything that is derived from it before a training: who trains, from what, and how."""
+
+    request: Request
+    dataset: Dataset
+    sides: Sides
+    start: Start
+    survey: Survey
+    plan: Plan
+    identity: dict[str, Any]
+
+    @property
+    def settings(self) -> Settings:
+        """The user's, with crop and batch as planned."""
+        return replace(self.request.settings, crop=self.plan.crop, batch=self.plan.batch)
+
+    @property
+    def content(self) -> str:
+        """Hash of the content of all cases."""
+        return self.survey.content([*self.sides.training, *self.sides.held_out])
+
+    def describe(self) -> str:
+        """The plan, for people, before any training."""
+        pre, sides, settings = self.plan.preprocess, self.sides, self.settings
+        labels = sorted(self.survey.labels([*sides.training, *sides.held_out]))
+        length = f"{settings.minutes:g} minutes" if settings.minutes else f"{settings.steps} steps"
+        start = self.start.name or "an encoder"
+        note = (
+            ""
+            if len(sides.validating) >= CHOOSING
+            else (f" (fewer than {CHOOSING}: the last weights are kept)" if sides.validating else "")
+        )
+        return (
+            f"cases     {len(sides.learning)} to train on, {len(sides.validating)} for validation{note}, "
+            f"{len(sides.held_out)} held out; labels {', '.join(map(str, labels)) or 'none'}\n"
+            f"model     {start}{' (initial weights)' if self.start.from_scratch else ''}, head {self.start.head}\n"
+            f"scans     {pre.spacing_mm:g} mm, {pre.window_hu[0]:g} to {pre.window_hu[1]:g} HU{beside(pre.channels)}\n"
+            f"training  {length}, {settings.batch} crops of {settings.crop} voxels a step"
+        )
+
+
+def prepare_job(request: Request, dataset: Dataset, survey: Survey | None = None) -> Job:
+    """Derive everything that a training needs from a request; every case is read once.
+
+    Raises as `finetune` does.
+    """
+    if request.folds is None and request.hold_out is None and astride(dataset.cases):
+        check_problems(problems(dataset, progress=request.progress), len(dataset.cases))
+    sides = choose_sides(dataset.cases, request)
+    cases = [*sides.training, *sides.held_out]
+    start = open_start(
+        request.model, request.head, from_scratch=request.from_scratch, seed=request.settings.seed
+    )
+    survey = survey or survey_of(request, dataset, cases, start)
+    own = start.spec.preprocess
+    kept = request.settings.freeze or start.segmenter is not None  # what is trained already knows this window
+    window = request.window_hu or (own.window_hu if kept else None)
+    channels = check_channels(request, dataset, start)
+    made = make_plan(
+        # one plan for all folds, as nnU-Net makes it, so that their models can be averaged
+        [survey.structures[case.name] for case in (cases if request.folds else sides.training)],
+        own,
+        spacing_mm=request.spacing_mm,
+        window_hu=window,
+        crop=request.settings.crop,
+        batch=request.settings.batch,
+        channels=channels,
+        channel_windows=request.channel_windows or (known_windows(own, channels) if kept else None),
+    )
+    identity = identity_of(
+        request,
+        train=[case.name for case in sides.training],
+        held_out=[case.name for case in sides.held_out],
+        validated=sides.named,
+        data=survey.content(cases),
+        weights=start.weights,
+        head=start.head,
+    )
+    return Job(request, dataset, sides, start, survey, made, identity)
+
+
+def known_windows(own: Preprocess, channels: tuple[str, ...]) -> list[tuple[float, float]] | None:
+    """Return the windows of a model's channels where they are those of the cases: of the same names, or without names."""
+    names = tuple(channel.name for channel in own.channels)
+    nameless = any(name.startswith("channel ") for name in (*names, *channels))
+    same = names == channels or (nameless and len(names) == len(channels))
+    return [(low, high) for _, low, high in own.channels] if same else None
+
+
+def check_channels(request: Request, dataset: Dataset, start: Start) -> tuple[str, ...]:
+    """Return the names of the channels beside the CT. Raises `ValueError` for what cannot be done with them."""
+    given, count = request.channel_windows, len(dataset.channels)
+    have = start.encoder.config.get("in_channels", 1)
+    if have not in (1, 1 + count):
+        raise ValueError(f"{start.name or 'the encoder'} takes {have} channels, the cases have {1 + count}")
+    known = tuple(channel.name for channel in start.spec.preprocess.channels)
+    if sorted(known) == sorted(dataset.channels) and known != dataset.channels:
+        raise ValueError(
+            f"{start.name} takes the channels CT, {', '.join(known)}, the cases have CT, {', '.join(dataset.channels)}; "
+            "number them in the same order"
+        )
+    if given and len(given) != count:
+        raise ValueError(
+            f"{len(given)} channel windows, but the cases have {count} channels beside the CT; give one for each"
+        )
+    if count and request.settings.shift_augment:
+        raise ValueError("shift_augment changes a CT alone, not its other channels; leave it out")
+    return dataset.channels
+
+
+def survey_of(request: Request, dataset: Dataset, cases: list[Case], start: Start | None = None) -> Survey:
+    """Read the cases once, against what the starting weights have seen."""
+    if start is None:
+        start = open_start(
+            request.model, request.head, from_scratch=request.from_scratch, seed=request.settings.seed
+        )
+    return survey_cases(
+        sub_dataset(dataset, cases, request.names),
+        seen=seen_by(start.folder),
+        model=str(request.model),
+        whole=request.few_shot is None,
+        progress=request.progress,
+    )
+
+
+def prepare_scans(job: Job) -> tuple[list[Any], list[Any]]:
+    """Bring the training cases, and those for validation, onto the working grid.
+
+    Raises `ValueError` where nothing is labelled.
+    """
+    preprocess, settings = job.plan.preprocess, job.settings
+    if not job.survey.labels(job.sides.learning):
+        raise ValueError(f"all {len(job.sides.learning)} masks are empty: nothing to learn from")
+    cases = (job.survey.records.cases[case.name] for case in job.sides.learning)
+    if settings.empty and all(case.labels for case in cases):
+        raise ValueError(
+            f"empty={settings.empty:g}, but no training case has an empty mask; add scans of healthy people with masks of "
+            "zeros, or leave it out"
+        )
+    learning = prepare_cases(
+        job.sides.learning,
+        preprocess,
+        copies=settings.shift_augment,
+        seed=settings.seed,
+        progress=job.request.progress,
+    )
+    return learning, prepare_cases(job.sides.validating, preprocess, progress=job.request.progress)
+
+
+def build_network(job: Job) -> Any:
+    """Put the head on the encoder. Raises `ValueError` for held-out scans that memory is too small for: now,
+    not after hours of work."""
+    names = name_labels(job.request.names, job.dataset.names, job.survey.labels(job.sides.training))
+    classes = 1 + (len(names) if names else max(job.survey.labels(job.sides.training)))
+    encoder = widen(job.start.encoder, 1 + len(job.plan.preprocess.channels))
+    encoder.spec = replace(job.start.spec, preprocess=job.plan.preprocess)
+    torch.manual_seed(job.settings.seed)
+    net = segmenter(encoder, head=job.start.head, classes=classes, labels=names, window=job.plan.crop)
+    take_head(net, job.start)
+    if job.settings.interpolate:
+        check_interpolation(net, job.start)
+    net.parent = "" if job.start.from_scratch else job.start.name
+    for case in job.sides.held_out:
+        plan(net, job.survey.records.cases[case.name].grid, job.request.max_memory_gb)
+    return net
