@@ -117,7 +117,7 @@ def test_attention_with_a_learned_bias_is_attention_and_has_the_right_gradients(
 
 
 def test_the_gradient_of_merging_is_that_of_its_definition():
-    from ctssl.encoders.swin import MERGE_ORDERS, Merge, neighbours
+    from ctssl.encoders.swin_blocks import MERGE_ORDERS, Merge, neighbours
 
     for order in MERGE_ORDERS:
         merge = Merge(3, order=order).double()

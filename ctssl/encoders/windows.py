@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ctssl.encoders.attention import leaves_python
+
 CHUNK_ROWS = 4096  # rows at a time: keeps the hidden MLP activations in the processor's cache
 TRAINED_ROWS = 16384  # with gradients, where all activations are kept anyway, few large operations are faster
 
@@ -278,3 +280,36 @@ def _chunks(groups: list[Group], rows_at_once: int) -> tuple[tuple[tuple[int, in
             left -= take
     chunks.append(tuple(open_chunk))
     return tuple(chunks)
+
+
+class _Gather(torch.autograd.Function):
+    """Permute rows; the gradient is the gather by the inverse permutation, not a scatter."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(order, inverse)
+        return rows.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        order, inverse = ctx.saved_tensors
+        return _Gather.apply(grads[0], inverse, order), None, None
+
+
+def gather(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """Return `rows[order]`, with a fast gradient."""
+    return rows.index_select(0, order) if leaves_python() else _Gather.apply(rows, order, inverse)  # type: ignore[return-value]
+
+
+def reorder(rows: Tensor, old: Layout | None, new: Layout) -> Tensor:
+    """Permute rows from grid order (`old` None) or from another layout into the order of `new`."""
+    if old is None:
+        return gather(rows, new.order, new.inverse)
+    if old is new:
+        return rows
+    return gather(rows, old.inverse[new.order], new.inverse[old.order])
+
+
+def unorder(rows: Tensor, plan: Layout) -> Tensor:
+    """Permute rows back into grid order."""
+    return gather(rows, plan.inverse, plan.order)

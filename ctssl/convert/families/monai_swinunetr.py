@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ctssl.convert.families.moves import Move, Options, Translation, move_all
 from ctssl.convert.families.swins import place_in_stage, place_patch, sizes
-from ctssl.encoders.swin import MERGE_ORDERS
+from ctssl.encoders.swin_blocks import MERGE_ORDERS
 
 TITLE, OPTIONS = "MONAI SwinUNETR or SwinTransformer, use_v2 too (VoCo, SuPreM)", ("merging",)
 WINDOW_HU, SPACING_MM = (-175.0, 250.0), 1.5  # MONAI's BTCV recipe; VoCo and SuPreM use the same

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctssl.convert.families.moves import Move, cube_root, mlp_ratio, patch_of
-from ctssl.encoders.swin import MERGE_ORDERS
+from ctssl.encoders.swin_blocks import MERGE_ORDERS
 from ctssl.encoders.windows import relative_index
 
 Offsets = tuple[tuple[int, int, int], ...]
