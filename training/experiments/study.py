@@ -16,7 +16,8 @@ from scipy.stats import binomtest
 
 from ctssl.files.atomic import write_whole
 from ctssl.shifts import SHIFTS
-from training.experiments import lung, robustness, study_page, trials
+from training.data.corpora import lung_split
+from training.experiments import kernels, lung, robustness, study_page, trials
 from training.experiments.measured import LOST, SHIFTED, Measured, correct, verdict
 from training.experiments.robustness import CLEAN, CUBE, SEVERITIES, UNTRUE
 
@@ -352,6 +353,7 @@ def study(kept: Measured, facts: dict[str, dict[str, float]]) -> dict[str, Any]:
         "reuse": reuse(kept),
         "costs": costs(kept),
         "labels": labels(trials.read(lung.EXPERIMENT.results)["models"]),
+        "kernels": kernels.table_rows(trials.read(kernels.RESULTS)["models"]),
         "missing": missing(kept),
     }
 
@@ -366,11 +368,8 @@ def labels(models: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         "swin-scratch",
         "swin-wild-lesions",
     ):
-        for count, label in (
-            (0, name + lung.NO_LABELS),
-            (10, f"{name}, 10 cases"),
-            (50, f"{name}, 50 cases"),
-        ):
+        few = {count: f"{name}, {count} cases" for count in (1, 5, 10, 25, 50)}
+        for count, label in ({0: name + lung.NO_LABELS} | few | {len(lung_split()["train"]): name}).items():
             if found := models.get(label):
                 mean = round(float(np.mean(list(trials.of_cases(found).values()))), 3)
                 rows.append({"start": name, "labelled patients": count, "trainings": len(found), "DSC": mean})
