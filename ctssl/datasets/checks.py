@@ -136,7 +136,7 @@ def _surveyed(scan: Volume, mask: Volume, own: str) -> Surveyed:
     for array in (mask.array, *scan.extra):
         digest.update(np.ascontiguousarray(array).tobytes())
     labels = signs(scan, mask, {int(v) for v in np.unique(mask.array)} - {0})
-    grid = replace(scan, array=np.broadcast_to(np.float32(0), scan.shape), extra=())
+    grid = scan.on_grid(np.broadcast_to(np.float32(0), scan.shape))
     return Surveyed(own, digest.hexdigest(), grid, labels)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from torch import distributed as dist
@@ -39,7 +39,7 @@ def judge_case(net: Any, job: Job, case: Case) -> Judged:
     slices = plan(net, scan, job.request.max_memory_gb)
     found, affine = probabilities_of(net, prepare(scan, job.plan.preprocess))
     array = onto(found, affine, scan, slices, threshold=net.threshold)
-    return judge(replace(scan, array=array, extra=()), truth, scan, judged_labels(net.labels, job))
+    return judge(scan.on_grid(array), truth, scan, judged_labels(net.labels, job))
 
 
 def judging_seconds(net: Any, job: Job) -> float:

@@ -29,23 +29,20 @@ def choose_threshold(net: Any, scans: list[Scan], *, progress: bool = False) -> 
     each label over all scans together); 0.5 without scans."""
     some_empty = any(not scan.labelled for scan in scans)
     thresholds = (*THRESHOLDS, *HIGHER) if some_empty else THRESHOLDS
-    scores: dict[float, list[float]] = {threshold: [] for threshold in thresholds}
-    counts = {threshold: np.zeros((net.classes, 3)) for threshold in thresholds}  # both, marked, true
-    bar = tqdm(scans, desc="choosing the threshold", disable=not progress or not scans)
-    for scan in bar:
-        for threshold, mask in _masks(net, scan, thresholds, Windows()).items():
-            scores[threshold] += _dsc(net, scan, mask)
+    counts = np.zeros((len(thresholds), len(scans), net.classes, 3))  # voxels: both, marked, true
+    for n, scan in enumerate(tqdm(scans, desc="choosing the threshold", disable=not progress or not scans)):
+        for t, mask in enumerate(_masks(net, scan, thresholds, Windows()).values()):
             for k in net.labels:
                 marked, true = mask == k, scan.labels == k
-                counts[threshold][k] += (marked & true).sum(), marked.sum(), true.sum()
-    if not scores[THRESHOLDS[0]]:
+                counts[t, n, k] = (marked & true).sum(), marked.sum(), true.sum()
+    if some_empty:
+        counts = counts.sum(1, keepdims=True)
+    both, marked, true = np.moveaxis(counts, -1, 0)
+    there = true[0] > 0  # labels that a scan has
+    if not there.any():
         return THRESHOLDS[0]
-    if not some_empty:
-        return max(thresholds, key=lambda t: float(np.mean(scores[t])))
-    labels = [k for k in net.labels if counts[THRESHOLDS[0]][k, 2]]
-    return max(
-        thresholds, key=lambda t: float(np.mean([2 * c[0] / (c[1] + c[2]) for c in counts[t][labels]]))
-    )
+    means = (2 * both[:, there] / (marked + true)[:, there]).mean(1)
+    return thresholds[int(means.argmax())]
 
 
 def validate(net: Any, scans: list[Scan], *, half: bool = False) -> float:

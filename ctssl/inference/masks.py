@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,7 +40,7 @@ def segment(model: Network, source: Any, windows: Windows = Windows(), *, progre
     volume, slices = read_within(source, lambda grid: plan(model, grid, windows.max_memory_gb))
     found, affine = probabilities_of(model, prepared(model.encoder, volume), windows, progress=progress)
     array = onto(found, affine, volume, slices, threshold=model.threshold)
-    mask = replace(volume, array=array, extra=())
+    mask = volume.on_grid(array)
     warn_unlike_training(model, mask)
     return mask
 
@@ -61,15 +60,10 @@ def mask_and_maps(
     volume, slices = read_within(source, lambda grid: plan(model, grid, windows.max_memory_gb, maps=maps))
     found, affine = probabilities_of(model, prepared(model.encoder, volume), windows, progress=progress)
     array = onto(found, affine, volume, slices, threshold=model.threshold)
-    mask = replace(volume, array=array, extra=())
+    mask = volume.on_grid(array)
     warn_unlike_training(model, mask)
     return mask, {
-        name: replace(
-            volume,
-            array=resample(found[k], affine, volume.shape, volume.affine),
-            name=f"{volume.name} {name}",
-            extra=(),
-        )
+        name: volume.on_grid(resample(found[k], affine, volume.shape, volume.affine), f"{volume.name} {name}")
         for k, name in model.labels.items()
     }
 

@@ -58,6 +58,10 @@ class Volume:
         """Return the distance in mm between neighbouring voxels along each array axis."""
         return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))  # type: ignore[return-value]
 
+    def on_grid(self, array: np.ndarray, name: str = "") -> Volume:
+        """Return other values on the same grid, such as a mask `(X, Y, Z)`, without further channels. `name`: another one."""
+        return replace(self, array=array, name=name or self.name, extra=())
+
     def like(self, source: Any) -> Any:
         """Return this scan or mask as an image of the same kind as `source`.
 
