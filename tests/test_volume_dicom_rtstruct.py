@@ -202,8 +202,8 @@ def test_what_cannot_be_written_is_told(tmp_path):
     moved = scan.affine.copy()
     moved[:3, 3] += 5.0
     for wrong, words in (
-        (Volume(array[1:], scan.affine), "not on the grid of the series"),
-        (Volume(array, moved), "not on the grid of the series"),
+        (Volume(array[1:], scan.affine), "has shape .* on its own grid"),
+        (Volume(array, moved), "lie up to .* apart"),
         (Volume(array * 0, scan.affine), "is empty.*write OUT.nii.gz instead"),
         (Volume(array * 2, scan.affine), "is empty.*write OUT.nii.gz instead"),
     ):

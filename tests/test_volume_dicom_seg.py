@@ -201,7 +201,8 @@ def test_a_mask_becomes_a_segmentation_of_its_series_and_comes_back(tmp_path):
     frames = theirs.get_pixels_by_source_instance(sorted(uids), assert_missing_frames_are_empty=True)
     assert frames.sum() == (array > 0).sum()
     for wrong, words in (
-        (Volume(array[1:], scan.affine), "must be on the same grid"),
+        (Volume(array[1:], scan.affine), "the series in scan has shape .* on its own grid"),
+        (Volume(array, scan.affine @ np.diag([1, 1, 2, 1])), "the series in scan and the mask lie up to"),
         (Volume(array * 0, scan.affine), "is empty, and DICOM has no empty segmentation"),
     ):
         with pytest.raises(ValueError, match=words):

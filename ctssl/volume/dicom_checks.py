@@ -8,13 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.volume.dicom import referenced_series
+from ctssl.volume.dicom import grid_of, referenced_series
 from ctssl.volume.dicom_file import get_text
-from ctssl.volume.volume import Volume
+from ctssl.volume.volume import Volume, check_grid
 
 
 class MaskWarning(UserWarning):
     """A DICOM mask of which something is left out, or that names another series than its scan."""
+
+
+def check_on_series(mask: Volume, slices: list[Any], line: np.ndarray, source: Path) -> None:
+    """Raise `ValueError` unless a mask lies on the grid of the ordered slices of the series in `source`."""
+    shape, affine = grid_of(slices, line, source)
+    series = Volume(np.broadcast_to(np.uint8(0), shape), affine, f"the series in {source.name}")
+    check_grid(series, mask, "the mask", "give the mask of this series, on its own grid")
 
 
 def get_slice(k: np.ndarray, what: str, scan: Volume, path: Path) -> int:

@@ -13,10 +13,11 @@ import numpy as np
 import ctssl
 from ctssl.files.atomic import write_whole
 from ctssl.volume.contours import trace_outlines
-from ctssl.volume.dicom import grid_of, read_slice_headers
+from ctssl.volume.dicom import read_slice_headers
+from ctssl.volume.dicom_checks import check_on_series
 from ctssl.volume.dicom_file import get_numbers, get_text, import_pydicom
 from ctssl.volume.dicom_slices import get_axes, get_pixel_spacing
-from ctssl.volume.volume import Volume, corner_distance
+from ctssl.volume.volume import Volume
 
 STRUCTURE_SET, STUDY = "1.2.840.10008.5.1.4.1.1.481.3", "1.2.840.10008.3.1.2.3.1"
 SHARED = (
@@ -68,13 +69,7 @@ def write_rtstruct(
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists; choose another name, or pass --overwrite")
     slices, line = read_slice_headers(source, series=series)
-    shape, affine = grid_of(slices, line, source)
-    wanted = Volume(np.broadcast_to(np.uint8(0), shape), affine)
-    if mask.shape != shape or corner_distance(mask, wanted) > 0.5 * min(wanted.spacing_mm):
-        raise ValueError(
-            f"the mask (shape {mask.shape}) is not on the grid of the series (shape {shape}); give the mask of this "
-            "series, on its own grid"
-        )
+    check_on_series(mask, slices, line, source)
     drawn = {number: name for number, name in sorted(labels.items()) if (mask.array == number).any()}
     if not drawn:
         raise ValueError(

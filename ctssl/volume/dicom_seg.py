@@ -10,6 +10,7 @@ import numpy as np
 import ctssl
 from ctssl.files.atomic import write_whole
 from ctssl.volume.dicom import read_slices
+from ctssl.volume.dicom_checks import check_on_series
 from ctssl.volume.volume import Volume
 
 
@@ -43,12 +44,8 @@ def write_seg(
     _check_highdicom()
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists; choose another name, or pass --overwrite")
-    slices, _ = read_slices(source, series=series)
-    wanted = (int(slices[0].Columns), int(slices[0].Rows), len(slices))
-    if mask.shape != wanted:
-        raise ValueError(
-            f"the mask has shape {mask.shape}, the series {wanted}; both must be on the same grid"
-        )
+    slices, line = read_slices(source, series=series)
+    check_on_series(mask, slices, line, source)
     if not mask.array.any():
         raise ValueError(
             f"the mask of {source.name} is empty, and DICOM has no empty segmentation; "
