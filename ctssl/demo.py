@@ -59,7 +59,7 @@ def demo(
     model = model or (SEGMENTER if SEGMENTER in segmenters else next(iter(segmenters), None))
     net = load_segmenter(model) if model else None
     known = [name for name in list_models() if info(name).kind == "encoder"]
-    named = encoder or (DEFAULT if DEFAULT in known else next(iter(known), None))
+    named = encoder or (DEFAULT if DEFAULT in list_models() else next(iter(known), None))
     if named is None and net is None:
         raise FileNotFoundError("this ctssl contains no encoder; give a segmenter with --model")
     backbone = load(named) if named else net.encoder  # type: ignore[union-attr]

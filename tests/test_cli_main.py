@@ -10,7 +10,7 @@ import ctssl
 from ctssl.cli.main import _parser, main
 from ctssl.metrics import dsc
 from ctssl.phantom import phantom
-from ctssl.zoo import DEFAULT, START, best_first
+from ctssl.zoo import DEFAULT, best_first
 from tests.support.command import refused
 from tests.support.tiny import tiny_swin
 
@@ -154,7 +154,7 @@ def test_a_folder_with_its_masks_inside_and_maps_of_every_label(capsys, scan, mo
 def test_finetune(capsys, labelled, tmp_path):
     out = tmp_path / "mine"
     quick = ("--steps", 1, "--batch", 1, "--crop", 16, "--hold-out", "case2", "--model", "swin-wild-mim")
-    assert _parser("finetune").parse_args(["finetune", "data", "--out", "m"]).model == START
+    assert _parser("finetune").parse_args(["finetune", "data", "--out", "m"]).model == DEFAULT
     text = said(capsys, "finetune", labelled, "--out", out, *quick)
     assert "case2" in text and "held-out" in text and f"--model {out}" in text
     assert ctssl.load_segmenter(out).parent == "swin-wild-mim"

@@ -9,7 +9,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from ctssl import Settings
-from ctssl.zoo import MODELS
+from ctssl.finetuning.probe import patients
+from ctssl.zoo import DEFAULT, MODELS
 from training.data.corpora import lung_split, nodule_split, split
 from training.experiments import head_neck, lung, lung_nodules, lung_tumour, probe, sarcoma, trials
 from training.release.card import card, strictest
@@ -46,8 +47,18 @@ def test_what_does_not_beat_its_random_twin_is_for_comparison_only(name):
 
 def test_the_probe_measured_the_weights_that_are_published():
     weights = json.loads(probe.RESULTS.read_text())["weights"]
-    encoders = {name: spec.sha256 for name, spec in MODELS.items() if spec.kind == "encoder"}
+    encoders = {
+        name: spec.sha256
+        for name, spec in MODELS.items()
+        if name == f"{spec.encoder}-{spec.corpus}-{spec.pretext}"
+    }
     assert weights == {"sarcoma": encoders, "lung_nodules": encoders}
+
+
+def test_the_default_has_the_best_frozen_features_of_the_vits():
+    for models in json.loads(probe.RESULTS.read_text())["tasks"].values():
+        mean = {name: patients(rows, "linear", "auroc").mean() for name, rows in models.items()}
+        assert max((name for name in mean if name.startswith("vit-")), key=lambda name: mean[name]) == DEFAULT
 
 
 def test_the_results_cover_every_test_case_and_add_up():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ctssl.cli.common import add_device, add_hold_out, hold_out
-from ctssl.zoo import DEFAULT, START
+from ctssl.zoo import DEFAULT
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -74,7 +74,7 @@ def _add_curve(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--models",
         nargs="+",
-        default=[START, "scratch"],
+        default=[DEFAULT, "scratch"],
         metavar="MODEL",
         help="starting weights as for finetune; scratch: the first model's encoder without pretraining; all are "
         "compared with the last (default: %(default)s)",

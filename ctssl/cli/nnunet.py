@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Callable
 
-from ctssl.zoo import START
+from ctssl.zoo import DEFAULT
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -18,7 +18,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "dataset", nargs="?", help="number, name or folder of a dataset that nnU-Net has planned"
     )
     sub.add_argument("--path", action="store_true", help="only print the folder for nnUNet_extTrainer")
-    sub.add_argument("--model", default=START, help="starting weights (default: %(default)s)")
+    sub.add_argument("--model", default=DEFAULT, help="starting weights (default: %(default)s)")
     sub.add_argument(
         "--head", default="", help="segmentation head (default: that of a segmenter, otherwise light)"
     )

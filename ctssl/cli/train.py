@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctssl.cli.common import add_device, add_hold_out, add_memory, free, hold_out
-from ctssl.zoo import START
+from ctssl.zoo import DEFAULT
 
 if TYPE_CHECKING:
     from ctssl.finetuning.report import Report
@@ -33,7 +33,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--out", required=True, help="folder for the segmenter")
     sub.add_argument(
         "--model",
-        default=START,
+        default=DEFAULT,
         help="starting weights: name, folder or repository; or a baseline without pretraining: swin-scratch, "
         "vit-scratch, dynunet (default: %(default)s)",
     )

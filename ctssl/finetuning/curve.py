@@ -183,7 +183,7 @@ def _starts(models: Sequence[str]) -> dict[str, tuple[str, bool]]:
     """Return for each model what `finetune` takes: the model, and whether from scratch."""
     if len(set(models)) != len(models) or len(models) < 2:
         raise ValueError(
-            f"models={list(models)}: give two or more different ones, such as vit-wild-contrastive, scratch"
+            f"models={list(models)}: give two or more different ones, such as vit-wild-lesions, scratch"
         )
     first = next((model for model in models if model != "scratch"), "")
     if first in BASELINES and "scratch" in models:

@@ -323,7 +323,7 @@ def probe(
     """
     if not models or len(set(models)) != len(models):
         raise ValueError(
-            f"models={list(models)}: give one or more different ones, such as vit-wild-contrastive, vit-scratch"
+            f"models={list(models)}: give one or more different ones, such as vit-wild-lesions, vit-scratch"
         )
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: give at least 1")

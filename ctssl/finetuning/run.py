@@ -30,7 +30,7 @@ from ctssl.finetuning.threshold import choose_threshold
 from ctssl.inference.windows import MEMORY_GB
 from ctssl.loading import choose_device, device_name
 from ctssl.precision import deterministic
-from ctssl.zoo import START
+from ctssl.zoo import DEFAULT
 
 PATIENCE = timedelta(days=1)  # for which the other devices wait while the first one judges whole scans
 
@@ -39,7 +39,7 @@ def finetune(
     data: str | os.PathLike | None = None,
     *,
     out: str | os.PathLike,
-    model: Any = START,
+    model: Any = DEFAULT,
     images: str | os.PathLike | None = None,
     labels: str | os.PathLike | None = None,
     roi: str | None = None,

@@ -19,10 +19,10 @@ from training.experiments import lung, study, trials
 
 ROOT = Path(__file__).parents[2]
 USES = {
-    "vit-wild-lesions": "fine-tuning; the default: brings its head",
-    "swin-wild-lesions": "fine-tuning a Swin: brings its head",
-    "vit-wild-contrastive": "features; a head of your own",
-    "swin-wild-contrastive": "features: best linear probe on nodules",
+    "vit-wild-lesions": "fine-tuning, features; the default",
+    "swin-wild-lesions": "the same with a Swin",
+    "vit-wild-contrastive": "comparison: no lesions seen, no head",
+    "swin-wild-contrastive": "comparison: no lesions seen, no head",
     "lung-tumour-vit-wild-lesions": "lung tumours, as it is",
     "lung-tumour-chest-vit-wild-lesions": "the same in whole chests",
 }
