@@ -46,7 +46,7 @@ def kept(*rows: dict) -> Measured:
     return Measured(list(rows))
 
 
-@pytest.mark.parametrize(("gain", "word"), [(0.1, "agrees"), (-0.1, "disagrees"), (0.0, "cannot tell")])
+@pytest.mark.parametrize(("gain", "word"), [(0.1, "agrees"), (-0.1, "disagrees"), (0.0, "alike")])
 def test_a_verdict_follows_from_the_corrected_test(gain, word):
     found = kept(row("swin-wild-smit", 0, 0.5 + gain), row("swin-scratch", 0, 0.5))
     for place in (CLEAN, SHIFTED, "thickness"):
@@ -64,6 +64,9 @@ def test_nothing_expected_is_confirmed_within_the_margin_and_contradicted_beyond
     assert verdict({**near, "high": 0.05}) == "cannot tell"
     assert verdict({**near, "low": 0.02, "high": 0.05, "p_holm": 0.01}) == "disagrees"
     assert verdict({"expected": 0}) == "not measured"
+    claimed = {**near, "expected": 1}
+    assert verdict(claimed) == "alike" and verdict({**claimed, "high": 0.05}) == "cannot tell"
+    assert verdict({**claimed, "low": 0.001, "p_holm": 0.01}) == "agrees"  # however small
 
 
 def test_many_claims_need_more_evidence_than_one():

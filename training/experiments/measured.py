@@ -98,8 +98,9 @@ def correct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def verdict(row: dict[str, Any]) -> str:
     """Return what a corrected comparison says of an expected sign (+1, -1), or of no difference (0).
 
-    "agrees" and "disagrees" where the test is sure of a sign; with nothing expected, "agrees" where the interval lies within
-    `MARGIN`, and "disagrees" where the test is sure and the interval leaves it.
+    "agrees" and "disagrees" where the test is sure of a sign, "alike" where it is not and the interval lies within `MARGIN`.
+    With nothing expected, "agrees" where the interval lies within `MARGIN`, and "disagrees" where the test is sure and the
+    interval leaves it.
 
     >>> verdict({"expected": 1, "difference": -0.1, "low": -0.2, "high": -0.05, "p_holm": 0.01})
     'disagrees'
@@ -107,12 +108,9 @@ def verdict(row: dict[str, Any]) -> str:
     if "difference" not in row:
         return "not measured"
     sure = row["p_holm"] is not None and row["p_holm"] < SURE
-    if row["expected"]:
-        return (
-            ("agrees" if np.sign(row["difference"]) == row["expected"] else "disagrees")
-            if sure
-            else "cannot tell"
-        )
-    if row["low"] > -MARGIN and row["high"] < MARGIN:
-        return "agrees"
+    within = row["low"] > -MARGIN and row["high"] < MARGIN
+    if row["expected"] and sure:
+        return "agrees" if np.sign(row["difference"]) == row["expected"] else "disagrees"
+    if within:
+        return "alike" if row["expected"] else "agrees"
     return "disagrees" if sure else "cannot tell"

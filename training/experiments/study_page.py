@@ -48,7 +48,7 @@ def page(found: dict[str, Any], pictures: list[Path]) -> str:
         f"on {found['patients']} patients of NSCLC-Radiogenomics at 1.5 mm, on {' and '.join(found['devices'])}. Made by "
         f"`{found['command']}` from what `python -m training.experiments.robustness` measured. Differences are of DSC, means "
         "over patients with 95% bootstrap intervals; p is of a paired Wilcoxon test, corrected by Holm over its table. Two "
-        f"starts count as similar if the interval lies within {MARGIN:g}.\n",
+        f"starts are alike if no sign is sure and the interval lies within {MARGIN:g}.\n",
         "## The abstract\n",
         _claims(found["abstract"]),
         "Feature reuse (CKA before and after fine-tuning, first and last three blocks; sign tests over trainings):\n",

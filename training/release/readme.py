@@ -16,6 +16,7 @@ from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
 from ctssl.zoo import MODELS
 from training.experiments import lung, study, trials
+from training.experiments.measured import MARGIN
 
 ROOT = Path(__file__).parents[2]
 USES = {
@@ -101,11 +102,13 @@ def study_sentences(found: dict[str, Any]) -> str:
     rows = {row["start"]: row for row in found["starts"]}
     best = max(rows.values(), key=lambda row: row["clean"])
     judged = [row["verdict"] for part in ("abstract", "claims") for row in found[part]]
-    agree, against, unsure = (judged.count(word) for word in ("agrees", "disagrees", "cannot tell"))
+    verdicts = ("agrees", "disagrees", "alike", "cannot tell")
+    agree, against, alike, unsure = (judged.count(word) for word in verdicts)
+    open_ = f", {unsure} cannot be decided" if unsure else ""
     scratch = [f"{rows[name]['clean']:.2f}" for name in SCRATCH]
     text = f"""On {found["patients"]} of the paper's public patients, after 1,000 steps on 150 of another collection,
     `{best["start"]}` (shifted copies of the scans) has a DSC of {best["clean"]:.2f}, a ViT from scratch {scratch[0]}, a Swin
-    {scratch[1]} (one or two trainings). Of the paper's claims {agree} hold, {against} do not, {unsure} cannot be decided.
+    {scratch[1]} (one or two trainings). Of the paper's claims {agree} hold, {against} do not, {alike} show no difference above {MARGIN:g}{open_}.
     The pretext matters more than whose scans it sees."""
     return _filled(text)
 
