@@ -108,7 +108,8 @@ def study_sentences(found: dict[str, Any]) -> str:
     scratch = [f"{rows[name]['clean']:.2f}" for name in SCRATCH]
     text = f"""On {found["patients"]} of the paper's public patients, after 1,000 steps on 150 of another collection,
     `{best["start"]}` (shifted copies of the scans) has a DSC of {best["clean"]:.2f}, a ViT from scratch {scratch[0]}, a Swin
-    {scratch[1]} (one or two trainings). Of the paper's claims {agree} hold, {against} do not, {alike} show no difference above {MARGIN:g}{open_}.
+    {scratch[1]} (one or two trainings). Of the paper's claims {agree} hold, {against} do not, {alike} show no difference
+    above {MARGIN:g}{open_}.
     The pretext matters more than whose scans it sees."""
     return _filled(text)
 
