@@ -47,6 +47,7 @@ COMMANDS = {
     "encoders": ["-m", "tests.benchmarks.encoders", "10"],
     "pace": ["-m", "tests.benchmarks.pace"],
     "finetune": ["-m", "tests.benchmarks.finetune", "10", "32", "32", "1"],
+    "segment": ["-m", "tests.benchmarks.segment"],
 }
 """What is run before the trainings, by name; each is given a fifth of the minutes at most."""
 

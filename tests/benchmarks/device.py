@@ -5,6 +5,16 @@ import time
 
 import torch
 
+from ctssl.encoders import ENCODERS
+from ctssl.zoo import info
+
+
+def untrained(model: str) -> torch.nn.Module:
+    """Return the encoder of a published model with random weights: time does not depend on them, and no file is needed."""
+    encoder = ENCODERS[info(model).encoder](**info(model).encoder_args)
+    encoder.spec = info(model)
+    return encoder
+
 
 def chosen() -> torch.device:
     """Return the device of `--device`, the CPU without it, and remove it from the command line."""

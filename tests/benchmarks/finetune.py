@@ -2,7 +2,7 @@
 
 `python -m tests.benchmarks.finetune [repeats] [crop] [batch] [bf16: 0 or 1] [--device cuda]`.
 
-The published encoders with the `light` head, and
+The published architectures with the `light` head, and
 nnU-Net's network with deep supervision, on the same crops; each repeat runs one step of each, in turn. Then what Swin UNETR's
 decoder costs on the same encoder.
 """
@@ -16,17 +16,17 @@ import ctssl
 from ctssl.encoders.pixels import Pixels
 from ctssl.finetuning.loop import descend
 from ctssl.heads.segmenter import Segmenter
-from tests.benchmarks.device import chosen, now
+from tests.benchmarks.device import chosen, now, untrained
 
 DEVICE = chosen()
 
 
 def contestants() -> dict[str, Segmenter]:
     return {
-        "swin + light": ctssl.segmenter("swin-wild-mim", head="light"),
-        "vit + light": ctssl.segmenter("vit-wild-mim", head="light"),
+        "swin + light": ctssl.segmenter(untrained("swin-wild-mim"), head="light"),
+        "vit + light": ctssl.segmenter(untrained("vit-wild-mim"), head="light"),
         "dynunet": ctssl.segmenter(Pixels(), head="dynunet"),
-        "swin + swin-unetr": ctssl.segmenter("swin-wild-mim", head="swin-unetr"),
+        "swin + swin-unetr": ctssl.segmenter(untrained("swin-wild-mim"), head="swin-unetr"),
     }
 
 
