@@ -46,7 +46,7 @@ def kept(*rows: dict) -> Measured:
     return Measured(list(rows))
 
 
-@pytest.mark.parametrize(("gain", "word"), [(0.1, "agrees"), (-0.1, "disagrees"), (0.0, "alike")])
+@pytest.mark.parametrize(("gain", "word"), [(0.1, "agrees"), (-0.1, "disagrees"), (0.0, "cannot tell")])
 def test_a_verdict_follows_from_the_corrected_test(gain, word):
     found = kept(row("swin-wild-smit", 0, 0.5 + gain), row("swin-scratch", 0, 0.5))
     for place in (CLEAN, SHIFTED, "thickness"):
@@ -59,18 +59,25 @@ def test_a_verdict_follows_from_the_corrected_test(gain, word):
 
 def test_nothing_expected_is_confirmed_within_the_margin_and_contradicted_beyond_it():
     """No significance is no proof of equality."""
-    near = {"expected": 0, "difference": 0.01, "low": -0.01, "high": 0.029, "p_holm": 1.0}
+    near: dict = {"expected": 0, "difference": 0.01, "low": -0.01, "high": 0.029, "p_holm": 1.0}
+    near["each_seed"] = [0.02, 0.001]
     assert verdict(near) == "agrees"
     assert verdict({**near, "high": 0.05}) == "cannot tell"
     assert verdict({**near, "low": 0.02, "high": 0.05, "p_holm": 0.01}) == "disagrees"
     assert verdict({"expected": 0}) == "not measured"
     claimed = {**near, "expected": 1}
     assert verdict(claimed) == "alike" and verdict({**claimed, "high": 0.05}) == "cannot tell"
-    assert verdict({**claimed, "low": 0.001, "p_holm": 0.01}) == "agrees"  # however small
+    sure = {**claimed, "low": 0.001, "p_holm": 0.01}
+    assert verdict(sure) == "agrees"  # however small
+    assert verdict({**claimed, "each_seed": [0.01]}) == "cannot tell"  # one training is not enough
+    for each in ([0.04, -0.02], [-0.031, 0.05]):  # the trainings do not say the same
+        assert (
+            verdict({**claimed, "each_seed": each}) == verdict({**sure, "each_seed": each}) == "cannot tell"
+        )
 
 
 def test_many_claims_need_more_evidence_than_one():
-    one = {"expected": 1, "difference": 0.02, "low": 0.001, "high": 0.04, "p": 0.02}
+    one = {"expected": 1, "difference": 0.02, "low": 0.001, "high": 0.04, "p": 0.02, "each_seed": [0.02]}
     (alone,) = correct([dict(one)])
     many = correct([dict(one) for _ in range(10)])
     assert verdict(alone) == "agrees" and verdict(many[0]) == "cannot tell"

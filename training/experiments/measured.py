@@ -61,15 +61,19 @@ class Measured:
 
         Returns:
             Mean `difference` with its bootstrap interval over patients (`low`, `high`), `p` of a paired Wilcoxon test, the
-            number of `patients` and `seeds`, and the `means` of the contestants.
+            number of `patients` and `seeds`, the `means` of the contestants, and the difference of `each_seed`.
         """
         names = [name for _, name in terms]
         seeds = self.seeds(*names)
         if not seeds:
             return None
-        each = [self.scores(name, place, seeds) for name in names]
-        each = each if cases is None else [one[cases] for one in each]
+        every = slice(None) if cases is None else cases
+        each = [self.scores(name, place, seeds)[every] for name in names]
         away = np.sum([factor * one for (factor, _), one in zip(terms, each, strict=True)], 0)
+        alone = [
+            sum(factor * self.scores(name, place, [seed])[every].mean() for factor, name in terms)
+            for seed in seeds
+        ]
         rows = [{"patient": n, "dsc": float(d), "other_dsc": 0.0} for n, d in enumerate(away)]
         found = gained(rows, "dsc")
         return {
@@ -80,6 +84,7 @@ class Measured:
             "patients": len(away),
             "seeds": len(seeds),
             "means": [round(float(one.mean()), 4) for one in each],
+            "each_seed": [round(float(one), 3) for one in alone],
         }
 
     def curves(self, contestant: str) -> list[list[list[float]]]:
@@ -98,19 +103,21 @@ def correct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def verdict(row: dict[str, Any]) -> str:
     """Return what a corrected comparison says of an expected sign (+1, -1), or of no difference (0).
 
-    "agrees" and "disagrees" where the test is sure of a sign, "alike" where it is not and the interval lies within `MARGIN`.
-    With nothing expected, "agrees" where the interval lies within `MARGIN`, and "disagrees" where the test is sure and the
-    interval leaves it.
+    The test and the interval know patients alone, so every training (`each_seed`) has to say the same.
+    "agrees" and "disagrees" where the test and every training are sure of a sign, "alike" where two or more trainings and the
+    interval lie within `MARGIN`. With nothing expected, "agrees" instead of "alike", and "disagrees" where a sign is sure and
+    the interval leaves the margin.
 
-    >>> verdict({"expected": 1, "difference": -0.1, "low": -0.2, "high": -0.05, "p_holm": 0.01})
+    >>> verdict({"expected": 1, "difference": -0.1, "low": -0.2, "high": -0.05, "p_holm": 0.01, "each_seed": [-0.1]})
     'disagrees'
     """
     if "difference" not in row:
         return "not measured"
-    sure = row["p_holm"] is not None and row["p_holm"] < SURE
-    within = row["low"] > -MARGIN and row["high"] < MARGIN
+    sign, each = np.sign(row["difference"]), row["each_seed"]
+    sure = row["p_holm"] is not None and row["p_holm"] < SURE and all(np.sign(one) == sign for one in each)
+    within = len(each) > 1 and all(-MARGIN < one < MARGIN for one in (row["low"], row["high"], *each))
     if row["expected"] and sure:
-        return "agrees" if np.sign(row["difference"]) == row["expected"] else "disagrees"
+        return "agrees" if sign == row["expected"] else "disagrees"
     if within:
         return "alike" if row["expected"] else "agrees"
     return "disagrees" if sure else "cannot tell"

@@ -47,8 +47,9 @@ def page(found: dict[str, Any], pictures: list[Path]) -> str:
         f"{found['trainings']} fine-tunings on NSCLC-Radiomics (150 patients to learn from, 40 to pick the weights by), judged "
         f"on {found['patients']} patients of NSCLC-Radiogenomics at 1.5 mm, on {' and '.join(found['devices'])}. Made by "
         f"`{found['command']}` from what `python -m training.experiments.robustness` measured. Differences are of DSC, means "
-        "over patients with 95% bootstrap intervals; p is of a paired Wilcoxon test, corrected by Holm over its table. Two "
-        f"starts are alike if no sign is sure and the interval lies within {MARGIN:g}.\n",
+        "over patients with 95% bootstrap intervals; p is of a paired Wilcoxon test, corrected by Holm over its table. Both "
+        "know the patients alone, so a verdict asks every training too: a sign is sure if p is below 0.05 and all trainings have "
+        f"it; two starts are alike if no sign is sure, and the interval and two or more trainings lie within {MARGIN:g}.\n",
         "## The abstract\n",
         _claims(found["abstract"]),
         "Feature reuse (CKA before and after fine-tuning, first and last three blocks; sign tests over trainings):\n",
@@ -213,11 +214,13 @@ def _claims(rows: list[dict[str, Any]]) -> str:
         means = " against ".join(f"{mean:.3f}" for mean in row.get("means", []))
         shown = f"{means}: {_difference(row)}" if len(row.get("means", [])) == 2 else _difference(row)
         counts = f"{row['patients']}, {row['seeds']}" if "patients" in row else ""
-        cells.append([row["claim"], row["paper"], shown, counts, _p(row), row["verdict"]])
+        each = ", ".join(f"{one:+.3f}" for one in row.get("each_seed", []))
+        cells.append([row["claim"], row["paper"], shown, each, counts, _p(row), row["verdict"]])
     head = [
         "claim",
         "the paper (DSC)",
         "here: DSC, difference (95% interval)",
+        "each training",
         "patients, seeds",
         "p",
         "verdict",

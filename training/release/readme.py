@@ -102,14 +102,18 @@ def study_sentences(found: dict[str, Any]) -> str:
     rows = {row["start"]: row for row in found["starts"]}
     best = max(rows.values(), key=lambda row: row["clean"])
     judged = [row["verdict"] for part in ("abstract", "claims") for row in found[part]]
-    verdicts = ("agrees", "disagrees", "alike", "cannot tell")
-    agree, against, alike, unsure = (judged.count(word) for word in verdicts)
-    open_ = f", {unsure} cannot be decided" if unsure else ""
+    told = {
+        "agrees": "hold",
+        "disagrees": "do not",
+        "alike": f"show no difference above {MARGIN:g}",
+        "cannot tell": "are undecided",
+        "not measured": "unmeasured",
+    }
+    claims = ", ".join(f"{judged.count(word)} {text}" for word, text in told.items() if word in judged)
     scratch = [f"{rows[name]['clean']:.2f}" for name in SCRATCH]
     text = f"""On {found["patients"]} of the paper's public patients, after 1,000 steps on 150 of another collection,
     `{best["start"]}` (shifted copies of the scans) has a DSC of {best["clean"]:.2f}, a ViT from scratch {scratch[0]}, a Swin
-    {scratch[1]} (one or two trainings). Of the paper's claims {agree} hold, {against} do not, {alike} show no difference
-    above {MARGIN:g}{open_}.
+    {scratch[1]}. Of the paper's claims {claims}.
     The pretext matters more than whose scans it sees."""
     return _filled(text)
 
