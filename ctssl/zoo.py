@@ -52,7 +52,7 @@ class ModelSpec:
         encoder: key of `ctssl.encoders.ENCODERS`.
         encoder_args: arguments that the encoder is built with.
         preprocess: working spacing and HU window.
-        corpus: pretraining corpus: "wild", "self", "wild-self" (one after the other) or "" (not pretrained).
+        corpus: pretraining corpus: "wild", "self" or "" (not pretrained).
         pretext: pretext task; "" if not pretrained.
         parameters: number of parameters.
         repo: Hub repository; None until published.
@@ -119,7 +119,7 @@ LUNG = Preprocess(1.5, (-1000.0, 400.0))
 
 DEFAULT = "vit-wild-lesions"
 """What a training of a segmenter starts from, and the encoder for features, unless told otherwise: the highest gain on
-`training.experiments.lung`, and better frozen features than any other ViT in both tasks of `training.experiments.probe`."""
+`training.experiments.lung`, and better frozen features than the other ViTs in the package (`training.experiments.probe`)."""
 SEGMENTER = "lung-tumour-vit-wild-lesions"
 """The segmenter of the demo."""
 GAINS = {
@@ -355,6 +355,9 @@ def explain_unknown(name: str) -> str:
 
 def pair(encoder: str, pretext: str) -> tuple[ModelSpec, ModelSpec]:
     """Return the same encoder and pretext task pretrained on the two corpora, as `(wild, self)`.
+
+    Grid, window and recipe differ too (`preprocess`, the cards): `model_cards/STUDY.md` compares encoders that differ in the
+    corpus alone.
 
     Args:
         encoder: "swin" or "vit".

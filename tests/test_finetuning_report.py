@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import ctssl
 from ctssl.cli.main import main
 from ctssl.datasets import splits
 from ctssl.datasets.layouts import find_cases
+from ctssl.hub.client import WEIGHTS
+from ctssl.hub.provenance import read_metadata
 from ctssl.volume.volume import Volume
 from tests.support.tiny import QUICK, tiny_swin
 
@@ -39,6 +42,24 @@ def test_few_cases_have_a_curve_of_the_loss(labelled, tiny, tmp_path):
     report = ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=QUICK, progress=False)
     assert [set(row) for row in report.curve] == [{"step", "loss"}] * 4 and report.validated == []
     assert (tmp_path / "m" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_licence_of_the_starting_weights_goes_on(labelled, encoder, tmp_path):
+    start = encoder.save_pretrained(tmp_path / "start")
+    config = json.loads((start / "config.json").read_text()) | {"licence": "CC-BY-NC-3.0"}
+    (start / "config.json").write_text(json.dumps(config))
+    for name, from_scratch in (("m", False), ("s", True)):
+        ctssl.finetune(
+            labelled,
+            model=start,
+            out=tmp_path / name,
+            from_scratch=from_scratch,
+            settings=replace(QUICK, steps=1),
+            progress=False,
+        )
+        text, origin = (tmp_path / name / "README.md").read_text(), read_metadata(tmp_path / name / WEIGHTS)
+        assert ("Not for commercial use" in text) == ("(licence CC-BY-NC-3.0)" in text) == (not from_scratch)
+        assert origin.get("licence", "") == ("" if from_scratch else "CC-BY-NC-3.0")
 
 
 def test_what_is_doubtful_about_a_case_is_told(labelled, tiny, tmp_path, capsys):

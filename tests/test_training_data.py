@@ -139,12 +139,14 @@ def test_the_split_is_what_its_seed_gives_and_balanced(data):
 
 
 def test_no_corpus_holds_a_test_case(data):
-    test = set(corpora.split("test"))
+    test = set(corpora.split("test")) | set(corpora.lung_split()["choose"])
     for name, count in (("wild", 26), ("sarcoma", 26), ("lung", 150)):
         paths = corpora.corpus(name)
         assert len(paths) == count and all(p.is_file() for p in paths)
         assert not test & {p.name.removesuffix(".nii.gz") for p in paths}
-        assert not any("paired" in str(p) or "lung_tumours" in str(p) for p in paths)
+        assert not any(
+            group in str(p) for group in ("paired", "lung_tumours", "radiogenomics") for p in paths
+        )
     with pytest.raises(ValueError, match="use 'wild', 'wild46', 'lung' or 'sarcoma'"):
         corpora.corpus("tame")
 

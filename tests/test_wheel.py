@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,17 @@ for name in names:
     assert model.spec.name == name
 print(len(names))
 """
+
+
+def test_only_free_licences_are_in_what_is_published():
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    assert not any("NC" in spec.licence for spec in MODELS.values() if spec.in_package)
+    for folder in (path for path in (ROOT / "model_cards").iterdir() if path.is_dir()):
+        left_out = any(
+            fnmatch(f"model_cards/{folder.name}", pattern) for pattern in built["sdist"]["exclude"]
+        )
+        assert left_out != (folder.name in MODELS and MODELS[folder.name].in_package), folder.name
 
 
 @pytest.mark.slow

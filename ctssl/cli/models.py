@@ -30,7 +30,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "names", nargs="*", metavar="NAME", help="names of the list, or Hub repositories owner/name"
     )
-    sub.add_argument("--all", action="store_true", help="all models of the list")
+    sub.add_argument("--all", action="store_true", help="all models of the package or the Hub")
     sub.add_argument(
         "--to",
         metavar="FOLDER",
@@ -135,9 +135,10 @@ def _plain(text: str) -> str:
 def _download(args: argparse.Namespace) -> None:
     from ctssl.hub.downloads import download
     from ctssl.hub.folder import bundled
-    from ctssl.zoo import list_models
+    from ctssl.zoo import MODELS
 
-    names = [*args.names, *(name for name in list_models() if args.all and name not in args.names)]
+    listed = sorted(name for name, spec in MODELS.items() if spec.in_package or spec.repo) if args.all else []
+    names = [*args.names, *(name for name in listed if name not in args.names)]
     if not names:
         raise ValueError("which models? Give names of `ctssl list` or repositories owner/name, or --all")
     if args.revision and len(names) > 1:

@@ -26,11 +26,14 @@ def write_card(
     """Return the `README.md` of the segmenter. Every number was measured on the held-out cases."""
     name = report.folder.resolve().name
     start = f"`{facts.model or 'an encoder'}`" + (", initial weights" if facts.from_scratch else "")
+    start += f" (licence {facts.licence})" if facts.licence else ""
     low, high = facts.window_hu
     limits = (
         "Made by `ctssl finetune` from few labelled scans. It is not a medical device and must not be used for "
         "diagnosis.\n"
     )
+    if "-NC" in facts.licence:
+        limits += "**Not for commercial use**: so says the licence of its starting weights.\n"
     limits += (
         f"It was judged on {len(judged)} held-out cases of the same data, which says little about scans from "
         "elsewhere."

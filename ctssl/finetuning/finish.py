@@ -1,4 +1,7 @@
-"""What follows the last step of a training: held-out cases are judged, the report is made, the folder written."""
+"""What follows the last step of a training: held-out cases are judged, the report is made, the folder written.
+
+`judging_seconds` is asked before the first one, since the judging counts towards the minutes.
+"""
 
 from __future__ import annotations
 
@@ -100,6 +103,7 @@ def save(net: Any, job: Job, report: Report, judged: dict[str, Judged], *, devic
         data=job.content,
         validated=report.validated,
         model=start.name,
+        licence="" if start.from_scratch else start.spec.licence,
         from_scratch=start.from_scratch,
         head=start.head,
         spacing_mm=pre.spacing_mm,
@@ -136,7 +140,7 @@ def _metadata(report: Report, job: Job, facts: Facts) -> dict[str, str]:
         manifest=report.train,
         parent="" if facts.from_scratch else parent,
         pretext=spec.pretext,
-        licence=spec.licence,
+        licence=facts.licence,
         samples="" if steps is None else int(steps) * settings.batch * world,
     )
     if report.held_out:

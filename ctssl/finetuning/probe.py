@@ -310,8 +310,8 @@ def probe(
 
     Args:
         data: folder or CSV in a layout that `ctssl.datasets.find_cases` knows.
-        models: starting points as for `ctssl.finetune`; `vit-scratch` and `swin-scratch` have other random weights for each
-            seed. All are compared with the last one.
+        models: starting points as for `ctssl.finetune`, each with its own HU window; `vit-scratch` and `swin-scratch` have other
+            random weights for each seed, and the window of the first pretrained model. All are compared with the last one.
         out: folder for `report.md` and `probe.json`.
         seeds: how often patients and voxels are drawn.
         label: the label to tell from everything else; None: any label.
@@ -333,6 +333,8 @@ def probe(
         for name in models
     }
     windows = {name: found[0].spec.preprocess.window_hu for name, found in encoders.items()}
+    shared = next((window for name, window in windows.items() if name not in BASELINES), None)
+    windows |= {name: shared for name in windows if name in BASELINES and shared}
     groups = {
         window: read_scans(cases, Preprocess(spacing_mm, window), label=label, progress=progress)
         for window in dict.fromkeys(windows.values())

@@ -89,12 +89,13 @@ def judge(mask: Volume, truth: Volume, scan: Volume, labels: dict[int, str]) -> 
 
 @dataclass(frozen=True)
 class Facts:
-    """How a segmenter was made: for `report.json` and the card. `model`: name of the starting weights."""
+    """How a segmenter was made: for `report.json` and the card. `model` and `licence`: of the starting weights."""
 
     train: list[str]
     data: str
     validated: list[str]
     model: str
+    licence: str
     from_scratch: bool
     head: str
     spacing_mm: float

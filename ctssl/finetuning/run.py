@@ -139,13 +139,13 @@ def run(request: Request, dataset: Dataset, *, survey: Survey | None = None) -> 
             stack.enter_context(alone(request.unfinished))  # from here on the folder is ours
             clear_parts(request.out)
             clear_parts(request.unfinished)
-        report = train(net.to(device), learning, validating, job, rank=rank)
+        report = train_and_save(net.to(device), learning, validating, job, rank=rank)
     if dist.is_initialized():
         dist.barrier()
     return report
 
 
-def train(net: Any, learning: list[Any], validating: list[Any], job: Job, *, rank: int) -> Report:
+def train_and_save(net: Any, learning: list[Any], validating: list[Any], job: Job, *, rank: int) -> Report:
     """Train a network on its device, judge it, and (the first device) write it."""
     request, device = job.request, device_name(next(net.parameters()).device)
     scoring = (

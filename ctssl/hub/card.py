@@ -16,6 +16,7 @@ HUB_LICENCES = (
     "cc-by-3.0",
     "cc-by-4.0",
     "cc-by-sa-4.0",
+    "cc-by-nc-3.0",
     "cc-by-nc-4.0",
     "cc-by-nc-sa-4.0",
 )

@@ -113,6 +113,16 @@ def twin(model: str) -> str:
     return f"{model.split('-')[0]} (random weights{detail})"
 
 
+def is_pretrained(model: str) -> bool:
+    """Return whether a pretext task made the model, and no fine-tuning.
+
+    >>> is_pretrained("vit-wild-lesions"), is_pretrained("lung-tumour-vit-wild-lesions")
+    (True, False)
+    """
+    spec = ctssl.info(model)
+    return model == f"{spec.encoder}-{spec.corpus}-{spec.pretext}"
+
+
 def window(model: str) -> tuple[float, float]:
     """Return the window of a model in HU; the usual one for a name that is not in the table."""
     known = model in ctssl.list_models()
@@ -134,7 +144,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "models", nargs="*", default=[n for n in ctssl.list_models() if ctssl.info(n).kind == "encoder"]
+        "models", nargs="*", default=[name for name in ctssl.list_models() if is_pretrained(name)]
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--nodule-spacing", type=float, default=0.75)
@@ -164,7 +174,8 @@ def main() -> None:
         }
         kept["weights"] = {}
         write_whole(RESULTS, json.dumps(kept) + "\n")
-    windows = dict.fromkeys(window(name) for name in args.models)
+    usual = Preprocess().window_hu  # the first: "intensity alone" sees it
+    windows = sorted({window(name) for name in args.models}, key=lambda hu: hu != usual)
     for task, hu in [(task, hu) for task in spacing if task in args.tasks for hu in windows]:
         group = scans(task, Preprocess(spacing[task], hu))
         models = [name for name in args.models if window(name) == hu]

@@ -248,6 +248,16 @@ def network(contestant: Contestant, seed: int, models: Path | None) -> tuple[Any
     return net, start
 
 
+def check_start(path: Path, name: str, weights: str) -> None:
+    """Exit if the kept rows of a contestant began with other weights: seeds of different models cannot be averaged."""
+    others = {row["start"] for row in rows(path) if row["contestant"] == name} - {weights}
+    if others:
+        raise SystemExit(
+            f"{name}: these starting weights ({weights[:12]}) are not those of its other seeds in {path} "
+            f"({', '.join(one[:12] for one in sorted(others))}); give the study's encoders (--models), or another --out"
+        )
+
+
 def train(task: Task, contestant: Contestant, seed: int, models: Path | None) -> dict[str, Any]:
     """Fine-tune a contestant and measure it; returns its row."""
     settings = replace(contestant.settings, seed=seed)
@@ -393,6 +403,7 @@ def main(arguments: list[str] | None = None) -> None:
             with claimed(args.work, name, seed) as mine:
                 if not mine or (name, seed) in {key(row) for row in rows(args.out)}:
                     continue
+                check_start(args.out, name, network(CONTESTANTS[name], seed, args.models)[1].weights)
                 row = train(task, CONTESTANTS[name], seed, args.models)
                 add(args.out, {"contestant": name, "seed": seed, **row})
                 print(

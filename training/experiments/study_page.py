@@ -28,8 +28,10 @@ LIMITS = """**Limits first.**
   says of size cannot be tested.
 - Encoders are small (ViT 1.6, Swin 3.2 million parameters; the paper's Swin 10.6) and were pretrained for one to seven minutes
   on one GPU: 20,000 (Swin, SMIT) to 146,000 (ViT, contrastive) samples, about as many of wild as of self for each pretext.
-  Exceptions: `*-wild-lesions` are the released models, with 371,000 and 458,000 samples, the ViT from a contrastive start.
-  Compare these with scratch, not with `*-self-lesions` (75,000 samples). `training/experiments/results/gpu_h200.md` lists all.
+  Exceptions: `*-wild-lesions` have 371,000 and 458,000 samples, the ViT from a contrastive start. Compare these with scratch, not
+  with `*-self-lesions` (75,000 samples). `training/experiments/results/gpu_h200.md` lists all.
+- `*-wild-lesions` and `*-self-{smit,mim,contrastive}` are the released models of these names; `*-wild-{smit,mim,contrastive}` are
+  not: those released have other recipes (26 scans, 2 mm, [-500, 500] HU). The others of the study are not released.
 - Fine-tuning took 1,000 steps, 3,000 where the start says so. From scratch, 1,000 are too few (see the table of all starts).
 - Scores are of boxes of 64 mm around a tumour, off centre; the paper used cubes of 192 to 256 mm. Neither is a whole scan.
 - Shifts are simulated on these boxes. `truncation` is left out, since a box has no field of view; `dose` and `streaks` know

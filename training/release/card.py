@@ -26,6 +26,9 @@ CORPORA = {
     "wild": "in the wild: public CTs of many collections, scanners and body parts, not curated for any task",
     "self": "self: only the task's own scans, cubes of 92 mm around the lung tumours of 150 patients (NSCLC-Radiomics), without "
     "their labels",
+    "wild-self": "in the wild (public CTs of many collections, scanners and body parts), and then self: cubes of 92 mm around the "
+    "lung tumours of 150 patients (NSCLC-Radiomics), without their labels",
+    "sarcoma": "the training side of soft-tissue sarcomas (TCIA), without their labels",
 }
 
 
@@ -51,7 +54,9 @@ def strictest(scans: list[dict]) -> str:
     order = list(hub)
     licences = set()
     for row in scans:
-        known = [name for name in order if row["licence"].startswith(name)]
+        known = [name for name in LICENCES if row["licence"].startswith(name)]
+        if "NC" in row["licence"]:  # a mixture cannot be read
+            known = [name for name in NON_COMMERCIAL if row["licence"] == name]
         if not known:
             raise ValueError(f"{row['id']}: the licence {row['licence']!r} does not allow publishing weights")
         licences.add("CC BY 4.0" if "4.0" in row["licence"] else known[-1])

@@ -148,10 +148,9 @@ def scans_of(run: Run) -> list[dict[str, Any]]:
 def unseen(task: nn.Module, run: Run, out: Path, crops: int = 1280) -> dict[str, Any]:
     """Evaluate the pretext task on crops of scans that the run did not see.
 
-    These are the training side of the other corpus or, if the starting weights saw that one, the paired
-    reconstructions.
+    These are the training side of another corpus or, after two corpora, the paired reconstructions.
     """
-    other = {"self": "wild", "wild-self": "paired_kernels"}.get(trained_on(run), "sarcoma")
+    other = {"self": "wild", "sarcoma": "wild", "wild-self": "paired_kernels"}.get(trained_on(run), "sarcoma")
     source = other if other in NAMES else data_folder() / other
     scans = prepare_corpus(find_scans(source), run.preprocess, out.parent / "cache")
     samples = Samples(scans, task, run, seed=run.seed + 1)
