@@ -103,10 +103,10 @@ def test_each_scan_comes_once_in_a_pass_and_samples_do_not_depend_on_who_asks(tm
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_scans_start_in_seconds_and_a_worker_holds_one_table(tmp_path):
+def test_thirty_thousand_scans_start_in_seconds_and_a_worker_holds_one_table(tmp_path):
     """Links to one file; a start on a ready cache, against the time it takes to list and stat as many files plainly."""
     path = phantom(20.0)[0].save(tmp_path / "p.nii.gz")
-    folder, many = tmp_path / "many", 100_000
+    folder, many = tmp_path / "many", 30_000
     folder.mkdir()
     for i in range(many):
         os.symlink(path, folder / f"{i}.nii.gz")

@@ -63,7 +63,7 @@ def test_a_loss_is_decided_by_the_batch_alone(encoder, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(TASKS) - {"mae"}))
+@pytest.mark.parametrize("name", sorted(set(TASKS) - {"mae", "itd_mpd"}))  # the latter is most of `smit`
 def test_a_task_learns_one_batch_by_heart(name):
     torch.manual_seed(0)
     task = TASKS[name](ctssl.ViT(**SMALL["vit"]), **SMALL_ARGS.get(name, {})).train()  # the cheaper encoder

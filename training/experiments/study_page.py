@@ -81,17 +81,25 @@ def page(found: dict[str, Any], pictures: list[Path]) -> str:
         "## Few labels\n",
         "500 steps of `training.experiments.lung` on some of the 150 patients, judged on the same boxes.\n",
         _table(found["labels"]),
-        "## Two reconstructions of one acquisition\n",
-        "What `training.experiments.lung` trained on 50 of the patients marks in a smooth and in a sharp reconstruction of two "
-        "chests (`python -m training.experiments.kernels`). Two patients, without masks: they show how far the two masks agree, "
-        "not which is right, and cannot tell starts apart.\n",
-        _table(found["kernels"]),
     ]
+    if found["kernels"]:
+        lines += [
+            "## Two reconstructions of one acquisition\n",
+            "What `training.experiments.lung` trained on 50 of the patients marks in a smooth and in a sharp reconstruction of "
+            "two chests (`python -m training.experiments.kernels`). Two patients, without masks: they show how far the two masks "
+            "agree, not which is right, and cannot tell starts apart.\n",
+            _table(found["kernels"]),
+        ]
     if found["missing"]:
         lines += [
             "## Not measured\n",
             *(f"- {one}" for one in found["missing"]),
-            "\n`python -m training.experiments.robustness` goes on there.",
+            *(
+                []
+                if found["kernels"]
+                else ["- the two pairs of kernels (`python -m training.experiments.kernels`)"]
+            ),
+            "\n`python -m training.experiments.robustness --models FOLDER` goes on there, with the encoders of the study.",
         ]
     return "\n".join(lines).rstrip("\n") + "\n"
 
