@@ -86,7 +86,7 @@ def card(config: dict, history: dict) -> str:
         front=front_matter(config, history),
         limits=f"""A small model for research: trained on {len(history["scans"])} scans with {trained_with(history["device"])}. It has seen no labels and knows no
 disease. It is not a medical device and must not be used for diagnosis. Scans must be CT in HU; `ctssl` warns about those
-that are not.{free(history["scans"])}""",
+that are not.{restriction(history["scans"])}""",
         about=f"""A 3D {architecture} encoder for CT with {config["parameters"] / 1e6:.2f} M parameters{" (with its head)" if whole else ""}, pretrained with
 {PRETEXTS[run["task"]]}, {CORPORA[config["corpus"]]}.{started(run)}{kept}""",
         code=code,
@@ -115,7 +115,7 @@ The weights take over the strictest of these licences, {strictest(history["scans
     ).render()
 
 
-def free(scans: list[dict]) -> str:
+def restriction(scans: list[dict]) -> str:
     """Return a sentence that forbids commercial use, where a licence does."""
     if strictest(scans) not in NON_COMMERCIAL.values():
         return ""
@@ -274,25 +274,16 @@ by `{found["command"]}`, with 95% intervals over patients.
 def study(name: str) -> str:
     """Return what the study of corpora measured with the encoder that this task's own scans taught; "" for any other: what the
     study calls by the name of a model "in the wild" has other weights."""
-    from training.experiments.robustness import CLEAN, rows
-    from training.experiments.trials import gained, told
+    from training.experiments.measured import Measured
+    from training.experiments.trials import told
 
-    found: dict[str, dict[int, dict[str, float]]] = {}
-    for row in rows():
-        scores = dict(zip(row["cases"], row["dsc"][CLEAN], strict=True))
-        found.setdefault(row["contestant"], {})[row["seed"]] = scores
     twin = f"{name.split('-')[0]}-scratch"
-    if "-self-" not in name or name not in found or twin not in found:
+    gain = Measured.read().difference([(1, name), (-1, twin)]) if "-self-" in name else None
+    if not gain:
         return ""
-    seeds = sorted(found[name].keys() & found[twin].keys())
-    mine, theirs = (
-        {case: sum(found[one][seed][case] for seed in seeds) / len(seeds) for case in found[one][seeds[0]]}
-        for one in (name, twin)
-    )
-    mean = sum(mine.values()) / len(mine)
     return f"""Lung tumours, all labels: fine-tuned for 1,000 steps on the 150 patients of NSCLC-Radiomics whose scans it was pretrained on,
-judged on the 98 of NSCLC-Radiogenomics (64 mm boxes), by `python -m training.experiments.robustness`: mean DSC **{mean:.3f}**,
-against the same network from scratch {told(gained(mine, theirs))} ({plural(len(seeds), "training")} of each; 95% interval over patients).
+judged on the 98 of NSCLC-Radiogenomics (64 mm boxes), by `python -m training.experiments.robustness`: mean DSC **{gain["means"][0]:.3f}**,
+against the same network from scratch {told(gain)} ({plural(gain["seeds"], "training")} of each; 95% interval over patients).
 `model_cards/STUDY.md` compares it with other starts.
 
 """
