@@ -232,3 +232,12 @@ def test_a_contestant_is_trained_measured_and_not_trained_again(data, tmp_path, 
     assert out.read_bytes() == before
     with pytest.raises(SystemExit):
         robustness.main(["vit-wild-nothing"])
+
+
+def test_seeds_of_other_weights_are_not_mixed(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    robustness.check_start(out, "vit-wild-mim", "one")  # the first training
+    robustness.add(out, row("vit-wild-mim", 0, 0.5) | {"start": "one"})
+    robustness.check_start(out, "vit-wild-mim", "one")
+    with pytest.raises(SystemExit, match="not those of its other seeds"):
+        robustness.check_start(out, "vit-wild-mim", "two")
