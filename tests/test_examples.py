@@ -31,7 +31,9 @@ def test_embed():
     )
     out = done.stdout
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "phantom: (192,) features" in out and "stride 16: (1, 192, 6, 6, 6)" in out and "last block" in out
+    assert (
+        "phantom: (144,) features" in out and "stride 8: (1, 144, 12, 12, 12)" in out and "last block" in out
+    )
 
 
 @pytest.mark.slow

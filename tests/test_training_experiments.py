@@ -224,5 +224,6 @@ def test_the_results_page_names_every_model_with_its_size_and_licence():
     }
     for name, spec in MODELS.items():
         row = rows[f"`{name}`"]
-        assert f"{spec.parameters / 1e6:.1f} M" in row and spec.licence.replace("-", " ") in row, name
+        licence = spec.licence.replace("-", " ").replace("BY NC", "BY-NC")
+        assert f"{spec.parameters / 1e6:.1f} M" in row and f"| {licence} |" in row, name
         assert ("(baseline only)" in row) == spec.baseline_only, name
