@@ -23,7 +23,12 @@ def test_a_training_is_measured_once_and_shown_as_a_mean_over_its_seeds(tmp_path
                 "first_ml": 10.0,
                 "second_ml": 20.0 + 4 * seed,
             }
-            | {"volume_difference": 0.5, "embedding_cosine": 0.9, "covered": 1.0}
+            | {
+                "volume_difference": 0.5,
+                "embedding_cosine": 0.9,
+                "embedding_concordance": 0.9,
+                "covered": 1.0,
+            }
             for name in PAIRS
         ]
 

@@ -20,9 +20,7 @@ from ctssl.finetuning.card import write_card
 from ctssl.finetuning.job import Job
 from ctssl.finetuning.loop import CHOOSING
 from ctssl.finetuning.plan import training_range
-from ctssl.finetuning.prepare import (
-    survey_warnings,
-)
+from ctssl.finetuning.prepare import survey_warnings
 from ctssl.finetuning.report import WRITTEN, Facts, Judged, Report, judge, result_files
 from ctssl.hub.provenance import facts as metadata_of
 from ctssl.inference.masks import onto, plan, probabilities_of

@@ -5,15 +5,14 @@ import time
 
 import torch
 
-from ctssl.encoders import ENCODERS
-from ctssl.zoo import info
+from ctssl.finetuning.start import open_start
 
 
-def untrained(model: str) -> torch.nn.Module:
-    """Return the encoder of a published model with random weights: time does not depend on them, and no file is needed."""
-    encoder = ENCODERS[info(model).encoder](**info(model).encoder_args)
-    encoder.spec = info(model)
-    return encoder
+def untrained(baseline: str) -> torch.nn.Module:
+    """Return the encoder of `swin-scratch` or `vit-scratch`: time does not depend on weights, and no file is needed."""
+    start = open_start(baseline, "", from_scratch=True, seed=0)
+    start.encoder.spec = start.spec
+    return start.encoder
 
 
 def chosen() -> torch.device:

@@ -23,10 +23,10 @@ DEVICE = chosen()
 
 def contestants() -> dict[str, Segmenter]:
     return {
-        "swin + light": ctssl.segmenter(untrained("swin-wild-mim"), head="light"),
-        "vit + light": ctssl.segmenter(untrained("vit-wild-mim"), head="light"),
+        "swin + light": ctssl.segmenter(untrained("swin-scratch"), head="light"),
+        "vit + light": ctssl.segmenter(untrained("vit-scratch"), head="light"),
         "dynunet": ctssl.segmenter(Pixels(), head="dynunet"),
-        "swin + swin-unetr": ctssl.segmenter(untrained("swin-wild-mim"), head="swin-unetr"),
+        "swin + swin-unetr": ctssl.segmenter(untrained("swin-scratch"), head="swin-unetr"),
     }
 
 

@@ -32,25 +32,14 @@ def pairs() -> list[tuple[str, Path, Path]]:
 
 def measure(folder: Path, seed: int) -> dict[str, Any]:
     """Return the agreement of a segmenter's masks on each pair."""
-    rows = agreement(ctssl.load_segmenter(folder), pairs(), progress=True)
-    kept = ("pair", "dsc", "first_ml", "second_ml", "volume_difference", "embedding_cosine")
-    return {
-        "seed": seed,
-        "pairs": [
-            {key: round(row[key], 4) if isinstance(row[key], float) else row[key] for key in kept}
-            for row in rows
-        ],
-    }
+    return {"seed": seed, "pairs": agreement(ctssl.load_segmenter(folder), pairs(), progress=True)}
 
 
 def table_rows(models: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Return a row for each start: DSC between the two masks, their volumes, cosine of the embeddings; means over seeds."""
     rows = []
     for model, trained in models.items():
-        each = [
-            summarise([{"label": 1, "embedding_concordance": 0.0, **r} for r in one["pairs"]])
-            for one in trained
-        ]
+        each = [summarise(one["pairs"]) for one in trained]
         row: dict[str, Any] = {"start": model, "trainings": len(trained)}
         row["DSC of the two masks"] = round(float(np.mean([one["dsc"] for one in each])), 3)
         for number, patient in enumerate(PAIRS):

@@ -150,7 +150,7 @@ def main() -> None:
     if lung.flag("--chest"):
         experiment = CHEST
     if lung.flag("--tta"):
-        if experiment.results == RESULTS or experiment is CHEST:
+        if experiment is EXPERIMENT or experiment is CHEST:
             raise SystemExit("--tta scores what --fold K left; add --fold")
         for model in sys.argv[1:] or experiment.design:
             row = lung.score(trials.folder_of(experiment, Path("runs"), model, 0), experiment, tta=True)
