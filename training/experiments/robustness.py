@@ -15,6 +15,7 @@ published ones. Then `python -m training.experiments.study` writes what follows.
 """
 
 import argparse
+import copy
 import fcntl
 import json
 import os
@@ -90,6 +91,8 @@ def contestants() -> dict[str, Contestant]:
         found[f"{name} + shifts"] = Contestant(name, {"shift_augment": 2})
     for name in (f"{encoder}-{start}" for start in ("scratch", "wild-lesions") for encoder in both):
         found[f"{name}, 3000 steps"] = Contestant(name, {"steps": 3000})
+    for name in ("vit-scratch", "vit-wild-lesions"):
+        found[f"{name} + shifts, 3000 steps"] = Contestant(name, {"shift_augment": 2, "steps": 3000})
     found["dynunet"] = Contestant("dynunet", {"steps": 3000, "crop": 64, "batch": 2})
     return found
 
@@ -258,11 +261,12 @@ def check_start(path: Path, name: str, weights: str) -> None:
         )
 
 
-def train(task: Task, contestant: Contestant, seed: int, models: Path | None) -> dict[str, Any]:
-    """Fine-tune a contestant and measure it; returns its row."""
+def train(
+    task: Task, contestant: Contestant, seed: int, models: Path | None, net: Any, start: Any
+) -> dict[str, Any]:
+    """Fine-tune what `network` returned for a contestant, and measure it; returns its row."""
     settings = replace(contestant.settings, seed=seed)
-    net, start = network(contestant, seed, models)
-    before = network(contestant, seed, models)[0].encoder
+    before = copy.deepcopy(net.encoder)
     net.to(task.device)
     began = time.monotonic()
     crops = task.crops(settings)
@@ -403,8 +407,9 @@ def main(arguments: list[str] | None = None) -> None:
             with claimed(args.work, name, seed) as mine:
                 if not mine or (name, seed) in {key(row) for row in rows(args.out)}:
                     continue
-                check_start(args.out, name, network(CONTESTANTS[name], seed, args.models)[1].weights)
-                row = train(task, CONTESTANTS[name], seed, args.models)
+                net, start = network(CONTESTANTS[name], seed, args.models)
+                check_start(args.out, name, start.weights)
+                row = train(task, CONTESTANTS[name], seed, args.models, net, start)
                 add(args.out, {"contestant": name, "seed": seed, **row})
                 print(
                     f"{name}, seed {seed}: {np.mean(row['dsc'][CLEAN]):.3f}, {row['seconds']} s", flush=True

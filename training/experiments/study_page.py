@@ -13,6 +13,7 @@ from ctssl.robustness.curves import Line, draw
 from ctssl.shifts import SHIFTS
 from training.experiments.measured import MARGIN, SHIFTED, SURE, Measured
 from training.experiments.robustness import CLEAN, CUBE, SEVERITIES, UNTRUE
+from training.release.card import plural
 
 SHOWN = [
     f"{encoder}-{start}"
@@ -138,7 +139,7 @@ def _few_labels(labels: list[dict[str, Any]], rows: dict[str, dict[str, Any]]) -
     best = max(scratch.values())
     count, dsc = next(((n, dsc) for n, dsc in mine if dsc > best), mine[-1])  # the fewest that are enough
     told = ", ".join(f"`{name}` {value:.2f}" for name, value in scratch.items())
-    gives = f"{count} labelled patient{'s' if count > 1 else ''} from `vit-wild-lesions` give {dsc:.2f}"
+    gives = f"{plural(count, 'labelled patient')} from `vit-wild-lesions` give {dsc:.2f}"
     if dsc > best:
         return f"Few labels are enough with them: {gives}, more than 150 from scratch ({told})."
     return f"{gives}, 150 from scratch {told}."
