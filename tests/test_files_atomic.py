@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nibabel
 import pytest
-from safetensors import SafetensorError
+import torch
 
 import ctssl
 from ctssl.files import atomic as writing
@@ -39,20 +39,8 @@ def full(monkeypatch):
         half(Path(path), b"half a scan")
         save(image, path)
 
-    import safetensors.torch
-
-    save_file = safetensors.torch.save_file
-
-    def stored(state, path, metadata=None) -> None:
-        try:
-            half(Path(path), b"half the weights")
-        except OSError as error:  # safetensors tells in words of its own
-            raise SafetensorError("I/O error: No space left on device (os error 28)") from error
-        save_file(state, path, metadata=metadata)
-
     monkeypatch.setattr(Path, "write_bytes", written)
     monkeypatch.setattr(nibabel, "save", saved)
-    monkeypatch.setattr(safetensors.torch, "save_file", stored)
     return lambda count: left.__setitem__(0, count)
 
 
@@ -123,3 +111,10 @@ def test_other_errors_keep_their_words_and_leave_nothing(tmp_path):
     with pytest.raises(PermissionError):
         writing.write_whole(tmp_path / "a.json", broken)
     assert (tmp_path / "a.json").read_text() == "the old one"
+
+
+def test_weights_that_are_being_written_have_a_name_that_is_cleared_away(tmp_path, monkeypatch):
+    seen, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda *both: (seen.extend(os.listdir(tmp_path)), replace(*both)))
+    writing.write_weights(tmp_path / "a.safetensors", {"w": torch.rand(3)})
+    assert seen == [f".part-{os.getpid()}-a.safetensors"] and os.listdir(tmp_path) == ["a.safetensors"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as pack
 from torch import Tensor
 
 from training.recipe import Run, parse_run
@@ -52,7 +52,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
     plain = {key: value for key, value in state.items() if key not in ("task", "opt")}
     plain["groups"] = state["opt"]["param_groups"]
     alone = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    save_file(alone, path, metadata={"state": json.dumps(plain)})
+    path.write_bytes(pack(alone, {"state": json.dumps(plain)}))
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

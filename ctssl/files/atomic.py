@@ -68,17 +68,15 @@ def is_begun(folder: Path) -> bool:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Return whether an error means a full disk; safetensors reports one only in the message."""
-    if isinstance(error, OSError):
-        return error.errno in FULL
-    return type(error).__name__ == "SafetensorError" and "No space left" in str(error)
+    """Return whether an error means a full disk."""
+    return isinstance(error, OSError) and error.errno in FULL
 
 
 def write_weights(path: Path, state: dict[str, Any], *, metadata: dict[str, str] | None = None) -> Path:
     """Write tensors as safetensors, completely or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save  # not `save_file`, which leaves a file of its own where it is killed
 
-    return write_whole(path, lambda part: save_file(state, part, metadata=metadata))
+    return write_whole(path, save(state, metadata))
 
 
 def check_apart(targets: list[Path], scans: list[Path]) -> None:

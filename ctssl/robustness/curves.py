@@ -193,5 +193,7 @@ def draw(panels: dict[str, dict[str, Line]], path: Path, *, whole: bool = True) 
     for line in range(count):
         places[line * columns].set_ylabel("DSC")
     handles, models = places[0].get_legend_handles_labels()
-    figure.legend(handles, models, loc="outside lower center", ncols=min(3, columns), fontsize=8, frameon=False)
+    figure.legend(
+        handles, models, loc="outside lower center", ncols=min(3, columns), fontsize=8, frameon=False
+    )
     figure.savefig(path, dpi=110, format="png")

@@ -112,7 +112,7 @@ def shift_folder(
                 written.append(target)
                 bar.update()
         except (ValueError, OSError) as error:
-            if isinstance(error, OSError) and disk_is_full(error):
+            if disk_is_full(error):
                 raise
             failed[name] = str(error)
     bar.close()

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from ctssl.datasets.seen import SEEN
 from ctssl.demo import picture_features
+from ctssl.files.atomic import write_weights
 from ctssl.hub.client import CONFIG
 from ctssl.hub.folder import read_config, write_folder
 from ctssl.hub.provenance import facts
@@ -198,7 +198,7 @@ def whole_state(name: str, out: Path | None, file: Path) -> None:
     own = (Path(name) / checkpoints.NEWEST).is_file()
     run = checkpoints.load_run(Path(name)) if own else find_run(name)
     task, _ = load_finished(run, out or (Path(name) if own else Path("runs") / name))
-    save_file({key: value.contiguous().clone() for key, value in task.state_dict().items()}, file)
+    write_weights(file, {key: value.contiguous().clone() for key, value in task.state_dict().items()})
     print(f"{file}: python -m training.pretrain ... --init {file} continues from it")
 
 
