@@ -4,10 +4,15 @@ import json
 import re
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+
+from ctssl.phantom import phantom
+from ctssl.volume.volume import Volume
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
@@ -45,9 +50,22 @@ def picture(file: str) -> str:
     return file
 
 
+def middle(*arguments, **options) -> tuple[Volume, Volume]:
+    """The phantom, but only 144 mm of it around its tumour, a sixth of its voxels: all cells run in less time."""
+    found = []
+    for one in phantom(*arguments, **options):
+        side = round(144 / one.spacing_mm[0])
+        first = [round(place) - side // 2 for place in np.linalg.solve(one.affine, [70, 10, 10, 1])[:3]]
+        affine = one.affine.copy()
+        affine[:3, 3] = (one.affine @ [*first, 1])[:3]
+        found.append(replace(one, array=one.array[tuple(slice(n, n + side) for n in first)], affine=affine))
+    return found[0], found[1]
+
+
 @pytest.mark.slow
 @each_tutorial
 def test_the_cells_of_a_tutorial_run(path, tmp_path, monkeypatch):
+    monkeypatch.setattr("ctssl.phantom.phantom", middle)
     display = types.ModuleType("IPython.display")
     display.Image, display.Markdown = picture, str  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "IPython.display", display)
