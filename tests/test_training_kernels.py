@@ -35,7 +35,7 @@ def test_a_training_is_measured_once_and_shown_as_a_mean_over_its_seeds(tmp_path
     monkeypatch.setattr(kernels, "RESULTS", tmp_path / "kernels.json")
     monkeypatch.setattr(kernels, "pairs", list)
     monkeypatch.setattr(kernels, "agreement", agreement)
-    monkeypatch.setattr(kernels.ctssl, "load_segmenter", lambda folder: folder.name)
+    monkeypatch.setattr(kernels.ctssl, "load_segmenter", lambda source: getattr(source, "name", source))
     for seed in (0, 1):
         trials.folder_of(lung.EXPERIMENT, tmp_path, "vit-scratch, 50 cases", seed).mkdir()
     arguments = ["kernels", "vit-scratch", "--runs", str(tmp_path)]
@@ -44,8 +44,13 @@ def test_a_training_is_measured_once_and_shown_as_a_mean_over_its_seeds(tmp_path
         kernels.main()
     assert asked == ["lung-vit-scratch-50cases-0", "lung-vit-scratch-50cases-1"]
     assert "lung-vit-scratch-50cases-2 is not there" in capsys.readouterr().out
+    released = kernels.RELEASED[0]
+    for _ in range(2):
+        monkeypatch.setattr("sys.argv", ["kernels", released])
+        kernels.main()
+    assert asked[2:] == [released]  # it is one model, whatever the seed
     models = json.loads((tmp_path / "kernels.json").read_text())["models"]
-    (row,) = kernels.table_rows(models)
+    row, _ = kernels.table_rows(models)
     assert (row["start"], row["trainings"]) == ("vit-scratch", 2)
     assert row["DSC of the two masks"] == pytest.approx(0.85)
     assert all(row[f"{name}: ml, smooth and sharp"] == "10 and 22" for name in PAIRS)

@@ -87,8 +87,10 @@ def page(found: dict[str, Any], pictures: list[Path]) -> str:
         lines += [
             "## Two reconstructions of one acquisition\n",
             "What `training.experiments.lung` trained on 50 of the patients marks in a smooth and in a sharp reconstruction of "
-            "two chests (`python -m training.experiments.kernels`). Two patients, without masks: they show how far the two masks "
-            "agree, not which is right, and cannot tell starts apart.\n",
+            "two chests, and what released segmenters mark (`python -m training.experiments.kernels`). Two patients, without "
+            "masks: they show how far the two masks agree, not which is right, and cannot tell starts apart. The first learned "
+            "from cubes around tumours alone and mark litres of a chest, so their agreement says little; `lung-tumour-*` saw "
+            "chests without a tumour too.\n",
             _table(found["kernels"]),
         ]
     if found["missing"]:
