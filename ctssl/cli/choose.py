@@ -47,6 +47,7 @@ def _add_probe(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _probe(args: argparse.Namespace) -> None:
+    from ctssl.evaluation.tables import as_plain
     from ctssl.finetuning.probe import REPORT, probe
 
     if args.out and (Path(args.out) / REPORT).exists() and not args.overwrite:
@@ -61,7 +62,9 @@ def _probe(args: argparse.Namespace) -> None:
         device=args.device,
         progress=not args.json,
     )
-    print(json.dumps(found.rows()) if args.json else found.table(), end="" if not args.json else "\n")
+    print(
+        json.dumps(as_plain(found.rows())) if args.json else found.table(), end="" if not args.json else "\n"
+    )
 
 
 def _add_curve(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -102,6 +105,7 @@ def _add_curve(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _curve(args: argparse.Namespace) -> None:
+    from ctssl.evaluation.tables import as_plain
     from ctssl.finetuning.curve import ALL, measure_curve
     from ctssl.finetuning.settings import Settings
 
@@ -123,7 +127,7 @@ def _curve(args: argparse.Namespace) -> None:
         progress=not args.json,
     )
     print(
-        json.dumps(found.points())
+        json.dumps(as_plain(found.points()))
         if args.json
         else f"{found.table()}\n{args.out}/report.md, {args.out}/curve.png"
     )

@@ -99,15 +99,17 @@ def _segment(args: argparse.Namespace) -> None:
     from ctssl.volume.channels import Channels
 
     model = _model(args)
-    maps = len(model.labels) if args.probabilities else 0
-    scan, _ = read_within(
-        Channels(*scans), lambda grid: plan(model, grid, args.max_memory, maps=maps), series=args.series
-    )
+    source: Any = scans[0] if len(scans) == 1 else Channels(*scans)  # the record has the hash of these files
+    if args.series:
+        maps = len(model.labels) if args.probabilities else 0
+        source, _ = read_within(
+            source, lambda grid: plan(model, grid, args.max_memory, maps=maps), series=args.series
+        )
     target = target_of(model, Path(args.out), with_maps=args.probabilities)
     check_apart([target.record, *target.maps.values()], scans)
     _, record = write_mask(
         model,
-        scan,
+        source,
         target,
         windows=_windows(args),
         overwrite=args.overwrite,

@@ -161,7 +161,7 @@ def _table(path: Path) -> Dataset:
             row.name,
             row.image,
             row.label,
-            row.patient or row.name,
+            row.patient or _patient_in(row.image) or row.name,
             row.split,
             row.facts,
             channels=row.channels,
@@ -170,6 +170,18 @@ def _table(path: Path) -> Dataset:
         if row.label is not None
     ]
     return _dataset(_existing(cases, path))
+
+
+def _patient_in(image: Path) -> str:
+    """Return the PatientID of a DICOM series; "" for a file, and where there is none."""
+    if not image.is_dir():
+        return ""
+    from ctssl.volume.dicom_file import get_text, read_header
+
+    headers = map(read_header, sorted(file for file in image.rglob("*") if file.is_file()))
+    return next(
+        (name for header in headers if header is not None and (name := get_text(header, "PatientID"))), ""
+    )
 
 
 def _existing(cases: list[Case], path: Path) -> list[Case]:

@@ -19,6 +19,20 @@ SPLITS = {
 """The splits, and the words for them in a column `split`, in whatever case."""
 
 
+COLUMNS = ("image", "label", "id", "case", "patient", "split")
+
+
+def check_spelling(columns: list[str], path: Path, wanted: tuple[str, ...] = COLUMNS) -> None:
+    """Raise `ValueError` for a column such as `Split` or `PatientID` where there is no `split` or `patient`: it would be
+    ignored, and what it says with it."""
+    for known in wanted:
+        spelt = (known, f"{known}id") if known in ("patient", "case") else (known,)
+        close = [column for column in columns if re.sub(r"[\W_]", "", column.lower()) in spelt]
+        instead = {"id", "case"} if known in ("id", "case") else {known}
+        if close and not instead & set(columns):
+            raise ValueError(f"{path} has the column {close[0]}; call it {known}")
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of a manifest. `label`: None without a mask. `patient` and `split` (`train`, `val` or `test`):
@@ -44,7 +58,7 @@ def read_manifest(path: Path, *, labels: bool = False) -> list[Row]:
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: it is not a CSV, a column or a cell is missing, or a split is unknown.
+        ValueError: it is not a CSV, a column or a cell is missing, a column is called almost as these, or a split is unknown.
     """
     columns, rows = read_table(path)
     more = list(takewhile(lambda column: column in columns, (f"image{number}" for number in count(2))))
@@ -52,6 +66,7 @@ def read_manifest(path: Path, *, labels: bool = False) -> list[Row]:
         raise ValueError(
             f"{path} has the column {odd[0]}; call the channels beside the first image2, image3, ..., without a gap"
         )
+    check_spelling(columns, path)
     needed = {"image", *more, *(["label"] if labels else [])}
     if not needed <= set(columns):
         raise ValueError(f"{path} has the columns {columns}; needed: {', '.join(sorted(needed))}")

@@ -37,6 +37,8 @@ def divide(cases: list[Case], hold_out: float | list[str] | None, seed: int) -> 
     if isinstance(hold_out, (int, float)):
         if not 0 <= hold_out < 1:
             raise ValueError(f"hold_out={hold_out}: a share from 0 to below 1, or a list of case names")
+        if hold_out:
+            check_no_test(cases, "holding out a share")
         everyone = patients(cases)
         count = 0 if hold_out == 0 else max(1, round(hold_out * len(everyone)))
         drawn = set(np.random.default_rng(seed).choice(everyone, count, replace=False).tolist())
@@ -60,6 +62,15 @@ def divide(cases: list[Case], hold_out: float | list[str] | None, seed: int) -> 
             f"patients {', '.join(both[:5])} have scans on both sides; hold out all scans of a patient, or none"
         )
     return train, held
+
+
+def check_no_test(cases: list[Case], how: str) -> None:
+    """Raise `ValueError` if the column `split` calls cases test: a draw over all cases (`how`) would train on some."""
+    if marked := [case.name for case in cases if case.split and side_of(case) == "test"]:
+        raise ValueError(
+            f"{len(marked)} cases are test in the column split ({', '.join(marked[:5])}), and {how} would train on some of "
+            "them; take these rows, or the column, out of the table"
+        )
 
 
 def side_of(case: Case) -> str:
@@ -118,6 +129,7 @@ def held_out_in(cases: list[Case], folds: int | str | os.PathLike, fold: int, se
     Raises `ValueError` for a fold that does not exist, or splits that do not name exactly these cases.
     """
     if isinstance(folds, int):
+        check_no_test(cases, "cross-validation")
         return part(cases, folds, fold, seed)
     splits = read_splits(folds)
     if not 0 <= fold < len(splits):

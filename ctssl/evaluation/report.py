@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any
 from ctssl.datasets.scans import require_scans
 from ctssl.evaluation.froc import FLOOR, Froc, draw
 from ctssl.evaluation.maps import froc_of_folder
-from ctssl.evaluation.scores import METRICS, labels_of, read_mask, score_masks
+from ctssl.evaluation.scores import METRICS, labels_in, read_mask, score_masks
 from ctssl.evaluation.statistics import FEWEST, paired, summary
 from ctssl.evaluation.tables import as_plain, read_facts
 from ctssl.files.atomic import beginning, is_begun, write_whole
@@ -34,6 +35,7 @@ class Evaluation:
         tolerance_mm: tolerance of the surface Dice in mm.
         missing: true masks without a prediction, which are not counted.
         froc: free-response curve of each label; empty without probability maps.
+        empty: cases of several labels in which truth and mask hold none, which are not counted.
     """
 
     cases: list[dict[str, Any]]
@@ -43,6 +45,7 @@ class Evaluation:
     missing: list[str] = field(default_factory=list)
     froc: list[Froc] = field(default_factory=list)
     seconds: float = 0.0
+    empty: list[str] = field(default_factory=list)
 
     def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Write `cases.csv`, `report.json`, `report.md`, `paired.png` with paired results, and `froc.png` with FROC.
@@ -79,6 +82,11 @@ class Evaluation:
         if self.missing:
             shown = ", ".join(self.missing[:5]) + (" ..." if len(self.missing) > 5 else "")
             text += f"**{len(self.missing)} true masks have no prediction and are not counted: {shown}**\n\n"
+        if self.empty:
+            shown = ", ".join(self.empty[:5]) + (" ..." if len(self.empty) > 5 else "")
+            text += (
+                f"{len(self.empty)} cases hold no label in truth and mask and are not counted: {shown}\n\n"
+            )
         text += markdown_table(self.strata)
         if self.paired:
             text += (
@@ -148,7 +156,8 @@ def evaluate(
 
     Returns:
         The scores, with a stratum for each label where there are several.
-        True masks without a prediction are not counted and listed in `missing`.
+        True masks without a prediction are not counted and listed in `missing`. Where truth and mask are empty, a label
+        that is the only one of all cases counts as right (DSC 1); with several labels the case is not counted (`empty`).
 
     Raises:
         FileNotFoundError: a prediction has no true mask, or no probability map.
@@ -157,6 +166,8 @@ def evaluate(
     """
     from tqdm import tqdm
 
+    if not 0 <= tolerance_mm < math.inf:
+        raise ValueError(f"tolerance_mm={tolerance_mm}: give a distance of at least 0 mm")
     began = time.monotonic()
     truth, predicted = (require_scans(Path(folder), unlabelled=False) for folder in (labels, predictions))
     other = require_scans(Path(against), unlabelled=False) if against is not None else {}
@@ -176,21 +187,20 @@ def evaluate(
             floor=froc_threshold,
             progress=progress,
         )
-    rows: list[dict[str, Any]] = []
-    pairs: list[dict[str, Any]] = []  # includes labels that only the other masks have
+    scored: dict[str, _Scored] = {}
     for name in tqdm(sorted(predicted), desc="cases", disable=not progress):
         true, mine = read_mask(truth[name]), read_mask(predicted[name])
         twin = read_mask(other[name]) if against is not None else None
-        own = labels_of(true, mine)
-        wanted = own if twin is None else labels_of(true, mine, twin)
-        scores = score_masks(mine, true, name=name, tolerance_mm=tolerance_mm, labels=wanted)
+        own = labels_in(true) | labels_in(mine)
+        either = own if twin is None else own | labels_in(twin)
+        asked = sorted(either if own else either | {1})
+        scores = score_masks(mine, true, name=name, tolerance_mm=tolerance_mm, labels=asked)
         if twin is not None:
-            others = score_masks(twin, true, name=name, tolerance_mm=tolerance_mm, labels=wanted)
+            others = score_masks(twin, true, name=name, tolerance_mm=tolerance_mm, labels=asked)
             for row, second in zip(scores, others, strict=True):
                 row |= {f"other_{key}": second[key] for key in METRICS}
-        scores = [row | {"patient": name} | facts.get(name, {}) for row in scores]
-        rows += [row for row in scores if row["label"] in own]
-        pairs += scores
+        scored[name] = _Scored(own, either, [row | {"patient": name} | facts.get(name, {}) for row in scores])
+    rows, pairs, empty = _counted(scored)
     strata = [summary(rows, "all", "")]
     labels_seen = sorted({row["label"] for row in rows})
     for label in labels_seen if len(labels_seen) > 1 else []:
@@ -200,8 +210,42 @@ def evaluate(
         for value in sorted({str(row[column]) for row in rows}):
             strata.append(summary([row for row in rows if str(row[column]) == value], column, value))
     missing, seconds = sorted(set(truth) - set(predicted)), round(time.monotonic() - began, 1)
-    pairs = paired(pairs) if against is not None else []
-    return Evaluation(rows, strata, pairs, tolerance_mm, missing, curves, seconds)
+    compared = paired(pairs) if against is not None else []
+    return Evaluation(rows, strata, compared, tolerance_mm, missing, curves, seconds, empty)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The labels that truth and mask of a case have, those that the other mask has too, and the scores of these, or of label 1
+    where truth and mask are empty."""
+
+    own: set[int]
+    either: set[int]
+    scores: list[dict[str, Any]]
+
+    def of(self, label: int) -> dict[str, Any]:
+        """The scores of a label; of one that no mask has, those of any other such."""
+        return next((row for row in self.scores if row["label"] == label), {**self.scores[0], "label": label})
+
+
+def _counted(scored: dict[str, _Scored]) -> tuple[list[dict], list[dict], list[str]]:
+    """Return the rows that count, those to compare with the other masks (with labels that only these have), and the cases that
+    are left out: truth and mask are empty, and there are several labels. The only label of all cases is right there."""
+    seen = sorted(set().union(*(case.own for case in scored.values())))
+    only = (seen or [1])[0] if len(seen) <= 1 else None
+    rows, pairs, empty = [], [], []
+    for name, case in scored.items():
+        if case.own or case.either:
+            pairs += [row for row in case.scores if row["label"] in case.either]
+        elif only is not None:
+            pairs.append(case.of(only))
+        if case.own:
+            rows += [row for row in case.scores if row["label"] in case.own]
+        elif only is not None:
+            rows.append(case.of(only))
+        else:
+            empty.append(name)
+    return rows, pairs, empty
 
 
 def _check_partners(predicted: dict[str, Path], wanted: dict[str, Path], folder: Any) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ctssl.datasets.manifest import check_spelling
 from ctssl.datasets.scans import stem
 from ctssl.evaluation.scores import RESERVED
 from ctssl.files.text import read_table
@@ -24,6 +25,7 @@ def read_facts(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, d
         ValueError: a column or row is missing, a case has several rows, or a column has a reserved name.
     """
     columns, listed = read_table(path)
+    check_spelling(columns, path, ("patient",))
     key = next((c for c in ("id", "case", "image") if c in columns), None)
     missing = [c for c in by if c not in columns]
     if key is None or missing:

@@ -15,6 +15,7 @@ import numpy as np
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.splits import divide, patients
 from ctssl.evaluation.statistics import gained, holm, interval
+from ctssl.evaluation.tables import as_plain
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import csv_text, markdown
 from ctssl.finetuning.run import finetune
@@ -24,6 +25,7 @@ from ctssl.finetuning.start import BASELINES
 Row = dict[str, Any]
 ALL = "all"
 USUAL = (1, 2, 5, 10)
+MARK = "curve.json"  # in the folder of an earlier call
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,11 @@ class Curve:
                 low, high = interval(scores, "dsc")
                 point = {"model": model, "shots": shots, "dsc": float(np.mean([s["dsc"] for s in scores]))}
                 point |= {"low": low, "high": high}
-                if model != self.models[-1]:
-                    found = gained([{**s, "other_dsc": reference[s["case"]]} for s in scores], "dsc")
+                both = [
+                    s for s in scores if s["case"] in reference
+                ]  # a label that neither has gives no score
+                if model != self.models[-1] and both:
+                    found = gained([{**s, "other_dsc": reference[s["case"]]} for s in both], "dsc")
                     point |= {
                         "gain": found["difference"],
                         "gain_low": found["low"],
@@ -129,6 +134,7 @@ def measure_curve(
     """
     folder, settings = Path(out), settings or Settings()
     names = _starts(models)
+    _check_own(folder)
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: give at least 1")
     train, held = divide(find_cases(data).cases, hold_out, settings.seed)
@@ -167,6 +173,15 @@ def measure_curve(
     return Curve(rows, list(names), counts)
 
 
+def _check_own(folder: Path) -> None:
+    """Raise `FileExistsError` for files that would be replaced and are not of an earlier call."""
+    taken = [name for name in ("cases.csv", "report.md", "curve.png") if (folder / name).exists()]
+    if taken and not (folder / MARK).exists():
+        raise FileExistsError(
+            f"{folder} holds a {taken[0]} that is not of `ctssl curve`; choose another folder (--out)"
+        )
+
+
 def _counts(shots: Sequence[int | str] | None, most: int) -> list[int]:
     """Return the numbers of patients, rising. Raises `ValueError` for a number that there are not."""
     if shots is None:
@@ -199,8 +214,10 @@ def _plain(name: str) -> str:
 
 def write_curve(found: Curve, folder: Path) -> None:
     """Write `cases.csv`, `report.md`, `curve.json` and `curve.png`."""
+    write_whole(
+        folder / MARK, json.dumps(as_plain(found.points()), indent=1) + "\n"
+    )  # first: the others are its own then
     write_whole(folder / "cases.csv", csv_text(found.rows))
-    write_whole(folder / "curve.json", json.dumps(found.points(), indent=1) + "\n")
     seeds, cases = (len({row[key] for row in found.rows}) for key in ("seed", "case"))
     text = f"""# Label efficiency
 

@@ -8,6 +8,7 @@ them; what its place tells all the same is measured beside the models.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from ctssl.datasets.case import Case, read_case
 from ctssl.datasets.layouts import find_cases
 from ctssl.evaluation.statistics import gained, holm, mean_interval
+from ctssl.evaluation.tables import as_plain
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
 from ctssl.finetuning.start import BASELINES, open_start
@@ -132,11 +134,17 @@ def rows(group: list[Scan], each: Sequence[Features]) -> Iterator[Rows]:
     """Yield one `Rows` a seed, by the features of that seed."""
     for seed, features in enumerate(each):
         parts = []
+        people = everyone(group)
         for number, scan in enumerate(group):
             pieces = cubes(scan, np.random.default_rng([seed, number]))
             tumour = torch.from_numpy(np.concatenate([cube.tumour for cube in pieces]))
-            parts.append((features(pieces), tumour, torch.full((len(tumour),), number)))
+            parts.append((features(pieces), tumour, torch.full((len(tumour),), people.index(scan.patient))))
         yield Rows(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def everyone(group: list[Scan]) -> list[str]:
+    """Return every patient once, in the order of the scans; `Rows.patient` counts them so."""
+    return list(dict.fromkeys(scan.patient for scan in group))
 
 
 def of_patients(rows: Rows, numbers: set[int]) -> Rows:
@@ -228,7 +236,7 @@ def measure_each(group: list[Scan], each: Sequence[Features]) -> list[dict[str, 
     """
     runs = []
     for seed, drawn in enumerate(rows(group, each)):
-        names = [scan.patient for scan in group]
+        names = everyone(group)
         fitted = set(np.random.default_rng(seed).permutation(names)[: 2 * len(names) // 3].tolist())
         known = {number for number, name in enumerate(names) if name in fitted}
         sides = of_patients(drawn, known), of_patients(drawn, set(range(len(names))) - known)
@@ -320,13 +328,22 @@ def probe(
 
     Raises:
         ValueError: fewer than six patients with labelled voxels, or arguments that cannot be.
+        FileExistsError: `out` holds a file that would be replaced and is not of an earlier call.
     """
+    if not 0 < spacing_mm < math.inf:
+        raise ValueError(f"spacing_mm={spacing_mm}: give a size above 0 mm")
     if not models or len(set(models)) != len(models):
         raise ValueError(
             f"models={list(models)}: give one or more different ones, such as vit-wild-lesions, vit-scratch"
         )
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: give at least 1")
+    if out is not None:
+        there = [name for name in (REPORT, "probe.json") if (Path(out) / name).exists()]
+        if len(there) == 1:
+            raise FileExistsError(
+                f"{out} holds a {there[0]} that is not of `ctssl probe`; choose another folder (--out)"
+            )
     cases, where = find_cases(data).of_one_channel("probe"), choose_device(device)
     encoders = {
         name: [_encoder(name, seed, where) for seed in range(seeds if name in BASELINES else 1)]
@@ -392,7 +409,7 @@ test, corrected by Holm. Features worth having are better than random weights, i
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / REPORT, text)
     facts = {"spacing_mm": found.spacing_mm, "rows": found.rows(), "runs": found.runs}
-    write_whole(folder / "probe.json", json.dumps(facts) + "\n")
+    write_whole(folder / "probe.json", json.dumps(as_plain(facts)) + "\n")
 
 
 def patients(runs: list[dict], probe: str, metric: str) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ctssl.datasets.seen import SEEN
-from ctssl.evaluation.scores import labels_of, score_masks
+from ctssl.evaluation.scores import labels_in, score_masks
 from ctssl.files.text import csv_text
 from ctssl.files.versions import versions
 from ctssl.finetuning.settings import Settings
@@ -79,9 +79,11 @@ class Judged:
 def judge(mask: Volume, truth: Volume, scan: Volume, labels: dict[int, str]) -> Judged:
     """Score a mask against the truth on the same grid, label by label, as `ctssl evaluate` does.
 
-    `labels`: names of the labels that the model knows; others of the truth do not count.
+    `labels`: names of the labels that the model knows; others of the truth do not count. Of several, those count that truth or
+    mask has.
     """
-    known = [k for k in labels_of(truth, mask) if k in labels]
+    there = labels_in(truth) | labels_in(mask)
+    known = sorted(labels) if len(labels) == 1 and not there else sorted(there & labels.keys())
     rows = score_masks(mask, truth, name=truth.name, tolerance_mm=TOLERANCE_MM, labels=known) if known else []
     named = [{**{k: v for k, v in row.items() if k != "case"}, "label": labels[row["label"]]} for row in rows]
     return Judged(named, cut_slices(scan, mask, truth))

@@ -192,6 +192,11 @@ def finetune_folds(request: Request, dataset: Dataset) -> list[Report]:
     check_request(request)
     if not request.folds:
         raise ValueError("folds: give the number of folds, at least 2")
+    summary = request.out / "folds.json"
+    if summary.exists() and not request.overwrite and not (request.out / "fold0").exists():
+        raise FileExistsError(
+            f"{summary} is not of an earlier call and would be replaced; choose another folder (--out)"
+        )
     requests = [
         replace(request, fold=i, out=request.out / f"fold{i}", keep=not request.overwrite)
         for i in range(count_folds(request.folds))
@@ -202,7 +207,7 @@ def finetune_folds(request: Request, dataset: Dataset) -> list[Report]:
     survey = survey_of(request, dataset, dataset.cases)
     reports = [run(one, dataset, survey=survey) for one in requests]
     if join_devices(request.device)[0] == 0:
-        save_folds(request.out / "folds.json", reports)
+        save_folds(summary, reports)
     return reports
 
 

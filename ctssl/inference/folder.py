@@ -33,6 +33,7 @@ from ctssl.volume.channels import Channels
 from ctssl.volume.volume import Volume
 
 WRITING, WHOLE = "writing", "whole"  # state of a record
+OPTIONAL = ("bf16", "compiled")  # windows: a record names them where they were used
 TODO, MAPS, DONE = "to do", "maps are missing", "done"  # state of the results of a scan
 
 
@@ -248,7 +249,7 @@ def made_by(model: Network, windows: Windows, source: Path | Channels | Volume) 
         "threshold": model.threshold,
         "overlap": windows.overlap,
         "tta": windows.tta,
-        **{key: True for key in ("bf16", "compiled") if getattr(windows, key)},
+        **{key: True for key in OPTIONAL if getattr(windows, key)},
         "scan_sha256": scan_sha256(source),
     }
 
@@ -301,6 +302,7 @@ def _state(target: Target, model: Network, windows: Windows, scan: Path | Channe
         for key, value in made_by(model, windows, scan).items()
         if told.get(key) != value
     ]
+    away += [f"made with {key}" for key in OPTIONAL if told.get(key) and not getattr(windows, key)]
     if away:
         raise ValueError(
             f"{target.mask} was made otherwise: {'; '.join(away)}; choose another folder, or overwrite the masks"

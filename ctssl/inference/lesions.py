@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,15 +71,15 @@ def embed_lesions(
     labels = fit_mask(scan, read(mask), scan.name).array
     image, maps = encode(encoder, scan, progress=progress)
     affines = map_affines(image.affine, encoder.strides)
+    widest = max(np.linalg.norm(affine[:3, :3], axis=0).max() for affine in affines)
+    margin = [math.ceil(widest / one) + 1 for one in scan.spacing_mm]  # a cell's weight reaches so far
     found = []
     for label in (int(value) for value in np.unique(labels) if value):
         for number, piece in _pieces(labels == label, by):
-            box = tuple(
-                slice(max(0, part.start - 1), part.stop + 1) for part in ndimage.find_objects(piece)[0]
-            )
-            inside = piece[box].astype(np.float32)
+            box = ndimage.find_objects(piece)[0]
+            inside = np.pad(piece[box].astype(np.float32), [(one, one) for one in margin])
             grid = scan.affine.copy()
-            grid[:3, 3] += grid[:3, :3] @ [part.start for part in box]
+            grid[:3, 3] += grid[:3, :3] @ [part.start - one for part, one in zip(box, margin, strict=True)]
             vector = torch.cat([_mean(m, a, inside, grid) for m, a in zip(maps, affines, strict=True)])
             centre = grid[:3, :3] @ ndimage.center_of_mass(inside) + grid[:3, 3]
             millilitres = float(inside.sum()) * abs(np.linalg.det(scan.affine[:3, :3])) / 1000

@@ -13,7 +13,7 @@ from ctssl.inference.memory import plan_slices, read_within
 from ctssl.inference.ranges import warn_unlike_training
 from ctssl.inference.windows import Windows, slide
 from ctssl.precision import deterministic
-from ctssl.volume.grids import resample
+from ctssl.volume.grids import AROUND, resample
 from ctssl.volume.volume import Volume
 from ctssl.zoo import ModelSpec, Preprocess
 
@@ -63,7 +63,9 @@ def mask_and_maps(
     mask = volume.on_grid(array)
     warn_unlike_training(model, mask)
     return mask, {
-        name: volume.on_grid(resample(found[k], affine, volume.shape, volume.affine), f"{volume.name} {name}")
+        name: volume.on_grid(
+            resample(found[k], affine, volume.shape, volume.affine, edge=AROUND), f"{volume.name} {name}"
+        )
         for k, name in model.labels.items()
     }
 
@@ -165,7 +167,7 @@ def onto(
         grid[:3, 3] += grid[:3, 2] * first
         best = np.zeros(part.shape, np.float32)
         for number, one in enumerate(found):
-            here = resample(one, affine, part.shape, grid, fill=float(number == 0))
+            here = resample(one, affine, part.shape, grid, fill=float(number == 0), edge=AROUND)
             here = here if number else here * odds(threshold)
             better = here > best
             part[better], best[better] = number, here[better]

@@ -11,6 +11,8 @@ from ctssl.volume.volume import AIR_HU, Volume
 if TYPE_CHECKING:
     from ctssl.zoo import Preprocess
 
+AROUND = 0.76  # voxels: a working grid of whole voxels may end a quarter of one before the scan does
+
 
 def prepare(volume: Volume, preprocess: Preprocess) -> Volume:
     """Resample a scan to the working grid of a model: RAS+ axes, isotropic spacing, HU window mapped to 0..1.
@@ -84,6 +86,7 @@ def resample(
     to_affine: np.ndarray,
     *,
     fill: float = 0.0,
+    edge: float = 0.5,
 ) -> np.ndarray:
     """Resample an array to another grid: linear, averaging where the new grid is coarser.
 
@@ -96,6 +99,8 @@ def resample(
         to_shape: shape of the new grid.
         to_affine: 4x4 affine of the new grid.
         fill: value outside the old grid.
+        edge: how far the old grid reaches beyond the centres of its outermost voxels, in voxels: half of one, to where they
+            end; `AROUND` from a `working_grid` to the whole scan that it is centred on.
 
     Returns:
         float32 of shape `to_shape`.
@@ -111,23 +116,23 @@ def resample(
         for axis in range(3):
             old = old_axis[axis]
             where = offset[old] + matrix[old, axis] * np.arange(to_shape[axis])
-            weights, outside = _axis_weights(where, array.shape[old], float(size[old, axis]))
+            weights, outside = _axis_weights(where, array.shape[old], float(size[old, axis]), edge)
             result = np.moveaxis(np.tensordot(weights, result, (1, axis)), 0, axis)
             if outside.any():
                 index: list = [slice(None)] * 3
                 index[axis] = outside
                 result[tuple(index)] = fill
         return np.ascontiguousarray(result, dtype=np.float32)
-    return _resample_oblique(array, matrix, offset, to_shape, fill)
+    return _resample_oblique(array, matrix, offset, to_shape, fill, edge)
 
 
-def _axis_weights(where: np.ndarray, length: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def _axis_weights(where: np.ndarray, length: int, scale: float, edge: float) -> tuple[np.ndarray, np.ndarray]:
     """Return `(new, old)` weights of a triangle as wide as the coarser grid, and which new voxels lie outside
     the old grid.
     """
     reach = max(scale, 1.0)
     weights = np.maximum(0.0, 1.0 - np.abs(where[:, None] - np.arange(length)) / reach)
-    outside = (where < -0.5 - 1e-6) | (where > length - 0.5 + 1e-6)
+    outside = _is_outside(where, length, edge)
     total = weights.sum(1, keepdims=True)
     nearest = np.clip(np.round(where), 0, length - 1).astype(int)
     empty = total[:, 0] == 0
@@ -135,8 +140,17 @@ def _axis_weights(where: np.ndarray, length: int, scale: float) -> tuple[np.ndar
     return (weights / total).astype(np.float32), outside
 
 
+def _is_outside(where: np.ndarray, length: int, edge: float) -> np.ndarray:
+    return (where < -edge - 1e-6) | (where > length - 1 + edge + 1e-6)
+
+
 def _resample_oblique(
-    array: np.ndarray, matrix: np.ndarray, offset: np.ndarray, to_shape: tuple[int, int, int], fill: float
+    array: np.ndarray,
+    matrix: np.ndarray,
+    offset: np.ndarray,
+    to_shape: tuple[int, int, int],
+    fill: float,
+    edge: float,
 ) -> np.ndarray:
     from scipy import ndimage
 
@@ -146,7 +160,9 @@ def _resample_oblique(
     if sigma.any():
         array = ndimage.gaussian_filter(array, sigma, mode="nearest")
     move: Any = offset  # one number per axis, which scipy's type stub does not allow
-    result: Any = ndimage.affine_transform(
-        array, matrix, move, to_shape, np.float32, order=1, mode="constant", cval=fill
-    )
+    result: Any = ndimage.affine_transform(array, matrix, move, to_shape, np.float32, order=1, mode="nearest")
+    places = np.ogrid[tuple(slice(n) for n in to_shape)]
+    for row, start, length in zip(matrix, offset, array.shape, strict=True):
+        where = sum(step * place for step, place in zip(row, places, strict=True)) + start
+        result[_is_outside(where, length, edge)] = fill
     return result
