@@ -47,7 +47,7 @@ def _add_probe(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _probe(args: argparse.Namespace) -> None:
-    from ctssl.evaluation.tables import as_plain
+    from ctssl.files.text import as_plain
     from ctssl.finetuning.probe import REPORT, probe
 
     if args.out and (Path(args.out) / REPORT).exists() and not args.overwrite:
@@ -105,7 +105,7 @@ def _add_curve(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _curve(args: argparse.Namespace) -> None:
-    from ctssl.evaluation.tables import as_plain
+    from ctssl.files.text import as_plain
     from ctssl.finetuning.curve import ALL, measure_curve
     from ctssl.finetuning.settings import Settings
 

@@ -117,12 +117,16 @@ def _segment(args: argparse.Namespace) -> None:
         draw=lambda scan, mask, _: _draw(args, model, scan, mask),
         progress=not args.json,
     )
+    _tell(args, record["volume_ml"])
+
+
+def _tell(args: argparse.Namespace, volumes: dict[str, float]) -> None:
+    """Print what was found and written. `volumes`: of each label in ml."""
     if args.json:
-        print(json.dumps({"mask": args.out, "overlay": args.overlay, "volume_ml": record["volume_ml"]}))
+        print(json.dumps({"mask": args.out, "overlay": args.overlay, "volume_ml": volumes}))
         return
     found = ", ".join(
-        f"{name} {value:.1f} ml" if value else f"no {name} found"
-        for name, value in record["volume_ml"].items()
+        f"{name} {value:.1f} ml" if value else f"no {name} found" for name, value in volumes.items()
     )
     print(f"{args.out}: {found}" + (f"; picture {args.overlay}" if args.overlay else ""))
 

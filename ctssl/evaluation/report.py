@@ -16,9 +16,9 @@ from ctssl.evaluation.froc import FLOOR, Froc, draw
 from ctssl.evaluation.maps import froc_of_folder
 from ctssl.evaluation.scores import METRICS, labels_in, read_mask, score_masks
 from ctssl.evaluation.statistics import FEWEST, paired, summary
-from ctssl.evaluation.tables import as_plain, read_facts
+from ctssl.evaluation.tables import read_facts
 from ctssl.files.atomic import beginning, is_begun, write_whole
-from ctssl.files.text import csv_text, markdown_table
+from ctssl.files.text import as_plain, csv_text, markdown_table
 from ctssl.files.versions import versions
 
 WRITTEN = ("cases.csv", "report.json", "report.md", "paired.png", "froc.png")
@@ -201,17 +201,25 @@ def evaluate(
                 row |= {f"other_{key}": second[key] for key in METRICS}
         scored[name] = _Scored(own, either, [row | {"patient": name} | facts.get(name, {}) for row in scores])
     rows, pairs, empty = _counted(scored)
-    strata = [summary(rows, "all", "")]
-    labels_seen = sorted({row["label"] for row in rows})
-    for label in labels_seen if len(labels_seen) > 1 else []:
-        called = (names or {}).get(label, f"label {label}")
-        strata.append(summary([row for row in rows if row["label"] == label], called, ""))
-    for column in by:
-        for value in sorted({str(row[column]) for row in rows}):
-            strata.append(summary([row for row in rows if str(row[column]) == value], column, value))
+    strata = _strata(rows, names or {}, by)
     missing, seconds = sorted(set(truth) - set(predicted)), round(time.monotonic() - began, 1)
     compared = paired(pairs) if against is not None else []
     return Evaluation(rows, strata, compared, tolerance_mm, missing, curves, seconds, empty)
+
+
+def _strata(
+    rows: list[dict[str, Any]], names: Mapping[int, str], by: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Return a summary of all rows, of each label where there are several, and of each value of the columns `by`."""
+    strata = [summary(rows, "all", "")]
+    labels = sorted({row["label"] for row in rows})
+    for label in labels if len(labels) > 1 else []:
+        mine = [row for row in rows if row["label"] == label]
+        strata.append(summary(mine, names.get(label, f"label {label}"), ""))
+    for column in by:
+        for value in sorted({str(row[column]) for row in rows}):
+            strata.append(summary([row for row in rows if str(row[column]) == value], column, value))
+    return strata
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,9 @@
-"""Read a user's table by case, and convert results for JSON."""
+"""Read a user's table by case."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from ctssl.datasets.manifest import check_spelling
 from ctssl.datasets.scans import stem
@@ -57,16 +55,3 @@ def read_facts(path: Path, by: tuple[str, ...], names: list[str]) -> dict[str, d
         }
         for name in names
     }
-
-
-def as_plain(value: Any) -> Any:
-    """Replace NaN by None, recursively: JSON has no NaN.
-
-    >>> as_plain({"dsc": [0.5, math.nan]})
-    {'dsc': [0.5, None]}
-    """
-    if isinstance(value, dict):
-        return {key: as_plain(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [as_plain(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

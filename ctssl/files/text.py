@@ -119,3 +119,16 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
     writer.writerow(map(csv_cell, columns))
     writer.writerows([csv_cell(row.get(column, "")) for column in columns] for row in rows)
     return text.getvalue()
+
+
+def as_plain(value: Any) -> Any:
+    """Replace NaN by None, recursively: JSON has no NaN.
+
+    >>> as_plain({"dsc": [0.5, math.nan]})
+    {'dsc': [0.5, None]}
+    """
+    if isinstance(value, dict):
+        return {key: as_plain(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [as_plain(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -15,9 +15,8 @@ import numpy as np
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.splits import divide, patients
 from ctssl.evaluation.statistics import gained, holm, interval
-from ctssl.evaluation.tables import as_plain
 from ctssl.files.atomic import write_whole
-from ctssl.files.text import csv_text, markdown
+from ctssl.files.text import as_plain, csv_text, markdown
 from ctssl.finetuning.run import finetune
 from ctssl.finetuning.settings import Settings
 from ctssl.finetuning.start import BASELINES

@@ -11,9 +11,8 @@ import numpy as np
 
 from ctssl.datasets.case import Case, read_case
 from ctssl.evaluation.scores import labels_of, score_masks
-from ctssl.evaluation.tables import as_plain
 from ctssl.files.atomic import write_whole
-from ctssl.files.text import read_json
+from ctssl.files.text import as_plain, read_json
 from ctssl.robustness.curves import Row
 from ctssl.robustness.masks import Source
 from ctssl.shifts import REVISION, shift

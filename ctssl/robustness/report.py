@@ -12,9 +12,8 @@ import numpy as np
 
 from ctssl.datasets.case import Case, read_case
 from ctssl.evaluation.statistics import summary
-from ctssl.evaluation.tables import as_plain
 from ctssl.files.atomic import write_whole
-from ctssl.files.text import csv_text, markdown_table
+from ctssl.files.text import as_plain, csv_text, markdown_table
 from ctssl.files.versions import versions
 from ctssl.robustness.conclusion import conclude, on_crops, sizes
 from ctssl.robustness.curves import (

@@ -15,6 +15,13 @@ from training.experiments.measured import MARGIN, SHIFTED, SURE, Measured
 from training.experiments.robustness import CLEAN, CUBE, SEVERITIES, UNTRUE
 from training.release.card import plural
 
+KERNELS = """What `training.experiments.lung` trained on 50 of the patients marks in a smooth and in a sharp reconstruction of two
+chests, and what released segmenters mark (`python -m training.experiments.kernels`). Two patients, without masks: they show
+how far the two masks agree, not which is right, and cannot tell starts apart. The first learned from cubes around tumours
+alone and mark litres of a chest, so their agreement says little; `lung-tumour-*` saw chests without a tumour too.
+"""
+
+
 SHOWN = [
     f"{encoder}-{start}"
     for encoder in ("vit", "swin")
@@ -86,11 +93,7 @@ def page(found: dict[str, Any], pictures: list[Path]) -> str:
     if found["kernels"]:
         lines += [
             "## Two reconstructions of one acquisition\n",
-            "What `training.experiments.lung` trained on 50 of the patients marks in a smooth and in a sharp reconstruction of "
-            "two chests, and what released segmenters mark (`python -m training.experiments.kernels`). Two patients, without "
-            "masks: they show how far the two masks agree, not which is right, and cannot tell starts apart. The first learned "
-            "from cubes around tumours alone and mark litres of a chest, so their agreement says little; `lung-tumour-*` saw "
-            "chests without a tumour too.\n",
+            KERNELS,
             _table(found["kernels"]),
         ]
     if found["missing"]:
