@@ -184,3 +184,22 @@ def test_numbers_of_four_digits_are_names_where_the_masks_have_them_too(labelled
     (tmp_path / "labels" / "case_0001.nii.gz").unlink()
     with pytest.raises(ValueError, match="is a second channel"):
         find_cases(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, known", [("Patient", "patient"), ("patient_id", "patient"), ("Split", "split")]
+)
+def test_a_column_that_is_spelt_otherwise_is_not_ignored(labelled, name, known):
+    row = {"image": "images/case0.nii.gz", "label": "labels/case0.nii.gz", name: "x"}
+    with pytest.raises(ValueError, match=f"has the column {name}; call it {known}"):
+        find_cases(write_table(labelled / "cases.csv", [row]))
+    row[known] = "train"
+    assert find_cases(write_table(labelled / "cases.csv", [row])).cases[0].facts == {name: "x"}
+
+
+def test_the_patient_of_a_series_in_a_table_is_that_of_its_header(tmp_path, data):
+    pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'ctssl[dicom]'")
+    (case,) = find_cases(data / "dicom").cases
+    rows = [{"id": name, "image": str(case.image), "label": str(case.label)} for name in "ab"]
+    found = find_cases(write_table(tmp_path / "cases.csv", rows)).cases
+    assert [one.patient for one in found] == [case.patient] * 2 and case.patient not in ("a", "b")

@@ -74,3 +74,10 @@ def test_the_folds_of_nnunet_hold_out_their_val_cases(tmp_path):
     path.write_text("[1]")
     with pytest.raises(ValueError, match="list of folds"):
         splits.read_splits(path)
+
+
+def test_no_draw_trains_on_cases_that_the_table_calls_test():
+    cases = [case(n, split="test" if n in "ij" else "train") for n in "abcdefghij"]
+    for draw in (lambda: splits.divide(cases, 0.2, 0), lambda: splits.held_out_in(cases, 5, 0, 0)):
+        with pytest.raises(ValueError, match=r"2 cases are test in the column split \(i, j\)"):
+            draw()

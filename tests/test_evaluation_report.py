@@ -210,3 +210,27 @@ def test_each_label_has_a_stratum_of_its_name_and_the_report_says_what_made_it(t
     assert main([*ask[:-1], "tumour"]) == 2 and "LABEL=NAME" in capsys.readouterr().err
     found = ctssl.evaluate(tmp_path / "mine", tmp_path / "true")
     assert [row["stratum"] for row in found.strata] == ["all", "label 1", "label 2"]
+
+
+def test_a_case_without_any_structure_counts_for_the_only_label_alone(tmp_path):
+    def write(folder, name, *labels):
+        array = np.zeros((12, 12, 12), np.uint8)
+        for label in labels:
+            array[4 * label - 4 : 4 * label - (folder == "mine"), 2:6, 2:6] = label
+        (tmp_path / folder).mkdir(exist_ok=True)
+        ctssl.Volume(array, np.eye(4)).save(tmp_path / folder / f"{name}.nii.gz", overwrite=True)
+
+    for folder in ("mine", "true"):
+        write(folder, "a", 2)
+        write(folder, "healthy")
+    found = ctssl.evaluate(tmp_path / "mine", tmp_path / "true")
+    assert [(row["case"], row["label"]) for row in found.cases] == [("a", 2), ("healthy", 2)]
+    assert found.cases[1]["dsc"] == 1 and found.empty == []
+    for folder in ("mine", "true"):
+        write(folder, "b", 1, 2)
+    found = ctssl.evaluate(tmp_path / "mine", tmp_path / "true")
+    assert {row["case"] for row in found.cases} == {"a", "b"} and found.empty == ["healthy"]
+    assert "holds a label (1): healthy" in found.markdown()
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="at least 0 mm"):
+            ctssl.evaluate(tmp_path / "mine", tmp_path / "true", tolerance_mm=wrong)

@@ -78,3 +78,22 @@ def test_the_table_compares_by_patient_with_the_last_model():
 def test_what_cannot_be_compared_is_said_before_any_training(labelled, tmp_path, capsys, ask, words):
     assert main(["curve", str(labelled), "--out", str(tmp_path / "curve"), *ask]) == 2
     assert words in capsys.readouterr().err and not (tmp_path / "curve").exists()
+
+
+def test_a_case_without_a_score_of_the_last_model_is_not_paired(tmp_path):
+    where = {"shots": 1, "seed": 0}
+    rows = [{**where, "model": "a", "case": c, "patient": c, "dsc": 0.5} for c in "xyz"]
+    rows += [{**where, "model": "b", "case": c, "patient": c, "dsc": 0.4} for c in "yz"]
+    found = curve.Curve(rows, ["a", "b"], [1])
+    assert found.points()[0]["gain"] == pytest.approx(0.1)
+    curve.write_curve(found, tmp_path)
+    told = json.loads((tmp_path / "curve.json").read_text(), parse_constant=pytest.fail)  # JSON has no NaN
+    assert told[0]["p"] is None
+
+
+def test_files_that_are_not_of_a_curve_are_left_alone(labelled, tmp_path):
+    table = labelled / "cases.csv"
+    table.write_text("image,label\nimages/case0.nii.gz,labels/case0.nii.gz\n")
+    with pytest.raises(FileExistsError, match=r"a cases\.csv that is not of `ctssl curve`"):
+        curve.measure_curve(table, out=labelled, models=["vit-tiny-random", "scratch"])
+    assert table.read_text().startswith("image,label")

@@ -112,3 +112,11 @@ def test_what_cannot_be_probed_is_said(six, capsys):
         probe.probe(six, models=["vit-scratch", "vit-scratch"])
     with pytest.raises(ValueError, match="seeds=0"):
         probe.probe(six, models=["vit-scratch"], seeds=0)
+
+
+def test_the_scans_of_a_patient_are_held_out_together():
+    image, tumour = np.ones((36, 36, 36), np.float32), np.zeros((36, 36, 36), bool)
+    tumour[12:24, 12:24, 12:24] = True
+    group = [probe.Scan(f"p{n // 3}", image, tumour) for n in range(18)]  # six patients, three scans each
+    for run in probe.measure(group, probe.position, seeds=3):
+        assert len(run["patients"]) == len(set(run["patients"])) == len(run["linear"]["auroc"]) == 2

@@ -1,6 +1,7 @@
 """Features of lesions, and of every place of a scan."""
 
 import csv
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 import ctssl
 from ctssl.cli import main
+from ctssl.inference import lesions as inference
 from ctssl.inference.lesions import embed_lesions
 from ctssl.volume.volume import Volume
 
@@ -125,3 +127,18 @@ def test_the_command_writes_tables_and_maps(scans, lesions, tiny_folder, tmp_pat
     ):
         capsys.readouterr()
         assert main(["embed", *wrong, *model]) == 2 and words in capsys.readouterr().err
+
+
+def test_a_small_lesion_between_the_places_of_a_map_counts_where_it_is(monkeypatch):
+    """A map that holds its own coordinates: the mean over a lesion is its centre, wherever it lies between the places."""
+    cell = 12.0
+    places = np.stack(np.meshgrid(*[np.arange(8) * cell] * 3, indexing="ij")).astype(np.float32)
+    scan = Volume(np.zeros((56, 56, 56), np.float32), np.diag([1.5, 1.5, 1.5, 1.0]))
+    monkeypatch.setattr(inference, "read_for", lambda *_, **__: scan)
+    monkeypatch.setattr(inference, "encode", lambda *_, **__: (scan, [torch.from_numpy(places)]))
+    monkeypatch.setattr(inference, "map_affines", lambda *_: [np.diag([cell, cell, cell, 1.0])])
+    for first in np.random.default_rng(0).integers(18, 30, (5, 3)):
+        mask = np.zeros(scan.shape, np.uint8)
+        mask[tuple(slice(n, n + 6) for n in first)] = 1
+        (lesion,) = embed_lesions(SimpleNamespace(strides=(8,)), scan, Volume(mask, scan.affine))
+        np.testing.assert_allclose(lesion.vector, lesion.centre_mm, atol=0.1)

@@ -10,6 +10,7 @@ import ctssl
 from ctssl.cli.main import main
 from ctssl.inference import folder
 from ctssl.inference.folder import segment_folder, target_of
+from ctssl.inference.windows import Windows
 from ctssl.scan_checks import ScanWarning
 from ctssl.volume.volume import Volume
 
@@ -144,3 +145,17 @@ def test_labels_that_would_share_a_file_are_refused(tiny, tmp_path):
     net = ctssl.segmenter(tiny, head="linear", classes=3, labels={1: "a/b", 2: "a_b"})
     with pytest.raises(ValueError, match="would share files"):
         target_of(net, tmp_path / "n.nii.gz", with_maps=True)
+
+
+@pytest.mark.slow
+def test_masks_of_half_precision_are_not_resumed_as_others_and_those_of_one_scan_are(net, scans, tmp_path):
+    out = tmp_path / "out"
+    segment_folder(net, scans, out, windows=Windows(bf16=True))
+    with pytest.raises(ValueError, match="made with bf16"):
+        segment_folder(net, scans, out, resume=True)
+    net.save_pretrained(tmp_path / "net")
+    one = tmp_path / "one"
+    one.mkdir()
+    model = ["--model", str(tmp_path / "net")]
+    assert main(["segment", str(scans / "0.nii.gz"), str(one / "0.nii.gz"), *model]) == 0
+    assert main(["segment", str(scans), str(one), "--resume", *model]) == 0  # the same scan, in a folder

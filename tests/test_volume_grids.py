@@ -147,3 +147,17 @@ def test_the_working_grid_covers_the_scan(spacing_mm):
     np.testing.assert_allclose(
         np.sort(np.array(new_shape) * spacing_mm), extent_old, atol=spacing_mm / 2 + 1e-6
     )
+
+
+@pytest.mark.parametrize("shear", [0.0, 0.2])
+@pytest.mark.parametrize("spacing", [1.5, 2.0, 4.0])
+def test_a_mask_reaches_to_the_borders_of_its_scan(shear, spacing):
+    affine = np.diag([0.482, 0.482, 2.37, 1.0])
+    affine[1, 2] = shear
+    scan = Volume(np.full((306, 200, 54), 40, np.float32), affine)
+    shape, grid = working_grid(scan, spacing)
+    everywhere = np.stack([np.zeros(shape), np.ones(shape)]).astype(np.float16)
+    assert (onto(everywhere, grid, scan, 8) == 1).all()
+    there = prepare(scan, Preprocess(spacing, (-200.0, 200.0))).array
+    if shear == 0:
+        assert there.min() == pytest.approx(0.6)
