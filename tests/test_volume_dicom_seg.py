@@ -24,6 +24,9 @@ def test_a_segmentation_lands_on_the_grid_of_its_scan(tmp_path):
     write_rtstruct(tmp_path / "rs.dcm", {"a": [square(1.5, 4.5, 0.0)]})
     with pytest.raises(ValueError, match="RTSTRUCT, not a DICOM segmentation"):
         read_seg(tmp_path / "rs.dcm", grid_in_lps())
+    for name, kind in (("seg", "SEG"), ("rs", "RTSTRUCT")):
+        with pytest.raises(ValueError, match=f"is a {kind}, not a scan"):
+            ctssl.read(tmp_path / f"{name}.dcm")
 
 
 def read_edited(path, edit, **choice):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.io.array import LoadImage
+from monai.utils.enums import SpaceKeys
 
 import ctssl
 from ctssl.volume.volume import Volume
@@ -54,6 +55,13 @@ def test_there_and_back(scan, tmp_path, kind):
 def test_a_batch_of_one_keeps_its_shape(scan):
     tensor = MetaTensor(torch.from_numpy(scan.array)[None, None], affine=torch.from_numpy(scan.affine))
     assert ctssl.read(tensor).shape == scan.shape and scan.like(tensor).shape == (1, 1, *scan.shape)
+
+
+def test_a_metatensor_in_lps_lies_where_it_says(scan):
+    """As a loader with `affine_lps_to_ras=False` gives it."""
+    lps = torch.from_numpy(np.diag([-1.0, -1.0, 1.0, 1.0]) @ scan.affine)
+    found = ctssl.read(MetaTensor(torch.from_numpy(scan.array), affine=lps, meta={"space": SpaceKeys.LPS}))
+    np.testing.assert_allclose(found.affine, scan.affine, atol=1e-6)
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha", ".mhd"])

@@ -84,9 +84,7 @@ class Evaluation:
             text += f"**{len(self.missing)} true masks have no prediction and are not counted: {shown}**\n\n"
         if self.empty:
             shown = ", ".join(self.empty[:5]) + (" ..." if len(self.empty) > 5 else "")
-            text += (
-                f"{len(self.empty)} cases hold no label in truth and mask and are not counted: {shown}\n\n"
-            )
+            text += f"Not counted, as neither truth nor mask holds a label ({len(self.empty)}): {shown}\n\n"
         text += markdown_table(self.strata)
         if self.paired:
             text += (

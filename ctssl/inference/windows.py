@@ -45,7 +45,9 @@ class Windows:
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap={self.overlap}: use a share from 0 to below 1")
         if not self.max_memory_gb > 0:
-            raise ValueError(f"max_memory_gb={self.max_memory_gb}: give a number of GB above 0 (--max-memory)")
+            raise ValueError(
+                f"max_memory_gb={self.max_memory_gb}: give a number of GB above 0 (--max-memory)"
+            )
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"invalid batch={self.batch} (must be at least 1 window)")
 

@@ -111,7 +111,10 @@ def _from_simpleitk(image: Any) -> Parts:
 
 def _from_monai(tensor: Any) -> Parts:
     name = Path(str(tensor.meta.get("filename_or_obj") or "image")).name
-    return Parts(_one_channel(tensor, "MetaTensor"), np.asarray(tensor.affine, float), name)
+    affine = np.asarray(tensor.affine, float)
+    if str(tensor.meta.get("space", "")).upper().endswith("LPS"):  # of a loader with affine_lps_to_ras=False
+        affine = LPS @ affine
+    return Parts(_one_channel(tensor, "MetaTensor"), affine, name)
 
 
 def _from_torchio(source: Any) -> Parts:
