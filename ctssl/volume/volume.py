@@ -164,9 +164,9 @@ def _read_dicom(path: Path, series: str | None) -> Volume:
     from ctssl.volume.dicom import read_series
     from ctssl.volume.dicom_file import get_modality, get_text, read_header
 
-    if path.is_file() and (header := read_header(path)) is not None:
-        if (kind := get_modality(header, path)) in ("SEG", "RTSTRUCT"):
-            raise ValueError(f"{path} is a {kind}, not a scan; give the folder of its series")
+    alone = read_header(path) if path.is_file() else None
+    if alone is not None and (kind := get_modality(alone, path)) in ("SEG", "RTSTRUCT"):
+        raise ValueError(f"{path} is a {kind}, not a scan; give the folder of its series")
     array, affine, header = read_series(path, series=series)
     return replace(
         _to_volume(array, affine, path.name),
