@@ -99,7 +99,9 @@ def draw_cuts(
             ax.contour(cuts.truth[number], levels=[0.5], colors="white", linewidths=0.8)
         ax.set_title(name, fontsize=9)
     if names and cuts.masks:
-        add_legend(figure, list(cuts.masks), names, loc="outside lower center")
+        add_legend(
+            figure, list(cuts.masks), names, loc="outside lower center", outline=cuts.truth is not None
+        )
     _write(figure, path, title)
 
 
@@ -172,11 +174,15 @@ def principal_colours(feature_map: np.ndarray, tissue: np.ndarray) -> np.ndarray
     return colours
 
 
-def add_legend(figure: Any, labels: Sequence[int], names: Mapping[int, str], *, loc: str) -> None:
-    """Add the colours and names of labels to a figure, at `loc`."""
+def add_legend(
+    figure: Any, labels: Sequence[int], names: Mapping[int, str], *, loc: str, outline: bool = False
+) -> None:
+    """Add the colours and names of labels to a figure, at `loc`. `outline`: also the white line around the true mask."""
     from matplotlib.patches import Patch
 
     patches = [Patch(color=colour_of(k), label=names.get(k, f"label {k}")) for k in labels]
+    if outline:
+        patches.append(Patch(facecolor="0.6", edgecolor="white", label="outline: the true mask"))
     legend = figure.legend(handles=patches, loc=loc, ncols=min(6, len(patches)), fontsize=8)
     for text in legend.get_texts():
         text.set_parse_math(False)  # names may hold $

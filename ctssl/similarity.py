@@ -158,10 +158,11 @@ def block_features(encoder: Any, images: Tensor) -> list[Tensor]:
 
 
 def _common(first: Any, second: Any) -> dict[str, Any]:
-    """Return spacing and window of the segmenter if exactly one of the two is one; otherwise None, so each
-    keeps its own.
+    """Return spacing and window of the segmenter if exactly one of the two is one, and of two of that which was
+    fine-tuned; otherwise None, so each keeps its own.
     """
     tuned = [model for model in (first, second) if hasattr(model, "encoder")]
+    tuned = [model for model in tuned if model.parent] if len(tuned) == 2 else tuned
     known = tuned[0].spec.preprocess if len(tuned) == 1 and tuned[0].spec else None
     return {"spacing_mm": known and known.spacing_mm, "window_hu": known and known.window_hu}
 
@@ -184,8 +185,8 @@ def compare(
 ) -> Similarity:
     """Compute CKA between all blocks of two encoders (or the encoders of two segmenters) on crops of scans.
 
-    If one is an encoder and the other a segmenter (such as the same encoder fine-tuned), both see the scans
-    at the segmenter's spacing and HU window.
+    If one is an encoder and the other a segmenter (such as the same encoder fine-tuned), or one of two segmenters was
+    fine-tuned from other weights, both see the scans at its spacing and HU window.
 
     Args:
         first: an encoder or a segmenter.
@@ -226,7 +227,8 @@ def compare(
         if one.shape != two.shape:
             raise ValueError(
                 f"the two models see a scan on different grids ({one.shape} and {two.shape} voxels); set "
-                "a common spacing_mm (--spacing), and give other scans on the same grid"
+                "a common spacing_mm (--spacing)"
+                + ("" if other_scans is None else ", and give other scans on the same grid")
             )
     size, places = sized_crops(left, crops, (size,) if size else SIZES, seed)
     twin = initial(encoders[1], seed) if random else None

@@ -1,4 +1,4 @@
-"""A complete pretext task of your own: predict which way is up. `python examples/new_pretext.py [STEPS]` (in
+"""A complete pretext task of your own: predict which way is up. `python -m examples.new_pretext [STEPS]` (in
 a checkout).
 
 To keep it, put the class into `training/pretext/<name>.py`, add a line to `TASKS`, and a run to

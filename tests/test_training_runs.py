@@ -11,7 +11,7 @@ from tests.support.training import ROOT, SMALL_HEADS, TINY
 from training import pretrain
 from training.data import seen
 from training.pretext.batch import Batch
-from training.recipe import find_run, override
+from training.recipe import find_run, override, own_run
 
 RUNS = sorted(
     str(p.relative_to(ROOT / "training" / "runs").with_suffix(""))
@@ -89,3 +89,9 @@ def test_wild_then_self_starts_from_the_wild_weights(phantoms, tmp_path):
     }
     with pytest.raises(SystemExit, match="have another architecture"):
         pretrain.build(dataclasses.replace(then, encoder_args=SMALL["swin"] | {"width": 24}))
+
+
+def test_a_task_and_an_encoder_without_a_recipe_take_the_usual_settings():
+    """Adding either is one file and one line."""
+    run = own_run("scans", "mine", "slab", "mine-slab")
+    assert (run.encoder, run.task, run.encoder_args) == ("mine", "slab", {}) and run.steps > 0

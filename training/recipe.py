@@ -156,10 +156,11 @@ def parse_run(settings: dict[str, Any]) -> Run:
 
 
 def own_run(data: str, encoder: str, task: str, name: str) -> Run:
-    """Return the published recipe for other scans."""
-    return Run(
-        name, encoder, task, data, encoder_args=SMALL[encoder], steps=STEPS[task], **RECIPES.get(task, {})
-    )
+    """Return the published recipe for other scans. A task or an encoder without one takes the usual settings and its own
+    defaults."""
+    usual = {"steps": STEPS[task]} if task in STEPS else {}
+    size = SMALL.get(encoder, {})
+    return Run(name, encoder, task, data, encoder_args=size, **usual, **RECIPES.get(task, {}))
 
 
 def study_run(encoder: str, start: str, task: str) -> Run:

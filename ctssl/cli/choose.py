@@ -99,7 +99,17 @@ def _add_curve(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--crop", type=int, metavar="N", help="crop size in voxels (default: from structures and scans)"
     )
     sub.add_argument(
-        "--spacing", type=float, metavar="MM", help="working spacing in mm (default: from the structures)"
+        "--spacing",
+        type=float,
+        metavar="MM",
+        help="working spacing of all in mm (default: planned for the first)",
+    )
+    sub.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="window of all in HU (default: planned for the first model)",
     )
     add_device(sub)
 
@@ -123,6 +133,7 @@ def _curve(args: argparse.Namespace) -> None:
         settings=Settings(**chosen),
         head=args.head,
         spacing_mm=args.spacing,
+        window_hu=tuple(args.window) if args.window else None,
         device=args.device,
         progress=not args.json,
     )

@@ -67,7 +67,7 @@ def _add_compare(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--spacing",
         type=float,
         metavar="MM",
-        help="working spacing of both in mm (default: the segmenter's, if one of them is one; else each its own)",
+        help="working spacing of both in mm (default: the fine-tuned segmenter's, if one of them is one; else each its own)",
     )
     sub.add_argument(
         "--shift",

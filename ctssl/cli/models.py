@@ -92,7 +92,8 @@ def _info(args: argparse.Namespace) -> None:
     unknown = (
         ""
         if origin
-        else ": it is not on this machine; `ctssl download` fetches it"
+        else ": it is not on this machine; `ctssl download` fetches what is on the Hub, CTSSL_MODELS names a folder of models "
+        "(model_cards of a checkout)"
         if origin is None
         else ": unknown"
     )

@@ -17,6 +17,8 @@ from ctssl.datasets.splits import divide, patients
 from ctssl.evaluation.statistics import gained, holm, interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import as_plain, csv_text, markdown
+from ctssl.finetuning.job import prepare_job
+from ctssl.finetuning.request import Request
 from ctssl.finetuning.run import finetune
 from ctssl.finetuning.settings import Settings
 from ctssl.finetuning.start import BASELINES
@@ -35,11 +37,13 @@ class Curve:
         rows: a row for each training and held-out case: `model, shots, seed, case, patient, dsc`.
         models: the starting points, in the order given; the last one is what the others are compared with.
         shots: numbers of training patients, rising.
+        grid: spacing and window of all trainings, in words.
     """
 
     rows: list[Row]
     models: list[str]
     shots: list[int]
+    grid: str = ""
 
     def scores(self, model: str, shots: int) -> list[Row]:
         """Return `patient, dsc` of each held-out case, averaged over the seeds."""
@@ -126,7 +130,8 @@ def measure_curve(
         seeds: trainings of each kind; each draws patients and crops anew, the same for every model.
         hold_out: as for `ctssl.finetune`.
         settings: of every training; its seed divides the cases, the trainings take 0, 1, 2, ...
-        head, spacing_mm, window_hu, device, progress: as for `ctssl.finetune`, the same for every training.
+        head, spacing_mm, window_hu, device, progress: as for `ctssl.finetune`, the same for every training; spacing and window
+            that are not given are those that it would plan for the first model with all training patients.
 
     Raises:
         ValueError: models, shots or seeds that cannot be, before any training; else as `ctssl.finetune`.
@@ -136,8 +141,14 @@ def measure_curve(
     _check_own(folder)
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: give at least 1")
-    train, held = divide(find_cases(data).cases, hold_out, settings.seed)
+    dataset = find_cases(data)
+    train, held = divide(dataset.cases, hold_out, settings.seed)
     counts = _counts(shots, len(patients(train)))
+    model, scratch = next(iter(names.values()))
+    first = Request(folder, model, settings, head, [case.name for case in held], from_scratch=scratch)
+    first = replace(first, spacing_mm=spacing_mm, window_hu=window_hu, progress=progress)
+    seen = prepare_job(first, dataset).plan.preprocess  # one plan: the gain is of the weights alone
+    grid = f"{seen.spacing_mm:g} mm, {seen.window_hu[0]:g} to {seen.window_hu[1]:g} HU"
     patient, rows = {case.name: case.patient for case in held}, []
     for count in counts:
         for seed in range(seeds):
@@ -151,8 +162,8 @@ def measure_curve(
                     hold_out=[case.name for case in held],
                     settings=replace(settings, seed=seed),
                     head=head,
-                    spacing_mm=spacing_mm,
-                    window_hu=window_hu,
+                    spacing_mm=seen.spacing_mm,
+                    window_hu=seen.window_hu,
                     device=device,
                     progress=progress,
                     keep=True,
@@ -168,8 +179,8 @@ def measure_curve(
                     for case, dsc in report.held_out.items()
                     if dsc
                 ]
-            write_curve(Curve(rows, list(names), [n for n in counts if n <= count]), folder)
-    return Curve(rows, list(names), counts)
+            write_curve(Curve(rows, list(names), [n for n in counts if n <= count], grid), folder)
+    return Curve(rows, list(names), counts, grid)
 
 
 def _check_own(folder: Path) -> None:
@@ -220,8 +231,8 @@ def write_curve(found: Curve, folder: Path) -> None:
     seeds, cases = (len({row[key] for row in found.rows}) for key in ("seed", "case"))
     text = f"""# Label efficiency
 
-Mean DSC of {cases} held-out cases. Trainings of each kind: {seeds}; a case counts with the mean of its scores. Intervals over
-patients; p by Wilcoxon's test, corrected by Holm.
+Mean DSC of {cases} held-out cases. Trainings of each kind: {seeds}, all at {found.grid}; a case counts with the mean of its
+scores. Intervals over patients; p by Wilcoxon's test, corrected by Holm.
 
 {found.table()}
 ![Learning curves](curve.png)

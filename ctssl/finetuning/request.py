@@ -58,7 +58,7 @@ def check_request(request: Request) -> None:
     ours = (out / WEIGHTS).exists() and (out / "config.json").exists()
     if ours and not request.overwrite and not request.keep:
         raise FileExistsError(
-            f"{out} holds a finished model; choose another --out, or overwrite it on purpose"
+            f"{out} holds a finished model; choose another --out, or add --overwrite (overwrite=True)"
         )
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; choose another --out")

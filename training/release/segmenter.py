@@ -53,6 +53,7 @@ TASKS = {
     "lung-tumour": dict(
         title="lung tumours",
         dataset="nsclc-radiogenomics",
+        judged_on="nsclc-radiomics",
         licence="CC BY 4.0",
         source="NSCLC-Radiogenomics (TCIA, CC BY 3.0), cubes of 92 mm around the tumours, semi-automatic masks; and twelve "
         "public chest CTs without a known tumour (COVID-CT-MD, ACRIN-FLT-Breast, CPTAC-PDA, RIDER Pilot and others, CC BY "
@@ -197,8 +198,8 @@ def front_matter(config: dict, report: dict, facts: dict, mean: float, cases: in
 
     result = EvalResult(
         "image-segmentation",
-        facts["dataset"],
-        f"{facts['dataset']}, {cases} held-out cases",
+        facts.get("judged_on", facts["dataset"]),
+        f"{facts.get('judged_on', facts['dataset'])}, {cases} held-out cases",
         "dice",
         round(mean, 4),
         metric_name="mean DSC",
