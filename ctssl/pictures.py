@@ -182,7 +182,7 @@ def add_legend(
 
     patches = [Patch(color=colour_of(k), label=names.get(k, f"label {k}")) for k in labels]
     if outline:
-        patches.append(Patch(facecolor="0.6", edgecolor="white", label="outline: the true mask"))
+        patches.append(Patch(facecolor="0.3", edgecolor="white", label="white line: the true mask"))
     legend = figure.legend(handles=patches, loc=loc, ncols=min(6, len(patches)), fontsize=8)
     for text in legend.get_texts():
         text.set_parse_math(False)  # names may hold $
