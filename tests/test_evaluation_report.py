@@ -189,6 +189,8 @@ def test_the_command_prints_tables_and_json(folders, capsys, tmp_path):
     assert main(["evaluate", *both, "--against", str(folders / "other"), "--out", str(tmp_path / "r")]) == 0
     assert "| all | 8 |" in capsys.readouterr().out
     assert main(["evaluate", *both, "--out", str(tmp_path / "r")]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["evaluate", *both, "--out", str(tmp_path / "r"), "--overwrite"]) == 0
     capsys.readouterr()
     assert main(["evaluate", *both, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["cases"]) == 8

@@ -47,6 +47,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="probability above which a voxel belongs to a lesion candidate (default: 0.1)",
     )
     sub.add_argument("--out", help="folder for cases.csv, report.json, report.md and pictures")
+    sub.add_argument("--overwrite", action="store_true", help="replace an earlier report in --out")
     _add_compare(command)
 
 
@@ -83,7 +84,7 @@ def _add_compare(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from ctssl.files.names import check_path
 
-    if args.out:
+    if args.out and not args.overwrite:
         _check_folder(check_path(args.out))
     if args.froc_threshold is not None and not args.froc:
         raise ValueError(
@@ -104,7 +105,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         progress=not args.json,
     )
     if args.out:
-        found.save(args.out)
+        found.save(args.out, overwrite=args.overwrite)
     if args.json:
         print(json.dumps(found.plain()))
         return
@@ -129,7 +130,7 @@ def _check_folder(folder: Path) -> None:
     held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     kept = [name for name in held if not name.startswith(".part-")]
     if (kept and not is_begun(folder)) or (folder.exists() and not folder.is_dir()):
-        raise FileExistsError(f"{folder} exists and is not empty; choose another folder")
+        raise FileExistsError(f"{folder} exists and is not empty; choose another folder, or add --overwrite")
 
 
 def _compare(args: argparse.Namespace) -> None:
