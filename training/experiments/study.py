@@ -177,7 +177,7 @@ def starts(kept: Measured) -> list[dict[str, Any]]:
             row[place] = round(float(kept.scores(name, place, seeds).mean()), 3)
         scratch = scratch_of(name)
         if scratch and scratch != name and (found := kept.difference(over(name, scratch))):
-            row |= {"against": scratch, **found, "seeds": len(seeds)}  # the difference is of the seeds that both have
+            row |= {"against": scratch, **found, "seeds": len(seeds)}  # `found`: of the seeds of both
         rows.append(row)
     return correct(rows)
 
