@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from ctssl.cli.common import add_device, add_hold_out, hold_out
+from ctssl.cli.common import add_device, add_grid, add_hold_out, hold_out
 from ctssl.zoo import DEFAULT
 
 
@@ -98,18 +98,10 @@ def _add_curve(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--crop", type=int, metavar="N", help="crop size in voxels (default: from structures and scans)"
     )
-    sub.add_argument(
-        "--spacing",
-        type=float,
-        metavar="MM",
-        help="working spacing of all in mm (default: planned for the first)",
-    )
-    sub.add_argument(
-        "--window",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="window of all in HU (default: planned for the first model)",
+    add_grid(
+        sub,
+        spacing="working spacing of all in mm (default: planned for the first)",
+        window="window of all in HU (default: planned for the first model)",
     )
     add_device(sub)
 

@@ -20,6 +20,12 @@ def add_device(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def add_grid(sub: argparse.ArgumentParser, *, spacing: str, window: str) -> None:
+    """Add `--spacing` and `--window`, with these words of help."""
+    sub.add_argument("--spacing", type=float, metavar="MM", help=spacing)
+    sub.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help=window)
+
+
 def add_hold_out(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--hold-out",

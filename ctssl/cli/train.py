@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctssl.cli.common import add_device, add_hold_out, add_memory, free, hold_out
+from ctssl.cli.common import add_device, add_grid, add_hold_out, add_memory, free, hold_out
 from ctssl.zoo import DEFAULT
 
 if TYPE_CHECKING:
@@ -73,18 +73,10 @@ def _add_sides(sub: argparse.ArgumentParser) -> None:
 
 def _add_preparation(sub: argparse.ArgumentParser) -> None:
     """How scans are prepared."""
-    sub.add_argument(
-        "--spacing",
-        type=float,
-        metavar="MM",
-        help="working spacing in mm (default: from the structures' size)",
-    )
-    sub.add_argument(
-        "--window",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="window in HU (default: from the labelled voxels)",
+    add_grid(
+        sub,
+        spacing="working spacing in mm (default: from the structures' size)",
+        window="window in HU (default: from the labelled voxels)",
     )
     sub.add_argument(
         "--channel-window",

@@ -241,7 +241,7 @@ def _counted(scored: dict[str, _Scored]) -> tuple[list[dict], list[dict], list[s
     only = (seen or [1])[0] if len(seen) <= 1 else None
     rows, pairs, empty = [], [], []
     for name, case in scored.items():
-        if case.own or case.either:
+        if case.either:
             pairs += [row for row in case.scores if row["label"] in case.either]
         elif only is not None:
             pairs.append(case.of(only))

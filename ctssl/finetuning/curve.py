@@ -64,9 +64,8 @@ class Curve:
                 low, high = interval(scores, "dsc")
                 point = {"model": model, "shots": shots, "dsc": float(np.mean([s["dsc"] for s in scores]))}
                 point |= {"low": low, "high": high}
-                both = [
-                    s for s in scores if s["case"] in reference
-                ]  # a label that neither has gives no score
+                # a label that neither truth nor mask has gives no score
+                both = [s for s in scores if s["case"] in reference]
                 if model != self.models[-1] and both:
                     found = gained([{**s, "other_dsc": reference[s["case"]]} for s in both], "dsc")
                     point |= {
@@ -224,9 +223,8 @@ def _plain(name: str) -> str:
 
 def write_curve(found: Curve, folder: Path) -> None:
     """Write `cases.csv`, `report.md`, `curve.json` and `curve.png`."""
-    write_whole(
-        folder / MARK, json.dumps(as_plain(found.points()), indent=1) + "\n"
-    )  # first: the others are its own then
+    # first: it says that the others are of this command
+    write_whole(folder / MARK, json.dumps(as_plain(found.points()), indent=1) + "\n")
     write_whole(folder / "cases.csv", csv_text(found.rows))
     seeds, cases = (len({row[key] for row in found.rows}) for key in ("seed", "case"))
     text = f"""# Label efficiency
