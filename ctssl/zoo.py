@@ -129,6 +129,16 @@ GAINS = {
     "swin-wild-contrastive": 0.040,
 }
 """DSC gained over the same network from scratch on `training.experiments.lung`, 50 labelled patients, 500 steps."""
+USES = {
+    "vit-wild-lesions": "fine-tuning, features; the default",
+    "swin-wild-lesions": "fine-tuning with a Swin",
+    "vit-wild-contrastive": "comparison: no lesions seen, no head",
+    "swin-wild-contrastive": "comparison: no lesions seen, no head",
+    "lung-tumour-vit-wild-lesions": "lung tumours, in boxes of 64 to 92 mm",
+    "lung-tumour-chest-vit-wild-lesions": "lung tumours, in whole chests",
+    "sarcoma-swin-wild-smit": "sarcomas of limbs, in boxes around them",
+}
+"""What to take a model for; the others are for comparisons."""
 SCANS = {
     "wild": "26 public CT scans, uncurated",
     "wild46": "46 public CT scans, uncurated",
@@ -313,12 +323,18 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def best_first(names: list[str]) -> list[str]:
-    """Return model names with those of the highest measured gain (`GAINS`) first, then the others as they come.
+    """Return model names with those of the highest measured gain (`GAINS`) first, then those for a use of their own
+    (`USES`), then the others as they come.
 
     >>> best_first(["swin-wild-mim", "vit-wild-lesions"])
     ['vit-wild-lesions', 'swin-wild-mim']
     """
-    return sorted(names, key=lambda name: -GAINS.get(name, -1.0))
+    uses = list(USES)
+
+    def place(name: str) -> tuple[float, int]:
+        return -GAINS.get(name, -1.0), uses.index(name) if name in uses else len(uses)
+
+    return sorted(names, key=place)
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -8,7 +8,10 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ctssl.zoo import ModelSpec
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -46,11 +49,15 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _list(args: argparse.Namespace) -> None:
-    from ctssl.zoo import GAINS, best_first, info, list_models
+    from ctssl.zoo import GAINS, USES, best_first, info, list_models
 
     names = best_first(list_models(args.pattern))
     if args.json:
-        print(json.dumps([{**asdict(info(name)), "gain": GAINS.get(name)} for name in names]))
+        print(
+            json.dumps(
+                [{**asdict(info(name)), "gain": GAINS.get(name), "use": USES.get(name)} for name in names]
+            )
+        )
         return
     if not names:
         raise ValueError(f"no model matches {args.pattern!r}; `ctssl list` shows all")
@@ -63,14 +70,13 @@ def _list(args: argparse.Namespace) -> None:
             s.pretext,
             f"{GAINS[s.name]:+.3f}" if s.name in GAINS else "",
             f"{s.parameters / 1e6:.1f} M",
-            f"{2 * s.parameters / 1e6:.1f} MB",
             s.licence,
-            ", ".join(["baseline only"] * s.baseline_only + ["not in the package"] * (not s.in_package)),
+            _use(s),
         )
         for s in map(info, names)
     ]
     rows.insert(
-        0, ("name", "kind", "encoder", "corpus", "pretext", "gain", "parameters", "size", "licence", "note")
+        0, ("name", "kind", "encoder", "corpus", "pretext", "gain", "parameters", "licence", "take it for")
     )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
@@ -79,6 +85,14 @@ def _list(args: argparse.Namespace) -> None:
         print(
             "\ngain: DSC over the same network from scratch, lung tumours of another collection, 50 labelled patients"
         )
+
+
+def _use(spec: ModelSpec) -> str:
+    """Say what to take a model for, and whether an installed package holds it."""
+    from ctssl.zoo import USES
+
+    usual = "comparison (baseline only)" if spec.baseline_only else "comparison"
+    return USES.get(spec.name, usual) + ("" if spec.in_package else "; not in the package")
 
 
 def _info(args: argparse.Namespace) -> None:

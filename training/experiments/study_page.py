@@ -13,6 +13,7 @@ from ctssl.robustness.curves import Line, draw
 from ctssl.shifts import SHIFTS
 from training.experiments.measured import MARGIN, SHIFTED, SURE, Measured
 from training.experiments.robustness import CLEAN, CUBE, SEVERITIES, UNTRUE
+from training.experiments.trials import told_p
 from training.release.card import plural
 
 KERNELS = """What `training.experiments.lung` trained on 50 of the patients marks in a smooth and in a sharp reconstruction of two
@@ -288,7 +289,7 @@ def _difference(row: dict[str, Any]) -> str:
 
 def _p(row: dict[str, Any]) -> str:
     p = row.get("p_holm")
-    return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+    return "" if p is None else told_p(p)
 
 
 def _cell(value: Any) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -194,27 +194,59 @@ def table(results: Path) -> str:
     for row, p in zip(against.values(), holm([row["p"] for row in against.values()]), strict=True):
         row["p_holm"] = p
     columns = ["model", "seeds", "mean DSC", "median", "each seed", "steps to 95%", "against scratch", "p"]
-    columns += ["against no image"] if BLIND in models else []
+    columns += ["against no image"]
     lines = []
-    for label, rows in models.items():
+    for label in in_order(models):
+        rows = models[label]
         values = of_cases(rows)
         low, high = interval([{"patient": c, "dsc": d} for c, d in values.items()], "dsc")
         costs = [steps for row in rows if (steps := steps_to_share(row)) is not None]
         gain = against.get(label)
         cells = [
-            label,
+            shown(label),
             str(len(rows)),
             f"{np.mean(list(values.values())):.3f} ({low:.3f}-{high:.3f})",
             f"{np.median(list(values.values())):.3f}",
             ", ".join(f"{row['mean_dsc']:.3f}" for row in rows),
             f"{np.mean(costs):.0f}" if costs else "",
             told(gain) if gain else "",
-            f"{gain['p_holm']:.3f}" if gain else "",
+            told_p(gain["p_holm"]) if gain else "",
+            told(gained(values, of_cases(models[BLIND]))) if BLIND in models and label != BLIND else "",
         ]
-        if BLIND in models:
-            cells.append("" if label == BLIND else told(gained(values, of_cases(models[BLIND]))))
         lines.append(cells)
-    return markdown(columns, lines)
+    used = [number for number in range(len(columns)) if any(cells[number] for cells in lines)]
+    return markdown([columns[n] for n in used], [[cells[n] for n in used] for cells in lines])
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Return the labels of trials, those of a model together and by the number of labelled cases.
+
+    >>> in_order(["vit, 50 cases", "swin", "vit", "vit, 5 cases", "vit, no labels"])
+    ['vit, no labels', 'vit, 5 cases', 'vit, 50 cases', 'vit', 'swin']
+    """
+    kept = list(labels)
+    recipes = [re.sub(r", \d+ cases|, no labels", "", label) for label in kept]
+    models = [re.split(r",| \[", recipe)[0] for recipe in recipes]
+
+    def place(number: int) -> tuple[int, int, float]:
+        few = re.search(r", (\d+) cases", kept[number])
+        count = float(few[1]) if few else 0.0 if ", no labels" in kept[number] else float("inf")
+        return models.index(models[number]), recipes.index(recipes[number]), count
+
+    return [kept[number] for number in sorted(range(len(kept)), key=place)]
+
+
+def shown(label: str) -> str:
+    """Return a label as a table shows it.
+
+    >>> shown("vit, 1 cases"), shown("vit, 11 cases")
+    ('vit, 1 case', 'vit, 11 cases')
+    """
+    return re.sub(r"\b1 cases", "1 case", label)
+
+
+def told_p(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def told(gain: dict[str, float]) -> str:

@@ -238,15 +238,13 @@ def results(name: str) -> str:
 
 def lung(name: str) -> str:
     """Return the results on lung tumours of another collection, in words and as a table; "" where there are none."""
-    from training.experiments.trials import gained, of_cases, same_seeds, told
+    from training.experiments.trials import gained, in_order, of_cases, same_seeds, shown, told
 
     found = kept("lung", "models")
     models, twin, rows = found["models"], f"{name.split('-')[0]}-scratch", []
-    for label in sorted(
-        label
-        for label in models
-        if re.fullmatch(rf"{name}(, \d+ cases|, no labels|, no labels, mirrored)?", label)
-    ):
+    for label in in_order(models):
+        if not re.fullmatch(rf"{name}(, \d+ cases|, no labels|, no labels, mirrored)?", label):
+            continue
         scores, scratch = of_cases(models[label]), models.get(label.replace(name, twin))
         gain = ""
         if scratch:
@@ -255,7 +253,7 @@ def lung(name: str) -> str:
         mean = sum(scores.values()) / len(scores)
         rows.append(
             [
-                label.removeprefix(name).strip(", ") or "all cases",
+                shown(label).removeprefix(name).strip(", ") or "all cases",
                 f"{mean:.3f}",
                 str(len(models[label])),
                 gain,

@@ -14,20 +14,11 @@ import numpy as np
 
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
-from ctssl.zoo import MODELS
+from ctssl.zoo import MODELS, USES
 from training.experiments import lung, study, trials
 from training.experiments.measured import MARGIN
 
 ROOT = Path(__file__).parents[2]
-USES = {
-    "vit-wild-lesions": "fine-tuning, features; the default",
-    "swin-wild-lesions": "the same with a Swin",
-    "vit-wild-contrastive": "comparison: no lesions seen, no head",
-    "swin-wild-contrastive": "comparison: no lesions seen, no head",
-    "lung-tumour-vit-wild-lesions": "lung tumours, as it is",
-    "lung-tumour-chest-vit-wild-lesions": "the same in whole chests",
-}
-"""The models of README's table, and what each is for."""
 SCRATCH = {"vit-scratch": "ViT from scratch", "swin-scratch": "Swin from scratch"}
 LABELS = ", 50 cases"
 FEWEST = 2  # trainings behind a figure
