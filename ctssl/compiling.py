@@ -35,9 +35,12 @@ def compile_blocks(encoder: Any, *, backend: str = "inductor") -> None:
 
 def check_compiler(device: str) -> None:
     """Raise `ValueError` unless the compiler that `torch.compile` calls for a device is there."""
-    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    wanted = os.environ.get("CXX", usual)
-    if device == "cpu" and shutil.which(wanted) is None:
+    if device == "cuda":  # Triton's
+        names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    else:
+        names = [os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))]
+    if not any(map(shutil.which, names)):
+        kind = "C" if device == "cuda" else "C++"
         raise ValueError(
-            f"compiling needs the C++ compiler {wanted}, which is not here; install it, or leave --compile out"
+            f"compiling needs the {kind} compiler {names[0]}, which is not here; install it, or leave --compile out"
         )

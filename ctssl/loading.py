@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ctssl.devices import choose_device
 from ctssl.encoders import ENCODERS, plain_args
 from ctssl.encoders.layers import widen
 from ctssl.encoders.pixels import Pixels
@@ -87,32 +88,6 @@ def load_model(source: str | os.PathLike | ModelFolder, *, device: str | torch.d
     """Load an encoder or a segmenter, whichever the source is; arguments and errors as for `ctssl.load`."""
     folder = open_model(source)
     return (load if folder.kind == "encoder" else load_segmenter)(folder, device=device)
-
-
-def choose_device(name: str | torch.device) -> torch.device:
-    """Return a torch device; "auto" is a GPU if there is one: CUDA, else Apple's (MPS, which nobody has tested yet).
-
-    Raises `ValueError` for an unknown or unavailable device.
-    """
-    has_cuda = torch.cuda.is_available()
-    try:
-        best = "cuda" if has_cuda else "mps" if torch.backends.mps.is_available() else "cpu"
-        device = torch.device(best if name == "auto" else name)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:1, mps, ...") from error
-    if (device.type == "cuda" and not has_cuda) or (
-        device.type == "mps" and not torch.backends.mps.is_available()
-    ):
-        raise ValueError(
-            f"device {name} is not available: this machine, or this PyTorch, has no {device.type.upper()}; "
-            "omit --device, or use cpu"
-        )
-    return device
-
-
-def device_name(device: torch.device) -> str:
-    """Return what a report calls a device: `cpu`, or `cuda (NVIDIA H200)`."""
-    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
 def segmenter(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 CONVOLUTIONS = (torch.conv3d, torch.conv_transpose3d)
 
 
@@ -33,20 +34,26 @@ def half(device: str, *, enabled: bool) -> Iterator[None]:
 def deterministic(*, enabled: bool) -> Iterator[None]:
     """Take the algorithms of PyTorch that give the same result in every run, on one machine with the same versions.
 
-    They are slower on a GPU, where PyTorch raises `RuntimeError` for what has none. `enabled`: False changes nothing.
+    They are slower on a GPU, where PyTorch raises `RuntimeError` for what has none, and `ValueError` is raised where the
+    process has multiplied matrices on it before. `enabled`: False changes nothing.
     """
     if not enabled:
         yield
         return
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # cuBLAS asks for it, before its first product
+    os.environ.setdefault(CUBLAS, ":4096:8")  # cuBLAS asks for it, before its first product
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:
         yield
+    except RuntimeError as error:
+        if CUBLAS in str(error):  # cuBLAS looked before it was set, at its first product
+            raise ValueError(
+                f"this process has used the GPU already; start it again with {CUBLAS}=:4096:8 in its environment, or leave "
+                "deterministic out"
+            ) from error
+        raise
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=warn_only)
         torch.backends.cudnn.benchmark = before[1]

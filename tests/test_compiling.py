@@ -18,6 +18,10 @@ def test_a_missing_compiler_is_named(encoder, monkeypatch):
     with pytest.raises(ValueError, match=r"needs the C\+\+ compiler no-such-compiler"):
         compiling.compile_blocks(encoder)
     compiling.compile_blocks(encoder, backend="eager")  # which calls none
+    compiling.check_compiler("cuda")  # Triton calls a C compiler
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(ValueError, match="needs the C compiler no-such-compiler"):
+        compiling.check_compiler("cuda")
 
 
 def test_a_network_without_blocks_is_refused():

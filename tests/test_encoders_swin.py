@@ -5,7 +5,7 @@ import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 
 from ctssl import Swin, segmenter
-from ctssl.encoders import ENCODERS
+from ctssl.encoders import ENCODERS, attention
 from ctssl.encoders import swin as the_module
 from ctssl.encoders.attention import attend, attend_learning_bias
 from tests.support.monai_keys import MONAI_SWIN, our_swin_state
@@ -165,3 +165,14 @@ def test_whole_windows_as_on_a_gpu_give_the_maps_and_gradients_of_groups(size, s
     again.load_state_dict(net.state_dict())
     torch.testing.assert_close(again(x)[-1], net.eval()(x)[-1], atol=2e-5, rtol=1e-4)
     assert len(net.attention(x, block=1).weights)
+
+
+def test_attention_in_pieces_for_the_kernels_of_a_gpu_is_the_same(monkeypatch):
+    q, k, v = torch.randn(3, 2, 6, 8, 12)
+    bias = torch.randn(1, 6, 8, 8)
+    whole = attention.attend_whole(q, k, v, bias)
+    torch.testing.assert_close(
+        whole, torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    )
+    monkeypatch.setattr(attention, "MOST_HEADS", 4)
+    torch.testing.assert_close(attention.attend_whole(q, k, v, bias, multiple=8), whole)

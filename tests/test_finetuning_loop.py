@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import ctssl
+from ctssl.devices import multiplies_bf16
 from ctssl.encoders import ENCODERS
 from ctssl.finetuning import loop
 from ctssl.finetuning.crops import Scan
@@ -89,7 +90,19 @@ def test_validation_is_the_mean_over_whole_scans_and_the_labels_they_have():
     ]
     first = np.mean([ctssl.metrics.dsc(found[0] == k, true[0] == k) for k in (1, 2)])
     expected = (first + ctssl.metrics.dsc(found[1] == 1, true[1] == 1)) / 2
-    assert validate(Says(), scans) == pytest.approx(expected)
+    net, seen = Says(), set()
+    net.register_forward_pre_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
+    assert validate(net, scans) == pytest.approx(expected) and seen == {False}
+    assert validate(net, scans, half=True) == pytest.approx(expected) and seen == {False, True}
+
+
+def test_a_gpu_that_emulates_bf16_is_not_asked_for_it(monkeypatch):
+    for supported in (True, False):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, s=supported: s or including_emulation
+        )
+        assert multiplies_bf16(torch.device("cuda")) == supported
+    assert not multiplies_bf16(torch.device("cpu"))
 
 
 SHARED = """

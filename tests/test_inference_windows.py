@@ -14,6 +14,7 @@ import ctssl
 from ctssl.cli import main
 from ctssl.heads.segmenter import Segmenter
 from ctssl.inference import features, masks, windows
+from ctssl.precision import deterministic
 from ctssl.volume import nifti
 from ctssl.volume.volume import Volume
 
@@ -187,7 +188,40 @@ def test_bf16_gives_nearly_the_same_and_is_on_the_record(model):
 
 def test_a_gpu_takes_as_many_windows_as_its_free_memory_holds(monkeypatch):
     gpu, gib = torch.device("cuda", 0), 1 << 30
-    for free, expected in ((80 * gib, 16), (2 * gib, 10), (gib // 8, 1)):
+    for free, expected in ((80 * gib, 16), (2 * gib, 6), (gib // 8, 1)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 80 * gib))
         assert windows.windows_at_once(gpu, 64) == expected
     assert windows.windows_at_once(torch.device("cpu"), 64) == 1
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (gib // 8, 80 * gib))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 3 * gib)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: gib)
+    assert windows.windows_at_once(gpu, 64) == 6  # what PyTorch keeps is free for it
+    assert windows.windows_at_once(gpu, 64, reserved=2 * gib) == 1
+    with deterministic(enabled=True):
+        assert windows.windows_at_once(gpu, 64) == 1
+
+
+def test_a_compiled_network_sees_batches_of_one_size_alone(model):
+    image, seen = np.random.default_rng(0).random((8, 24, 24)).astype(np.float32), []
+
+    def network(x):
+        seen.append(len(x))
+        return torch.cat([x, 1 - x], 1)
+
+    kind = dict(classes=2, skip_air=False)
+    found = windows.slide(network, image, 8, windows=windows.Windows(batch=16, compiled=True), **kind)
+    assert set(seen) == {16}
+    np.testing.assert_array_equal(found, windows.slide(network, image, 8, **kind))
+
+
+@pytest.mark.parametrize("call", ["isfinite", "cat"])
+def test_memory_that_ends_outside_the_network_ends_in_a_message(call, monkeypatch):
+    """On what is blended, or where the answers are looked at: then fewer windows are tried first."""
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    image = np.zeros((8, 24, 24), np.float32)
+    monkeypatch.setattr(torch, call, full)
+    with pytest.raises(MemoryError, match="does not fit into the memory of cpu.*--device cpu"):
+        windows.slide(lambda x: x.expand(-1, 2, -1, -1, -1), image, 8, classes=2)

@@ -74,3 +74,15 @@ def test_training_in_deterministic_mode_takes_the_same_steps(head):
         nets.append(net)
     for one, two in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+
+
+def test_a_process_that_used_the_gpu_before_is_told_what_to_set():
+    with (
+        pytest.raises(ValueError, match="start it again with CUBLAS_WORKSPACE_CONFIG=:4096:8"),
+        deterministic(enabled=True),
+    ):
+        raise RuntimeError(
+            "Deterministic behavior ... set an environment variable CUBLAS_WORKSPACE_CONFIG=:4096:8"
+        )
+    with pytest.raises(RuntimeError, match="another"), deterministic(enabled=True):
+        raise RuntimeError("another")

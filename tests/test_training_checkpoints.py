@@ -53,6 +53,15 @@ def test_a_checkpoint_comes_back_bit_by_bit_and_is_no_pickle(phantoms):
     state = checkpoints.read(phantoms / checkpoints.NEWEST)
     assert state["task"].keys() == task.state_dict().keys()
     assert all(torch.equal(value, state["task"][key]) for key, value in task.state_dict().items())
+    elsewhere = checkpoints.read(phantoms / checkpoints.NEWEST, "meta")
+    places = {
+        name: value.device.type for own in elsewhere["opt"]["state"].values() for name, value in own.items()
+    }
+    assert places == {
+        "step": "cpu",
+        "exp_avg": "meta",
+        "exp_avg_sq": "meta",
+    }  # AdamW reads its steps on the CPU
     opt, _ = pretrain.optimizer(task, TINY)
     opt.load_state_dict(state["opt"])
     assert (

@@ -61,16 +61,17 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """
     with safe_open(path, framework="pt") as file:
         state = json.loads(file.metadata()["state"])
-        tensors = {key: file.get_tensor(key).clone().to(device) for key in file.keys()}  # noqa: SIM118
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
     state |= {"task": {}, "opt": {"state": moments, "param_groups": state.pop("groups")}}
     for key, value in tensors.items():
         kind, _, name = key.partition(".")
         if kind == "task":
-            state["task"][name] = value
+            state["task"][name] = value.to(device)
         else:
             number, _, name = name.partition(".")
-            moments[int(number)][name] = value
+            # AdamW counts its steps on the CPU; from a GPU it would read each count back, parameter by parameter
+            moments[int(number)][name] = value if name == "step" else value.to(device)
     return state
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from ctssl.devices import multiplies_bf16
 from ctssl.files.atomic import write_whole
 from training import checkpoints, pretrain
 from training.data.cache import prepare_corpus
@@ -114,7 +115,7 @@ def train(run: Run, args: argparse.Namespace, *, seconds: float) -> dict[str, An
         run,
         batch=args.batch or run.batch,
         lr=min(run.lr * math.sqrt(factor), max(run.lr, TOP_LR)),
-        bf16=args.device == "cuda",
+        bf16=multiplies_bf16(torch.device(args.device)),
         resident=True,
         save_minutes=1e9,  # the device goes back: only the end counts
     )

@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from tqdm import tqdm
 
 from ctssl.compiling import compile_blocks
 from ctssl.datasets.seen import SEEN
+from ctssl.devices import PATIENCE
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pretrained import encoder_config
 from ctssl.files.running import Stopped, alone, clear_parts, stop_signals
@@ -304,7 +304,6 @@ def descend(
     return {**numbers, "norm": float(norm)}
 
 
-PATIENCE = timedelta(days=1)  # how long the other processes wait while the first one prepares the scans
 HASHED = 2000  # largest number of scans whose hashes are stored with the encoder
 
 
@@ -411,6 +410,8 @@ def main() -> None:
     run = find_run(args.run) if args.run else own_run(args.data, args.model, args.task, args.out.name)
     run = override(run, args.set + ([f"init={json.dumps(args.init)}"] if args.init else []))
     if "RANK" in os.environ:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # what NCCL takes for objects
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     out = args.out or Path("runs") / args.run
     try:

@@ -5,6 +5,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+MOST_HEADS = 65_535
+"""CUDA counts heads (here times windows) along an axis of its grid that ends there (pytorch#142228)."""
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute attention of `(W, H, N, d)` queries over `(W, H, M, d)` keys and values, with a bias `(H, N,
@@ -22,6 +25,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     if bias is None:
         return F.scaled_dot_product_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)[None])
+
+
+def attend_whole(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, multiple: int | None = None) -> Tensor:
+    """Compute attention of `(B, H, N, d)` with a bias `(1, H, N, N)`, in pieces that the fused kernels of a GPU take.
+
+    Args:
+        multiple: `d` is filled up to a multiple of this; None: of 8 in half precision on a GPU, where others are left to
+            a kernel that writes down every weight.
+
+    Returns:
+        `(B, H, N, d)`.
+    """
+    depth = q.shape[-1]
+    if multiple is None:
+        multiple = 8 if q.device.type == "cuda" and q.dtype.itemsize == 2 else 1
+    if depth % multiple:
+        q, k, v = (F.pad(x, (0, -depth % multiple)) for x in (q, k, v))
+    pieces = zip(*(x.split(MOST_HEADS, 1) for x in (q, k, v, bias)), strict=True)
+    mixed = [F.scaled_dot_product_attention(*qkv, attn_mask=own, scale=depth**-0.5) for *qkv, own in pieces]
+    return (torch.cat(mixed, 1) if len(mixed) > 1 else mixed[0])[..., :depth]
 
 
 def learns_bias(qkv: Tensor, bias: Tensor) -> bool:

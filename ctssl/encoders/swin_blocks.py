@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ctssl.encoders.attention import attend, attend_learning_bias, learns_bias, leaves_python
+from ctssl.encoders.attention import attend, attend_learning_bias, attend_whole, learns_bias, leaves_python
 from ctssl.encoders.layers import (
     DropPath,
     Mlp,
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         else:
             bias = bias.masked_fill(~plan.allowed, float("-inf")).flatten(0, 1)[None]
             q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)  # each (B, windows * heads, N, d)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        mixed = attend_whole(q, k, v, bias)
         mixed = mixed.view(batch, count, self.heads, tokens, -1).transpose(2, 3)
         return self.proj(mixed.reshape(parts.shape))
 

@@ -16,14 +16,15 @@ from torch import distributed as dist
 from tqdm import tqdm
 
 from ctssl import precision
-
-if TYPE_CHECKING:
-    from ctssl.heads.segmenter import Segmenter
+from ctssl.devices import multiplies_bf16
 from ctssl.files.running import Stopped, stop_signals
 from ctssl.finetuning.crops import Scan, batches, workers_for
 from ctssl.finetuning.settings import Settings
 from ctssl.finetuning.state import Progress, load_state, save_state
 from ctssl.finetuning.threshold import validate
+
+if TYPE_CHECKING:
+    from ctssl.heads.segmenter import Segmenter
 
 TIMED = 10  # steps from which the speed is known
 CHOOSING = 5  # validation cases from which on weights are chosen by them; fewer reverse rankings
@@ -108,7 +109,7 @@ class _Run:
         self.net, self.settings, self.folder, self.from_scratch = net, settings, folder, from_scratch
         self.rank, self.world = _world()
         self.device = next(net.parameters()).device
-        self.half = settings.bf16 or self.device.type == "cuda"
+        self.half = settings.bf16 or multiplies_bf16(self.device)
         own = groups(net, settings, from_scratch=from_scratch)
         self.opt = torch.optim.AdamW(own, fused=True if self.device.type == "cuda" else None)
         self.average = averaged(net, settings)

@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from ctssl.datasets.case import Case, read_case
 from ctssl.datasets.layouts import find_cases
+from ctssl.devices import choose_device
 from ctssl.evaluation.statistics import gained, holm, mean_interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import as_plain, markdown
 from ctssl.finetuning.start import BASELINES, open_start
-from ctssl.loading import choose_device
 from ctssl.sampling import crop_at
 from ctssl.volume.grids import prepare, resample
 from ctssl.zoo import Preprocess

@@ -6,17 +6,16 @@ import os
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import distributed as dist
 from tqdm import tqdm
 
 from ctssl.datasets.case import Dataset
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.splits import count_folds
+from ctssl.devices import device_name, join_devices
 from ctssl.files.running import alone, clear_parts
 from ctssl.finetuning.finish import judge_cases, judging_seconds, report_of, save
 from ctssl.finetuning.job import Job, build_network, prepare_job, prepare_scans, survey_of
@@ -28,11 +27,8 @@ from ctssl.finetuning.settings import Settings
 from ctssl.finetuning.start import check_model, mix
 from ctssl.finetuning.threshold import choose_threshold
 from ctssl.inference.windows import MEMORY_GB
-from ctssl.loading import choose_device, device_name
 from ctssl.precision import deterministic
 from ctssl.zoo import DEFAULT
-
-PATIENCE = timedelta(days=1)  # for which the other devices wait while the first one judges whole scans
 
 
 def finetune(
@@ -209,14 +205,3 @@ def finetune_folds(request: Request, dataset: Dataset) -> list[Report]:
     if join_devices(request.device)[0] == 0:
         save_folds(summary, reports)
     return reports
-
-
-def join_devices(device: str) -> tuple[int, torch.device]:
-    """Return this process's rank (0 unless torchrun started several) and its device."""
-    where, local = choose_device(device), int(os.environ.get("LOCAL_RANK", 0))
-    if where.type == "cuda":
-        where = torch.device("cuda", local if where.index is None else where.index)
-        torch.cuda.set_device(where)  # what NCCL takes for objects
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
-    return dist.get_rank() if dist.is_initialized() else 0, where

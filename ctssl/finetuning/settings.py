@@ -36,7 +36,7 @@ class Settings:
         intensity: how far values (0 to 1) are stretched and moved.
         shift_augment: copies of each training scan under random CT acquisition shifts (`ctssl.shifts`).
         bf16: half precision on a CPU too, which pays where it has instructions for it (AVX512_BF16, AMX); a
-            GPU always takes it.
+            GPU takes it wherever it does not emulate it (NVIDIA: Ampere and later).
         validation: share of the training patients (of ten or more) that are held back for validation: they
             pick the threshold and, where they have five or more cases, the weights and the stopping point.
         evaluations: how often whole validation scans are segmented. The best weights by a moving average of

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from ctssl.finetuning.crops import Scan
@@ -48,12 +47,11 @@ def choose_threshold(net: Any, scans: list[Scan], *, progress: bool = False) -> 
 def validate(net: Any, scans: list[Scan], *, half: bool = False) -> float:
     """Return the mean DSC over whole scans at the working spacing, and over the labels that each has.
 
-    `half`: bfloat16 autocast. Windows do not overlap, for speed.
+    `half`: in bfloat16. Windows do not overlap, for speed.
     """
-    device = next(net.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=half):
-        labelled = (scan for scan in scans if scan.labelled)  # the others have no DSC
-        scores = [_dsc(net, scan, _masks(net, scan, (0.5,), Windows(overlap=0.0))[0.5]) for scan in labelled]
+    windows = Windows(overlap=0.0, bf16=half)
+    labelled = (scan for scan in scans if scan.labelled)  # the others have no DSC
+    scores = [_dsc(net, scan, _masks(net, scan, (0.5,), windows)[0.5]) for scan in labelled]
     means = [np.mean(one) for one in scores if one]
     return float(np.mean(means)) if means else 0.0
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ctssl.inference.memory import ACTIVATIONS
+from ctssl.devices import free_memory
 
 MEMORY_GB = 8.0
 GPU_VOXELS = 16 * 64**3  # of the windows of one batch on a GPU
+ON_A_GPU = 320  # numbers that a network holds there for each voxel of a window: 302 for the paper's Swin with `swin-unetr`
+SLABS = 4  # times what is blended, at its peak
 MOST = 1_000_000  # windows of a scan; 64 voxels, half of them shared, make a few thousand
 
 
@@ -83,7 +86,7 @@ def slide(
 
     Raises:
         ValueError: the network gives NaN or infinite values, or there would be more than `MOST` windows.
-        MemoryError: not even one window fits into the memory of the device.
+        MemoryError: not even one window fits into the memory of the device, or not what is blended there.
     """
     from tqdm import tqdm
 
@@ -104,23 +107,36 @@ def slide(
     bell = torch.from_numpy(gaussian(side))
     weight = (bell[:, None, None] * bell[:, None] * bell).to(device)
     totals = [total_weight(bell, places, n) for places, n in zip(starts, extent, strict=True)]
-    answer = _Answers(mirrored(network) if windows.tta else network, windows, side, device, dtype, name)
+    held = 4 * classes * side * math.prod(extent[1:])
+    network = mirrored(network) if windows.tta else network
+    answer = _Answers(network, windows, side, device, dtype, name, SLABS * held)
     result = np.zeros((classes, *extent), np.float16)
-    slab = torch.zeros(classes, side, *extent[1:], device=device)
     bar = tqdm(total=count, desc="segmenting", disable=not progress)
-    for x, after in zip(starts[0], [*starts[0][1:], extent[0]], strict=True):
-        places = list(itertools.product(*starts[1:]))
-        cubes = [torch.from_numpy(image[:, x : x + side, y : y + side, z : z + side]) for y, z in places]
-        for (y, z), found in zip(places, answer.of_all(cubes, skip_air=skip_air), strict=True):
-            slab[:, :, y : y + side, z : z + side] += found * weight
-            bar.update()
-        done = after - x
-        total = totals[0][x:after, None, None] * totals[1][:, None] * totals[2]
-        result[:, x:after] = (slab[:, :done] / total.to(device)).softmax(0).cpu().numpy()
-        slab = torch.cat([slab[:, done:], slab.new_zeros(classes, done, *extent[1:])], 1)
-    bar.close()
+    with _room_on(device, name), bar:
+        slab = torch.zeros(classes, side, *extent[1:], device=device)
+        for x, after in zip(starts[0], [*starts[0][1:], extent[0]], strict=True):
+            places = list(itertools.product(*starts[1:]))
+            cubes = [torch.from_numpy(image[:, x : x + side, y : y + side, z : z + side]) for y, z in places]
+            for (y, z), found in zip(places, answer.of_all(cubes, skip_air=skip_air), strict=True):
+                slab[:, :, y : y + side, z : z + side] += found * weight
+                bar.update()
+            done = after - x
+            total = totals[0][x:after, None, None] * totals[1][:, None] * totals[2]
+            result[:, x:after] = (slab[:, :done] / total.to(device)).softmax(0).cpu().numpy()
+            slab = torch.cat([slab[:, done:], slab.new_zeros(classes, done, *extent[1:])], 1)
     inside = tuple(slice(a, a + n) for a, n in zip(low, size, strict=True))
     return result[(slice(None), *inside)]
+
+
+@contextmanager
+def _room_on(device: torch.device, name: str) -> Iterator[None]:
+    """Say what to do where the memory of a device does not suffice for what is blended on it."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"{name} does not fit into the memory of {device}; free some, or use the CPU (--device cpu)"
+        ) from error
 
 
 class _Answers:
@@ -134,10 +150,12 @@ class _Answers:
         device: torch.device,
         dtype: torch.dtype,
         name: str,
+        reserved: int,
     ) -> None:
         self.network, self.device, self.dtype, self.name = network, device, dtype, name
         self.bf16 = windows.bf16
-        self.batch = windows.batch or windows_at_once(device, side)
+        self.batch = windows.batch or windows_at_once(device, side, reserved)
+        self.fixed = windows.compiled  # a program is compiled for one size of the batch
         self.air: Tensor | None = None
 
     def of_all(self, cubes: list[Tensor], *, skip_air: bool) -> Iterator[Tensor]:
@@ -162,19 +180,21 @@ class _Answers:
 
     def _of(self, cubes: list[Tensor]) -> Tensor:
         """Return the logits of the first of some cubes: of as many as fit into the memory."""
+        count = self.batch if self.fixed else len(cubes)
         try:
-            inputs = torch.stack(cubes).to(self.device, self.dtype)
+            inputs = torch.stack([*cubes, *cubes[-1:] * (count - len(cubes))]).to(self.device, self.dtype)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                answers = self.network(inputs).float()
+                answers = self.network(inputs)[: len(cubes)].float()
+            finite = bool(torch.isfinite(answers).all())
         except torch.OutOfMemoryError as error:
-            if len(cubes) == 1:
+            if count == 1:
                 raise MemoryError(
                     f"one window of {cubes[0].shape[-1]} voxels does not fit into the memory of {self.device}; free some, or "
                     "use the CPU (--device cpu)"
                 ) from error
-            self.batch = max(1, len(cubes) // 2)
+            self.batch = count // 2
         else:
-            if not torch.isfinite(answers).all():
+            if not finite:
                 raise ValueError(
                     f"the model gives NaN or infinite values for {self.name}; its weights are no use"
                 )
@@ -183,15 +203,15 @@ class _Answers:
         return self._of(cubes[: self.batch])
 
 
-def windows_at_once(device: torch.device, side: int) -> int:
-    """Return how many windows go through a network together: one on a CPU; on a GPU as many as are worth it, and fit into
-    what is free of its memory."""
-    if device.type == "cpu":
+def windows_at_once(device: torch.device, side: int, reserved: int = 0) -> int:
+    """Return how many windows go through a network together: one on a CPU, and where every run has to give the same
+    (`deterministic`), since the answers differ in their last digits; on a GPU as many as are worth it, and fit into
+    what is free of its memory but for the `reserved` bytes."""
+    if device.type == "cpu" or torch.are_deterministic_algorithms_enabled():
         return 1
     worth = GPU_VOXELS // side**3
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        worth = min(worth, free // (side**3 * 4 * ACTIVATIONS))
+        worth = min(worth, (free_memory(device) - reserved) // (side**3 * 4 * ON_A_GPU))
     return max(1, worth)
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from ctssl.datasets.case import Case
 from ctssl.datasets.layouts import find_cases
+from ctssl.devices import device_name
 from ctssl.evaluation.scores import RESERVED
 from ctssl.evaluation.tables import read_facts
 from ctssl.files.names import check_path
-from ctssl.loading import device_name
 from ctssl.robustness.curves import Row
 from ctssl.robustness.masks import Source, check_complete, check_labels, find_sources
 from ctssl.robustness.measure import Grid, keep_rows, kept_rows, measure

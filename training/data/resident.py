@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctssl.devices import free_memory
 from training.data.axes import resample
 from training.data.cache import Corpus
 from training.data.draws import Draws
@@ -19,7 +20,7 @@ from training.recipe import Run
 
 TRIES = 12  # places that are looked at for each sample
 LATTICE = 8  # voxels along each side that are looked at
-AT_ONCE = 1024  # samples that are drawn together
+AT_ONCE = 1024  # samples that are drawn together, of crops of 64 voxels at most
 TISSUE = 0.25  # share of a crop that should not be air
 
 
@@ -35,7 +36,7 @@ class Resident:
         scans = [corpus.scan(number) for number in range(len(corpus))]
         sizes = torch.tensor([scan.size for scan in scans])
         if device.type == "cuda":
-            free, wanted = torch.cuda.mem_get_info(device)[0], 2 * int(sizes.sum())
+            free, wanted = free_memory(device), 2 * int(sizes.sum())
             if wanted > free / 2:
                 raise SystemExit(
                     f"the scans take {wanted / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; set resident=False"
@@ -111,8 +112,10 @@ def resident_batches(
 ) -> Iterator[Batch]:
     """Yield the batches of steps `first` to `last`, `run.accumulate` for each; the same whenever they are asked for.
 
-    A GPU draws about `at_once` samples together: the many small operations cost it the same for 8 as for a thousand.
+    A GPU draws about `at_once` samples together: the many small operations cost it the same for 8 as for a thousand. Of
+    crops above 64 voxels it draws as many voxels.
     """
+    at_once = min(at_once, at_once * 64**3 // run.crop**3)
     scans, crops = Resident(corpus, device), crops_for(task)
     together = max(1, at_once // run.batch) if device.type != "cpu" else 1  # batches
     count = together * run.batch

@@ -37,13 +37,14 @@ from torch import Tensor
 import ctssl
 from ctssl.datasets.case import Case, read_case
 from ctssl.datasets.layouts import find_cases
+from ctssl.devices import choose_device
 from ctssl.files.atomic import write_whole
 from ctssl.finetuning.crops import Scan, draw
 from ctssl.finetuning.loop import fit
 from ctssl.finetuning.prepare import prepare_cases
 from ctssl.finetuning.start import BASELINES, fresh, open_start, take_head
 from ctssl.hub.client import CONFIG
-from ctssl.loading import choose_device, segmenter
+from ctssl.loading import segmenter
 from ctssl.metrics import volume_ml
 from ctssl.shifts import REVISION, SHIFTS
 from ctssl.similarity import Minibatches, block_features
