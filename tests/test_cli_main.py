@@ -8,6 +8,7 @@ import pytest
 
 import ctssl
 from ctssl.cli.main import _parser, main
+from ctssl.encoders.pixels import Pixels
 from ctssl.metrics import dsc
 from ctssl.phantom import phantom
 from ctssl.zoo import DEFAULT, best_first
@@ -230,3 +231,29 @@ def test_warnings_are_one_line_not_a_stack(capsys, tmp_path):
     ctssl.Volume(volume.array, np.eye(4)).save(tmp_path / "lost.nii.gz")
     assert main(["embed", str(tmp_path / "lost.nii.gz")]) == 0
     assert "warning: lost.nii.gz: the affine is the identity" in capsys.readouterr().err
+
+
+def test_embed_never_replaces_what_it_reads_nor_a_table_by_nothing(capsys, scan, model, tmp_path):
+    before, table = scan.read_bytes(), tmp_path / "table.csv"
+    how = ("--model", model, "--overwrite")
+    assert "is an input scan" in refused(capsys, "embed", scan, scan, "--dense", *how)
+    table.write_text("scan,f0\na,1\nb,2\nc,3\n")
+    assert "is a table that is read" in refused(capsys, "similar", table, "--out", table, "--overwrite")
+    mask = ctssl.read(scan)
+    mask.on_grid(np.zeros(mask.shape, np.uint8)).save(tmp_path / "empty.nii.gz")
+    assert "no lesion to embed" in refused(
+        capsys, "embed", scan, table, "--mask", tmp_path / "empty.nii.gz", *how
+    )
+    (tmp_path / "bad").mkdir()
+    for name in "ab":
+        (tmp_path / "bad" / f"{name}.nii.gz").write_bytes(b"nothing")
+    assert main([str(a) for a in ("embed", tmp_path / "bad", table, *how)]) == 1
+    assert "2 scans failed" in capsys.readouterr().err
+    assert scan.read_bytes() == before and table.read_text().startswith("scan,f0\na,1")
+
+
+def test_a_network_without_features_is_refused(capsys, scan, tmp_path):
+    from ctssl.heads.segmenter import Segmenter
+
+    folder = Segmenter(Pixels(), head="dynunet", classes=2).save_pretrained(tmp_path / "dynunet")
+    assert "no features to embed" in refused(capsys, "embed", scan, "--model", folder)

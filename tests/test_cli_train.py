@@ -3,6 +3,7 @@
 import contextlib
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -170,3 +171,34 @@ def test_every_option_that_names_a_setting_reaches_it():
     assert request.channel_windows == [(0.0, 9.0)]
     plain = train._request(_parser("finetune").parse_args(["finetune", "data", "--out", "m"]))
     assert plain.settings == ctssl.Settings()
+
+
+def test_a_dry_run_refuses_what_the_training_would(labelled, tiny_folder, capsys):
+    ask = [
+        "finetune",
+        str(labelled),
+        "--model",
+        str(tiny_folder),
+        "--out",
+        str(labelled / "out"),
+        "--dry-run",
+    ]
+    assert main([*ask, "--json", "--hold-out", "case2"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["train"], plan["held_out"], plan["labels"]) == (["case0", "case1"], ["case2"], [1]) and plan[
+        "crop"
+    ] > 0
+    assert (
+        main([*ask, "--empty", "0.5"]) == 2
+        and "no training case has an empty mask" in capsys.readouterr().err
+    )
+    if not torch.cuda.is_available():
+        assert main([*ask, "--device", "cuda"]) == 2 and "not available" in capsys.readouterr().err
+    assert main(["finetune", str(labelled), "--model", "dynunet", "--head", "unetr", *ask[4:]]) == 2
+    assert "a head of its own" in capsys.readouterr().err
+    for name in ("case0", "case1", "case2"):
+        mask = ctssl.read(labelled / "labels" / f"{name}.nii.gz")
+        mask.on_grid(np.zeros(mask.shape, np.uint8)).save(
+            labelled / "labels" / f"{name}.nii.gz", overwrite=True
+        )
+    assert main(ask) == 2 and "masks are empty" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from ctssl.datasets.case import read_case
 from ctssl.datasets.checks import problems
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.scans import list_scans
+from ctssl.scan_checks import ScanWarning
 from ctssl.volume.volume import Volume
 from tests.support.folders import described
 
@@ -203,3 +204,19 @@ def test_the_patient_of_a_series_in_a_table_is_that_of_its_header(tmp_path, data
     rows = [{"id": name, "image": str(case.image), "label": str(case.label)} for name in "ab"]
     found = find_cases(write_table(tmp_path / "cases.csv", rows)).cases
     assert [one.patient for one in found] == [case.patient] * 2 and case.patient not in ("a", "b")
+
+
+def test_masks_without_a_scan_are_named(labelled, capsys):
+    (labelled / "images" / "case1.nii.gz").unlink()
+    with pytest.warns(
+        ScanWarning, match="1 masks in .*labels have no scan of their name in .*images .*: case1"
+    ):
+        assert [case.name for case in find_cases(labelled).cases] == ["case0", "case2"]
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_table_of_a_spreadsheet_in_any_language_is_read(labelled, mark):
+    lines = [mark.join(("image", "label", "patient"))]
+    lines += [mark.join((f"images/case{n}.nii.gz", f"labels/case{n}.nii.gz", f"p{n}")) for n in range(2)]
+    (labelled / "cases.csv").write_text("\n".join([*lines, mark * 2, ""]))
+    assert [case.patient for case in find_cases(labelled / "cases.csv").cases] == ["p0", "p1"]

@@ -242,7 +242,7 @@ def no_scores(monkeypatch):
 
 
 def test_a_missing_map_is_told_before_any_mask_is_read(folders, no_scores, monkeypatch):
-    monkeypatch.setattr("ctssl.evaluation.maps.read_mask", lambda path: pytest.fail("read a mask"))
+    monkeypatch.setattr("ctssl.evaluation.scores.read_mask", lambda path, **_: pytest.fail("read a mask"))
     (folders / "maps" / "a_tumour.nii.gz").unlink()
     with pytest.raises(
         FileNotFoundError, match=r"1 cases have no probability map .*\(a\); write .*--probabilities"
@@ -253,7 +253,7 @@ def test_a_missing_map_is_told_before_any_mask_is_read(folders, no_scores, monke
 
 
 def test_a_map_on_another_grid_is_told_from_its_header(folders, no_scores, monkeypatch):
-    monkeypatch.setattr("ctssl.evaluation.maps.read_mask", lambda path: pytest.fail("read a mask"))
+    monkeypatch.setattr("ctssl.evaluation.scores.read_mask", lambda path, **_: pytest.fail("read a mask"))
     ctssl.Volume(np.zeros((12, 6, 5), np.float32), GRID).save(
         folders / "maps" / "c_tumour.nii.gz", overwrite=True
     )

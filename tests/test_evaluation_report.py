@@ -236,3 +236,48 @@ def test_a_case_without_any_structure_counts_for_the_only_label_alone(tmp_path):
     for wrong in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="at least 0 mm"):
             ctssl.evaluate(tmp_path / "mine", tmp_path / "true", tolerance_mm=wrong)
+
+
+def test_255_is_a_label_where_another_mask_has_it_beside_others(tmp_path):
+    """Alone it stands for 1, as programs for images write masks."""
+    for kind in ("p", "t"):
+        (tmp_path / kind).mkdir()
+
+    def save(kind, name, values):
+        array = np.zeros((8, 8, 8), np.uint8)
+        for k, value in enumerate(values):
+            array[2 * k : 2 * k + 2] = value
+        ctssl.Volume(array, np.eye(4)).save(tmp_path / kind / f"{name}.nii.gz", overwrite=True)
+
+    for kind, white in (("p", 1), ("t", 255)):
+        save(kind, "a", [white])
+    assert ctssl.evaluate(tmp_path / "p", tmp_path / "t").cases[0]["dsc"] == 1
+    for kind in ("p", "t"):
+        save(kind, "a", [255])
+        save(kind, "b", [255, 1])
+    with pytest.raises(ValueError, match=r"a.nii.gz holds 255 alone.*b.nii.gz holds it beside.*--names 255="):
+        ctssl.evaluate(tmp_path / "p", tmp_path / "t")
+    found = ctssl.evaluate(tmp_path / "p", tmp_path / "t", names={1: "liver", 255: "tumour"})
+    assert [(row["case"], row["label"], row["dsc"]) for row in found.cases] == [
+        ("a", 255, 1),
+        ("b", 1, 1),
+        ("b", 255, 1),
+    ]
+
+
+def test_a_report_never_replaces_the_table_that_is_read(folders, capsys):
+    before = (folders / "cases.csv").read_bytes()
+    ask = [
+        "evaluate",
+        str(folders / "this"),
+        str(folders / "truth"),
+        "--table",
+        str(folders / "cases.csv"),
+        "--by",
+        "kernel",
+    ]
+    assert main([*ask, "--out", str(folders), "--overwrite"]) == 2
+    assert (
+        "is a table that is read" in capsys.readouterr().err
+        and (folders / "cases.csv").read_bytes() == before
+    )

@@ -1,6 +1,7 @@
 """Names of files: too long ones are refused before the work, and cells of tables are no formulas."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,3 +91,18 @@ def test_labels_that_cannot_be_printed_are_refused_before_a_training(labelled, t
 def test_a_window_that_means_millions_of_windows_is_refused():
     with pytest.raises(ValueError, match="1331000 windows of 1 voxels, more than 1000000; set `window`"):
         windows.slide(lambda _: pytest.fail("it began"), np.ones((110, 110, 110), np.float32), 1, classes=2)
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused_before_the_work(
+    monkeypatch, tmp_path, labelled, tiny_segmenter, capsys
+):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    scan, out = str(labelled / "images" / "case0.nii.gz"), str(tmp_path / "new" / "mask.nii.gz")
+    for ask in (
+        ["segment", str(labelled / "images"), str(tmp_path / "new"), "--model", str(tiny_segmenter)],
+        ["segment", scan, str(tmp_path / "mask.nii.gz"), "--model", str(tiny_segmenter)],
+        ["finetune", str(labelled), "--out", str(tmp_path / "new")],
+    ):
+        assert main(ask) == 1
+        assert f"you may not write to {tmp_path}" in capsys.readouterr().err
+    assert not Path(out).exists()

@@ -110,3 +110,15 @@ def test_crops_are_told_where_the_whole_body_counts():
 
 def test_no_rows_say_nothing():
     assert conclude(tables([], ["mine"], [], (), 2.0)) == []
+
+
+def test_what_was_not_tested_is_not_called_insignificant():
+    rows = [
+        row
+        for model in ("one", "two")
+        for row in rows_of(model, {"dose": 0.3})
+        if row["case"] in ("c0", "c1")
+    ]
+    lost, _, compared = conclude(tables(rows, ["one", "two"], ["dose"], (), 2.0))
+    assert lost.endswith("on 2 clean scans. Not tested (6 patients are needed): dose.")
+    assert compared == "Between one and two, nothing was tested (6 patients are needed)."

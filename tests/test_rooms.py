@@ -111,6 +111,8 @@ ROOMS: dict[str, set[str]] = {  # room or module: which others it may import, al
             "convert",
             "datasets",
             "demo",
+            "devices",
+            "evaluation",
             "files",
             "finetuning",
             "hub",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ctssl
+from ctssl.datasets.scans import find_scans, list_scans
 from ctssl.volume.volume import read_grid
 from tests.support.dicom import write_series
 
@@ -158,3 +159,35 @@ def test_slices_of_two_patients_frames_or_scales_are_refused(tmp_path, key, word
     write_series(tmp_path / "scan", edit=edit)
     with pytest.raises(ValueError, match=words):
         ctssl.read(tmp_path / "scan")
+
+
+def test_the_one_ct_beside_a_pet_and_a_localiser_is_taken(tmp_path):
+    write_series(tmp_path / "scan", uid="1.1")
+    write_series(tmp_path / "scan", uid="1.2", modality="PT")
+    write_series(tmp_path / "scan", uid="1.3", count=1)
+    found = ctssl.read(tmp_path / "scan")
+    assert found.series_uid == "1.1" and read_grid(tmp_path / "scan").shape == found.shape
+    with pytest.raises(ValueError, match="PT, not CT"):
+        ctssl.read(tmp_path / "scan", series="1.2")
+
+
+def test_a_file_names_its_series(tmp_path):
+    for uid, count in (("1.1", 6), ("1.2", 4)):
+        write_series(tmp_path / "scan", uid=uid, count=count)
+    files = [
+        file
+        for file in sorted((tmp_path / "scan").iterdir())
+        if pydicom.dcmread(file).SeriesInstanceUID == "1.2"
+    ]
+    named = files[0] if files[0].suffix == ".dcm" else files[0].rename(files[0].with_suffix(".dcm"))
+    assert ctssl.read(named).shape[2] == 4
+
+
+def test_series_behind_links_are_found(tmp_path):
+    write_series(tmp_path / "store" / "ct")
+    (tmp_path / "study" / "P1").mkdir(parents=True)
+    (tmp_path / "study" / "P1" / "ct").symlink_to(tmp_path / "store" / "ct")
+    (tmp_path / "study" / "P1" / "again").symlink_to(tmp_path / "study")  # a loop
+    assert list_scans(tmp_path / "study", series=True) == {"P1": tmp_path / "study" / "P1"}
+    assert ctssl.read(tmp_path / "study" / "P1").shape == (4, 5, 6)
+    assert [scan.path.name for scan in find_scans(tmp_path / "study")] == ["ct"]

@@ -4,6 +4,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.data.dataloader import DataLoader
+from monai.data.dataset import Dataset
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.io.array import LoadImage
 from monai.utils.enums import SpaceKeys
@@ -108,3 +110,36 @@ def test_every_function_takes_them(labelled, tiny_segmenter):
         np.testing.assert_allclose(ctssl.read(mask.like(image)).affine, expected.affine, atol=1e-3)
         assert torch.allclose(net.encoder.embed(image), net.encoder.embed(path), atol=1e-3)
         assert ctssl.shift(image, "dose").shape == expected.shape
+
+
+def test_a_batch_of_monais_loader_is_one_scan(scan, tmp_path):
+    load = LoadImage(image_only=True, ensure_channel_first=True)
+    batch = next(iter(DataLoader(Dataset([tmp_path / "scan.nii.gz"], load), batch_size=1)))
+    found = ctssl.read(batch)
+    np.testing.assert_allclose(found.affine, scan.affine, atol=1e-4)
+    np.testing.assert_allclose(found.array, scan.array, atol=1e-3)
+    back = scan.like(batch)
+    assert back.shape == (1, 1, *scan.shape) and back.affine.shape == batch.affine.shape
+
+
+def test_tensors_of_any_kind_with_an_affine_are_scans(scan):
+    affine = torch.from_numpy(scan.affine)
+    for tensor in (torch.from_numpy(scan.array).requires_grad_(), torch.from_numpy(scan.array).bfloat16()):
+        found = ctssl.read((tensor, affine))
+        np.testing.assert_allclose(found.array, scan.array, rtol=0.01, atol=1)
+        np.testing.assert_array_equal(found.affine, scan.affine)
+    assert ctssl.read((tensor, scan.affine.tolist())).shape == scan.shape
+
+
+def test_a_mask_of_a_scan_without_codes_lies_where_other_programs_put_the_scan(scan, tmp_path):
+    image = nibabel.Nifti1Image(scan.array, None)
+    image.header.set_zooms((0.8, 1.5, 3.0))
+    nibabel.save(image, tmp_path / "bare.nii.gz")
+    bare = ctssl.read(tmp_path / "bare.nii.gz")
+    bare.on_grid((scan.array > 0).astype(np.uint8)).save(tmp_path / "mask.nii.gz")
+    one, two = (sitk.ReadImage(str(tmp_path / f"{name}.nii.gz")) for name in ("bare", "mask"))
+    assert (one.GetOrigin(), one.GetDirection(), one.GetSpacing()) == (
+        two.GetOrigin(),
+        two.GetDirection(),
+        two.GetSpacing(),
+    )

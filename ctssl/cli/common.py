@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ctssl.files.names import check_path
+from ctssl.files.names import check_path, check_writable
 
 
 def common(sub: argparse.ArgumentParser) -> None:
@@ -73,6 +73,7 @@ def free(path: str, overwrite: bool, *endings: str) -> None:
         raise FileExistsError(f"{path} exists; choose another name, or add --overwrite")
     if not Path(path).absolute().parent.is_dir():
         raise FileNotFoundError(f"no folder {Path(path).parent} to write {Path(path).name} in; make it first")
+    check_writable(Path(path).absolute().parent)
 
 
 def complain(failed: dict[str, str]) -> None:

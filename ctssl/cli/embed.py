@@ -62,7 +62,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _similar(args: argparse.Namespace) -> None:
-    from ctssl.files.atomic import write_whole
+    from ctssl.files.atomic import check_apart, write_whole
     from ctssl.files.text import csv_text
     from ctssl.inference.neighbours import Embeddings, nearest
 
@@ -70,6 +70,7 @@ def _similar(args: argparse.Namespace) -> None:
         raise ValueError(f"invalid --top {args.top} (must be at least 1)")
     if args.out:
         free(args.out, args.overwrite, ".csv")
+        check_apart([Path(args.out)], [Path(file) for file in (args.table, args.queries) if file])
     queries = Embeddings.read(Path(args.queries)) if args.queries else None
     rows = nearest(Embeddings.read(Path(args.table)), queries, top=args.top)
     if args.out:
@@ -86,6 +87,8 @@ def _embed(args: argparse.Namespace) -> None:
     import ctssl
     from ctssl.compiling import compile_blocks
     from ctssl.datasets.scans import list_scans
+    from ctssl.files.atomic import check_apart
+    from ctssl.inference.features import blocks_of
 
     folder = Path(args.scan)
     scans = list_scans(folder, series=True) if folder.is_dir() else {}
@@ -96,7 +99,10 @@ def _embed(args: argparse.Namespace) -> None:
         raise ValueError("a folder of scans needs a table to write: OUT.csv")
     if args.out:
         free(args.out, args.overwrite, kind)
+        inputs = [*scans.values()] or [folder]
+        check_apart([Path(args.out)], [*inputs, *([Path(args.mask)] if args.mask else [])])
     encoder = ctssl.load(args.model, device=args.device)
+    blocks_of(encoder)  # which nnU-Net's network has not
     if args.compile:
         compile_blocks(encoder)
     with torch.autocast(next(encoder.parameters()).device.type, torch.bfloat16, enabled=args.bf16):
@@ -154,10 +160,16 @@ def _write_rows(encoder: Any, scans: dict[str, Path], args: argparse.Namespace) 
             if len(jobs) == 1:
                 raise
             failed[name] = str(error)
-    if args.out:
+    if not rows and not failed:
+        raise ValueError(
+            f"{args.mask}: the masks are empty, so there is no lesion to embed; nothing was written"
+        )
+    if args.out and rows:
         write_whole(Path(args.out), csv_text(rows))
     if args.json:
         print(json.dumps({"model": args.model, "out": args.out, "rows": rows, "failed": failed}))
+    elif args.out and not rows:
+        print(f"nothing was written to {args.out}")
     else:
         print(f"{len(rows)} rows in {args.out}" if args.out else csv_text(rows), end="\n" if args.out else "")
     complain(failed)

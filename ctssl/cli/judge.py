@@ -82,10 +82,14 @@ def _add_compare(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    from ctssl.evaluation.report import WRITTEN
+    from ctssl.files.atomic import check_apart
     from ctssl.files.names import check_path
 
     if args.out and not args.overwrite:
         _check_folder(check_path(args.out))
+    if args.out:
+        check_apart([Path(args.out) / name for name in WRITTEN], [Path(args.table)] if args.table else [])
     if args.froc_threshold is not None and not args.froc:
         raise ValueError(
             "--froc-threshold is for probability maps; give their folder too (--froc PROBABILITIES)"

@@ -126,7 +126,8 @@ def _tell(args: argparse.Namespace, volumes: dict[str, float]) -> None:
         print(json.dumps({"mask": args.out, "overlay": args.overlay, "volume_ml": volumes}))
         return
     found = ", ".join(
-        f"{name} {value:.1f} ml" if value else f"no {name} found" for name, value in volumes.items()
+        f"{name} {value:.1f} ml" if value >= 1 else f"{name} {value:.3g} ml" if value else f"no {name} found"
+        for name, value in volumes.items()
     )
     print(f"{args.out}: {found}" + (f"; picture {args.overlay}" if args.overlay else ""))
 
@@ -224,7 +225,8 @@ def _segment_folder(args: argparse.Namespace, scans: dict[str, Path]) -> None:
 
     for option in ("overlay", "series", "channel"):
         if getattr(args, option):
-            raise ValueError(f"--{option} is for one scan")
+            more = "; give the folder of one scan" if option == "series" else ""
+            raise ValueError(f"--{option} is for one scan{more}")
     if args.shard:
         part, _, parts = args.shard.partition("/")
         if not part.isdigit() or not parts.isdigit() or not int(part) < int(parts):

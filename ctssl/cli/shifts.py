@@ -120,6 +120,8 @@ def _wanted(args: argparse.Namespace) -> dict[str, int]:
         if "kernel_sharp" in found or "kernel_smooth" in found:
             raise ValueError("give --kernel, or --kernel-sharp and --kernel-smooth, not both")
         found["kernel_sharp" if args.kernel > 0 else "kernel_smooth"] = abs(args.kernel)
+    if args.shifts and not args.every:
+        raise ValueError("--shifts chooses some of --every; add --every, or give each shift as --dose 2")
     if bool(found) == args.every:
         raise ValueError(
             "say which shift, such as --kernel 3 (sharper), --kernel -3 (smoother), --dose 2, --thickness 4; or "

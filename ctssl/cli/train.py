@@ -194,7 +194,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def _finetune(args: argparse.Namespace) -> None:
     from ctssl.datasets.layouts import find_cases
-    from ctssl.finetuning.job import prepare_job
+    from ctssl.devices import choose_device
+    from ctssl.finetuning.job import build_network, check_job, prepare_job
+    from ctssl.finetuning.prepare import survey_warnings
     from ctssl.finetuning.request import check_request
     from ctssl.finetuning.run import finetune_folds, run
 
@@ -208,7 +210,13 @@ def _finetune(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"{args.out} holds no unfinished training; leave out --resume to start one")
     dataset = find_cases(args.data, images=args.images, labels=args.labels, roi=args.roi)
     if args.dry_run:
-        print(prepare_job(request, dataset).describe())
+        job = prepare_job(request, dataset)
+        check_job(job)
+        choose_device(args.device)
+        build_network(job)
+        for note in survey_warnings(job.survey, job.sides):
+            print(f"warning: {note}", file=sys.stderr)
+        print(json.dumps(job.plain()) if args.json else job.describe())
         return
     reports = finetune_folds(request, dataset) if every else [run(request, dataset)]
     if "RANK" in os.environ:  # of torchrun: none ends while another still talks to it

@@ -154,7 +154,7 @@ def _mask_problems(
         )
         found.append(Problem("warning", "outside", text, case.name))
     if names and (unknown := sorted(labels - set(names))):
-        text = f"the mask holds {unknown}, but dataset.json names only {sorted(names)}"
+        text = f"the mask holds {unknown}, but only {sorted(names)} have names (dataset.json, or names)"
         found.append(Problem("error", "labels", text, case.name))
     return found
 

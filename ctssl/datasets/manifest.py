@@ -27,6 +27,7 @@ def check_spelling(columns: list[str], path: Path, wanted: tuple[str, ...] = COL
     ignored, and what it says with it."""
     for known in wanted:
         spelt = (known, f"{known}id") if known in ("patient", "case") else (known,)
+        spelt += ("subject", "subjectid", "participant", "participantid") if known == "patient" else ()
         close = [column for column in columns if re.sub(r"[\W_]", "", column.lower()) in spelt]
         instead = {"id", "case"} if known in ("id", "case") else {known}
         if close and not instead & set(columns):

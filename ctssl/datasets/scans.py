@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from ctssl.files.walk import files_below, walk
 from ctssl.scan_checks import ScanWarning
 from ctssl.volume.channels import Channels
 
@@ -43,7 +43,7 @@ def may_be_series(folder: Path) -> bool:
     """Tell whether a folder holds, at any depth, a file that DICOM could be; a folder of masks does not."""
     return any(
         file.is_file() and not file.name.startswith(".") and not file.name.lower().endswith(NOT_DICOM)
-        for file in folder.rglob("*")
+        for file in files_below(folder)
     )
 
 
@@ -113,12 +113,20 @@ def require_scans(
 
 
 def check_masks(scans: dict[str, Path], masks: dict[str, Path], images: Path, labels: Path) -> None:
-    """Raise `FileNotFoundError` unless every scan of the folder `images` has a mask of its name in `labels`."""
+    """Raise `FileNotFoundError` unless every scan of the folder `images` has a mask of its name in `labels`; warn of masks
+    without a scan."""
     lonely = sorted(set(scans) - set(masks))
     if lonely:
         raise FileNotFoundError(
             f"{len(lonely)} scans in {images} have no mask of their name in {labels}: "
             f"{', '.join(lonely[:5])}{' ...' if len(lonely) > 5 else ''}"
+        )
+    if spare := sorted(set(masks) - set(scans)):
+        warnings.warn(
+            f"{len(spare)} masks in {labels} have no scan of their name in {images} and are left out: "
+            f"{', '.join(spare[:5])}{' ...' if len(spare) > 5 else ''}",
+            ScanWarning,
+            stacklevel=3,
         )
 
 
@@ -130,9 +138,9 @@ def find_scans(folder: Path) -> list[Scan]:
     from ctssl.volume.dicom_file import get_text, read_header
 
     found: list[Scan] = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not (name in MASKS and MASKS[name] in folders))
-        files = [Path(place, name) for name in sorted(names) if not name.startswith(".")]
+    for place, folders, names in walk(folder):
+        folders[:] = [name for name in folders if not (name in MASKS and MASKS[name] in folders)]
+        files = [Path(place, name) for name in names if not name.startswith(".")]
         found += [Scan(path, str(path.relative_to(folder))) for path in files if is_nifti(path)]
         images = [path for path in files if not path.name.lower().endswith(NOT_DICOM)]
         header = read_header(images[0]) if images else None
@@ -198,7 +206,7 @@ def _check_channels(files: list[Path], masks: dict[str, Path] | None) -> None:
 
 
 def _warn_of_subfolders(folder: Path, subfolders: list[Path]) -> None:
-    inside = [path for sub in subfolders for path in sorted(sub.rglob("*")) if is_nifti(path)]
+    inside = [path for sub in subfolders for path in files_below(sub) if is_nifti(path)]
     if inside:
         warnings.warn(
             f"{folder}: left out {len(inside)} NIfTI files in subfolders, first {inside[0].relative_to(folder)}; "

@@ -44,7 +44,8 @@ def divide(cases: list[Case], hold_out: float | list[str] | None, seed: int) -> 
         drawn = set(np.random.default_rng(seed).choice(everyone, count, replace=False).tolist())
         chosen = {case.name for case in cases if case.patient in drawn}
     else:
-        chosen = set(hold_out)
+        named = [hold_out] if isinstance(hold_out, str) else hold_out
+        chosen = {str(name) for name in named}
         unknown = chosen - {c.name for c in cases}
         if unknown:
             raise ValueError(

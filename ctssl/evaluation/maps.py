@@ -17,7 +17,7 @@ from ctssl.evaluation.froc import (
     find_candidates,
     measure_froc,
 )
-from ctssl.evaluation.scores import check_same_grid, labels_in, read_mask
+from ctssl.evaluation.scores import MaskReader, check_same_grid, labels_in
 from ctssl.files.names import safe_label
 from ctssl.volume.volume import read, read_grid
 
@@ -106,9 +106,9 @@ def check_grids(maps: Maps, truth: Mapping[str, Path]) -> None:
             check_same_grid(grid, true, name=f"{case} ({path.name})")
 
 
-def labels_of_all(files: Sequence[Path]) -> list[int]:
+def labels_of_all(files: Sequence[Path], read_one: MaskReader) -> list[int]:
     """Return the labels that occur in any of the masks; [1] if there is none."""
-    return sorted(set().union(*(labels_in(read_mask(path)) for path in files))) or [1]
+    return sorted(set().union(*(labels_in(read_one(path)) for path in files))) or [1]
 
 
 def froc_of_folder(
@@ -139,11 +139,12 @@ def froc_of_folder(
     check_floor(floor)
     listed = list_maps(folder, list(truth))
     check_grids(listed, truth)
-    labels = labels_of_all(list(truth.values()))
+    read_one = MaskReader(names)
+    labels = labels_of_all(list(truth.values()), read_one)
     maps = choose_maps(listed, labels, names, folder=folder)
     found: dict[int, list[Candidates]] = {label: [] for label in labels}
     for case in tqdm(sorted(truth), desc="FROC", disable=not progress):
-        true = read_mask(truth[case])
+        true = read_one(truth[case])
         for label, path in maps[case].items():
             found[label].append(find_candidates(_read_map(path), true.array == label, floor=floor))
     whose = [patients[case] for case in sorted(truth)]

@@ -14,7 +14,7 @@ from typing import Any
 from ctssl.datasets.scans import require_scans
 from ctssl.evaluation.froc import FLOOR, Froc, draw
 from ctssl.evaluation.maps import froc_of_folder
-from ctssl.evaluation.scores import METRICS, labels_in, read_mask, score_masks
+from ctssl.evaluation.scores import METRICS, MaskReader, labels_in, score_masks
 from ctssl.evaluation.statistics import FEWEST, paired, summary
 from ctssl.evaluation.tables import read_facts
 from ctssl.files.atomic import beginning, is_begun, write_whole
@@ -166,6 +166,7 @@ def evaluate(
 
     if not 0 <= tolerance_mm < math.inf:
         raise ValueError(f"tolerance_mm={tolerance_mm}: give a distance of at least 0 mm")
+    by = (by,) if isinstance(by, str) else by
     began = time.monotonic()
     truth, predicted = (require_scans(Path(folder), unlabelled=False) for folder in (labels, predictions))
     other = require_scans(Path(against), unlabelled=False) if against is not None else {}
@@ -186,9 +187,10 @@ def evaluate(
             progress=progress,
         )
     scored: dict[str, _Scored] = {}
+    read_one = MaskReader(names or {})
     for name in tqdm(sorted(predicted), desc="cases", disable=not progress):
-        true, mine = read_mask(truth[name]), read_mask(predicted[name])
-        twin = read_mask(other[name]) if against is not None else None
+        true, mine = read_one(truth[name]), read_one(predicted[name])
+        twin = read_one(other[name]) if against is not None else None
         own = labels_in(true) | labels_in(mine)
         either = own if twin is None else own | labels_in(twin)
         asked = sorted(either if own else either | {1})

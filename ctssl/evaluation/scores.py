@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml
 from ctssl.volume.grids import is_sheared, resample, working_grid
 from ctssl.volume.volume import Volume, corner_distance, read
 
+WHITE = 255  # of masks from programs for images
 METRICS = ("dsc", "hd95_mm", "nsd", "volume_error_ml")
 RESERVED = {
     "case",
@@ -40,8 +42,39 @@ RESERVED = {
 }
 
 
-def read_mask(path: Path) -> Volume:
-    """Read a mask; one of 0 and 255 as one of 0 and 1. Raises `ValueError` for a probability map, and for negative labels."""
+class MaskReader:
+    """Read masks that belong together; one of 0 and 255 as one of 0 and 1, unless `names` has a label 255.
+
+    Raises `ValueError` for a probability map, for negative labels, and where 255 stands for 1 in one mask and is a label beside
+    others in another.
+    """
+
+    def __init__(self, names: Iterable[int] = ()) -> None:
+        self.as_one = WHITE not in names
+        self.alone: Path | None = None  # a file with 255 alone
+        self.beside: Path | None = None  # a file with 255 beside other labels
+
+    def __call__(self, path: Path) -> Volume:
+        mask = read_mask(path, as_is=True)
+        labels = labels_in(mask)
+        if not self.as_one or WHITE not in labels:
+            return mask
+        if labels == {WHITE}:
+            self.alone = path
+            mask = replace(mask, array=(mask.array == WHITE).astype(np.float32))
+        else:
+            self.beside = path
+        if self.alone and self.beside:
+            raise ValueError(
+                f"{self.alone} holds 255 alone, as if it stood for 1, and {self.beside} holds it beside other labels; name it "
+                "(--names 255=...) if it is a label, or give it another number in all masks"
+            )
+        return mask
+
+
+def read_mask(path: Path, *, as_is: bool = False) -> Volume:
+    """Read a mask; unless `as_is`, one of 0 and 255 as one of 0 and 1. Raises `ValueError` for a probability map, and for
+    negative labels."""
     mask = read(path)
     if (mask.array != np.round(mask.array)).any():
         raise ValueError(
@@ -49,7 +82,7 @@ def read_mask(path: Path) -> Volume:
         )
     if (mask.array < 0).any():
         raise ValueError(f"{path} holds the label {mask.array.min():g}; give labels from 0 (background)")
-    array = one_label(mask.array, np.unique(mask.array))
+    array = mask.array if as_is else one_label(mask.array, np.unique(mask.array))
     return mask if array is mask.array else replace(mask, array=array.astype(np.float32))
 
 

@@ -80,13 +80,14 @@ def write_weights(path: Path, state: dict[str, Any], *, metadata: dict[str, str]
 
 
 def check_apart(targets: list[Path], scans: list[Path]) -> None:
-    """Raise `ValueError` if an output would replace an input scan, even where overwriting is allowed."""
+    """Raise `ValueError` if an output would replace an input, such as a scan, even where overwriting is allowed."""
     own = {os.path.realpath(path) for path in scans}
     series = tuple(path + os.sep for path in own if os.path.isdir(path))
     for path in targets:
         place = os.path.realpath(path)
         if place in own:
-            raise ValueError(f"{path} is an input scan; choose another output path")
+            what = "a table that is read" if place.lower().endswith(".csv") else "an input scan"
+            raise ValueError(f"{path} is {what}; choose another output path")
         written = (".nii", ".nii.gz", ".json", ".png")  # earlier results next to the slices
         if place.startswith(series) and os.path.exists(place) and not place.lower().endswith(written):
             raise ValueError(f"{path} is a file of an input scan; choose another output path")

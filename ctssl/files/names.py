@@ -40,6 +40,13 @@ def safe_label(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", label)[:60]
 
 
+def check_writable(folder: Path) -> None:
+    """Raise `PermissionError` for a folder that may not be written to, or made: before the work, and not after it."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"you may not write to {there}; choose another output folder")
+
+
 def check_path(path: str | os.PathLike) -> Path:
     """Return an output path. Raises `ValueError` for names that are too long to write: before the work, which
     may take hours, and not after it.

@@ -14,7 +14,8 @@ LARGEST = 64 << 20  # most bytes of a file; a hundred thousand cases take a tent
 
 
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Read a CSV: its columns, and its rows with their line numbers; a missing cell is "".
+    """Read a CSV: its columns, and its rows with their line numbers; a missing cell is "". Columns may be separated by
+    semicolons or tabs instead; empty rows are left out.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -23,7 +24,10 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
     """
     if not path.is_file():
         raise FileNotFoundError(f"no table {path}; give a CSV file")
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
+    text = _text(path)
+    header = text.partition("\n")[0]
+    delimiter = next((mark for mark in ",;\t" if mark in header), ",")  # of a spreadsheet in any language
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         columns = [(column or "").strip() for column in reader.fieldnames or []]
         reader.fieldnames = columns
@@ -37,7 +41,9 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
                     f"{path}, line {reader.line_num}: more cells than the {len(columns)} columns; put a "
                     "cell with a comma into quotes"
                 )
-            rows.append((reader.line_num, {key: (value or "").strip() for key, value in row.items()}))
+            cells = {key: (value or "").strip() for key, value in row.items()}
+            if any(cells.values()):  # a spreadsheet leaves rows of nothing but commas
+                rows.append((reader.line_num, cells))
     except csv.Error as error:
         raise ValueError(
             f"{path}, line {reader.line_num}: invalid CSV ({error}); save the table again as CSV, UTF-8"

@@ -53,6 +53,22 @@ class Job:
         """Hash of the content of all cases."""
         return self.survey.content([*self.sides.training, *self.sides.held_out])
 
+    def plain(self) -> dict[str, Any]:
+        """The plan, for JSON: names of cases, labels, model, grid, crops and length."""
+        sides, settings, pre = self.sides, self.settings, self.plan.preprocess
+        names = {
+            key: [case.name for case in getattr(sides, key)] for key in ("learning", "validating", "held_out")
+        }
+        return {
+            **{"train": names["learning"], "validation": names["validating"], "held_out": names["held_out"]},
+            "labels": sorted(self.survey.labels([*sides.training, *sides.held_out])),
+            "model": self.start.name,
+            "from_scratch": self.start.from_scratch,
+            "head": self.start.head,
+            **pre.entry(),
+            **{key: getattr(settings, key) for key in ("crop", "batch", "steps", "minutes")},
+        }
+
     def describe(self) -> str:
         """The plan, for people, before any training."""
         pre, sides, settings = self.plan.preprocess, self.sides, self.settings
@@ -157,20 +173,25 @@ def survey_of(request: Request, dataset: Dataset, cases: list[Case], start: Star
     )
 
 
+def check_job(job: Job) -> None:
+    """Raise `ValueError` for what cannot be trained, before any scan is prepared."""
+    if not job.survey.labels(job.sides.learning):
+        raise ValueError(f"all {len(job.sides.learning)} masks are empty: nothing to learn from")
+    cases = (job.survey.records.cases[case.name] for case in job.sides.learning)
+    if job.settings.empty and all(case.labels for case in cases):
+        raise ValueError(
+            f"empty={job.settings.empty:g}, but no training case has an empty mask; add scans of healthy people with masks of "
+            "zeros, or leave it out"
+        )
+
+
 def prepare_scans(job: Job) -> tuple[list[Any], list[Any]]:
     """Bring the training cases, and those for validation, onto the working grid.
 
     Raises `ValueError` where nothing is labelled.
     """
     preprocess, settings = job.plan.preprocess, job.settings
-    if not job.survey.labels(job.sides.learning):
-        raise ValueError(f"all {len(job.sides.learning)} masks are empty: nothing to learn from")
-    cases = (job.survey.records.cases[case.name] for case in job.sides.learning)
-    if settings.empty and all(case.labels for case in cases):
-        raise ValueError(
-            f"empty={settings.empty:g}, but no training case has an empty mask; add scans of healthy people with masks of "
-            "zeros, or leave it out"
-        )
+    check_job(job)
     learning = prepare_cases(
         job.sides.learning,
         preprocess,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctssl.datasets.splits import count_folds
-from ctssl.files.names import check_path
+from ctssl.files.names import check_path, check_writable
 from ctssl.files.running import check_alone
 from ctssl.files.text import read_json
 from ctssl.finetuning.report import WRITTEN, Report
@@ -62,6 +62,7 @@ def check_request(request: Request) -> None:
         )
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; choose another --out")
+    check_writable(out)
     check_alone(request.unfinished)
     began = ours or request.unfinished.is_dir()
     foreign = [name for name in ("config.json", WEIGHTS, *WRITTEN) if not began and (out / name).exists()]
@@ -69,6 +70,8 @@ def check_request(request: Request) -> None:
         raise FileExistsError(
             f"{out} holds a {foreign[0]} that is not of a model, and would be replaced; choose another --out"
         )
+    if not all(isinstance(k, int) and isinstance(v, str) for k, v in (request.names or {}).items()):
+        raise ValueError(f"names={request.names}: give a name for each label, such as {{1: 'tumour'}}")
     if odd := [name for name in (request.names or {}).values() if not name.isprintable()]:
         raise ValueError(f"the label {odd[0][:60]!r} cannot be printed; name it in plain text")
     if request.folds is not None and count_folds(request.folds) < 2:

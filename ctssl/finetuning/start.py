@@ -60,6 +60,8 @@ def open_start(model: Any, head: str, *, from_scratch: bool, seed: int) -> Start
     """
     net: Any
     baseline, folder = isinstance(model, str) and model in BASELINES, None
+    if baseline and model in HEADS and head not in ("", model):
+        raise ValueError(f"{model} is a whole network with a head of its own; leave --head {head} out")
     if baseline:
         net = BASELINES[str(model)]()
         head = str(model) if model in HEADS else head

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,10 +21,11 @@ import numpy as np
 
 from ctssl.datasets.scans import list_scans, with_channels
 from ctssl.files.atomic import check_apart, disk_is_full, file_sha256, write_whole
-from ctssl.files.names import check_case_name, check_path, safe_label
+from ctssl.files.names import check_case_name, check_path, check_writable, safe_label
 from ctssl.files.running import clear_parts
 from ctssl.files.text import read_json
 from ctssl.files.versions import versions
+from ctssl.files.walk import files_below
 from ctssl.inference.masks import Network, mask_and_maps, plan, segment
 from ctssl.inference.masks import probabilities as compute_maps
 from ctssl.inference.memory import read_within
@@ -129,17 +131,13 @@ def segment_folder(
     }
     check_apart([file for one in targets.values() for file in (one.mask, one.record)], list(listed.values()))
     sources = with_channels(listed)
-    counts = {name: len(one.images) if isinstance(one, Channels) else 1 for name, one in sources.items()}
-    if odd := [name for name, count in counts.items() if count != wanted]:
-        raise ValueError(
-            f"{listed[odd[0]]}: {counts[odd[0]]} channels, the model takes {wanted}; name them CASE_0000.nii.gz, "
-            "CASE_0001.nii.gz, ..."
-        )
+    _check_channels(listed, sources, wanted)
     there = [name for name, one in targets.items() if one.mask.exists()]
     if there and not resume and not overwrite:
         raise FileExistsError(
             f"{out} holds masks of {len(there)} of these scans; add --resume or --overwrite"
         )
+    check_writable(out)
     states = {
         name: TODO if overwrite else _state(one, model, windows, sources[name])
         for name, one in targets.items()
@@ -158,7 +156,20 @@ def segment_folder(
             if disk_is_full(error):  # hours of work for nothing, if it went on
                 raise
             failed[name] = str(error) or type(error).__name__
+            if progress:
+                tqdm.write(f"{name}: {failed[name]}", file=sys.stderr)
     return failed
+
+
+def _check_channels(listed: Mapping[str, Path], sources: Mapping[str, Any], wanted: int) -> None:
+    """Raise `ValueError` for a scan with another number of channels than the model takes."""
+    for name, source in sources.items():
+        count = len(source.images) if isinstance(source, Channels) else 1
+        if count != wanted:
+            raise ValueError(
+                f"{listed[name]}: {count} channels (CASE_0000, CASE_0001, ... are those of one case), the model takes "
+                f"{wanted}; if they are scans of their own, rename them, such as CASE-0000.nii.gz"
+            )
 
 
 def write_mask(
@@ -196,7 +207,7 @@ def write_mask(
     else:
         mask, maps = segment(model, scan, windows, progress=progress), {}
     ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
-    volumes = {label: round(float((mask.array == k).sum()) * ml, 3) for k, label in model.labels.items()}
+    volumes = {label: round(float((mask.array == k).sum()) * ml, 6) for k, label in model.labels.items()}
     network: Any = model
     record = {
         "labels": model.labels,
@@ -269,7 +280,7 @@ def scan_sha256(source: Path | Channels | Volume) -> str:
     path = Path(source)
     if not path.is_dir():
         return file_sha256(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = [file for file in files_below(path) if file.is_file()]
     return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()
 
 

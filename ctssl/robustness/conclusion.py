@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ctssl.evaluation.statistics import FEWEST
 from ctssl.robustness.curves import Row
 from ctssl.shifts.stamps import CLEAN
 
@@ -38,17 +39,21 @@ def _lost(found: Any, model: str) -> str:
         f"severity {row['at_severity']}"
         for row in losing
     )
-    others = [row["shift"] for row in mine if row not in losing]
+    untested = [row["shift"] for row in mine if not tested(tests.get(row["shift"]))]
+    others = [row["shift"] for row in mine if row not in losing and row["shift"] not in untested]
     clean = f"{model} has a mean DSC of {mine[0]['clean_dsc']:.3f} on {mine[0]['cases']} clean scans."
     loses = f" It loses DSC under {named}." if losing else ""
     rest = f" No loss is significant under {', '.join(others)}." if others else ""
-    return clean + loses + rest
+    few = f" Not tested ({FEWEST} patients are needed): {', '.join(untested)}." if untested else ""
+    return clean + loses + rest + few
 
 
 def _compared(found: Any, other: str) -> str:
     """Say what is significant between the first model and another one."""
     rows = [row for row in found.against_model if row["against"] == other]
     certain = [row for row in rows if sure(row) and row["metric"] in ("dsc", "dsc_lost")]
+    if not any(map(tested, rows)):
+        return f"Between {found.models[0]} and {other}, nothing was tested ({FEWEST} patients are needed)."
     if not certain:
         return f"Between {found.models[0]} and {other}, no difference in DSC is significant."
     texts = []
@@ -58,6 +63,11 @@ def _compared(found: Any, other: str) -> str:
         what = "DSC" if row["metric"] == "dsc" else "loss of DSC"
         texts.append(f"{'better' if better else 'worse'} {where} ({what} {row['difference']:+.3f})")
     return f"Against {other}, {found.models[0]} is {'; '.join(texts)}."
+
+
+def tested(row: Row | None) -> bool:
+    """Return whether a test was made, or none was needed since nothing differs."""
+    return row is not None and (row["patients"] >= FEWEST or bool(np.isfinite(row["p_holm"])))
 
 
 def sure(row: Row | None) -> bool:

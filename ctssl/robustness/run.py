@@ -18,6 +18,7 @@ from ctssl.devices import device_name
 from ctssl.evaluation.scores import RESERVED
 from ctssl.evaluation.tables import read_facts
 from ctssl.files.names import check_path
+from ctssl.files.text import read_table
 from ctssl.robustness.curves import Row
 from ctssl.robustness.masks import Source, check_complete, check_labels, find_sources
 from ctssl.robustness.measure import Grid, keep_rows, kept_rows, measure
@@ -96,7 +97,7 @@ def measure_robustness(
         read_facts(Path(table), asked.by, [c.name for c in wanted]) if table is not None and wanted else {}
     )
     doubts = _check_files(asked, wanted, predictions, pairs)
-    prepare_folder(asked.out)
+    prepare_folder(asked, [source.name for source in sources], wanted)
     grid = Grid(asked.places, asked.out / "rows", None if scans is None else Path(scans), seed, tolerance_mm)
     measured = measure(sources, wanted, grid, overwrite=overwrite, progress=progress)
     rows = [{**row, **facts.get(row["case"], {})} for row in measured]
@@ -196,11 +197,23 @@ def choose_cases(data: Any, images: Any, labels: Any, roi: str | None, names: li
     return [case for case in found if names is None or case.name in names]
 
 
-def prepare_folder(out: Path) -> None:
-    """Refuse a folder that holds something else."""
+def prepare_folder(asked: _Asked, models: list[str], cases: list[Case]) -> None:
+    """Refuse a folder that holds something else, or a report with models, cases or shifts that this one lacks (unless
+    `overwrite`)."""
+    out, table = asked.out, asked.out / "rows.csv"
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "rows").is_dir())):
         raise FileExistsError(f"{out} holds something else than a robustness report; choose another --out")
     (out / "rows").mkdir(parents=True, exist_ok=True)
+    if asked.overwrite or not table.is_file():
+        return
+    keys = ("model", "case", "shift", "severity")
+    before = {tuple(row.get(key, "") for key in keys) for _, row in read_table(table)[1]}
+    now = {(m, case.name, name, str(s)) for m in models for case in cases for name, s in asked.places}
+    if lost := sorted(before - now):
+        raise FileExistsError(
+            f"{asked.out} holds a report of {len(lost)} more results, such as {' '.join(lost[0])}; ask for these too, choose "
+            "another --out, or add --overwrite"
+        )
 
 
 def with_pairs(report: Robustness, sources: list[Source], table: Path, asked: _Asked) -> Robustness:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ctssl.files.walk import files_below
 from ctssl.volume.dicom_file import decode_pixels, get_modality, get_numbers, get_text, read_header
 from ctssl.volume.dicom_slices import get_axes, get_pixel_spacing, order_slices
 
@@ -20,7 +21,7 @@ def read_series(path: Path, *, series: str | None = None) -> tuple[np.ndarray, n
 
     Args:
         path: a folder, or one DICOM file of the series.
-        series: SeriesInstanceUID; required when the folder holds several series.
+        series: SeriesInstanceUID; required when the folder holds several CT series of more than one image.
 
     Returns:
         HU as float32 `(X, Y, Z)`, the 4x4 affine from voxels to RAS+ mm, and the dataset of the first slice.
@@ -41,13 +42,13 @@ def read_slices(path: Path, *, series: str | None = None) -> tuple[list[Any], np
     `order_slices`.
     """
     folder = path if path.is_dir() else path.parent
-    return order_slices([file for file, _ in _one_series(folder, series)], folder)
+    return order_slices([file for file, _ in _one_series(path, series)], folder)
 
 
 def read_slice_headers(path: Path, *, series: str | None = None) -> tuple[list[Any], np.ndarray]:
     """Read what `read_slices` returns, but without pixels; arguments and errors are the same."""
     folder = path if path.is_dir() else path.parent
-    files, headers = zip(*_one_series(folder, series), strict=True)
+    files, headers = zip(*_one_series(path, series), strict=True)
     return order_slices(list(files), folder, list(headers))
 
 
@@ -61,9 +62,16 @@ def grid_of(slices: list[Any], line: np.ndarray, folder: Path) -> tuple[tuple[in
     return (int(slices[0].Columns), int(slices[0].Rows), len(slices)), _affine(slices[0], line, folder)
 
 
-def _one_series(folder: Path, series: str | None) -> list[tuple[Path, Any]]:
-    """Return the files and headers of the only series of a folder, or of the one chosen."""
+def _one_series(path: Path, series: str | None) -> list[tuple[Path, Any]]:
+    """Return the files and headers of the series of a file, or, of a folder, of the one chosen, the only one, or the only CT
+    with several images (beside a PET, or a localiser)."""
+    folder = path if path.is_dir() else path.parent
     headers = _read_headers(folder)
+    if series is None and folder != path:
+        series = next((uid for uid, files in headers.items() if path in (file for file, _ in files)), None)
+    if series is None:
+        scans = [uid for uid, files in headers.items() if len(files) > 1 and _is_ct(*files[0])]
+        series = scans[0] if len(scans) == 1 else None
     if not headers:
         raise ValueError(f"{folder} holds no DICOM images; give a folder with a DICOM series or a NIfTI file")
     if series is None and len(headers) > 1:
@@ -86,13 +94,17 @@ def _read_headers(folder: Path) -> dict[str, list[tuple[Path, Any]]]:
     Files that are not DICOM images are skipped (DICOMDIR, RTSTRUCT, text).
     """
     headers = defaultdict(list)
-    for file in sorted(folder.rglob("*")):
+    for file in files_below(folder):
         header = read_header(file) if file.is_file() and file.name != "DICOMDIR" else None
         if header is None or get_modality(header, file) in ("SEG", "RTSTRUCT", ""):
             continue
         if "Rows" in header and "SeriesInstanceUID" in header:
             headers[get_text(header, "SeriesInstanceUID")].append((file, header))
     return headers
+
+
+def _is_ct(file: Path, header: Any) -> bool:
+    return get_modality(header, file) == "CT"
 
 
 def _describe(header: Any) -> str:
@@ -135,7 +147,7 @@ def find_series(folder: Path, *, progress: bool = False) -> Found:
         folder; it is listed once per folder.
     """
     found: Found = {"CT": [], "RTSTRUCT": [], "SEG": []}
-    folders = sorted({path.parent for path in folder.rglob("*") if path.is_file()})
+    folders = sorted({path.parent for path in files_below(folder)})
     for series in tqdm(folders, desc="searching", disable=not progress):
         uids = set()
         for file in sorted(p for p in series.iterdir() if p.is_file()):

@@ -110,11 +110,25 @@ def _from_simpleitk(image: Any) -> Parts:
 
 
 def _from_monai(tensor: Any) -> Parts:
-    name = Path(str(tensor.meta.get("filename_or_obj") or "image")).name
+    name = Path(str(_first(tensor.meta.get("filename_or_obj")) or "image")).name
     affine = np.asarray(tensor.affine, float)
-    if str(tensor.meta.get("space", "")).upper().endswith("LPS"):  # of a loader with affine_lps_to_ras=False
+    if affine.shape == (1, 4, 4):  # of a batch of one, as MONAI's loader collates it
+        affine = affine[0]
+    if (
+        str(_first(tensor.meta.get("space")) or "").upper().endswith("LPS")
+    ):  # loaded with affine_lps_to_ras=False
         affine = LPS @ affine
     return Parts(_one_channel(tensor, "MetaTensor"), affine, name)
+
+
+def _first(value: Any) -> Any:
+    """Return what a batch of one says of its image."""
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
+
+
+def plain(values: Any) -> np.ndarray:
+    """Return an array, or a tensor of any kind and place, as an array."""
+    return np.asarray(values.detach().cpu().float() if hasattr(values, "detach") else values)
 
 
 def _from_torchio(source: Any) -> Parts:
@@ -136,7 +150,7 @@ def _one_channel(tensor: Any, what: str) -> np.ndarray:
     shape = tuple(tensor.shape)
     if any(size != 1 for size in shape[:-3]):
         raise ValueError(f"the {what} has shape {shape}; one 3D scan with one channel is needed")
-    return np.asarray(tensor.detach().cpu().float()).reshape(shape[-3:])
+    return plain(tensor).reshape(shape[-3:])
 
 
 def _to_nibabel(array: np.ndarray, affine: np.ndarray, source: Any) -> Any:
@@ -162,7 +176,8 @@ def _to_monai(array: np.ndarray, affine: np.ndarray, source: Any) -> Any:
     leading = (1,) * (source.ndim - 3)
     torch = sys.modules["torch"]
     values = torch.from_numpy(np.ascontiguousarray(array)).reshape(*leading, *array.shape)
-    return type(source)(values, affine=torch.from_numpy(np.array(affine)))
+    own = torch.from_numpy(np.array(affine))
+    return type(source)(values, affine=own[None] if source.affine.ndim == 3 else own)
 
 
 def _to_torchio(array: np.ndarray, affine: np.ndarray, source: Any) -> Any:

@@ -100,8 +100,12 @@ class Volume:
         array = self.array.astype(np.uint8) if self.array.dtype == bool else self.array
         image = kind(array, self.affine, known, dtype=array.dtype)
         codes = [1, 1] if known is None else [int(known[key]) for key in ("sform_code", "qform_code")]
-        image.set_sform(self.affine, code=codes[0] or 1)
-        image.set_qform(self.affine, code=codes[1] or 1, strip_shears=True)
+        if known is not None and codes == [0, 0] and np.allclose(known.get_base_affine(), self.affine):
+            image.set_sform(None)  # other programs then guess its place as they guess that of the scan
+            image.set_qform(None)
+        else:
+            image.set_sform(self.affine, code=codes[0] or 1)
+            image.set_qform(self.affine, code=codes[1] or 1, strip_shears=True)
         image.header.set_slope_inter(None, None)
         image.header["cal_min"] = image.header["cal_max"] = 0
         image.header.set_xyzt_units("mm")
@@ -137,6 +141,9 @@ def read(
         raise ValueError("an array alone has no spacing; give (array in HU, affine)")
     if isinstance(source, Channels):
         return _read_channels(source, series)
+    if isinstance(source, (tuple, list)) and len(source) == 2 and getattr(source[1], "shape", ()) == (4, 4):
+        array, affine = map(foreign.plain, source)
+        return _to_volume(array, np.asarray(affine, dtype=float), "array")
     if foreign.kind_of(source):
         return _from_parts(foreign.parts_of(source))
     if several := scans_in(source):
@@ -144,7 +151,7 @@ def read(
     if isinstance(source, (tuple, list)):
         if len(source) != 2:
             raise ValueError(f"expected (array, affine), got {len(source)} items")
-        return _to_volume(np.asarray(source[0]), np.asarray(source[1], dtype=float), "array")
+        return _to_volume(foreign.plain(source[0]), np.asarray(source[1], dtype=float), "array")
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(
             f"a {type(source).__name__} is no scan; give a path, (array in HU, affine), a Volume, or an image of nibabel, "
