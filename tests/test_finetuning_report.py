@@ -46,7 +46,7 @@ def test_few_cases_have_a_curve_of_the_loss(labelled, tiny, tmp_path):
 
 def test_a_licence_of_the_starting_weights_goes_on(labelled, encoder, tmp_path):
     start = encoder.save_pretrained(tmp_path / "start")
-    config = json.loads((start / "config.json").read_text()) | {"licence": "CC-BY-NC-3.0"}
+    config = json.loads((start / "config.json").read_text()) | {"licence": "CC-BY-NC-3.0", "data": "many CTs"}
     (start / "config.json").write_text(json.dumps(config))
     for name, from_scratch in (("m", False), ("s", True)):
         ctssl.finetune(
@@ -60,6 +60,10 @@ def test_a_licence_of_the_starting_weights_goes_on(labelled, encoder, tmp_path):
         text, origin = (tmp_path / name / "README.md").read_text(), read_metadata(tmp_path / name / WEIGHTS)
         assert ("Not for commercial use" in text) == ("(licence CC-BY-NC-3.0)" in text) == (not from_scratch)
         assert origin.get("licence", "") == ("" if from_scratch else "CC-BY-NC-3.0")
+        data = json.loads((tmp_path / name / "config.json").read_text())["data"]
+        assert data == "2 labelled scans of its own" + (
+            "" if from_scratch else "; the starting weights (start): many CTs"
+        )
 
 
 def test_what_is_doubtful_about_a_case_is_told(labelled, tiny, tmp_path, capsys):

@@ -27,7 +27,8 @@ def _add_probe(command: Callable[..., argparse.ArgumentParser]) -> None:
         nargs="+",
         default=[DEFAULT, f"{DEFAULT.split('-')[0]}-scratch"],
         metavar="MODEL",
-        help="encoders; vit-scratch and swin-scratch have random weights; all are compared with the last (default: %(default)s)",
+        help="encoders; vit-scratch and swin-scratch have random weights; all are compared with the last "
+        f"(default: {DEFAULT} {DEFAULT.split('-')[0]}-scratch)",
     )
     sub.add_argument(
         "--seeds", type=int, default=3, help="draws of patients and voxels (default: %(default)s)"
@@ -80,7 +81,7 @@ def _add_curve(command: Callable[..., argparse.ArgumentParser]) -> None:
         default=[DEFAULT, "scratch"],
         metavar="MODEL",
         help="starting weights as for finetune; scratch: the first model's encoder without pretraining; all are "
-        "compared with the last (default: %(default)s)",
+        f"compared with the last (default: {DEFAULT} scratch)",
     )
     sub.add_argument(
         "--shots",

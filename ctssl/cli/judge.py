@@ -54,7 +54,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _add_compare(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("compare", _compare, "compare two models block by block (CKA): a heat map")
     sub.add_argument("first", help="encoder or segmenter: name, folder or repository")
-    sub.add_argument("second")
+    sub.add_argument("second", help="the same, for the other axis")
     sub.add_argument("--data", required=True, nargs="+", help="scans: files, or a folder of .nii and .nii.gz")
     sub.add_argument("--out", required=True, help="OUT.png; the numbers go beside it, as .json")
     sub.add_argument(
@@ -78,7 +78,7 @@ def _add_compare(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--seed", type=int, default=0, help="random seed of the crops and the shift (default: %(default)s)"
     )
-    sub.add_argument("--overwrite", action="store_true")
+    sub.add_argument("--overwrite", action="store_true", help="replace OUT.png and its numbers")
 
 
 def _evaluate(args: argparse.Namespace) -> None:

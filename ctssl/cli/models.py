@@ -204,7 +204,7 @@ def _import_arguments(sub: argparse.ArgumentParser) -> None:
         help="window in HU, mapped to 0..1 (default: the family's)",
     )
     sub.add_argument("--licence", default="unknown: that of the source file", help="of the weights")
-    sub.add_argument("--overwrite", action="store_true")
+    sub.add_argument("--overwrite", action="store_true", help="replace a model in the folder")
 
 
 def _import(args: argparse.Namespace) -> None:

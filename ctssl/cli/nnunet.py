@@ -32,7 +32,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--patch", type=int, default=64, help="side of the patches in voxels (default: %(default)s)"
     )
     sub.add_argument("--batch", type=int, default=4, help="patches per iteration (default: %(default)s)")
-    sub.add_argument("--epochs", type=int, default=100, help="default: %(default)s")
+    sub.add_argument("--epochs", type=int, default=100, help="epochs of a training (default: %(default)s)")
     sub.add_argument(
         "--iterations", type=int, default=250, help="iterations of an epoch (default: %(default)s)"
     )

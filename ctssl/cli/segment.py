@@ -48,7 +48,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--threshold",
         type=float,
         metavar="P",
-        help="probability threshold; a lower one finds more (default: the model's own)",
+        help="probability threshold, above 0 and below 1; a lower one finds more (default: the model's own)",
     )
     add_memory(sub)
     add_speed(sub, "masks")

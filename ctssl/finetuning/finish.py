@@ -119,7 +119,11 @@ def save(net: Any, job: Job, report: Report, judged: dict[str, Judged], *, devic
     net.training_range = training_range(
         [job.survey.structures[case.name] for case in job.sides.training], net.labels
     )
-    net.save_pretrained(request.out, overwrite=True, extra=files, metadata=_metadata(report, job, facts))
+    data = f"{len(report.train)} labelled scans of its own"
+    if not start.from_scratch and start.spec.data:
+        data += f"; the starting weights ({start.name}): {start.spec.data}"
+    metadata = _metadata(report, job, facts)
+    net.save_pretrained(request.out, overwrite=True, extra=files, config={"data": data}, metadata=metadata)
     for name in set(WRITTEN) - set(files):  # of the model that was there before
         (request.out / name).unlink(missing_ok=True)
     shutil.rmtree(request.unfinished, ignore_errors=True)

@@ -53,6 +53,8 @@ def check_request(request: Request) -> None:
     """Raise for what cannot be done, whatever the data: `ValueError` for arguments, `FileExistsError` where
     `out` holds something that would be replaced, or another process is at work there."""
     out = check_path(request.out)
+    if not isinstance(request.settings, Settings):
+        raise ValueError(f"settings={request.settings!r}: give ctssl.Settings(steps=..., ...)")
     if request.head and request.head not in HEADS:
         raise ValueError(f"unknown head {request.head!r}; use {', '.join(sorted(HEADS))}")
     ours = (out / WEIGHTS).exists() and (out / "config.json").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,14 @@ class Settings:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
+        if odd := [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)
+            if not fits(getattr(self, f.name), str(f.type))
+        ]:
+            raise ValueError(
+                f"invalid settings: {', '.join(odd)} (another type is needed, see ctssl.Settings)"
+            )
         least = {
             "steps": 1,
             "batch": 0,
@@ -109,3 +117,16 @@ class Settings:
             wrong.append(f"minutes={self.minutes:g} (must be > 0)")
         if wrong:
             raise ValueError(f"invalid settings: {', '.join(wrong)}")
+
+
+def fits(value: object, kind: str) -> bool:
+    """Return whether a value is of the kind that a field is declared as.
+
+    >>> fits(3, "float"), fits(2.5, "int"), fits(None, "float | None"), fits(1, "bool")
+    (True, False, True, False)
+    """
+    if kind == "bool" or isinstance(value, bool):
+        return kind == "bool" and isinstance(value, bool)
+    if value is None:
+        return kind.endswith("None")
+    return isinstance(value, int) or (kind != "int" and isinstance(value, float))
