@@ -5,7 +5,7 @@ import pytest
 
 from ctssl.robustness.conclusion import conclude, on_crops, sizes
 from ctssl.robustness.measure import size_of_change
-from ctssl.robustness.report import tables
+from ctssl.robustness.report import counted, tables
 from ctssl.volume.volume import Volume
 from ctssl.zoo import ModelSpec, Preprocess
 
@@ -122,3 +122,14 @@ def test_what_was_not_tested_is_not_called_insignificant():
     lost, _, compared = conclude(tables(rows, ["one", "two"], ["dose"], (), 2.0))
     assert lost.endswith("on 2 clean scans. Not tested (6 patients are needed): dose.")
     assert compared == "Between one and two, nothing was tested (6 patients are needed)."
+
+
+def test_an_empty_case_counts_for_the_only_label_alone():
+    rows = rows_of("one", {"dose": 0.1})
+    for row in rows:
+        row["volume_ml"] = 0.0 if row["case"] == "c3" else 1.0
+    assert counted(rows) == (rows, [])
+    rows.append({**rows[0], "label": 2})
+    kept, notes = counted(rows)
+    assert {row["case"] for row in kept} == {f"c{n}" for n in range(CASES) if n != 3}
+    assert notes == ["1 cases are not counted, as their true mask is empty and there are several labels: c3"]

@@ -123,6 +123,18 @@ def notes(sources: list[Source], cases: list[Case]) -> list[str]:
     return found
 
 
+def counted(rows: list[Row]) -> tuple[list[Row], list[str]]:
+    """Return the rows that count, and, as a sentence, which cases are left out: of those with an empty true mask only label 1
+    was scored, which says nothing where there are others."""
+    labels = {row["label"] for row in rows if row["volume_ml"] > 0}
+    empty = sorted({row["case"] for row in rows if row["volume_ml"] == 0})
+    if not empty or labels <= {1}:
+        return rows, []
+    shown = ", ".join(empty[:5]) + (" ..." if len(empty) > 5 else "")
+    told = f"{len(empty)} cases are not counted, as their true mask is empty and there are several labels: {shown}"
+    return [row for row in rows if row["case"] not in empty], [told]
+
+
 def left(rows: list[Row]) -> list[str]:
     """Return, as sentences, which shifts leave scans as they are, what a shift cuts off, and which mean something
     else on crops."""

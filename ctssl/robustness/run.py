@@ -23,7 +23,7 @@ from ctssl.robustness.curves import Row
 from ctssl.robustness.masks import Source, check_complete, check_labels, find_sources
 from ctssl.robustness.measure import Grid, keep_rows, kept_rows, measure
 from ctssl.robustness.pairs import agreement, find_pairs, summarise
-from ctssl.robustness.report import Robustness, draw, left, notes, power, tables
+from ctssl.robustness.report import Robustness, counted, draw, left, notes, power, tables
 from ctssl.shifts import SHIFTS, check_shift
 from ctssl.shifts.stamps import CLEAN, hash_content
 from ctssl.volume.volume import read
@@ -97,14 +97,13 @@ def measure_robustness(
         read_facts(Path(table), asked.by, [c.name for c in wanted]) if table is not None and wanted else {}
     )
     doubts = _check_files(asked, wanted, predictions, pairs)
-    prepare_folder(asked, [source.name for source in sources], wanted)
+    models = [source.name for source in sources]
+    prepare_folder(asked, models, wanted)
     grid = Grid(asked.places, asked.out / "rows", None if scans is None else Path(scans), seed, tolerance_mm)
     measured = measure(sources, wanted, grid, overwrite=overwrite, progress=progress)
-    rows = [{**row, **facts.get(row["case"], {})} for row in measured]
-    report = tables(
-        rows, [s.name for s in sources], list(dict.fromkeys(asked.shifts)), asked.by, tolerance_mm
-    )
-    report = replace(report, notes=[*notes(sources, wanted), *doubts, *left(rows), *power(report)])
+    rows, aside = counted([{**row, **facts.get(row["case"], {})} for row in measured])
+    report = tables(rows, models, list(dict.fromkeys(asked.shifts)), asked.by, tolerance_mm)
+    report = replace(report, notes=[*notes(sources, wanted), *doubts, *aside, *left(rows), *power(report)])
     if pairs is not None:
         report = with_pairs(report, sources, Path(pairs), asked)
     report = replace(report, device=device_of(sources), seconds=round(time.monotonic() - began, 1))
