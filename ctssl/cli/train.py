@@ -115,12 +115,7 @@ def _add_settings(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--layer-decay", type=float, metavar="F", help="learning rate decay per block (default: 1)"
     )
-    sub.add_argument(
-        "--ema",
-        type=float,
-        metavar="D",
-        help="keep an average of the weights with decay D, from 0 to below 1, such as 0.99 (default: 0, none)",
-    )
+    sub.add_argument("--ema", **share, help="average the weights with this decay, such as 0.99 (default: 0)")
     sub.add_argument("--bf16", action="store_true", help="half precision on a CPU (needs AVX512_BF16 or AMX)")
     sub.add_argument(
         "--validation",
