@@ -232,6 +232,10 @@ def sine_positions(grid: tuple[int, ...], width: int) -> Tensor:
     """Return `(*grid, width)`: sines and cosines of each coordinate, a third of the channels each (arXiv
     1706.03762).
     """
+    if (
+        torch.get_default_device().type == "meta"
+    ):  # only the shape counts; arithmetic there loads torch._dynamo, seconds
+        return torch.empty(*grid, width)
     pairs = width // 6
     rates = 1.0 / 10000 ** (torch.arange(pairs) / max(pairs, 1))
     parts = []

@@ -1,6 +1,5 @@
 """nnU-Net's network (MONAI's DynUNet), the baseline for every claim. A whole network, not a decoder."""
 
-from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,6 +32,8 @@ class DynUnet(nn.Module):
         crop: int = 64,
         in_channels: int = 1,
     ) -> None:
+        from monai.networks.nets.dynunet import DynUNet  # seconds, which other heads do not need
+
         super().__init__()
         if tuple(strides) != (1,) or tuple(channels) != (in_channels,):
             raise ValueError(

@@ -2,7 +2,6 @@
 everywhere.
 """
 
-from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
 
 from ctssl.heads.unetr import fit, skip_levels
@@ -22,6 +21,8 @@ class SwinUnetr(nn.Module):
     def __init__(
         self, channels: tuple[int, ...], strides: tuple[int, ...], classes: int, *, in_channels: int = 1
     ) -> None:
+        from monai.networks.blocks.unetr_block import UnetrUpBlock  # seconds, which other heads do not need
+
         super().__init__()
         self.at = skip_levels(strides, head="swin-unetr")
         self.strides = [
@@ -68,6 +69,8 @@ class SwinUnetr(nn.Module):
 
 
 def _block(inside: int, outside: int) -> nn.Module:
+    from monai.networks.blocks.unetr_block import UnetrBasicBlock
+
     return UnetrBasicBlock(3, inside, outside, kernel_size=3, stride=1, norm_name="instance", res_block=True)
 
 

@@ -5,7 +5,6 @@ none.
 from collections.abc import Sequence
 
 import torch
-from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -85,6 +84,8 @@ class Unetr(nn.Module):
 
 
 def _block(inside: int, outside: int, *, stride: int = 1) -> nn.Module:
+    from monai.networks.blocks.dynunet_block import UnetResBlock  # seconds, which other heads do not need
+
     return UnetResBlock(3, inside, outside, kernel_size=3, stride=stride, norm_name=NORM)
 
 

@@ -3,7 +3,6 @@
 from typing import Any, ClassVar
 
 import torch
-from monai.losses.dice import DiceCELoss
 from torch import Tensor, nn
 
 from ctssl.heads.segmenter import Segmenter
@@ -25,6 +24,8 @@ class SegmentingTask(nn.Module):
     labels: ClassVar[dict[int, str]]
 
     def __init__(self, encoder: Any, *, head: str = "light") -> None:
+        from monai.losses.dice import DiceCELoss  # seconds, which other tasks do not need
+
         super().__init__()
         self.segmenter = Segmenter(encoder, head=head, classes=1 + len(self.labels), labels=self.labels)
         self.criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=False)
