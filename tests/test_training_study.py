@@ -48,36 +48,52 @@ def kept(*rows: dict) -> Measured:
 
 @pytest.mark.parametrize(("gain", "word"), [(0.1, "agrees"), (-0.1, "disagrees"), (0.0, "cannot tell")])
 def test_a_verdict_follows_from_the_corrected_test(gain, word):
-    found = kept(row("swin-wild-smit", 0, 0.5 + gain), row("swin-scratch", 0, 0.5))
+    both = [("swin-wild-smit", 0.5 + gain), ("swin-scratch", 0.5)]
+    found = kept(
+        *(row(name, seed, level + away) for name, level in both for seed, away in ((0, 0.01), (1, -0.01)))
+    )
     for place in (CLEAN, SHIFTED, "thickness"):
         claim = study.Claim("better", "said so", study.over("swin-wild-smit", "swin-scratch"), place)
         (judged,) = study.judged([claim], found)
-        assert judged["verdict"] == word and (judged["patients"], judged["seeds"]) == (40, 1)
+        assert judged["verdict"] == word and (judged["patients"], judged["seeds"]) == (40, 2)
         assert judged["difference"] == pytest.approx(gain, abs=2e-3)
         assert judged["low"] <= judged["difference"] <= judged["high"]
 
 
+def test_trainings_that_differ_more_than_starts_decide_nothing():
+    """However sure patients are: a start against itself, with other seeds, is no gain."""
+    away = {
+        ("swin-wild-smit", 0): 0.1,
+        ("swin-wild-smit", 1): 0.0,
+        ("swin-scratch", 0): 0.0,
+        ("swin-scratch", 1): -0.05,
+    }
+    found = kept(*(row(name, seed, 0.5 + level) for (name, seed), level in away.items()))
+    sd, free = found.noise("swin", CLEAN)
+    assert (sd, free) == (pytest.approx(np.sqrt((0.1**2 / 2 + 0.05**2 / 2) / 2), rel=0.05), 2)
+    (judged,) = study.judged([study.Claim("better", "", study.over("swin-wild-smit", "swin-scratch"))], found)
+    assert judged["difference"] == pytest.approx(0.075, abs=5e-3) and judged["low"] > 0.05  # over patients
+    assert judged["reach"] == pytest.approx(4.303 * sd, rel=0.05) and judged["verdict"] == "cannot tell"
+    alone = kept(row("swin-wild-smit", 0, 0.6), row("swin-scratch", 0, 0.5))  # nothing is known of the noise
+    (judged,) = study.judged([study.Claim("better", "", study.over("swin-wild-smit", "swin-scratch"))], alone)
+    assert judged["reach"] is None and judged["verdict"] == "cannot tell"
+
+
 def test_nothing_expected_is_confirmed_within_the_margin_and_contradicted_beyond_it():
     """No significance is no proof of equality."""
-    near: dict = {"expected": 0, "difference": 0.01, "low": -0.01, "high": 0.029, "p_holm": 1.0}
-    near["each_seed"] = [0.02, 0.001]
+    near: dict = {"expected": 0, "difference": 0.01, "reach": 0.019, "p_holm": 1.0}
     assert verdict(near) == "agrees"
-    assert verdict({**near, "high": 0.05}) == "cannot tell"
-    assert verdict({**near, "low": 0.02, "high": 0.05, "p_holm": 0.01}) == "disagrees"
+    assert verdict({**near, "reach": 0.03}) == "cannot tell"
+    assert verdict({**near, "difference": 0.05, "p_holm": 0.01}) == "disagrees"
     assert verdict({"expected": 0}) == "not measured"
     claimed = {**near, "expected": 1}
-    assert verdict(claimed) == "alike" and verdict({**claimed, "high": 0.05}) == "cannot tell"
-    sure = {**claimed, "low": 0.001, "p_holm": 0.01}
-    assert verdict(sure) == "agrees"  # however small
-    assert verdict({**claimed, "each_seed": [0.01]}) == "cannot tell"  # one training is not enough
-    for each in ([0.04, -0.02], [-0.031, 0.05]):  # the trainings do not say the same
-        assert (
-            verdict({**claimed, "each_seed": each}) == verdict({**sure, "each_seed": each}) == "cannot tell"
-        )
+    assert verdict(claimed) == "alike" and verdict({**claimed, "reach": 0.03}) == "cannot tell"
+    assert verdict({**claimed, "p_holm": 0.01}) == "agrees"  # however small
+    assert verdict({**claimed, "place": LOST}) == "cannot tell"  # of what shifts cost, 0.01 is much
 
 
 def test_many_claims_need_more_evidence_than_one():
-    one = {"expected": 1, "difference": 0.02, "low": 0.001, "high": 0.04, "p": 0.02, "each_seed": [0.02]}
+    one = {"expected": 1, "difference": 0.02, "reach": 0.019, "p": 0.02}
     (alone,) = correct([dict(one)])
     many = correct([dict(one) for _ in range(10)])
     assert verdict(alone) == "agrees" and verdict(many[0]) == "cannot tell"
@@ -94,12 +110,8 @@ def test_only_seeds_that_all_have_are_compared():
 
 
 def test_a_difference_of_differences():
-    found = kept(
-        row("swin-wild-smit", 0, 0.6),
-        row("swin-scratch", 0, 0.4),
-        row("vit-wild-smit", 0, 0.5),
-        row("vit-scratch", 0, 0.45),
-    )
+    levels = {"swin-wild-smit": 0.6, "swin-scratch": 0.4, "vit-wild-smit": 0.5, "vit-scratch": 0.45}
+    found = kept(*(row(name, seed, level + 0.01 * seed) for name, level in levels.items() for seed in (0, 1)))
     (claim,) = [one for one in study.ABSTRACT if "gains more" in one.text]
     (judged,) = study.judged([claim], found)
     assert judged["difference"] == pytest.approx(0.15, abs=3e-3) and judged["verdict"] == "agrees"
@@ -123,17 +135,20 @@ def test_the_steps_until_what_scratch_reaches():
     assert study.costs(kept(slow, never))[0]["steps"] == [None]
 
 
-def test_feature_reuse_is_counted_over_trainings():
+def test_feature_reuse_is_counted_over_encoders():
+    """Two trainings of one encoder are no two encoders; what every start does is no mark of one."""
     wild = [
         row(f"{encoder}-wild-{pretext}", seed, 0.5)
         for encoder in BLOCKS
-        for pretext in ("smit", "mim")
+        for pretext in ("smit", "mim", "contrastive")
         for seed in (0, 1)
     ]
     first, *_ = study.reuse_claims(kept(*wild))
-    assert (first["trainings"], first["holds in"], first["verdict"]) == (8, 8, "agrees")
-    few, *_ = study.reuse_claims(kept(*wild[:3]))
-    assert few["verdict"] == "cannot tell"
+    assert (first["encoders"], first["holds in"], first["verdict"]) == (6, 6, "agrees")
+    few, *_ = study.reuse_claims(kept(*wild[:4]))
+    assert (few["encoders"], few["verdict"]) == (2, "cannot tell")
+    first, *_ = study.reuse_claims(kept(*wild, row("vit-scratch", 0, 0.5)))
+    assert first["verdict"] == "so do all 1 others (self, scratch): no mark of it"
 
 
 def test_every_claim_names_contestants():

@@ -1,8 +1,9 @@
 """What a segmenter of lung tumours marks in whole chests: `python -m training.experiments.chests MODEL [MODEL ...] [--write]`.
 
-Seven chests that no training has seen, each with one tumour that is known: six of QIN LUNG CT, whose masks are the consensus of
-algorithms and not a physician's, and LIDC-IDRI-0314. Too few to claim anything: they show what is marked beside a tumour. Other
-lesions in them may be real and not in the masks. `--write`: the table goes into model_cards/RESULTS.md.
+Seven chests that no fine-tuning has seen, each with one tumour that is known: six of QIN LUNG CT, whose masks are the consensus
+of algorithms and not a physician's, and LIDC-IDRI-0314. The six are among the 46 unlabelled scans that `*-wild-lesions` was
+pretrained on, where their tumours counted as background. Too few to claim anything: they show what is marked beside a tumour.
+Other lesions in them may be real and not in the masks. `--write`: the table goes into model_cards/RESULTS.md.
 """
 
 import argparse

@@ -5,14 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 
-from ctssl.evaluation.statistics import gained, holm
+from ctssl.evaluation.statistics import holm, mean_interval
 from training.experiments import robustness
 from training.experiments.robustness import CLEAN, PLACES, SEVERITIES
 
 SHIFTED, LOST = "all shifts", "lost"
 SURE = 0.05
-MARGIN = 0.03  # of DSC: two starts are alike if the interval of their difference lies within it
+MARGIN = (
+    0.03  # of DSC: two starts are alike if their difference, with what is not known of it, lies within it
+)
+MARGIN_LOST = 0.005  # the same of what the shifts cost, which is below 0.02 for every start
 
 
 class Measured:
@@ -50,6 +54,17 @@ class Measured:
         wanted = PLACES if place == SHIFTED else [f"{place} {severity}" for severity in SEVERITIES]
         return np.mean([dsc[one] for one in wanted], 0)
 
+    def noise(self, encoder: str, place: str, cases: Any = slice(None)) -> tuple[float, int]:
+        """Return the standard deviation of the mean DSC of a training, pooled over all starts of an encoder that were trained
+        with two or more seeds, and its degrees of freedom; (NaN, 0) where none was."""
+        squares, free = 0.0, 0
+        for name, trained in self.rows.items():
+            if name.startswith(encoder) and len(trained) > 1:
+                means = [self._scores(row["dsc"], place)[cases].mean() for row in trained.values()]
+                squares += float(np.var(means, ddof=1)) * (len(means) - 1)
+                free += len(means) - 1
+        return (float(np.sqrt(squares / free)), free) if free else (float("nan"), 0)
+
     def difference(
         self, terms: list[tuple[int, str]], place: str = CLEAN, cases: np.ndarray | None = None
     ) -> dict[str, Any] | None:
@@ -60,8 +75,10 @@ class Measured:
             cases: which cases; None: all.
 
         Returns:
-            Mean `difference` with its bootstrap interval over patients (`low`, `high`), `p` of a paired Wilcoxon test, the
-            number of `patients` and `seeds`, the `means` of the contestants, and the difference of `each_seed`.
+            Mean `difference` with its bootstrap interval over patients (`low`, `high`); `reach`: how far the difference may be
+            off with 95% probability for want of patients and of trainings, and `p` of a t-test that knows both (NaN where the
+            `noise` of trainings is not known); the number of `patients` and `seeds`, the `means` of the contestants, and the
+            difference of `each_seed`.
         """
         names = [name for _, name in terms]
         seeds = self.seeds(*names)
@@ -74,22 +91,21 @@ class Measured:
             sum(factor * self.scores(name, place, [seed])[every].mean() for factor, name in terms)
             for seed in seeds
         ]
-        rows = [{"patient": n, "dsc": float(d), "other_dsc": 0.0} for n, d in enumerate(away)]
-        found = gained(rows, "dsc")
+        noises = [self.noise(name.split("-")[0], place, every) for name in names]
+        trainings = sum(f**2 * sd**2 for (f, _), (sd, _) in zip(terms, noises, strict=True)) / len(seeds)
+        error, free = float(np.sqrt(away.var(ddof=1) / len(away) + trainings)), min(one for _, one in noises)
+        low, high = mean_interval(away)
         return {
             "difference": round(float(away.mean()), 4),
-            "low": round(found["low"], 4),
-            "high": round(found["high"], 4),
-            "p": float(found["p"]),
+            "low": round(low, 4),
+            "high": round(high, 4),
+            "reach": round(float(student.ppf(1 - SURE / 2, free)) * error, 4) if free else None,
+            "p": float(2 * student.sf(abs(away.mean()) / error, free)) if free and error else float("nan"),
             "patients": len(away),
             "seeds": len(seeds),
             "means": [round(float(one.mean()), 4) for one in each],
             "each_seed": [round(float(one), 3) for one in alone],
         }
-
-    def curves(self, contestant: str) -> list[list[list[float]]]:
-        """Return step, loss and validation DSC at each evaluation, for each seed."""
-        return [row["curve"] for _, row in sorted(self.rows.get(contestant, {}).items())]
 
 
 def correct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -100,24 +116,27 @@ def correct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def sure(row: dict[str, Any]) -> bool:
+    """Return whether the sign of a corrected comparison can be told from chance: of patients and of trainings."""
+    return row.get("p_holm") is not None and row["p_holm"] < SURE
+
+
 def verdict(row: dict[str, Any]) -> str:
     """Return what a corrected comparison says of an expected sign (+1, -1), or of no difference (0).
 
-    The test and the interval know patients alone, so every training (`each_seed`) has to say the same.
-    "agrees" and "disagrees" where the test and every training are sure of a sign, "alike" where two or more trainings and the
-    interval lie within `MARGIN`. With nothing expected, "agrees" instead of "alike", and "disagrees" where a sign is sure and
-    the interval leaves the margin.
+    "agrees" and "disagrees" where the sign is sure (`sure`), "alike" where no sign is and the difference, as far as it may be
+    off (`reach`), lies within `MARGIN` (of what is `LOST`: `MARGIN_LOST`). With nothing expected, the margin comes first: within
+    it "agrees", else "disagrees" where a sign is sure.
 
-    >>> verdict({"expected": 1, "difference": -0.1, "low": -0.2, "high": -0.05, "p_holm": 0.01, "each_seed": [-0.1]})
+    >>> verdict({"expected": 1, "difference": -0.1, "reach": 0.05, "p_holm": 0.01})
     'disagrees'
     """
     if "difference" not in row:
         return "not measured"
-    sign, each = np.sign(row["difference"]), row["each_seed"]
-    sure = row["p_holm"] is not None and row["p_holm"] < SURE and all(np.sign(one) == sign for one in each)
-    within = len(each) > 1 and all(-MARGIN < one < MARGIN for one in (row["low"], row["high"], *each))
-    if row["expected"] and sure:
-        return "agrees" if sign == row["expected"] else "disagrees"
+    margin = MARGIN_LOST if row.get("place") == LOST else MARGIN
+    within = row["reach"] is not None and abs(row["difference"]) + row["reach"] < margin
+    if row["expected"] and sure(row):
+        return "agrees" if np.sign(row["difference"]) == row["expected"] else "disagrees"
     if within:
         return "alike" if row["expected"] else "agrees"
-    return "disagrees" if sure else "cannot tell"
+    return "disagrees" if sure(row) else "cannot tell"

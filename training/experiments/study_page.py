@@ -11,15 +11,15 @@ from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
 from ctssl.robustness.curves import Line, draw
 from ctssl.shifts import SHIFTS
-from training.experiments.measured import MARGIN, SHIFTED, SURE, Measured
+from training.experiments.measured import MARGIN, MARGIN_LOST, SHIFTED, SURE, Measured, sure
 from training.experiments.robustness import CLEAN, CUBE, SEVERITIES, UNTRUE
 from training.experiments.trials import told_p
-from training.release.card import plural
 
 KERNELS = """What `training.experiments.lung` trained on 50 of the patients marks in a smooth and in a sharp reconstruction of two
-chests, and what released segmenters mark (`python -m training.experiments.kernels`). Two patients, without masks: they show
-how far the two masks agree, not which is right, and cannot tell starts apart. The first learned from cubes around tumours
-alone and mark litres of a chest, so their agreement says little; `lung-tumour-*` saw chests without a tumour too.
+chests, and what released segmenters (`lung-tumour-*`, where listed) mark (`python -m training.experiments.kernels`). Two
+patients, without masks: they show how far the two masks agree, not which is right, and cannot tell starts apart. The first
+learned from cubes around tumours alone and mark litres of a chest, so their agreement says little; `lung-tumour-*` saw chests
+without a tumour too.
 """
 
 
@@ -30,6 +30,9 @@ SHOWN = [
 ]
 """Contestants of the tables by shift and by tumour, and of the pictures."""
 
+LENGTHS = (("", "1,000"), (", 3000 steps", "3,000"))
+"""The end of a contestant's name, and its steps."""
+
 LIMITS = """**Limits first.**
 
 - The wild corpus has 46 scans of some twenty collections (two thirds show a part of the chest), the self corpus the 150 training
@@ -38,15 +41,21 @@ LIMITS = """**Limits first.**
 - Encoders are small (ViT 1.6, Swin 3.2 million parameters; the paper's Swin 10.6) and were pretrained for one to seven minutes
   on one GPU: 20,000 (Swin, SMIT) to 146,000 (ViT, contrastive) samples, about as many of wild as of self for each pretext.
   Exceptions: `*-wild-lesions` have 371,000 and 458,000 samples, the ViT from a contrastive start. Compare these with scratch, not
-  with `*-self-lesions` (75,000 samples). `training/experiments/results/gpu_h200.md` lists all.
-- `*-wild-lesions` and `*-self-{smit,mim,contrastive}` are the released models of these names; `*-wild-{smit,mim,contrastive}` are
-  not: those released have other recipes (26 scans, 2 mm, [-500, 500] HU). The others of the study are not released.
+  with `*-self-lesions` (75,000 and 77,000 samples). `vit-wild-self-lesions` goes on from `vit-wild-lesions` for 32,000 samples,
+  on a CPU. `training/experiments/results/gpu_h200.md` lists the others.
+- **Each encoder was pretrained once**; seeds repeat the fine-tuning alone. What another pretraining would give is not known.
+- `*-wild-lesions` and `*-self-{smit,mim,contrastive}` are the released models of these names (of `swin-self-smit` and
+  `swin-self-mim` the study read files of another hash); `*-wild-{smit,mim,contrastive}` are not: those released have other
+  recipes (26 scans, 2 mm, [-500, 500] HU). The others of the study are not released.
 - Fine-tuning took 1,000 steps, 3,000 where the start says so. From scratch, 1,000 are too few (see the table of all starts).
 - Scores are of boxes of 64 mm around a tumour, off centre; the paper used cubes of 192 to 256 mm. Neither is a whole scan.
 - Shifts are simulated on these boxes. `truncation` is left out, since a box has no field of view; `dose` and `streaks` know
   nothing of the body outside. Manufacturer, kernel and contrast of the scans are not known, so the paper's strata of differently
   acquired scans cannot be repeated.
-- Seeds are averaged: intervals and p-values are over patients. Most starts have two seeds, some one.
+- Seeds are averaged. Most starts have two, some one or three. Most trainings ran on the GPU in bf16, some on a CPU in float32
+  (`device` in `robustness.jsonl`); the encoder learns at 0.001 from scratch, at 0.0003 if it is pretrained.
+- Of the paper's tables these are not compared: ITD, the epochs that pretraining saves (Table 4; see the steps below), DSC against
+  volume.
 """
 
 
@@ -55,15 +64,10 @@ def page(found: dict[str, Any], pictures: list[Path]) -> str:
     lines = [
         "# Does pretraining in the wild make a segmenter of lung tumours robust? The paper's claims on its public patients\n",
         LIMITS,
-        f"{found['trainings']} fine-tunings on NSCLC-Radiomics (150 patients to learn from, 40 to pick the weights by), judged "
-        f"on {found['patients']} patients of NSCLC-Radiogenomics at 1.5 mm, on {' and '.join(found['devices'])}. Made by "
-        f"`{found['command']}` from what `python -m training.experiments.robustness` measured. Differences are of DSC, means "
-        "over patients with 95% bootstrap intervals; p is of a paired Wilcoxon test, corrected by Holm over its table. Both "
-        "know the patients alone, so a verdict asks every training too: a sign is sure if p is below 0.05 and all trainings have "
-        f"it; two starts are alike if no sign is sure, and the interval and two or more trainings lie within {MARGIN:g}.\n",
+        _method(found),
         "## The abstract\n",
         _claims(found["abstract"]),
-        "Feature reuse (CKA before and after fine-tuning, first and last three blocks; sign tests over trainings):\n",
+        "Feature reuse (CKA before and after fine-tuning, first and last three blocks; sign tests over encoders):\n",
         _table(found["reuse_claims"]),
         "## What to do with it\n",
         *(f"- {sentence}" for sentence in advice(found)),
@@ -76,6 +80,9 @@ def page(found: dict[str, Any], pictures: list[Path]) -> str:
         _starts(found["starts"]),
         "## Wild against self, the same recipe on both\n",
         _compared(found["corpora"], ["encoder", "pretext", "place"]),
+        "## What the shifts cost, beside training from scratch\n",
+        "Mean over all shifts minus clean, of the start minus that from scratch: below 0 it loses more.\n",
+        _compared(found["lost"], ["start"]),
         "## Shifted copies of the training scans (`--shift-augment 2`): does augmentation buy what pretraining buys?\n",
         _compared(found["augmentation"], ["start", "place"]),
         "## DSC under each shift\n",
@@ -111,6 +118,23 @@ def page(found: dict[str, Any], pictures: list[Path]) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
+def _method(found: dict[str, Any]) -> str:
+    """Return how the numbers came about and what a verdict means."""
+    vit, swin = (f"{found['noise'][encoder]:.3f}" for encoder in ("vit", "swin"))
+    devices = " and ".join(found["devices"])
+    return f"""{found["trainings"]} fine-tunings on NSCLC-Radiomics (150 patients to learn from, 40 to pick the weights by),
+judged on {found["patients"]} patients of NSCLC-Radiogenomics at 1.5 mm, on {devices}. Made by
+`{found["command"]}` from what `python -m training.experiments.robustness` measured.
+
+**How sure.** Differences are of DSC, means over patients, with 95% bootstrap intervals. These know the patients alone, and
+trainings differ more: the mean DSC of one training has a standard deviation of {vit} (ViT) and {swin} (Swin) over seeds,
+pooled over all starts, so that two starts with two trainings each have to differ by more than twice as much. `+-` says how far a
+difference may be off for both reasons; p is of the t-test that knows both, corrected by Holm (all claims together, every other
+table for itself). Agrees or disagrees: p below {SURE:g}. Alike: p above, and the difference with its `+-` within
+{MARGIN:g} (of what shifts cost: {MARGIN_LOST:g}).
+"""
+
+
 def advice(found: dict[str, Any]) -> list[str]:
     """Return what a clinic should do, in sentences that follow from the numbers."""
     rows = {row["start"]: row for row in found["starts"]}
@@ -119,36 +143,42 @@ def advice(found: dict[str, Any]) -> list[str]:
     }
     return [
         _best_start(rows),
-        _few_labels(found["labels"], rows),
+        _few_labels(found["labels"]),
         _pretexts(gains),
         _corpora(found["corpora"]),
         _worst_shift(found["shifts"]),
+        _lost(found["lost"]),
         _augmentation(found["augmentation"], max(gains.values())),
     ]
 
 
 def _best_start(rows: dict[str, dict[str, Any]]) -> str:
-    best = max(rows.values(), key=lambda row: row[CLEAN])
-    scratch = [
-        f"`{name}` {row[CLEAN]:.2f}" for name, row in rows.items() if "scratch" in name and "+" not in name
-    ]
-    return (
-        f"Start from pretrained weights. The best start, `{best['start']}`, has a DSC of {best[CLEAN]:.2f}; from scratch: "
-        f"{', '.join(scratch)}."
-    )
+    told = []
+    for encoder, name in (("vit", "a ViT"), ("swin", "a Swin")):
+        both = [
+            ", ".join(
+                f"{rows[start + more][CLEAN]:.2f} after {steps}"
+                for more, steps in LENGTHS
+                if start + more in rows
+            )
+            for start in (f"{encoder}-wild-lesions", f"{encoder}-scratch")
+        ]
+        if all(both):
+            told.append(f"`{encoder}-wild-lesions` has a DSC of {both[0]}, {name} from scratch {both[1]}")
+    return f"Start from pretrained weights: {'; '.join(told)} steps."
 
 
-def _few_labels(labels: list[dict[str, Any]], rows: dict[str, dict[str, Any]]) -> str:
+def _few_labels(labels: list[dict[str, Any]]) -> str:
     known = {(row["start"], row["labelled patients"]): row["DSC"] for row in labels}
-    mine = sorted((n, dsc) for (name, n), dsc in known.items() if name == "vit-wild-lesions" and n)
-    scratch = {name: rows[name][CLEAN] for name in ("vit-scratch", "vit-scratch, 3000 steps") if name in rows}
-    best = max(scratch.values())
-    count, dsc = next(((n, dsc) for n, dsc in mine if dsc > best), mine[-1])  # the fewest that are enough
-    told = ", ".join(f"`{name}` {value:.2f}" for name, value in scratch.items())
-    gives = f"{plural(count, 'labelled patient')} from `vit-wild-lesions` give {dsc:.2f}"
-    if dsc > best:
-        return f"Few labels are enough with them: {gives}, more than 150 from scratch ({told})."
-    return f"{gives}, 150 from scratch {told}."
+    mine, scratch = (
+        ", ".join(f"{dsc:.2f} with {n}" for (name, n), dsc in known.items() if name == start)
+        for start in ("vit-wild-lesions", "vit-scratch")
+    )
+    told = (
+        f"By labelled patients (500 steps each), `vit-wild-lesions` has {mine}; from scratch it is {scratch}."
+    )
+    worse = known.get(("vit-wild-lesions", 1), 1.0) < known.get(("vit-wild-lesions", 0), 0.0)
+    return told + (" Do not fine-tune it on one patient: it gets worse than as it comes." if worse else "")
 
 
 def _pretexts(gains: dict[str, float]) -> str:
@@ -156,24 +186,26 @@ def _pretexts(gains: dict[str, float]) -> str:
     best = "; ".join(f"`{name}` {gains[name]:+.2f}" for name in order[:4])
     smit, mim = (_range([g for name, g in gains.items() if name.endswith(end)]) for end in ("smit", "mim"))
     said = f"{best}; SMIT {smit}, masked image prediction {mim}"
-    return f"Choose the pretext before the corpus. Largest gains over scratch: {said}."
+    return f"Largest gains over scratch: {said}."
 
 
 def _corpora(rows: list[dict[str, Any]]) -> str:
-    sure = [
-        row for row in rows if row["place"] == CLEAN and row["p_holm"] is not None and row["p_holm"] < SURE
-    ]
-    wild, own = (
-        ", ".join(
-            f"{row['encoder']} {row['pretext']} {abs(row['difference']):+.2f}"
-            for row in sure
-            if row["difference"] * sign > 0
-        )
-        for sign in (1, -1)
-    )
+    clean = [row for row in rows if row["place"] == CLEAN]
+    each = ", ".join(f"{row['encoder']} {row['pretext']} {row['difference']:+.2f}" for row in clean)
+    certain = [f"{row['encoder']} {row['pretext']}" for row in clean if sure(row)]
     return (
-        f"Whether wild scans or one's own are better depends on the pretext. Wild: {wild or 'never'}. Own: {own or 'never'} "
-        "(corrected p below 0.05). Whoever has a hundred scans of the task can pretrain on these."
+        f"Wild scans or one's own: wild minus own is {each}; sure (corrected p below {SURE:g}) of these: "
+        f"{', '.join(certain) or 'none'}. Whoever has a hundred scans of the task can pretrain on these."
+    )
+
+
+def _lost(rows: list[dict[str, Any]]) -> str:
+    more = [row for row in rows if row["difference"] < 0]
+    most = min((row["difference"] for row in rows), default=0.0)
+    return (
+        f"Pretraining makes a segmenter better, not less sensitive: {len(more)} of {len(rows)} pretrained starts lose more to "
+        f"the shifts than from scratch ({sum(map(sure, more))} with a corrected p below {SURE:g}), up to {-most:.3f} more: who "
+        "starts higher has more to lose."
     )
 
 
@@ -183,15 +215,11 @@ def _augmentation(rows: list[dict[str, Any]], most: float) -> str:
     told = "; ".join(
         f"`{name}` {brought[name, CLEAN]} clean, {brought[name, SHIFTED]} shifted" for name in names
     )
-    scratch = [
-        row["difference"] for row in rows if row["place"] == CLEAN and row["start"].endswith("scratch")
-    ]
-    less = scratch and max(scratch) < most
-    return f"Shifted copies of the training scans (`--shift-augment 2`) bring: {told}." + (
-        f" From scratch that is {_range(scratch)}, the best pretraining brings {most:+.2f}: augmentation does not buy what "
-        "pretraining buys."
-        if less
-        else ""
+    certain = [row for row in rows if sure(row)]
+    return f"Shifted copies of the training scans (`--shift-augment 2`) bring: {told}; " + (
+        f"{len(certain)} of these can be told from chance."
+        if certain
+        else f"none of it can be told from the noise of trainings. The best pretraining brings {most:+.2f}."
     )
 
 
@@ -205,7 +233,10 @@ def _worst_shift(rows: list[dict[str, Any]]) -> str:
     }
     worst, *others = sorted(shifts, key=lambda shift: lost[shift])
     each = [f"`{row['start']}` {row[last] - row['clean']:+.2f}" for row in rows if row["shift"] == worst]
-    harmless = [shift for shift in others if abs(lost[shift]) < 0.005]
+    most = {
+        shift: max(abs(row[last] - row["clean"]) for row in rows if row["shift"] == shift) for shift in others
+    }
+    harmless = [shift for shift in others if most[shift] < 0.005]
     places = ("clean", *(f"severity {severity}" for severity in SEVERITIES))
     by_start = {(row["start"], row["shift"]): row for row in rows}
     stays = all(
@@ -216,7 +247,7 @@ def _worst_shift(rows: list[dict[str, Any]]) -> str:
     )
     return (
         f"Of the simulated differences `{worst}` costs most (at its highest severity: {', '.join(each)}); "
-        f"{', '.join(f'`{shift}`' for shift in harmless) or 'none'} cost less than 0.005 on average. No start makes a segmenter "
+        f"{', '.join(f'`{shift}`' for shift in harmless) or 'none'} cost no start more than 0.005. No start makes a segmenter "
         f"invariant{'; the better starts stay above scratch under every shift' if stays else ''}."
     )
 
@@ -232,11 +263,12 @@ def _claims(rows: list[dict[str, Any]]) -> str:
         shown = f"{means}: {_difference(row)}" if len(row.get("means", [])) == 2 else _difference(row)
         counts = f"{row['patients']}, {row['seeds']}" if "patients" in row else ""
         each = ", ".join(f"{one:+.3f}" for one in row.get("each_seed", []))
-        cells.append([row["claim"], row["paper"], shown, each, counts, _p(row), row["verdict"]])
+        cells.append([row["claim"], row["paper"], shown, _reach(row), each, counts, _p(row), row["verdict"]])
     head = [
         "claim",
         "the paper (DSC)",
-        "here: DSC, difference (95% interval)",
+        "here: DSC, difference (95% interval over patients)",
+        "+-",
         "each training",
         "patients, seeds",
         "p",
@@ -253,13 +285,25 @@ def _starts(rows: list[dict[str, Any]]) -> str:
             *(f"{row[place]:.3f}" for place in (CLEAN, CUBE, SHIFTED)),
             row.get("against", ""),
             _difference(row),
+            _reach(row),
+            str(row.get("shared", "")),
             _p(row),
         ]
         for row in rows
     ]
-    return markdown(
-        ["start", "seeds", "boxes", "cubes", "shifted", "against", "difference (95% interval)", "p"], cells
-    )
+    head = [
+        "start",
+        "seeds",
+        "boxes",
+        "cubes",
+        "shifted",
+        "against",
+        "difference (95% interval)",
+        "+-",
+        "shared seeds",
+        "p",
+    ]
+    return markdown(head, cells)
 
 
 def _compared(rows: list[dict[str, Any]], keys: list[str]) -> str:
@@ -268,12 +312,13 @@ def _compared(rows: list[dict[str, Any]], keys: list[str]) -> str:
             *(str(row[key]) for key in keys),
             " ".join(f"{m:.3f}" for m in row["means"]),
             _difference(row),
+            _reach(row),
             _p(row),
         ]
         + [f"{row['patients']}, {row['seeds']}"]
         for row in rows
     ]
-    return markdown([*keys, "means", "difference (95% interval)", "p", "patients, seeds"], cells)
+    return markdown([*keys, "means", "difference (95% interval)", "+-", "p", "patients, seeds"], cells)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -285,6 +330,10 @@ def _difference(row: dict[str, Any]) -> str:
     return (
         f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})" if "difference" in row else ""
     )
+
+
+def _reach(row: dict[str, Any]) -> str:
+    return "" if row.get("reach") is None else f"{row['reach']:.3f}"
 
 
 def _p(row: dict[str, Any]) -> str:
@@ -332,14 +381,19 @@ def draw_gains(rows: list[dict[str, Any]], path: Path) -> None:
         )
         for place, row in enumerate(mine):
             colour = next((c for pretext, c in colours.items() if pretext in row["start"]), "grey")
-            axes.plot([row["low"], row["high"]], [place, place], color=colour, lw=2)
-            axes.plot(row["difference"], place, "o", color=colour, ms=6)
+            if row["reach"] is not None:
+                ends = [row["difference"] - row["reach"], row["difference"] + row["reach"]]
+                axes.plot(ends, [place, place], color=colour, lw=0.8)
+            axes.plot([row["low"], row["high"]], [place, place], color=colour, lw=3)
+            one = {"markerfacecolor": "white"} if row["shared"] == 1 else {}
+            axes.plot(row["difference"], place, "o", color=colour, ms=6, **one)
         axes.axvline(0, color="grey", lw=0.8)
         axes.set_yticks(
             range(len(mine)), [row["start"].removeprefix(f"{encoder}-") for row in mine], fontsize=8
         )
         axes.set(
-            title={"vit": "ViT", "swin": "Swin"}[encoder], xlabel="DSC over the same encoder from scratch"
+            title={"vit": "ViT", "swin": "Swin"}[encoder],
+            xlabel="DSC over the same recipe from scratch (hollow: one training)",
         )
         axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110, format="png")
