@@ -137,7 +137,7 @@ def test_nothing_is_left_out_without_a_word(net, scans, tmp_path):
     for number in ("0000", "0001"):
         (scans / f"p_{number}.nii.gz").write_bytes((scans / "B.NII.GZ").read_bytes())
     (scans / "deep" / "1.nii.gz").unlink()
-    with pytest.raises(ValueError, match=r"p_0000\.nii\.gz: 2 channels .*the model takes 1; .*rename them"):
+    with pytest.raises(ValueError, match=r"p_0000\.nii\.gz: 2 channels, the model takes 1; .*rename them"):
         segment_folder(net, scans, tmp_path / "more")
 
 

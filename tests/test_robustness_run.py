@@ -165,3 +165,16 @@ def test_a_reader_is_told_of_training_cases(labelled, tiny_segmenter, tmp_path):
     assert not any("was trained on" in note for note in held.notes) and {
         row["case"] for row in held.rows
     } == {"case2"}
+
+
+@pytest.mark.slow
+def test_a_report_is_not_replaced_by_one_that_lacks_some_of_it(labelled, tiny_segmenter, tmp_path):
+    how = dict(model=tiny_segmenter, out=tmp_path / "report", shifts=("thickness",))
+    measure_robustness(labelled, **how, severities=(1,), cases=["case0"])
+    before = (tmp_path / "report" / "rows.csv").read_bytes()
+    for less in (dict(severities=(5,), cases=["case0"]), dict(severities=(1,), cases=["case1"])):
+        with pytest.raises(FileExistsError, match="holds a report of .* more results, such as model case0"):
+            measure_robustness(labelled, **how, **less)
+        assert (tmp_path / "report" / "rows.csv").read_bytes() == before
+    wider = measure_robustness(labelled, **how, severities=(1, 5), cases=["case0", "case1"])
+    assert len(wider.rows) == 2 * 3

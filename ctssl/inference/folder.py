@@ -166,10 +166,10 @@ def _check_channels(listed: Mapping[str, Path], sources: Mapping[str, Any], want
     for name, source in sources.items():
         count = len(source.images) if isinstance(source, Channels) else 1
         if count != wanted:
-            raise ValueError(
-                f"{listed[name]}: {count} channels (CASE_0000, CASE_0001, ... are those of one case), the model takes "
-                f"{wanted}; if they are scans of their own, rename them, such as CASE-0000.nii.gz"
-            )
+            cure = "name those of a case CASE_0000.nii.gz, CASE_0001.nii.gz, ..."
+            if count > 1:
+                cure = "if CASE_0000, CASE_0001, ... are scans of their own, rename them, such as CASE-0000.nii.gz"
+            raise ValueError(f"{listed[name]}: {count} channels, the model takes {wanted}; {cure}")
 
 
 def write_mask(

@@ -203,7 +203,7 @@ def prepare_folder(asked: _Asked, models: list[str], cases: list[Case]) -> None:
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "rows").is_dir())):
         raise FileExistsError(f"{out} holds something else than a robustness report; choose another --out")
     (out / "rows").mkdir(parents=True, exist_ok=True)
-    if asked.overwrite or not table.is_file():
+    if asked.overwrite or not cases or not table.is_file():
         return
     keys = ("model", "case", "shift", "severity")
     before = {tuple(row.get(key, "") for key in keys) for _, row in read_table(table)[1]}

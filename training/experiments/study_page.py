@@ -393,9 +393,12 @@ def draw_gains(rows: list[dict[str, Any]], path: Path) -> None:
         )
         axes.set(
             title={"vit": "ViT", "swin": "Swin"}[encoder],
-            xlabel="DSC over the same recipe from scratch (hollow: one training)",
+            xlabel="DSC over the same recipe from scratch",
         )
         axes.grid(axis="x", alpha=0.3)
+    figure.supxlabel(
+        "thick: 95% over patients; thin: over patients and trainings; hollow: one training", fontsize=9
+    )
     figure.savefig(path, dpi=110, format="png")
 
 
