@@ -98,11 +98,25 @@ def draw_cuts(
         if cuts.truth is not None and (cuts.truth[number] > 0.5).any():
             ax.contour(cuts.truth[number], levels=[0.5], colors="white", linewidths=0.8)
         ax.set_title(name, fontsize=9)
+        mark_left(ax, name)
     if names and cuts.masks:
         add_legend(
             figure, list(cuts.masks), names, loc="outside lower center", outline=cuts.truth is not None
         )
     _write(figure, path, title)
+
+
+def mark_left(ax: Any, view: str) -> None:
+    """Write which side of the patient is at the left edge of a slice: R (right), in a sagittal one A (front)."""
+    ax.text(
+        0.02,
+        0.5,
+        "A" if view == "sagittal" else "R",
+        transform=ax.transAxes,
+        color="white",
+        fontsize=8,
+        va="center",
+    )
 
 
 def overlay(

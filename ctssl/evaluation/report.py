@@ -115,7 +115,7 @@ class Evaluation:
             axes.scatter([x] * len(self.cases), [row[key] for row in self.cases], s=18, zorder=2)
         axes.set(
             xticks=[0, 1],
-            xticklabels=["the other", "this"],
+            xticklabels=["other masks (--against)", "these masks"],
             ylabel="DSC",
             ylim=(-0.02, 1.02),
             xlim=(-0.3, 1.3),
