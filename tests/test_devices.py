@@ -10,6 +10,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.utils
+from safetensors.torch import load_file
 
 import ctssl
 from ctssl.cli.main import main
@@ -17,9 +19,11 @@ from ctssl.compiling import compile_blocks
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
 from ctssl.heads import HEADS
+from ctssl.inference.masks import segment
+from ctssl.inference.windows import Windows
 from ctssl.phantom import phantom
-from ctssl.precision import half
-from tests.support.tiny import QUICK_FLAGS, SMALL
+from ctssl.precision import CUBLAS, half
+from tests.support.tiny import QUICK, QUICK_FLAGS, SMALL
 from tests.support.training import ROOT, SMALL_HEADS, TINY
 from training import pretrain
 from training.data.draws import Draws
@@ -188,3 +192,35 @@ def test_torchrun_trains_on_one_gpu(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert ctssl.load(tmp_path / "run").config["width"] > 0
+
+
+@pytest.mark.parametrize("head", sorted(set(HEADS) - {"smit", "dynunet"}))
+def test_a_deterministic_training_gives_the_same_weights_twice(head, labelled, tiny_folder, tmp_path):
+    """Also after other work on the device, which cuBLAS has to be told of before."""
+    os.environ.setdefault(CUBLAS, ":4096:8")
+    torch.rand(8, 8, device=DEVICE) @ torch.rand(8, 8, device=DEVICE)
+    settings = dataclasses.replace(QUICK, steps=3, crop=32, deterministic=True)
+    found = []
+    for name in "ab":
+        ctssl.finetune(
+            labelled,
+            model=tiny_folder,
+            head=head,
+            out=tmp_path / name,
+            device=DEVICE,
+            settings=settings,
+            progress=False,
+        )
+        found.append(load_file(tmp_path / name / "model.safetensors"))
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+
+
+def test_windows_of_a_compiled_network_are_compiled_for_one_size(tiny_segmenter):
+    net, scan = ctssl.load_segmenter(tiny_segmenter).to(DEVICE), phantom(6.0)[0]
+    plain = segment(net, scan, Windows(bf16=True)).array
+    compile_blocks(net.encoder, backend="eager")
+    net.encoder.compiled = True
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    again = segment(net, scan, Windows(bf16=True, compiled=True)).array
+    assert np.mean(plain == again) > 0.99
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before <= 2 * len(net.encoder.blocks)
