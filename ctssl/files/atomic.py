@@ -88,7 +88,7 @@ def check_apart(targets: list[Path], scans: list[Path]) -> None:
         if place in own:
             what = "a table that is read" if place.lower().endswith(".csv") else "an input scan"
             raise ValueError(f"{path} is {what}; choose another output path")
-        written = (".nii", ".nii.gz", ".json", ".png")  # earlier results next to the slices
+        written = (".nii", ".nii.gz", ".json", ".png", ".npy", ".csv")  # earlier results next to the slices
         if place.startswith(series) and os.path.exists(place) and not place.lower().endswith(written):
             raise ValueError(f"{path} is a file of an input scan; choose another output path")
 
