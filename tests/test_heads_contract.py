@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from monai.networks.nets import dynunet as monai_dynunet
 
 import ctssl
 from ctssl import Swin
 from ctssl.encoders.pixels import Pixels
-from ctssl.heads import HEADS, dynunet
+from ctssl.heads import HEADS
 from ctssl.heads.dynunet import DynUnet
 from ctssl.heads.segmenter import Segmenter
 from tests.support.monai_keys import MONAI_SWIN, our_decoder_state, our_swin_state
@@ -94,12 +95,12 @@ def test_the_baseline_is_monais(monkeypatch):
     """All levels of deep supervision, against MONAI's own forward on the same blocks."""
     made = []
 
-    class Kept(dynunet.DynUNet):
+    class Kept(monai_dynunet.DynUNet):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             made.append(self)
 
-    monkeypatch.setattr(dynunet, "DynUNet", Kept)
+    monkeypatch.setattr(monai_dynunet, "DynUNet", Kept)
     head = DynUnet((1,), (1,), 3, crop=32).train()
     image = torch.rand(1, 1, 32, 32, 32)
     theirs = made[0].train()(image)
