@@ -13,7 +13,7 @@ from ctssl.datasets.manifest import read_manifest
 from ctssl.datasets.scans import channels_in, check_masks, require_scans, stem
 from ctssl.files.names import check_case_name
 from ctssl.files.text import read_json
-from ctssl.files.walk import files_below
+from ctssl.files.walk import files_below, walk
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 LAYOUTS = """
@@ -214,7 +214,7 @@ def _dicom(root: Path, roi: str | None) -> list[Case]:
     """A case for each patient's folder that holds a CT series and one RTSTRUCT or SEG."""
     cases = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        if folder.name.startswith(".") or not files_below(folder):
+        if folder.name.startswith(".") or not any(names for _, _, names in walk(folder)):
             continue
         from ctssl.volume.dicom import find_series, match_annotation
         from ctssl.volume.dicom_file import get_text

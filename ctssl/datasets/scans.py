@@ -42,8 +42,9 @@ def is_nifti(path: Path) -> bool:
 def may_be_series(folder: Path) -> bool:
     """Tell whether a folder holds, at any depth, a file that DICOM could be; a folder of masks does not."""
     return any(
-        file.is_file() and not file.name.startswith(".") and not file.name.lower().endswith(NOT_DICOM)
-        for file in files_below(folder)
+        not name.startswith(".") and not name.lower().endswith(NOT_DICOM) and Path(place, name).is_file()
+        for place, _, names in walk(folder)  # which ends at the first one
+        for name in names
     )
 
 
