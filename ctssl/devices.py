@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from datetime import timedelta
 
 import torch
@@ -57,3 +58,14 @@ def free_memory(device: torch.device) -> int:
 def multiplies_bf16(device: torch.device) -> bool:
     """Return whether a GPU has units for bf16. Older ones (before Ampere) emulate it, many times slower than float32."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def warn_of_slow_bf16(device: torch.device) -> None:
+    """Warn where bf16 was asked for on a device that has no instructions for it, and takes many times as long."""
+    fast = {"cuda": multiplies_bf16, "cpu": lambda _: torch.ops.mkldnn._is_mkldnn_bf16_supported()}
+    if device.type in fast and not fast[device.type](device):
+        warnings.warn(
+            f"{device_name(device)} has no instructions for bf16, which takes several times as long as float32 here; leave "
+            "bf16 (--bf16) out",
+            stacklevel=3,
+        )

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import ctssl
-from ctssl.devices import multiplies_bf16
+from ctssl.devices import multiplies_bf16, warn_of_slow_bf16
 from ctssl.encoders import ENCODERS
 from ctssl.finetuning import loop
 from ctssl.finetuning.crops import Scan
@@ -103,6 +103,15 @@ def test_a_gpu_that_emulates_bf16_is_not_asked_for_it(monkeypatch):
         )
         assert multiplies_bf16(torch.device("cuda")) == supported
     assert not multiplies_bf16(torch.device("cpu"))
+
+
+@pytest.mark.filterwarnings("default:.*no instructions for bf16")
+def test_bf16_is_warned_of_where_it_is_slow(monkeypatch, recwarn):
+    for supported in (True, False):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda s=supported: s)
+        warn_of_slow_bf16(torch.device("cpu"))
+        assert len(recwarn) == (not supported)
+    assert "cpu has no instructions for bf16" in str(recwarn[0].message)
 
 
 SHARED = """

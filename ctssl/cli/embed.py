@@ -87,6 +87,7 @@ def _embed(args: argparse.Namespace) -> None:
     import ctssl
     from ctssl.compiling import compile_blocks
     from ctssl.datasets.scans import list_scans
+    from ctssl.devices import warn_of_slow_bf16
     from ctssl.files.atomic import check_apart
     from ctssl.inference.features import blocks_of
 
@@ -105,7 +106,10 @@ def _embed(args: argparse.Namespace) -> None:
     blocks_of(encoder)  # which nnU-Net's network has not
     if args.compile:
         compile_blocks(encoder)
-    with torch.autocast(next(encoder.parameters()).device.type, torch.bfloat16, enabled=args.bf16):
+    device = next(encoder.parameters()).device
+    if args.bf16:
+        warn_of_slow_bf16(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
         if args.dense:
             _write_map(encoder, args)
         elif kind == ".csv":

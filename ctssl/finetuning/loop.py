@@ -16,7 +16,7 @@ from torch import distributed as dist
 from tqdm import tqdm
 
 from ctssl import precision
-from ctssl.devices import multiplies_bf16
+from ctssl.devices import multiplies_bf16, warn_of_slow_bf16
 from ctssl.files.running import Stopped, stop_signals
 from ctssl.finetuning.crops import Scan, batches, workers_for
 from ctssl.finetuning.settings import Settings
@@ -110,6 +110,8 @@ class _Run:
         self.rank, self.world = _world()
         self.device = next(net.parameters()).device
         self.half = settings.bf16 or multiplies_bf16(self.device)
+        if settings.bf16:
+            warn_of_slow_bf16(self.device)
         own = groups(net, settings, from_scratch=from_scratch)
         self.opt = torch.optim.AdamW(own, fused=True if self.device.type == "cuda" else None)
         self.average = averaged(net, settings)

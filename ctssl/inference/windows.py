@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctssl.devices import free_memory
+from ctssl.devices import free_memory, warn_of_slow_bf16
 
 MEMORY_GB = 8.0
 GPU_VOXELS = 16 * 64**3  # of the windows of one batch on a GPU
@@ -104,6 +104,8 @@ def slide(
             "model to the size of its training crops, or let windows overlap less"
         )
     device = torch.device(device)
+    if windows.bf16:
+        warn_of_slow_bf16(device)
     bell = torch.from_numpy(gaussian(side))
     weight = (bell[:, None, None] * bell[:, None] * bell).to(device)
     totals = [total_weight(bell, places, n) for places, n in zip(starts, extent, strict=True)]
