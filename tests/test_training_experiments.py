@@ -160,7 +160,7 @@ def test_a_training_of_another_length_has_a_row_of_its_own_and_none_is_done_twic
 
     monkeypatch.setattr(trials, "measure", measure)
     experiment = trials.Experiment(
-        "task", "command", lambda: tmp_path, [], tmp_path / "r.json", [], {"dynunet": 0.5}, Settings(steps=10)
+        "task", "command", lambda: tmp_path, [], tmp_path / "r.json", [], Settings(steps=10), {"dynunet": 0.5}
     )
     for _ in range(2):
         trials.train(experiment, "swin-wild-mim", seed=0, runs=tmp_path)

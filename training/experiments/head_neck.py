@@ -47,7 +47,6 @@ EXPERIMENT = trials.Experiment(
     [],
     RESULTS,
     ["vit-scratch", "vit-wild-lesions", "swin-scratch", "swin-wild-lesions"],
-    share={},
     spacing_mm=3.0,
     window_hu=(-300.0, 500.0),
     settings=ctssl.Settings(steps=500, crop=48, batch=4, ema=0.99, validation=0.0),
@@ -57,4 +56,4 @@ EXPERIMENT = trials.Experiment(
 
 
 if __name__ == "__main__":
-    trials.run(EXPERIMENT, __doc__, few_shot=5)
+    trials.run(EXPERIMENT, trials.options(__doc__, few_shot=5).parse_args())

@@ -4,9 +4,7 @@
 model with each seed on NSCLC-Radiomics (150 training patients, or `--few-shot` of them) and scores the off-centre boxes
 of the 98 patients of NSCLC-Radiogenomics. `--set encoder_lr=1e-4 warmup_head=0.2` changes the recipe, in rows of their
 own. With `--choose` the 40 other Radiomics patients are scored instead: recipes are chosen there, and Radiogenomics is
-looked at for the tables alone. `--screen` tells two starts apart in about ten minutes of two cores: 200 steps on 50 patients,
-three seeds, the same 40 patients scored. `--zero` scores segmenters as they are, without any fine-tuning, with `--tta` averaged
-over all mirrorings. `--draw` draws learning curves from what was measured.
+looked at for the tables alone. `--screen` tells two starts apart in about ten minutes of two cores.
 
 There are no validation cases: the last averaged weights are kept, with a threshold of 0.5. See
 `training.experiments.sarcoma` for what is kept and printed.
@@ -14,7 +12,6 @@ There are no validation cases: the last averaged weights are kept, with a thresh
 
 import csv
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ from tqdm import tqdm
 import ctssl
 from ctssl.datasets.case import read_case
 from ctssl.datasets.layouts import find_cases
-from ctssl.evaluation.statistics import interval
+from ctssl.evaluation.statistics import mean_interval
 from ctssl.finetuning.curve import draw_curve
 from ctssl.metrics import dsc
 from training.data.corpora import cases, data_folder, lung_split
@@ -87,7 +84,6 @@ def _experiment(kind: str, settings: ctssl.Settings = SETTINGS) -> trials.Experi
         [],
         HERE / (f"lung_{kind}.json" if kind else "lung.json"),
         DESIGN,
-        share={},
         spacing_mm=1.5,
         window_hu=(-1000.0, 400.0),
         settings=settings,
@@ -124,36 +120,41 @@ def points_of(models: dict[str, list[dict[str, Any]]]) -> tuple[list[dict[str, A
         if label.endswith(NO_LABELS):
             levels[label] = mean
         elif found := re.fullmatch(r"([^ ,]+)(?:, (\d+) cases)?", label):
-            low, high = interval([{"patient": c, "dsc": d} for c, d in values.items()], "dsc")
+            low, high = mean_interval(np.array(list(values.values())))
             shots = int(found[2] or len(lung_split()["train"]))
             points.append({"model": found[1], "shots": shots, "dsc": mean, "low": low, "high": high})
     return sorted(points, key=lambda point: (point["model"], point["shots"])), levels
 
 
-def flag(name: str) -> bool:
-    """Remove a flag from the command line and return whether it was there."""
-    there = name in sys.argv
-    if there:
-        sys.argv.remove(name)
-    return there
-
-
 def main() -> None:
-    if flag("--draw"):
+    parser = trials.options(__doc__)
+    parser.add_argument("--choose", action="store_true", help="score the 40 patients that choose recipes")
+    parser.add_argument(
+        "--screen", action="store_true", help="the same after 200 steps on 50 patients, unless told otherwise"
+    )
+    parser.add_argument(
+        "--zero", action="store_true", help="score segmenters as they are, without any fine-tuning"
+    )
+    parser.add_argument("--tta", action="store_true", help="with --zero: averaged over all mirrorings")
+    parser.add_argument(
+        "--draw", action="store_true", help="draw learning curves of what was measured, train nothing"
+    )
+    args = parser.parse_args()
+    if args.tta and not args.zero:
+        parser.error("--tta scores a segmenter as it is; add --zero")
+    experiment = SCREEN if args.screen else CHOOSING if args.choose else EXPERIMENT
+    if args.draw:
         points, levels = points_of(trials.read(EXPERIMENT.results)["models"])
         draw_curve(points, PICTURE, levels=levels)
         return
-    if flag("--screen"):
-        trials.run(SCREEN, __doc__, few_shot=50)
+    if args.screen:
+        args.few_shot = args.few_shot or 50
+    if not args.zero:
+        trials.run(experiment, args)
         return
-    experiment = CHOOSING if flag("--choose") else EXPERIMENT
-    if not flag("--zero"):
-        trials.run(experiment, __doc__)
-        return
-    tta = flag("--tta")
-    for model in sys.argv[1:]:
-        label = f"{Path(model).name}{NO_LABELS}" + (MIRRORED if tta else "")
-        trials.keep(experiment.results, experiment.command, label, score(model, experiment, tta=tta))
+    for model in args.models:
+        label = f"{Path(model).name}{NO_LABELS}" + (MIRRORED if args.tta else "")
+        trials.keep(experiment.results, experiment.command, label, score(model, experiment, tta=args.tta))
     print(trials.table(experiment.results))
 
 

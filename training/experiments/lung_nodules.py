@@ -4,7 +4,7 @@ nnU-Net's network.
 `python -m training.experiments.lung_nodules [MODEL ...] [--seeds 0 1 2] [--steps 600] [--few-shot 5]`; see
 `training.experiments.sarcoma`. The scans are cubes of 51 mm with the nodule in their middle, so the crops are
 smaller than they are (32 voxels of 1 mm) and lie anywhere: a model that saw whole cubes would learn the
-middle. The `self` models were pretrained on sarcoma, another task; they are no part of the design. A step of
+middle. The `self` models were pretrained on the scans of another task; they are no part of the design. A step of
 nnU-Net's network takes as long as 15 of the Swin's (`OMP_NUM_THREADS=1 python -m tests.benchmarks.finetune 2
 32 8 1`), so it takes fewer.
 """
@@ -38,4 +38,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    trials.run(EXPERIMENT, __doc__)
+    trials.run(EXPERIMENT, trials.options(__doc__).parse_args())

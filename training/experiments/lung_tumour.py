@@ -9,14 +9,13 @@ their off-centre boxes; with `--tta` what such a training of the first seed left
 mirrorings. `python -m training.release.segmenter lung-tumour MODEL` (or `lung-tumour-chest`) publishes it.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 import ctssl
-from ctssl.evaluation.statistics import interval
+from ctssl.evaluation.statistics import mean_interval
 from ctssl.files.text import markdown
 from training.data.corpora import cases, data_folder
 from training.experiments import lung, trials
@@ -97,7 +96,6 @@ EXPERIMENT = trials.Experiment(
     [],
     RESULTS,
     ["vit-wild-contrastive"],
-    share={},
     spacing_mm=1.5,
     window_hu=(-1000.0, 400.0),
     settings=ctssl.Settings(steps=1500, crop=48, batch=4, ema=0.99, evaluations=10, patience=10),
@@ -132,7 +130,7 @@ def folds_table() -> str:
     lines = []
     for model, folds in found.items():
         values = [dsc for cases in folds.values() for dsc in cases.values()]
-        low, high = interval([{"patient": n, "dsc": dsc} for n, dsc in enumerate(values)], "dsc")
+        low, high = mean_interval(np.array(values))
         each = ", ".join(f"{np.mean(list(cases.values())):.3f}" for cases in folds.values())
         mean = f"{np.mean(values):.3f} ({low:.3f}-{high:.3f})"
         lines.append([model, f"{len(folds)} of {FOLDS}", str(len(values)), mean, each])
@@ -140,24 +138,29 @@ def folds_table() -> str:
 
 
 def main() -> None:
-    experiment = EXPERIMENT
-    if "--write" in sys.argv:
+    parser = trials.options(__doc__)
+    parser.add_argument(
+        "--chest", action="store_true", help="half of the crops are of scans without a tumour"
+    )
+    parser.add_argument(
+        "--fold", type=int, choices=range(FOLDS), help="hold out a fifth of Radiogenomics instead"
+    )
+    parser.add_argument("--tta", action="store_true", help="score what --fold left, over all mirrorings")
+    args = parser.parse_args()
+    if args.fold is not None and args.chest:
+        parser.error("--fold is of the usual training; leave --chest out")
+    if args.tta and args.fold is None:
+        parser.error("--tta scores what --fold K left; add --fold")
+    experiment = CHEST if args.chest else EXPERIMENT if args.fold is None else of_fold(args.fold)
+    if args.write:
         trials.write_table("lung-tumour-folds", folds_table())
-    if "--fold" in sys.argv:
-        place = sys.argv.index("--fold")
-        experiment = of_fold(int(sys.argv[place + 1]))
-        del sys.argv[place : place + 2]
-    if lung.flag("--chest"):
-        experiment = CHEST
-    if lung.flag("--tta"):
-        if experiment is EXPERIMENT or experiment is CHEST:
-            raise SystemExit("--tta scores what --fold K left; add --fold")
-        for model in sys.argv[1:] or experiment.design:
-            row = lung.score(trials.folder_of(experiment, Path("runs"), model, 0), experiment, tta=True)
-            trials.keep(experiment.results, experiment.command, model + lung.MIRRORED, row)
-        print(trials.table(experiment.results))
+    if not args.tta:
+        trials.run(experiment, args)
         return
-    trials.run(experiment, __doc__)
+    for model in args.models or experiment.design:
+        row = lung.score(trials.folder_of(experiment, Path("runs"), model, 0), experiment, tta=True)
+        trials.keep(experiment.results, experiment.command, model + lung.MIRRORED, row)
+    print(trials.table(experiment.results))
 
 
 if __name__ == "__main__":

@@ -49,4 +49,4 @@ EXPERIMENT = trials.Experiment(
 
 
 if __name__ == "__main__":
-    trials.run(EXPERIMENT, __doc__)
+    trials.run(EXPERIMENT, trials.options(__doc__).parse_args())

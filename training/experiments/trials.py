@@ -11,14 +11,14 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 import ctssl
 from ctssl.evaluation import statistics
-from ctssl.evaluation.statistics import holm, interval
+from ctssl.evaluation.statistics import holm, mean_interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
 
@@ -38,9 +38,9 @@ class Experiment:
         test: names of the cases to judge on; empty: those that the CSV calls test.
         results: where the rows are kept.
         design: models that are trained without arguments.
+        settings: what differs from the defaults.
         share: of the steps, for a model whose step costs more or less than the others', so that all take about the
             same time.
-        settings: what differs from the defaults.
         spacing_mm: working spacing in mm; None as `ctssl finetune` derives it.
         window_hu: window in HU; None as `ctssl finetune` derives it.
         names: of the labels.
@@ -53,8 +53,8 @@ class Experiment:
     test: list[str]
     results: Path
     design: list[str]
-    share: dict[str, float]
     settings: ctssl.Settings
+    share: dict[str, float] = field(default_factory=dict)
     spacing_mm: float | None = None
     window_hu: tuple[float, float] | None = None
     names: dict[int, str] | None = None
@@ -199,7 +199,7 @@ def table(results: Path) -> str:
     for label in in_order(models):
         rows = models[label]
         values = of_cases(rows)
-        low, high = interval([{"patient": c, "dsc": d} for c, d in values.items()], "dsc")
+        low, high = mean_interval(np.array(list(values.values())))
         costs = [steps for row in rows if (steps := steps_to_share(row)) is not None]
         gain = against.get(label)
         cells = [
@@ -288,19 +288,14 @@ def train(
         keep(experiment.results, experiment.command, label, row)
 
 
-def run(experiment: Experiment, description: str | None, *, few_shot: int | None = None) -> None:
-    """The command line of an experiment. `few_shot`: default of the option."""
+def options(description: str | None, *, few_shot: int | None = None) -> argparse.ArgumentParser:
+    """Return the command line that the experiments share. `few_shot`: default of the option."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="*", default=experiment.design)
+    parser.add_argument("models", nargs="*", help="default: those of the table")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=experiment.settings.steps,
-        help="other than %(default)s: rows of their own",
-    )
+    parser.add_argument("--steps", type=int, help="other than the usual ones: rows of their own")
     parser.add_argument("--head", default="light")
     parser.add_argument(
         "--few-shot",
@@ -317,9 +312,13 @@ def run(experiment: Experiment, description: str | None, *, few_shot: int | None
     parser.add_argument(
         "--write", action="store_true", help="write the table into model_cards/RESULTS.md, train nothing"
     )
-    args = parser.parse_args()
+    return parser
+
+
+def run(experiment: Experiment, args: argparse.Namespace) -> None:
+    """Train and show an experiment as its command line (`options`) asks for."""
     for seed in [] if args.show or args.write else args.seeds:
-        for model in args.models:
+        for model in args.models or experiment.design:
             train(
                 experiment,
                 model,
