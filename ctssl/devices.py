@@ -39,12 +39,12 @@ def device_name(device: torch.device) -> str:
 
 
 def join_devices(device: str) -> tuple[int, torch.device]:
-    """Return this process's rank (0 unless torchrun started several) and its device."""
+    """Return this process's rank (0 unless torchrun started several) and its device; first join those that torchrun started."""
     where, local = choose_device(device), int(os.environ.get("LOCAL_RANK", 0))
     if where.type == "cuda":
         where = torch.device("cuda", local if where.index is None else where.index)
         torch.cuda.set_device(where)  # what NCCL takes for objects
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+    if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
     return dist.get_rank() if dist.is_initialized() else 0, where
 

@@ -144,12 +144,12 @@ def test_each_process_takes_its_own_gpu_before_they_join(monkeypatch, tmp_path):
     """NCCL takes the current device for objects; with the first one for all it fails."""
     calls = []
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.set_device", lambda number: calls.append(number))
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: calls.append(str(device)))
     monkeypatch.setattr("torch.distributed.init_process_group", lambda *kind, **_: calls.extend(kind))
-    monkeypatch.setattr(pretrain, "pretrain", lambda *_: calls.append("trains") or sys.exit())
+    monkeypatch.setattr(pretrain, "build", lambda *_: calls.append("trains") or sys.exit())
     monkeypatch.setattr(sys, "argv", ["pretrain", "vit_wild_mim", "--out", str(tmp_path / "out")])
     for name, value in {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit):
         pretrain.main()
-    assert calls == [1, "nccl", "trains"]
+    assert calls == ["cuda:1", "nccl", "trains"]

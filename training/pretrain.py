@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from ctssl.compiling import compile_blocks
 from ctssl.datasets.seen import SEEN
-from ctssl.devices import PATIENCE
+from ctssl.devices import join_devices
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pretrained import encoder_config
 from ctssl.files.running import Stopped, alone, clear_parts, stop_signals
@@ -169,9 +169,8 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
         out: folder for checkpoints, log and the encoder.
         stop_after: stop after this step, as an interruption would (for tests).
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    rank, device = join_devices("cuda" if torch.cuda.is_available() else "cpu")
+    world = dist.get_world_size() if dist.is_initialized() else 1
     task = build(run).to(device)  # first, so that invalid settings fail at once
     with alone(out) if rank == 0 else contextlib.nullcontext():
         if rank == 0:
@@ -409,10 +408,6 @@ def main() -> None:
         parser.error("--data needs --model, --task and --out")
     run = find_run(args.run) if args.run else own_run(args.data, args.model, args.task, args.out.name)
     run = override(run, args.set + ([f"init={json.dumps(args.init)}"] if args.init else []))
-    if "RANK" in os.environ:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # what NCCL takes for objects
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     out = args.out or Path("runs") / args.run
     try:
         pretrain(run, out)
