@@ -95,25 +95,23 @@ def tissue_start(
 
 def augment(
     image: np.ndarray,
-    label: np.ndarray | None,
+    label: np.ndarray,
     rng: np.random.Generator,
     *,
-    mirror: bool = True,
-    intensity: float = 0.1,
-) -> tuple[np.ndarray, np.ndarray | None]:
+    intensity: float,
+) -> tuple[np.ndarray, np.ndarray]:
     """Mirror along random axes; scale and shift the intensities (0..1) by up to `intensity`.
 
     Args:
         image: `(X, Y, Z)` or, with channels, `(C, X, Y, Z)`, in 0..1.
-        label: mask that is mirrored alike, or None.
+        label: `(X, Y, Z)`, mirrored alike.
         rng: random generator.
-        mirror: whether to mirror.
         intensity: largest relative scaling, and largest shift.
 
     Returns:
         New arrays; the inputs are unchanged.
     """
-    axes = tuple(int(a) - 3 for a in np.flatnonzero(rng.random(3) < 0.5)) if mirror else ()
+    axes = tuple(int(a) - 3 for a in np.flatnonzero(rng.random(3) < 0.5))
     image = np.array(np.flip(image, axes), np.float32)  # a copy, changed in place
     if intensity:
         each = (image.shape[0], 1, 1, 1) if image.ndim == 4 else ()  # channels stretch on their own
@@ -121,7 +119,7 @@ def augment(
         image *= 1 + stretch
         image += move
         np.clip(image, 0.0, 1.0, out=image)
-    return image, None if label is None else np.ascontiguousarray(np.flip(label, axes))
+    return image, np.ascontiguousarray(np.flip(label, axes))
 
 
 def warp(

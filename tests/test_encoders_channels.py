@@ -36,7 +36,7 @@ def test_every_head_takes_several_channels_and_keeps_them(tiny, head, tmp_path):
 
 def test_a_published_encoder_with_two_channels(ball):
     encoder = ctssl.load("vit-wild-contrastive", in_channels=2)
-    x = encoder.config and torch.rand(1, 2, 16, 16, 16)
+    x = torch.rand(1, 2, 16, 16, 16)
     assert len(encoder(x)) == 4 and not encoder.training
     with pytest.raises(ValueError, match="2 channels"):
         encoder.embed(ball[0])

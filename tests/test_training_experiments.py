@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,19 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize(
     ("name", "table"),
     [
-        ("sarcoma", sarcoma.table),
-        ("lung-nodule", lung_nodules.table),
-        ("lung", lung.table),
         ("lung-tumour-folds", lung_tumour.folds_table),
-        ("head-neck", lambda: trials.table(head_neck.RESULTS)),
         ("probe", probe.short),
+        *(
+            (one.name, partial(trials.table, one.results))
+            for one in (
+                sarcoma.EXPERIMENT,
+                lung_nodules.EXPERIMENT,
+                lung.EXPERIMENT,
+                lung_tumour.EXPERIMENT,
+                lung_tumour.CHEST,
+                head_neck.EXPERIMENT,
+            )
+        ),
     ],
 )
 def test_the_results_page_shows_the_measured_table(name, table):

@@ -6,12 +6,16 @@ import json
 import pytest
 import torch
 
+import ctssl
+from ctssl.encoders import ENCODERS
 from tests.support.tiny import SMALL
 from tests.support.training import ROOT, SMALL_HEADS, TINY
 from training import pretrain
 from training.data import seen
+from training.pretext import TASKS
 from training.pretext.batch import Batch
 from training.recipe import find_run, override, own_run
+from training.release.card import CARDS, card
 
 RUNS = sorted(
     str(p.relative_to(ROOT / "training" / "runs").with_suffix(""))
@@ -95,3 +99,20 @@ def test_a_task_and_an_encoder_without_a_recipe_take_the_usual_settings():
     """Adding either is one file and one line."""
     run = own_run("scans", "mine", "slab", "mine-slab")
     assert (run.encoder, run.task, run.encoder_args) == ("mine", "slab", {}) and run.steps > 0
+
+
+def test_a_new_task_and_a_new_encoder_have_a_card(monkeypatch):
+    class Mine(ctssl.ViT):
+        pass
+
+    class Slab:
+        about = "slabs"
+
+    monkeypatch.setitem(ENCODERS, "mine", Mine)
+    monkeypatch.setitem(TASKS, "slab", Slab)
+    folder = CARDS / "vit-wild-mim"
+    config, history = (json.loads((folder / name).read_text()) for name in ("config.json", "training.json"))
+    history["run"]["task"] = "slab"
+    text = card(config | {"encoder": "mine", "corpus": "MY_SCANS"}, history)
+    assert "A 3D Mine encoder" in text and "pretrained with\nslabs, on the scans of MY_SCANS" in text
+    assert "(144,)" in text

@@ -46,9 +46,9 @@ def read(path: Path) -> list[dict[str, float]]:
     return entries
 
 
-def thin(entries: list[dict[str, float]], points: int = 150) -> list[dict[str, float]]:
-    """Return the curve averaged over equal stretches of steps."""
-    parts = np.array_split(np.arange(len(entries)), min(points, len(entries)))
+def thin(entries: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Return the curve averaged over (at most) 150 equal stretches of steps."""
+    parts = np.array_split(np.arange(len(entries)), min(150, len(entries)))
     return [
         {key: round(float(np.mean([entries[i][key] for i in part])), 6) for key in entries[0]}
         for part in parts

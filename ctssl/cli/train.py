@@ -76,7 +76,7 @@ def _add_preparation(sub: argparse.ArgumentParser) -> None:
     add_grid(
         sub,
         spacing="working spacing in mm (default: from the structures' size)",
-        window="window in HU (default: from the labelled voxels)",
+        window="window in HU (default: that of a model with its head, otherwise from the labelled voxels)",
     )
     sub.add_argument(
         "--channel-window",

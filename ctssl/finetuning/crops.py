@@ -102,5 +102,4 @@ def augmented(
     else:
         parts, two = [crop_at(channel, start, size) for channel in image], crop_at(label, start, size)
     one, moved = augment(np.stack(parts), two, rng, intensity=settings.intensity)
-    assert moved is not None
     return np.stack([degrade(channel, rng, chance=settings.degrade) for channel in one]), moved

@@ -24,6 +24,7 @@ from ctssl.scan_checks import ScanWarning, check
 from ctssl.volume.grids import prepare
 from ctssl.volume.volume import voxel_hash
 from ctssl.zoo import Preprocess
+from training.data import corpora
 from training.data.manifest import Scan, find_scans
 
 ROW = np.dtype([("file", "S40"), ("patient", "i4")])
@@ -198,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", help="wild, self, a CSV or a folder")
+    parser.add_argument("source", help=f"{', '.join(corpora.NAMES)}, a CSV or a folder")
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/cache"), help="the cache (default: %(default)s)"
     )

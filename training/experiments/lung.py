@@ -94,11 +94,6 @@ EXPERIMENT, CHOOSING = _experiment(""), _experiment("choose")
 SCREEN = _experiment("screen", replace(SETTINGS, steps=200))
 
 
-def table() -> str:
-    """Return the results as Markdown."""
-    return trials.table(EXPERIMENT.results)
-
-
 def score(model: str | Path, experiment: trials.Experiment, *, tta: bool = False) -> dict[str, Any]:
     """Return the row of a segmenter that is used as it is; `tta`: averaged over all mirrorings."""
     net, found = ctssl.load_segmenter(model), {}
@@ -128,8 +123,9 @@ def points_of(models: dict[str, list[dict[str, Any]]]) -> tuple[list[dict[str, A
 
 def main() -> None:
     parser = trials.options(__doc__)
-    parser.add_argument("--choose", action="store_true", help="score the 40 patients that choose recipes")
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--choose", action="store_true", help="score the 40 patients that choose recipes")
+    which.add_argument(
         "--screen", action="store_true", help="the same after 200 steps on 50 patients, unless told otherwise"
     )
     parser.add_argument(

@@ -32,10 +32,5 @@ EXPERIMENT = trials.Experiment(
 )
 
 
-def table() -> str:
-    """Return the results as Markdown."""
-    return trials.table(RESULTS)
-
-
 if __name__ == "__main__":
     trials.run(EXPERIMENT, trials.options(__doc__).parse_args())

@@ -91,7 +91,9 @@ class Measured:
             sum(factor * self.scores(name, place, [seed])[every].mean() for factor, name in terms)
             for seed in seeds
         ]
-        noises = [self.noise(name.split("-")[0], place, every) for name in names]
+        encoders = [name.split("-")[0] for name in names]
+        noise = {encoder: self.noise(encoder, place, every) for encoder in set(encoders)}
+        noises = [noise[encoder] for encoder in encoders]
         trainings = sum(f**2 * sd**2 for (f, _), (sd, _) in zip(terms, noises, strict=True)) / len(seeds)
         error, free = float(np.sqrt(away.var(ddof=1) / len(away) + trainings)), min(one for _, one in noises)
         low, high = mean_interval(away)

@@ -93,9 +93,9 @@ def table(results: dict | None = None) -> str:
     return text
 
 
-def short(results: dict | None = None) -> str:
+def short() -> str:
     """Return the linear AUROC of every model and reference in both tasks, and whether a model beats its random twin."""
-    kept: dict = results or json.loads(RESULTS.read_text())
+    kept = json.loads(RESULTS.read_text())
     titles = [f"{task.replace('_', ' ')}, {kept['spacing_mm'][task]:g} mm" for task in kept["tasks"]]
     lines = []
     names = {name: None for models in kept["tasks"].values() for name in models}

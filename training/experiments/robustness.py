@@ -227,7 +227,7 @@ def _case(name: str, box: str) -> Case:
     return Case(row["id"], Path(row["image"]), Path(row["label"]), row["patient"])
 
 
-def note_facts(path: Path = FACTS) -> None:
+def note_facts() -> None:
     """Write the volume and the mean HU of the tumour in each test case."""
     found = {}
     for row in cases("lung_radiogenomics"):
@@ -237,7 +237,7 @@ def note_facts(path: Path = FACTS) -> None:
             "volume_ml": round(volume_ml(inside, spacing_mm=mask.spacing_mm), 2),
             "mean_hu": round(float(scan.array[inside].mean()), 1),
         }
-    write_whole(path, json.dumps(found, indent=1) + "\n")
+    write_whole(FACTS, json.dumps(found, indent=1) + "\n")
 
 
 def network(contestant: Contestant, seed: int, models: Path | None) -> tuple[Any, Any]:

@@ -30,11 +30,6 @@ DESIGN = [
 ] + ["swin-scratch", "vit-scratch", "dynunet"]
 
 
-def table() -> str:
-    """Return the results as Markdown."""
-    return trials.table(RESULTS)
-
-
 EXPERIMENT = trials.Experiment(
     "sarcoma",
     "python -m training.experiments.sarcoma",

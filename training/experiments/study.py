@@ -201,23 +201,11 @@ def starts(kept: Measured) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"start": name, "seeds": len(seeds)}
         for place in (CLEAN, CUBE, SHIFTED):
             row[place] = round(float(kept.scores(name, place, seeds).mean()), 3)
-        scratch = scratch_of(name)
-        if scratch and scratch != name and (found := kept.difference(over(name, scratch))):
+        scratch = trials.scratch_of(name, robustness.CONTESTANTS)
+        if scratch and (found := kept.difference(over(name, scratch))):
             row |= {"against": scratch, **found, "shared": found["seeds"], "seeds": len(seeds)}
         rows.append(row)
     return correct(rows)
-
-
-def scratch_of(name: str) -> str:
-    """Return the contestant from scratch that was trained in the same way; "" for nnU-Net's network.
-
-    >>> scratch_of("vit-wild-smit"), scratch_of("swin-wild-lesions, 3000 steps")
-    ('vit-scratch', 'swin-scratch, 3000 steps')
-    """
-    if name == "dynunet":
-        return ""
-    model = robustness.CONTESTANTS[name].model
-    return model.split("-")[0] + "-scratch" + name[len(model) :]
 
 
 def corpora(kept: Measured) -> list[dict[str, Any]]:
@@ -248,9 +236,9 @@ def lost(kept: Measured) -> list[dict[str, Any]]:
     """Return what the shifts cost each pretrained start beside what they cost the same encoder from scratch (below 0: more)."""
     rows = []
     for name in robustness.CONTESTANTS:
-        scratch = scratch_of(name)
+        scratch = trials.scratch_of(name, robustness.CONTESTANTS)
         plain = not robustness.CONTESTANTS[name].changes
-        if plain and scratch not in ("", name) and (found := kept.difference(over(name, scratch), LOST)):
+        if plain and scratch and (found := kept.difference(over(name, scratch), LOST)):
             rows.append({"start": name, **found})
     return correct(rows)
 
@@ -287,8 +275,8 @@ def strata(kept: Measured, facts: dict[str, dict[str, float]]) -> list[dict[str,
     rows = []
     for part, inside in parts.items():
         for name in study_page.SHOWN:
-            scratch = scratch_of(name)
-            if scratch != name and (found := kept.difference(over(name, scratch), cases=inside)):
+            scratch = trials.scratch_of(name, robustness.CONTESTANTS)
+            if scratch and (found := kept.difference(over(name, scratch), cases=inside)):
                 rows.append({"tumours": part, "start": name, "against": scratch, **found})
     return correct(rows)
 
@@ -357,8 +345,10 @@ def costs(kept: Measured) -> list[dict[str, Any]]:
     """Return the steps until the validation DSC reaches 95% of the last one of the same training from scratch, by seed."""
     rows = []
     for name in robustness.CONTESTANTS:
-        scratch = scratch_of(name)
-        shared = kept.seeds(name, scratch) if scratch and scratch != name else []
+        scratch = trials.scratch_of(name, robustness.CONTESTANTS)
+        if not scratch:
+            continue
+        shared = kept.seeds(name, scratch)
         steps, theirs = [], []
         for seed in shared:
             curve, other = (kept.rows[one][seed]["curve"] for one in (name, scratch))

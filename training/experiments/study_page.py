@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ctssl.evaluation.statistics import interval
+from ctssl.evaluation.statistics import mean_interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
 from ctssl.robustness.curves import Line, draw
@@ -362,7 +362,7 @@ def draw_pictures(kept: Measured, found: dict[str, Any], stem: Path) -> list[Pat
             for severity in (0, *SEVERITIES):
                 place = f"{shift} {severity}" if severity else CLEAN
                 values = kept.scores(name, place, kept.seeds(name))
-                low, high = interval([{"patient": n, "dsc": d} for n, d in enumerate(values.tolist())], "dsc")
+                low, high = mean_interval(values)
                 line.append((severity, float(values.mean()), low, high))
             panels.setdefault(shift, {})[name] = line
     write_whole(curves, lambda part: draw(panels, part, whole=False))
@@ -400,6 +400,3 @@ def draw_gains(rows: list[dict[str, Any]], path: Path) -> None:
         "thick: 95% over patients; thin: over patients and trainings; hollow: one training", fontsize=9
     )
     figure.savefig(path, dpi=110, format="png")
-
-
-__all__ = ["SHOWN", "advice", "draw_gains", "draw_pictures", "page"]

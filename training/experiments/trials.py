@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -160,7 +160,7 @@ def steps_to_share(row: dict) -> int | None:
     return next((step for step, _, dsc in curve if dsc >= SHARE * curve[-1][2]), None) if curve else None
 
 
-def scratch_of(label: str, models: dict) -> str | None:
+def scratch_of(label: str, models: Collection[str]) -> str | None:
     """Return the same training from initial weights, if it is in the results."""
     model = re.match("[^ ,]+", label)[0]  # type: ignore[index]
     rest = re.sub(r" \[.*", "", label[len(model) :])
@@ -274,16 +274,15 @@ def train(
     few_shot: int | None = None,
     steps: int | None = None,
     changes: tuple[str, ...] = (),
-    again: bool = False,
 ) -> None:
-    """One training, unless it is in the results; `again`: all the same, for its segmenter."""
+    """Train and score one segmenter, unless it is in the results."""
     own = steps in (None, experiment.settings.steps)
     label = label_of(model, head, few_shot, None if own else steps, " ".join(changes))
     out = folder_of(experiment, runs, label, seed)
     steps = steps_of(experiment, model, steps or experiment.settings.steps)
     changed = {key: ast.literal_eval(value) for key, value in (one.split("=") for one in changes)}
     settings = replace(experiment.settings, **{"steps": steps, "seed": seed, **changed})
-    if again or not done(experiment.results, label, settings, experiment.spacing_mm):
+    if not done(experiment.results, label, settings, experiment.spacing_mm):
         row = measure(experiment, model, head=head, few_shot=few_shot, settings=settings, out=out)
         keep(experiment.results, experiment.command, label, row)
 

@@ -6,6 +6,7 @@ gives the same gradient in one piece, in several, and on several devices. The ta
 the encoder's, and hides tokens between `encoder.patch_embed` and `encoder.encode`. `task.encoder` is what
 gets exported. Optional:
 
+- `about`: what a card says that an encoder was pretrained with;
 - `views`: number of views of each sample (1);
 - `crops`: a `training.data.views.Crops`, which crops of a scan each sample needs;
 - `compose(crops, spacing_mm, *, how, preprocess, draws)`: makes the views of a whole batch of crops, on any device,

@@ -43,6 +43,7 @@ class Contrastive(nn.Module):
         temperature: the paper does not state its own; this is SimCLR's value for small batches.
     """
 
+    about = "contrastive learning (SimCLR, arXiv 2002.05709)"
     views = 2
 
     def __init__(self, encoder: Any, *, hidden: int = 512, out: int = 128, temperature: float = 0.2) -> None:

@@ -22,6 +22,7 @@ BOXES = 200  # at most
 class Fusion(SegmentingTask):
     """The weight of the second crop in each voxel; arguments as for `SegmentingTask`."""
 
+    about = "Volume Fusion: segmentation of how two crops were mixed (arXiv 2306.16925)"
     labels: ClassVar = {k: f"weight {k}/{WEIGHTS}" for k in range(1, WEIGHTS + 1)}
     crops = Crops(2)
 

@@ -13,6 +13,7 @@ class ImageTokens(DistillingTask):
     `DistillingTask`.
     """
 
+    about = "image token self-distillation (ITD of SMIT, arXiv 2205.10342; DINO, arXiv 2104.14294)"
     patch = False
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ class ImageAndPatchTokens(DistillingTask):
     weights.
     """
 
+    about = "image and masked patch token self-distillation (ITD and MPD of SMIT, arXiv 2205.10342)"
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         _, _, result = self.distil(batch)
         return {"loss": result["image"] + result["patch"], **result}

@@ -17,6 +17,7 @@ COUNTS = (0.2, 0.6, 0.2)  # how often a crop gets no lesion, one, two
 class Lesions(SegmentingTask):
     """Lesions against everything else; arguments as for `SegmentingTask`."""
 
+    about = "segmentation of synthetic lesions pasted into unlabelled scans (after arXiv 2303.14869)"
     labels: ClassVar = {1: "lesion"}
     crops = Crops(in_lung=0.7)
 

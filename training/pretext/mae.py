@@ -24,6 +24,8 @@ class MaskedAutoencoder(nn.Module):
         heads: attention heads of the decoder.
     """
 
+    about = "a masked autoencoder (arXiv 2111.06377)"
+
     def __init__(
         self, encoder: Any, *, ratio: float = 0.75, width: int = 96, depth: int = 2, heads: int = 3
     ) -> None:

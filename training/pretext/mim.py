@@ -15,6 +15,8 @@ class MaskedImageModelling(MaskedTask):
     `MaskedTask`.
     """
 
+    about = "masked image modelling (SimMIM, arXiv 2111.09886; the MIP loss of SMIT, arXiv 2205.10342)"
+
     def __init__(self, encoder: Any, **masking: Any) -> None:
         super().__init__(encoder, **masking)
         self.head = VoxelHead(encoder)

@@ -26,6 +26,8 @@ class RotateInpaintContrast(nn.Module):
         share: overwritten share of a crop.
     """
 
+    about = "rotation, inpainting and contrast (arXiv 2111.14791)"
+
     def __init__(self, encoder: Any, *, out: int = 512, temperature: float = 0.5, share: float = 0.3) -> None:
         super().__init__()
         self.encoder, self.temperature, self.share = encoder, temperature, share

@@ -17,6 +17,8 @@ class Smit(DistillingTask):
     masked views.
     """
 
+    about = "SMIT: masked image prediction with image and patch token self-distillation (arXiv 2205.10342)"
+
     def __init__(
         self, encoder: Any, *, image_weight: float = 0.1, patch_weight: float = 0.1, **distillation: Any
     ) -> None:

@@ -6,22 +6,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ctssl.encoders import ENCODERS
 from ctssl.files.text import markdown
 from ctssl.hub.card import Card
+from training.pretext import TASKS
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
-PRETEXTS = {
-    "mim": "masked image modelling (SimMIM, arXiv 2111.09886; the MIP loss of SMIT, arXiv 2205.10342)",
-    "contrastive": "contrastive learning (SimCLR, arXiv 2002.05709)",
-    "itd": "image token self-distillation (ITD of SMIT, arXiv 2205.10342; DINO, arXiv 2104.14294)",
-    "itd_mpd": "image and masked patch token self-distillation (ITD and MPD of SMIT, arXiv 2205.10342)",
-    "smit": "SMIT: masked image prediction with image and patch token self-distillation (arXiv 2205.10342)",
-    "mae": "a masked autoencoder (arXiv 2111.06377)",
-    "fusion": "Volume Fusion: segmentation of how two crops were mixed (arXiv 2306.16925)",
-    "lesions": "segmentation of synthetic lesions pasted into unlabelled scans (after arXiv 2303.14869)",
-    "rotate_inpaint_contrast": "rotation, inpainting and contrast (arXiv 2111.14791)",
-}
 CORPORA = {
     "wild": "in the wild: public CTs of many collections, scanners and body parts, not curated for any task",
     "self": "self: only the task's own scans, cubes of 92 mm around the lung tumours of 150 patients (NSCLC-Radiomics), without "
@@ -73,9 +66,11 @@ def card(config: dict, history: dict) -> str:
     rows = [[c, str(n), licence] for (c, licence), n in sorted(counts.items())]
     scans = markdown(["scans from", "number", "licence"], rows)
     untrained = ", ".join(f"`{key}`" for key in config["untrained"]) or "none"
-    architecture = {"swin": "Swin", "vit": "ViT"}[config["encoder"]]
+    architecture = ENCODERS[config["encoder"]].__name__
+    taught = getattr(TASKS[run["task"]], "about", f"the pretext task `{run['task']}`")
+    corpus = CORPORA.get(config["corpus"], f"on the scans of {config['corpus']}")
     whole = config["kind"] == "segmenter"
-    code = f'encoder = ctssl.load("{name}")\nfeatures = encoder.embed("scan.nii.gz")  # ({config_channels(config)},)'
+    code = f'encoder = ctssl.load("{name}")\nfeatures = encoder.embed("scan.nii.gz")  # ({width(config)},)'
     if whole:
         code += (
             f'\nmask = ctssl.load_segmenter("{name}").segment("scan.nii.gz")  # where it would put a lesion'
@@ -88,7 +83,7 @@ def card(config: dict, history: dict) -> str:
 disease. It is not a medical device and must not be used for diagnosis. Scans must be CT in HU; `ctssl` warns about those
 that are not.{restriction(history["scans"])}""",
         about=f"""A 3D {architecture} encoder for CT with {config["parameters"] / 1e6:.2f} M parameters{" (with its head)" if whole else ""}, pretrained with
-{PRETEXTS[run["task"]]}, {CORPORA[config["corpus"]]}.{started(run)}{kept}""",
+{taught}, {corpus}.{started(run)}{kept}""",
         code=code,
         sections=[
             (
@@ -223,11 +218,10 @@ def started(run: dict) -> str:
     )
 
 
-def config_channels(config: dict) -> int:
-    args = config["encoder_args"]
-    if config["encoder"] == "vit":
-        return args["width"]
-    return args["width"] * 2 ** (len(args["depths"]) - 1 + args["merge_last"])
+def width(config: dict) -> int:
+    """Return the number of channels of an encoder's deepest map."""
+    with torch.device("meta"):  # without its weights
+        return ENCODERS[config["encoder"]](**config["encoder_args"]).channels[-1]
 
 
 def results(name: str) -> str:
