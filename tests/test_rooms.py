@@ -1,6 +1,7 @@
 """What is imported when, and who may import whom."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import ctssl
 
 PACKAGE = Path(ctssl.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
+TRAINING = PACKAGE.parent / "training"
+WITHOUT = {PACKAGE, TRAINING, TRAINING / "runs", TRAINING / "runs" / "paper", TRAINING / "runs" / "study"}
 
 
 def loaded_by(code: str) -> set[str]:
@@ -50,6 +53,23 @@ def test_every_public_name_exists_and_none_is_a_module():
         )
     with pytest.raises(AttributeError, match="it has .*load_segmenter"):
         ctssl.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "room",
+    sorted({path.parent for top in (PACKAGE, TRAINING) for path in top.rglob("__init__.py")} - WITHOUT),
+    ids=lambda room: room.name,
+)
+def test_a_room_says_what_its_modules_are(room):
+    """Each is named in the docstring of its room, or stands in a registry there."""
+    text = (room / "__init__.py").read_text()
+    doc = ast.get_docstring(ast.parse(text)) or ""
+    others = sorted({path.stem for path in room.glob("*.py")} - {"__init__", "__main__"})
+    assert not [
+        one
+        for one in others
+        if f"`{one}`" not in doc and not re.search(rf"import .*\b{one}\b|\.{one} import", text)
+    ]
 
 
 ROOMS: dict[str, set[str]] = {  # room or module: which others it may import, also inside functions

@@ -2,7 +2,7 @@
 
 Import `import_checkpoint`, `to_monai`, `to_onnx`, `to_program` from here. The modules: `importing`,
 `checkpoint` (opens a pickle in a separate process, `unpickle`), `families` (one file per kind of checkpoint),
-`exporting`.
+`exporting`, `bundle` (a MONAI bundle).
 """
 
 from ctssl.convert.exporting import to_monai as to_monai

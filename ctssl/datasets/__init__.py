@@ -1,8 +1,9 @@
 """Labelled scans on disk: find them, check them, divide them. Nothing here loads torch.
 
-Import `Case`, `Dataset`, `find_cases`, `read_case`, `problems` from here. The modules: `case`, `layouts`
-(every layout that is known), `checks`, `unlike` (cases unlike the others), `records`, `contacts` and `page`
-(a report with pictures), `seen` (what a model was trained on), `splits` (who trains, who is held out).
+Import `Case`, `Dataset`, `find_cases`, `read_case`, `problems` from here. The modules: `case`, `layouts` (every
+layout that is known), `manifest` (a CSV), `scans` (a folder of scans or masks), `checks`, `unlike` (cases unlike the
+others), `records`, `contacts` and `page` (a report with pictures), `seen` (what a model was trained on), `splits`
+(who trains, who is held out).
 """
 
 from ctssl.datasets.case import Case as Case

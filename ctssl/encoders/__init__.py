@@ -13,7 +13,9 @@ An encoder is an `nn.Module` with
 Sizes that are not multiples of a stride are padded. There is no mask token and no projection head: those
 belong to a pretraining task, so the state dict of a trained encoder is the released file.
 
-To add one: write `ctssl/encoders/<name>.py` and add a line to `ENCODERS`.
+To add one: write `ctssl/encoders/<name>.py` and add a line to `ENCODERS`. What they share: `pretrained` (embed, save, share),
+`backbone` (timm's names), `layers`, `attention`. `swin_blocks` and `windows` are parts of the Swin; `pixels` is the empty
+encoder of a head that is a whole network.
 """
 
 from typing import Any

@@ -6,7 +6,8 @@ It knows nothing else about the encoder. A head with deep supervision also has `
 and logits of all levels. A head that is a whole network of its own sets `whole = True` and also takes `crop`,
 the side of the training crops in voxels. A head for images of several channels also takes `in_channels`.
 
-To add one: write `ctssl/heads/<name>.py` and add a line to `HEADS`.
+To add one: write `ctssl/heads/<name>.py` and add a line to `HEADS`. `segmenter` joins an encoder and a head; `ensemble`
+averages several segmenters.
 """
 
 from ctssl.heads.dynunet import DynUnet

@@ -2,7 +2,8 @@
 
 Import `embed`, `feature_maps`, `segment`, `probabilities`, `segment_folder`, `Windows` from here. The modules:
 `features`, `windows` (sliding windows over a callable), `memory` (planning), `masks` (back onto the scan),
-`folder` (many scans, and the record beside each mask).
+`folder` (many scans, and the record beside each mask), `lesions` (features of lesions), `neighbours` (similar
+scans), `ranges` (warn of scans and masks unlike the training cases).
 """
 
 from ctssl.inference.features import embed as embed

@@ -7,6 +7,9 @@ float32 HU `(X, Y, Z)` and does not modify its input. Its docstring states the m
 
 To add one: write `ctssl/shifts/<name>.py` and add a line to `SHIFTS`, at its place in the order of
 acquisition. The command `ctssl shift` then has it too, with the first line of the docstring as help.
+
+The other modules: `axes` (to RAS+ and back) and `beam` (projections) compute; `folder` (many scans, to files),
+`copies` (augmentation) and `transform` (a MONAI transform) apply shifts; `stamps` marks what was shifted.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ gets exported. Optional:
 - `embed(batch)`, `forward(batch, others)` and a result named `joint`: for a loss, or a part of one, that
   relates samples to each other; see `contrastive.py`.
 
-To add one: write `training/pretext/<name>.py` and add a line to `TASKS`.
+To add one: write `training/pretext/<name>.py` and add a line to `TASKS`. What they share: `batch` (the input), `masking` (hide
+tokens), `distillation` (a momentum teacher), `segmenting` (an encoder with a head).
 """
 
 from training.pretext.contrastive import Contrastive

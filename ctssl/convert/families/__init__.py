@@ -8,7 +8,8 @@ A family is a module with
 - `OPTIONS`: the fields of `Options` that it needs; `TITLE`: one line of description;
 - `WINDOW_HU`, `SPACING_MM`: preprocessing of the published models; None where there is no standard.
 
-To add one: write `ctssl/convert/families/<name>.py` and add a line to `FAMILIES`.
+To add one: write `ctssl/convert/families/<name>.py` and add a line to `FAMILIES`. What they
+share: `moves` (the records of a translation), `swins` and `vits` (what Swins, ViTs have in common).
 """
 
 from typing import Any
