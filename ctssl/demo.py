@@ -91,9 +91,8 @@ def demo(
             names=net.labels,
         )
         written["overlay"] = str(folder / "overlay.png")
-        voxel_ml = abs(np.linalg.det(mask.affine[:3, :3])) / 1000
         written["volume_ml"] = {
-            name: round(float((mask.array == k).sum() * voxel_ml), 2) for k, name in net.labels.items()
+            name: round(float((mask.array == k).sum() * mask.voxel_ml), 2) for k, name in net.labels.items()
         }
         if truth is not None:
             written["dsc"] = round(dsc(mask.array > 0, truth.array > 0), 3)

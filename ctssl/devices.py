@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -46,7 +47,21 @@ def join_devices(device: str) -> tuple[int, torch.device]:
         torch.cuda.set_device(where)  # what NCCL takes for objects
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
-    return dist.get_rank() if dist.is_initialized() else 0, where
+    return rank_and_world()[0], where
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Return this process's rank and the number of processes; (0, 1) without torchrun."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def agreed(value: Any, world: int) -> Any:
+    """Return the first process's value on each of `world` processes."""
+    if world == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
 
 
 def free_memory(device: torch.device) -> int:

@@ -33,11 +33,10 @@ from tqdm import tqdm
 
 from ctssl.compiling import compile_blocks
 from ctssl.datasets.seen import SEEN
-from ctssl.devices import join_devices
+from ctssl.devices import agreed, join_devices, rank_and_world
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pretrained import encoder_config
 from ctssl.files.running import Stopped, alone, clear_parts, stop_signals
-from ctssl.finetuning.loop import agreed
 from ctssl.heads.segmenter import segmenter_config
 from ctssl.hub.folder import write_folder
 from ctssl.hub.lookup import open_model
@@ -170,7 +169,7 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
         stop_after: stop after this step, as an interruption would (for tests).
     """
     rank, device = join_devices("cuda" if torch.cuda.is_available() else "cpu")
-    world = dist.get_world_size() if dist.is_initialized() else 1
+    _, world = rank_and_world()
     task = build(run).to(device)  # first, so that invalid settings fail at once
     with alone(out) if rank == 0 else contextlib.nullcontext():
         if rank == 0:
@@ -189,7 +188,7 @@ def train(task: Any, run: Run, out: Path, corpus: Any, *, last: int) -> Run | No
 
     Raises `Stopped` after SIGINT or SIGTERM, with a checkpoint of the step that was running.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = rank_and_world()
     device = next(task.parameters()).device
     opt, scheduler = optimizer(task, run)
     state = checkpoints.load_latest(out, run, device)
@@ -273,7 +272,7 @@ def distribute(task: Any, run: Run, world: int) -> nn.Module:
 
 def batches_of(run: Run, task: Any, corpus: Any, *, first: int, last: int) -> Iterator[Batch]:
     """Return the batches of this process from step `first` to `last`."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = rank_and_world()
     if run.resident:
         device = next(task.parameters()).device
         return resident_batches(corpus, task, run, device, first=first, last=last, rank=rank)

@@ -67,7 +67,6 @@ def record_case(case: Case, scan: Volume, mask: Volume) -> Record:
     """Measure a case, and cut the slice that is shown of it."""
     from scipy import ndimage
 
-    ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
     volumes, hu, middle = {}, {}, {}
     for label, box in enumerate(ndimage.find_objects(mask.array), 1):
         if box is None:
@@ -75,7 +74,7 @@ def record_case(case: Case, scan: Volume, mask: Volume) -> Record:
         inside = mask.array[box] == label
         values = scan.array[box][inside]
         low, median, high = np.percentile(values[:: 1 + values.size // 100_000], [5, 50, 95])
-        volumes[label], hu[label] = len(values) * ml, (float(low), float(median), float(high))
+        volumes[label], hu[label] = len(values) * scan.voxel_ml, (float(low), float(median), float(high))
         middle[label] = _middle_scores(inside, box, scan.shape)
     largest = sorted(volumes, key=lambda k: -volumes[k])
     return Record(

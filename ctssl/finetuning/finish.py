@@ -11,11 +11,11 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from torch import distributed as dist
 from tqdm import tqdm
 
 from ctssl.datasets.case import Case, read_case
 from ctssl.datasets.seen import SEEN, seen_after, seen_by
+from ctssl.devices import rank_and_world
 from ctssl.finetuning.card import write_card
 from ctssl.finetuning.job import Job
 from ctssl.finetuning.loop import CHOOSING
@@ -134,7 +134,7 @@ def _metadata(report: Report, job: Job, facts: Facts) -> dict[str, str]:
     how good it is."""
     settings, spec = job.settings, job.start.spec
     steps = report.curve[-1]["step"] if report.curve else settings.steps if settings.minutes is None else None
-    world = dist.get_world_size() if dist.is_initialized() else 1
+    _, world = rank_and_world()
     recipe = {key: asdict(facts)[key] for key in ("head", "spacing_mm", "window_hu", "from_scratch")}
     parent = f"{facts.model} sha256:{spec.sha256}" if spec.sha256 else facts.model
     told = metadata_of(

@@ -16,7 +16,7 @@ from torch import distributed as dist
 from tqdm import tqdm
 
 from ctssl import precision
-from ctssl.devices import multiplies_bf16, warn_of_slow_bf16
+from ctssl.devices import agreed, multiplies_bf16, rank_and_world, warn_of_slow_bf16
 from ctssl.files.running import Stopped, stop_signals
 from ctssl.finetuning.crops import Scan, batches, workers_for
 from ctssl.finetuning.settings import Settings
@@ -68,7 +68,7 @@ def fit(
         ValueError: the loss is not finite, or `folder` holds another training.
         Stopped: SIGINT or SIGTERM came; the state is kept, after the step that was running.
     """
-    run = _Run(net, settings, {**identity, "world": _world()[1]}, folder, from_scratch, reserve)
+    run = _Run(net, settings, {**identity, "world": rank_and_world()[1]}, folder, from_scratch, reserve)
     now, choosing = run.now, score is not None or len(validating) >= CHOOSING
     if score is None and validating:
         score = partial(validate, scans=validating, half=run.half)
@@ -107,7 +107,7 @@ class _Run:
         reserve: float,
     ) -> None:
         self.net, self.settings, self.folder, self.from_scratch = net, settings, folder, from_scratch
-        self.rank, self.world = _world()
+        self.rank, self.world = rank_and_world()
         self.device = next(net.parameters()).device
         self.half = settings.bf16 or multiplies_bf16(self.device)
         if settings.bf16:
@@ -296,17 +296,3 @@ def share_gradients(net: nn.Module, world: int) -> None:
     dist.all_reduce(flat)
     for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
         grad.copy_(part.view_as(grad) / world)
-
-
-def agreed(value: Any, world: int) -> Any:
-    """The first device's value, on all."""
-    if world == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
-
-
-def _world() -> tuple[int, int]:
-    """This process's number, and how many there are."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -61,12 +61,11 @@ class Plan:
 def measure(scan: Volume, mask: Volume) -> Structures:
     """Measure the labelled structures of one case."""
     diameters, hu, volumes = {}, {}, {}
-    voxel_ml = abs(np.linalg.det(mask.affine[:3, :3])) / 1000
     for label in map(int, np.unique(mask.array[mask.array > 0])):
         of_label = mask.array == label
         counts = np.bincount(ndimage.label(of_label)[0].ravel())[1:]  # type: ignore[index]
-        diameters[label] = 2 * (3 * 1000 * counts.max() * voxel_ml / (4 * np.pi)) ** (1 / 3)
-        volumes[label] = float(counts.sum() * voxel_ml)
+        diameters[label] = 2 * (3 * 1000 * counts.max() * mask.voxel_ml / (4 * np.pi)) ** (1 / 3)
+        volumes[label] = float(counts.sum() * mask.voxel_ml)
         hu[label] = _sampled(scan.array[of_label])
     others = tuple(_sampled(channel[mask.array > 0]) for channel in scan.extra)
     sides = [n * s for n, s in zip(scan.shape, scan.spacing_mm, strict=True)]

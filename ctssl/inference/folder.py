@@ -206,8 +206,9 @@ def write_mask(
         mask, maps = mask_and_maps(model, scan, windows, progress=progress)
     else:
         mask, maps = segment(model, scan, windows, progress=progress), {}
-    ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
-    volumes = {label: round(float((mask.array == k).sum()) * ml, 6) for k, label in model.labels.items()}
+    volumes = {
+        label: round(float((mask.array == k).sum()) * mask.voxel_ml, 6) for k, label in model.labels.items()
+    }
     network: Any = model
     record = {
         "labels": model.labels,

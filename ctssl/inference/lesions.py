@@ -82,7 +82,7 @@ def embed_lesions(
             grid[:3, 3] += grid[:3, :3] @ [part.start - one for part, one in zip(box, margin, strict=True)]
             vector = torch.cat([_mean(m, a, inside, grid) for m, a in zip(maps, affines, strict=True)])
             centre = grid[:3, :3] @ ndimage.center_of_mass(inside) + grid[:3, 3]
-            millilitres = float(inside.sum()) * abs(np.linalg.det(scan.affine[:3, :3])) / 1000
+            millilitres = float(inside.sum()) * scan.voxel_ml
             x, y, z = (float(c) for c in centre)
             found.append(Lesion(label, number, millilitres, (x, y, z), vector))
     return found

@@ -34,9 +34,8 @@ def unlike_training(known: dict[str, Any], labels: dict[int, str], mask: Volume)
             f"the scan is {longest:.0f} mm long, the model was trained on scans of at most {known['longest_mm']:.0f} mm: "
             "it may mark organs that it has never seen; crop the scan around the lesion"
         )
-    ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
     for key, (_, most) in known.get("volume_ml", {}).items():
-        volume = float((mask.array == int(key)).sum()) * ml
+        volume = float((mask.array == int(key)).sum()) * mask.voxel_ml
         if volume > LARGER * most:
             messages.append(
                 f"{volume:.0f} ml of {labels.get(int(key), key)}, but at most {most:.0f} ml in the training cases: do not "

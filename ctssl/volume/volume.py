@@ -58,6 +58,11 @@ class Volume:
         """Return the distance in mm between neighbouring voxels along each array axis."""
         return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))  # type: ignore[return-value]
 
+    @property
+    def voxel_ml(self) -> float:
+        """Return the volume of a voxel in ml, also of a sheared grid (a tilted gantry)."""
+        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+
     def on_grid(self, array: np.ndarray, name: str = "") -> Volume:
         """Return other values on the same grid, such as a mask `(X, Y, Z)`, without further channels. `name`: another one."""
         return replace(self, array=array, name=name or self.name, extra=())

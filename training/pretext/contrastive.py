@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
+from ctssl.devices import rank_and_world
 from training.pretext.batch import Batch, seed_drop_path
 
 
@@ -77,15 +78,14 @@ class Contrastive(nn.Module):
 
 def everyone(own: Tensor, patients: Tensor) -> Others:
     """Gather the embeddings `(V, n, D)` of every process, in the order of their ranks."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
+    rank, world = rank_and_world()
+    if world == 1:
         return Others(own, patients, 0)
-    parts = [
-        torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())
-    ]
+    parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(world)]
     names = [torch.empty_like(patients) for _ in parts]
     dist.all_gather(parts, own.contiguous())
     dist.all_gather(names, patients.contiguous())
-    return Others(torch.cat(parts, 1), torch.cat(names), dist.get_rank() * own.shape[1])
+    return Others(torch.cat(parts, 1), torch.cat(names), rank * own.shape[1])
 
 
 def nt_xent(embeddings: Tensor, patients: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:

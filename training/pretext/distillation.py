@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
+from ctssl.devices import rank_and_world
 from training.pretext.batch import Batch
 from training.pretext.masking import MaskedTask
 
@@ -200,7 +201,7 @@ class Distillation(nn.Module):
             self.seen[kind] = (torch.zeros_like(total), 0)
             centre = getattr(self, f"centre_{kind}")
             packed = torch.cat([total.to(centre.device), torch.tensor([float(count)], device=centre.device)])
-            if dist.is_initialized() and dist.get_world_size() > 1:
+            if rank_and_world()[1] > 1:
                 dist.all_reduce(packed)
             means = packed[:-1] / packed[-1]
             centre.lerp_(means[: len(centre)], 1.0 - self.centre_momentum)
