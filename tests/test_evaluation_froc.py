@@ -222,6 +222,14 @@ def test_each_label_has_its_curve(folders):
         ask(folders, names={1: "tumour", 2: "cyst"})
 
 
+def test_a_map_of_another_scan_is_not_taken_for_one_of_the_case(folders):
+    (folders / "maps" / "c_tumour.nii.gz").rename(folders / "maps" / "c_followup_tumour.nii.gz")
+    with pytest.raises(ValueError, match="have different endings"):
+        ask(folders)
+    with pytest.raises(FileNotFoundError, match="no probability map c_tumour.nii.gz"):
+        ask(folders, names={1: "tumour"})
+
+
 def test_one_label_may_have_maps_of_the_names_of_the_cases(folders):
     expected = ask(folders).froc
     for path in (folders / "maps").iterdir():

@@ -69,6 +69,25 @@ def test_rows_strata_and_pairs(folders, tmp_path):
     assert {p.name for p in out.iterdir()} == {"cases.csv", "report.json", "report.md", "paired.png"}
     assert json.loads((out / "report.json").read_text())["cases"][7]["hd95_mm"] is None
     assert "| kernel SOFT | 4 |" in (out / "report.md").read_text()
+    ctssl.evaluate(folders / "this", folders / "truth").save(out, overwrite=True)
+    assert not (out / "paired.png").exists()  # of the report before
+    (out / "config.json").touch()
+    with pytest.raises(FileExistsError, match="holds a model with a report of its own"):
+        found.save(out, overwrite=True)
+
+
+def test_false_positives_are_counted_over_all_scans(tmp_path):
+    """As FROC does, also over those in which neither truth nor mask has the label."""
+    for kind in ("truth", "mask"):
+        (tmp_path / kind).mkdir()
+        for case in range(8):
+            mask = np.zeros((12, 12, 12), np.uint8)
+            mask[1:3, 1:3, 1:3] = 1
+            if case < 3 or (kind == "mask" and case < 5):
+                mask[8:10, 8:10, 8:10] = 2
+            ctssl.Volume(mask, np.eye(4)).save(tmp_path / kind / f"c{case}.nii.gz")
+    strata = {row["stratum"]: row for row in ctssl.evaluate(tmp_path / "mask", tmp_path / "truth").strata}
+    assert strata["label 2"]["cases"] == 5 and strata["label 2"]["false_positives_per_scan"] == 2 / 8
 
 
 def test_what_only_one_of_the_two_invents_counts(folders):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ctssl.evaluation.scores import check_same_grid, read_mask, score_masks
-from ctssl.evaluation.statistics import paired
+from ctssl.evaluation.statistics import gained, paired
 from ctssl.finetuning.report import Report, judge
 from ctssl.volume.volume import Volume
 
@@ -35,6 +35,16 @@ def test_labels_above_255_do_not_wrap_on_a_tilted_grid(ball):
     assert (row["label"], row["dsc"]) == (300, 0.0)
 
 
+def test_a_tilted_gantry_changes_no_count_and_no_volume():
+    affine = np.diag([0.5, 0.5, 5.0, 1.0])
+    affine[1, 2] = 5 * np.tan(0.25)
+    mask = np.zeros((20, 20, 6), np.uint8)
+    mask[4, 4, 1] = mask[9, 9, 2] = mask[15, 15, 4] = 1
+    (row,) = score_masks(Volume(mask, affine), Volume(mask, affine), name="c", tolerance_mm=2.0)
+    assert (row["dsc"], row["lesions"], row["lesions_found"], row["hd95_mm"]) == (1.0, 3, 3, 0.0)
+    assert row["volume_ml"] == pytest.approx(3 * 0.5 * 0.5 * 5 / 1000)
+
+
 def test_a_negative_label_is_refused(ball, tmp_path):
     array = ball[1].array.astype(np.int16)
     array[0, 0, 0] = -1
@@ -47,6 +57,25 @@ def test_differences_of_rounding_are_none():
     rows = [{"patient": i, "dsc": 0.3, "other_dsc": 0.1 + 0.2} for i in range(8)]
     (row,) = paired(rows, ("dsc",))
     assert row["difference"] == 0.0 and np.isnan(row["p"])
+
+
+def test_patients_without_a_difference_do_not_lower_p():
+    """Five signs cannot have a p below 2 / 2^5; beside fifteen zeros it was 0.043."""
+    rows = [{"patient": i, "dsc": 0.5 + 0.01 * max(0, i - 14), "other_dsc": 0.5} for i in range(20)]
+    (row,) = paired(rows, ("dsc",))
+    assert row["p"] == pytest.approx(2 / 2**5) and row["patients"] == 20
+
+
+def test_a_gain_lies_within_its_interval_where_patients_have_different_numbers_of_scans():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"patient": patient, "dsc": 0.5 + gain + rng.normal(0, 0.01), "other_dsc": 0.5}
+        for patient in range(12)
+        for gain, scans in [(0.3, 20) if patient < 4 else (-0.2, 1)]
+        for _ in range(scans)
+    ]
+    found = gained(rows, "dsc")
+    assert found["low"] < found["difference"] < found["high"] and found["difference"] < 0
 
 
 def test_finetune_leaves_out_a_label_that_neither_case_nor_mask_has(ball):

@@ -70,6 +70,7 @@ def test_the_table_compares_by_patient_with_the_last_model():
     [
         (["--models", "vit-wild-mim"], "two or more"),
         (["--models", "vit-scratch", "scratch"], "leave one out"),
+        (["--models", "a/enc", "b/enc"], "the same last name"),
         (["--shots", "9"], "numbers from 1 to 2"),
         (["--shots", "few"], "numbers of patients"),
         (["--seeds", "0"], "at least 1"),

@@ -195,6 +195,21 @@ def test_info_tells_where_an_imported_model_comes_from(tmp_path, capsys):
     assert "ctssl import --from" in text and file_sha256(file) in text
 
 
+def test_weights_that_replace_others_take_over_nothing_that_is_said_of_these(encoder, tmp_path, capsys):
+    folder = encoder.save_pretrained(tmp_path / "mine")
+    (folder / "report.json").write_text(
+        '{"train": ["a"], "held_out": {"b": {"tumour": 0.9}}, "mean_dsc": 0.9}'
+    )
+    (folder / "notes.txt").write_text("mine")
+    assert "mean_dsc" in origin(folder)
+    encoder.save_pretrained(folder, overwrite=True)  # the same weights
+    assert "mean_dsc" in origin(folder)
+    next(encoder.parameters()).data.add_(1.0)
+    encoder.save_pretrained(folder, overwrite=True)
+    assert "mean_dsc" not in origin(folder) and not (folder / "report.json").exists()
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
 def test_info_of_a_strangers_model_prints_no_control_characters(encoder, tmp_path, capsys):
     folder = encoder.save_pretrained(tmp_path / "theirs")
     state = {key: value.contiguous() for key, value in encoder.state_dict().items()}

@@ -93,6 +93,12 @@ def test_the_command_writes_tables_and_maps(scans, lesions, tiny_folder, tmp_pat
         ("b", "1", "1"),
     ]
     assert len(rows) == 9 and f"f{sum(ctssl.load(tiny_folder).channels) - 1}" in rows[0]
+    assert rows[0]["model"] == rows[-1]["model"] and "sha256:" in rows[0]["model"]
+    ctssl.Volume(np.zeros(lesions.shape, np.uint8), lesions.affine).save(
+        tmp_path / "masks" / "b.nii.gz", overwrite=True
+    )
+    two = ["embed", str(scans), str(tmp_path / "two.csv"), "--mask", str(tmp_path / "masks"), *model]
+    assert main(two) == 0 and "no row for 1 scans whose masks are empty: b" in capsys.readouterr().err
     assert main(["embed", str(scans), str(tmp_path / "scans.csv"), *model]) == 0
     rows = list(csv.DictReader((tmp_path / "scans.csv").open()))
     vector = ctssl.load(tiny_folder).embed(scans / "b.nii.gz")

@@ -11,7 +11,8 @@ from ctssl.inference.neighbours import Embeddings, nearest
 
 def table(features, scans=None, names=None) -> Embeddings:
     scans = scans or [f"s{k}" for k in range(len(features))]
-    return Embeddings(names or scans, scans, np.array(features, float))
+    values = np.array(features, float)
+    return Embeddings(names or scans, scans, values, tuple(f"f{k}" for k in range(values.shape[1])))
 
 
 def test_the_nearest_are_those_in_the_same_direction_once_standardised():
@@ -45,6 +46,25 @@ def test_what_cannot_be_searched_is_an_error():
 def test_constant_features_do_not_count():
     rows = nearest(table([[1, 5], [2, 5], [3, 5]]), top=1)
     assert all(np.isfinite(float(row["similarity"])) for row in rows)
+
+
+def test_columns_in_another_order_are_the_same_and_models_are_not_mixed(tmp_path):
+    lines = [
+        [scan, "m sha256:1", *np.random.default_rng(k).random(12).round(4)] for k, scan in enumerate("abc")
+    ]
+    columns = ["scan", "model", *(f"f{k}" for k in range(12))]
+    for name, order in (("t", range(14)), ("sorted", np.argsort(columns))):  # f0, f1, f10, f11, f2, ...
+        rows = [",".join(str(line[k]) for k in order) for line in [columns, *lines]]
+        (tmp_path / f"{name}.csv").write_text("\n".join(rows) + "\n")
+    one, two = (Embeddings.read(tmp_path / f"{name}.csv") for name in ("t", "sorted"))
+    assert [row["similarity"] for row in nearest(one, two, top=1)] == [1.0] * 3
+    other = tmp_path / "other.csv"
+    other.write_text((tmp_path / "t.csv").read_text().replace("m sha256:1", "m sha256:2"))
+    with pytest.raises(ValueError, match="m sha256:1 and of m sha256:2 do not compare"):
+        nearest(one, Embeddings.read(other))
+    other.write_text(other.read_text().replace("m sha256:2", "m sha256:1", 1))
+    with pytest.raises(ValueError, match="of several models"):
+        Embeddings.read(other)
 
 
 def test_the_command(tmp_path, capsys):

@@ -131,12 +131,17 @@ def test_nothing_is_left_out_without_a_word(net, scans, tmp_path):
     (scans / "0.nii.gz").rename(scans / "B.NII.GZ")
     (scans / "deep").mkdir()
     (scans / "1.nii.gz").rename(scans / "deep" / "1.nii.gz")
-    with pytest.warns(ScanWarning, match="left out 1 NIfTI files in subfolders, first deep/1.nii.gz"):
+    (scans / "2.mha").touch()
+    with (
+        pytest.warns(ScanWarning, match="left out 1 NIfTI files in subfolders, first deep/1.nii.gz"),
+        pytest.warns(ScanWarning, match=r"1 scans that are not NIfTI \(2.mha\)"),
+    ):
         assert segment_folder(net, scans, tmp_path / "out") == {}
     assert (tmp_path / "out" / "B.nii.gz").exists()
     for number in ("0000", "0001"):
         (scans / f"p_{number}.nii.gz").write_bytes((scans / "B.NII.GZ").read_bytes())
     (scans / "deep" / "1.nii.gz").unlink()
+    (scans / "2.mha").unlink()
     with pytest.raises(ValueError, match=r"p_0000\.nii\.gz: 2 channels, the model takes 1; .*rename them"):
         segment_folder(net, scans, tmp_path / "more")
 

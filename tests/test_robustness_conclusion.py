@@ -124,12 +124,33 @@ def test_what_was_not_tested_is_not_called_insignificant():
     assert compared == "Between one and two, nothing was tested (6 patients are needed)."
 
 
-def test_an_empty_case_counts_for_the_only_label_alone():
+def test_a_label_counts_in_every_case_in_which_truth_or_a_mask_has_it():
+    """Before, what a mask marked of a label that the truth of the case has not was nothing."""
     rows = rows_of("one", {"dose": 0.1})
     for row in rows:
-        row["volume_ml"] = 0.0 if row["case"] == "c3" else 1.0
+        row |= {"volume_ml": 0.0 if row["case"] == "c3" else 1.0, "volume_error_ml": 0.0}
     assert counted(rows) == (rows, [])
     rows.append({**rows[0], "label": 2})
     kept, notes = counted(rows)
     assert {row["case"] for row in kept} == {f"c{n}" for n in range(CASES) if n != 3}
-    assert notes == ["1 cases are not counted, as their true mask is empty and there are several labels: c3"]
+    assert notes == [
+        "1 cases are not counted, as neither truth nor any mask holds one of the several labels: c3"
+    ]
+    marked = next(row for row in rows if row["case"] == "c3" and row["severity"] == 5)
+    rows.append({**marked, "label": 2, "dsc": 0.0, "volume_error_ml": 7.0, "false_positives": 1})
+    rows.append({**marked, "label": 9, "dsc": 0.0, "volume_error_ml": 7.0})  # which no truth has
+    kept, notes = counted(rows)
+    assert not notes and {row["label"] for row in kept if row["case"] == "c3"} == {2}
+    mine = {(row["shift"], row["severity"]): row for row in kept if row["case"] == "c3"}
+    assert mine[marked["shift"], 5]["dsc"] == 0.0 and mine["clean", 0]["dsc"] == 1.0
+    assert len(mine) == len({(row["shift"], row["severity"]) for row in rows})
+
+
+def test_the_only_label_counts_whatever_its_number():
+    rows = rows_of("one", {"dose": 0.1})
+    for row in rows:
+        empty = row["case"] == "c3"
+        row |= {"label": 1 if empty else 2, "volume_ml": 0.0 if empty else 1.0, "volume_error_ml": 0.0}
+    kept, notes = counted(rows)
+    assert not notes and {row["label"] for row in kept} == {2} and len(kept) == len(rows)
+    assert all(row["dsc"] == 1.0 for row in kept if row["case"] == "c3")

@@ -42,6 +42,9 @@ def test_masks_of_another_tool(labelled, tiny_segmenter, tmp_path, capsys):
     )
     how = dict(shifts=("truncation",), severities=(5,), overlays=0)
     changed = measure_robustness(labelled, predictions=masks, out=tmp_path / "two", **how)
+    (masks / "clean" / "case0.nii.gz").rename(masks / "clean" / "case0.NII.GZ")
+    again = measure_robustness(labelled, predictions=masks, out=tmp_path / "two", **how)
+    assert [row["dsc"] for row in again.rows] == [row["dsc"] for row in changed.rows]
     empty = [row for row in changed.rows if row["case"] == "case0" and row["severity"] == 5]
     assert empty[0]["dsc"] == 0 and math.isnan(empty[0]["hd95_mm"])
     both = measure_robustness(labelled, model=tiny_segmenter, predictions=masks, out=tmp_path / "both", **how)

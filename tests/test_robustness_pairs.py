@@ -60,7 +60,16 @@ def test_strata_and_pairs(labelled, tiny_segmenter, tmp_path):
     (tmp_path / "pairs.csv").write_text(
         "first,second\nsmooth.nii.gz,smooth.nii.gz\nsmooth.nii.gz,sharp.nii.gz\n"
     )
-    again = measure_robustness(model=tiny_segmenter, out=tmp_path / "out", pairs=tmp_path / "pairs.csv")
+    alone = dict(model=tiny_segmenter, out=tmp_path / "out", pairs=tmp_path / "pairs.csv")
+    with pytest.raises(
+        FileExistsError, match="holds a report of scans under shifts, which this one would replace"
+    ):
+        measure_robustness(**alone)
+    again = measure_robustness(**alone, overwrite=True)
+    with pytest.raises(FileExistsError, match="holds a report of pairs"):
+        measure_robustness(
+            labelled, model=tiny_segmenter, out=tmp_path / "out", shifts=("dose",), severities=(1,)
+        )
     assert (
         again.pairs == [same, other]
         and {path: path.stat().st_mtime_ns for path in kept} == kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -156,22 +157,32 @@ def _write_rows(encoder: Any, scans: dict[str, Path], args: argparse.Namespace) 
         check_masks(scans, masks, Path(args.scan), Path(args.mask))
         jobs = {name: (path, masks[name]) for name, path in scans.items()}
     jobs = jobs or {stem(Path(args.scan)): (Path(args.scan), Path(args.mask))}
-    rows, failed = [], {}
+    rows, failed, empty = [], {}, []
+    model = f"{encoder.spec.name} sha256:{encoder.spec.sha256[:12]}"
     for name, (scan, mask) in tqdm(jobs.items(), desc="scans", disable=args.json or len(jobs) < 2):
         try:
-            rows += [{"scan": name, **row} for row in _rows(encoder, scan, mask, args)]
+            mine = [{"scan": name, "model": model, **row} for row in _rows(encoder, scan, mask, args)]
         except (ValueError, OSError) as error:
             if len(jobs) == 1:
                 raise
             failed[name] = str(error)
+        else:
+            rows += mine
+            empty += [] if mine else [name]
     if not rows and not failed:
         raise ValueError(
             f"{args.mask}: the masks are empty, so there is no lesion to embed; nothing was written"
         )
     if args.out and rows:
         write_whole(Path(args.out), csv_text(rows))
+    if empty:
+        print(
+            f"warning: no row for {len(empty)} scans whose masks are empty: {', '.join(empty)}",
+            file=sys.stderr,
+        )
     if args.json:
-        print(json.dumps({"model": args.model, "out": args.out, "rows": rows, "failed": failed}))
+        told = {"model": args.model, "out": args.out, "rows": rows, "failed": failed, "empty": empty}
+        print(json.dumps(told))
     elif args.out and not rows:
         print(f"nothing was written to {args.out}")
     else:

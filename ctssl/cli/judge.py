@@ -19,7 +19,10 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("predictions", help="folder of masks")
     sub.add_argument("labels", help="folder of true masks with the same names")
-    sub.add_argument("--table", help="CSV with a row per case (id, and the columns of --by)")
+    sub.add_argument(
+        "--table",
+        help="CSV with a row per case: id, patient (if several cases share one), and the columns of --by",
+    )
     sub.add_argument(
         "--by", default="", help="columns of the table, separated by commas: a stratum for each value"
     )
@@ -84,11 +87,12 @@ def _add_compare(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from ctssl.evaluation.report import WRITTEN
     from ctssl.files.atomic import check_apart
-    from ctssl.files.names import check_path
+    from ctssl.files.names import check_path, check_writable
 
     if args.out and not args.overwrite:
         _check_folder(check_path(args.out))
     if args.out:
+        check_writable(Path(args.out))
         check_apart([Path(args.out) / name for name in WRITTEN], [Path(args.table)] if args.table else [])
     if args.froc_threshold is not None and not args.froc:
         raise ValueError(

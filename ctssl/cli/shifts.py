@@ -96,7 +96,7 @@ def _add_cases(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--by", default="", help="columns of the table, separated by commas: strata of the clean scans"
     )
-    sub.add_argument("--table", help="CSV with a row per case (id, and the columns of --by)")
+    sub.add_argument("--table", help="CSV with a row per case: id, and the columns of --by")
 
 
 def _add_flags(sub: argparse.ArgumentParser) -> None:

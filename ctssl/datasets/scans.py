@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ctssl.files.walk import files_below, walk
 from ctssl.scan_checks import ScanWarning
 from ctssl.volume.channels import Channels
+from ctssl.volume.foreign import ITK_FILES
 
 NIFTI = (".nii", ".nii.gz")
 NOT_DICOM = (*NIFTI, ".json", ".csv", ".md", ".txt", ".png", ".py", ".log")
@@ -69,8 +70,8 @@ def list_scans(
         channels: leave out the further channels of a case, which `channels_in` finds.
 
     Returns:
-        Paths by name; empty where the folder holds nothing of the kind. NIfTI files in subfolders are left
-        out with a `ScanWarning`.
+        Paths by name; empty where the folder holds nothing of the kind. NIfTI files in subfolders, and files of ITK
+        (.mha, .nrrd), are left out with a `ScanWarning`.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -99,8 +100,21 @@ def list_scans(
             )
         found[name] = path
     if unlabelled:
+        _warn_of_other_files(folder, paths)
         _warn_of_subfolders(folder, [path for path in paths if path.is_dir() and path not in found.values()])
     return found
+
+
+def _warn_of_other_files(folder: Path, paths: list[Path]) -> None:
+    """Warn of scans of another format, which only single files may have."""
+    others = [path.name for path in paths if path.name.lower().endswith(ITK_FILES)]
+    if others:
+        warnings.warn(
+            f"{folder} holds {len(others)} scans that are not NIfTI ({', '.join(others[:5])}{' ...' if others[5:] else ''}), "
+            "which are left out; convert them to .nii.gz",
+            ScanWarning,
+            stacklevel=4,
+        )
 
 
 def require_scans(

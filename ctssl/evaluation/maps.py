@@ -67,13 +67,29 @@ def choose_maps(
             "name every label as in CASE_LABEL.nii.gz, such as --names 1=liver 2=tumour"
         )
     wanted = {label: safe_label(names[label]) if label in names else "" for label in labels}
-    return {
+    chosen = {
         case: {
             label: _choose(case, there, wanted[label], alone=len(labels) == 1, folder=folder)
             for label in labels
         }
         for case, there in maps.items()
     }
+    if unnamed := [label for label in labels if label not in names]:
+        _check_endings(maps, {case: files[unnamed[0]] for case, files in chosen.items()}, folder)
+    return chosen
+
+
+def _check_endings(maps: Maps, chosen: dict[str, Path], folder: Path) -> None:
+    """Raise `ValueError` where the maps of a label without a name end differently: one may be of another scan."""
+    endings = {
+        next(end for end, one in maps[case].items() if one == path): path.name
+        for case, path in chosen.items()
+    }
+    if len(endings) > 1:
+        raise ValueError(
+            f"the maps in {folder} have different endings ({', '.join(list(endings.values())[:3])}), so it is not clear which "
+            "are of these cases; name the label as in CASE_LABEL.nii.gz, such as --names 1=tumour"
+        )
 
 
 def _choose(case: str, there: dict[str, Path], wanted: str, *, alone: bool, folder: Path) -> Path:

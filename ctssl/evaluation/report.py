@@ -51,9 +51,13 @@ class Evaluation:
         """Write `cases.csv`, `report.json`, `report.md`, `paired.png` with paired results, and `froc.png` with FROC.
 
         Raises `FileExistsError` if one of them exists and `overwrite` is False, unless a call that was killed left
-        it.
+        it, and for the folder of a model, whose files have the same names.
         """
         folder = Path(folder)
+        if (folder / "config.json").exists():
+            raise FileExistsError(
+                f"{folder} holds a model with a report of its own; choose another folder (--out)"
+            )
         existing = [name for name in WRITTEN if (folder / name).exists()]
         if existing and not overwrite and not is_begun(folder):
             raise FileExistsError(
@@ -67,6 +71,9 @@ class Evaluation:
                 write_whole(folder / "paired.png", self._picture)
             if self.froc:
                 write_whole(folder / "froc.png", lambda part: draw(self.froc, part))
+            for name, made in (("paired.png", self.paired), ("froc.png", self.froc)):
+                if not made:  # of an earlier report
+                    (folder / name).unlink(missing_ok=True)
         return folder
 
     def plain(self) -> dict[str, Any]:
@@ -75,9 +82,10 @@ class Evaluation:
 
     def markdown(self) -> str:
         """Return the strata, the paired comparison and FROC as Markdown tables."""
+        alone = all(row["patient"] == row["case"] for row in self.cases)
         text = (
             f"DSC, HD95 in mm, NSD at {self.tolerance_mm:g} mm; means with 95% bootstrap intervals "
-            "over patients.\n\n"
+            f"over patients{' (each case counts as one)' if alone else ''}.\n\n"
         )
         if self.missing:
             shown = ", ".join(self.missing[:5]) + (" ..." if len(self.missing) > 5 else "")
@@ -201,24 +209,28 @@ def evaluate(
                 row |= {f"other_{key}": second[key] for key in METRICS}
         scored[name] = _Scored(own, either, [row | {"patient": name} | facts.get(name, {}) for row in scores])
     rows, pairs, empty = _counted(scored)
-    strata = _strata(rows, names or {}, by)
+    strata = _strata(rows, names or {}, by, [facts.get(name, {}) for name in scored])
     missing, seconds = sorted(set(truth) - set(predicted)), round(time.monotonic() - began, 1)
     compared = paired(pairs) if against is not None else []
     return Evaluation(rows, strata, compared, tolerance_mm, missing, curves, seconds, empty)
 
 
 def _strata(
-    rows: list[dict[str, Any]], names: Mapping[int, str], by: tuple[str, ...]
+    rows: list[dict[str, Any]], names: Mapping[int, str], by: tuple[str, ...], scans: list[dict[str, str]]
 ) -> list[dict[str, Any]]:
-    """Return a summary of all rows, of each label where there are several, and of each value of the columns `by`."""
-    strata = [summary(rows, "all", "")]
+    """Return a summary of all rows, of each label where there are several, and of each value of the columns `by`.
+
+    `scans`: what the table says of every scan that was evaluated, also of those without a row."""
+    strata = [summary(rows, "all", "", scans=len(scans))]
     labels = sorted({row["label"] for row in rows})
     for label in labels if len(labels) > 1 else []:
         mine = [row for row in rows if row["label"] == label]
-        strata.append(summary(mine, names.get(label, f"label {label}"), ""))
+        strata.append(summary(mine, names.get(label, f"label {label}"), "", scans=len(scans)))
     for column in by:
         for value in sorted({str(row[column]) for row in rows}):
-            strata.append(summary([row for row in rows if str(row[column]) == value], column, value))
+            mine = [row for row in rows if str(row[column]) == value]
+            count = sum(str(scan[column]) == value for scan in scans)
+            strata.append(summary(mine, column, value, scans=count))
     return strata
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ctssl.datasets.case import one_label
-from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml
+from ctssl.metrics import dsc, hd95, lesions, nsd
 from ctssl.volume.grids import is_sheared, resample, working_grid
 from ctssl.volume.volume import Volume, corner_distance, read
 
@@ -135,15 +135,16 @@ def score_masks(
         labels: labels to score. Default: those that occur in either mask, 1 if there is none.
     """
     check_same_grid(one, two, name=name)
-    one, two = unshear(one), unshear(two)
+    straight = [unshear(one), unshear(two)] if tolerance_mm is not None else []
     rows = []
     for value in labels or labels_of(one, two):
         p, t = one.array == value, two.array == value
-        size = {"spacing_mm": two.spacing_mm}
         hit, all_, false = lesions(p, t)
         far = near = math.nan
         if tolerance_mm is not None:
-            far, near = hd95(p, t, **size), nsd(p, t, **size, tolerance_mm=tolerance_mm)
+            both = [mask.array == value for mask in straight]
+            size = {"spacing_mm": straight[1].spacing_mm}
+            far, near = hd95(*both, **size), nsd(*both, **size, tolerance_mm=tolerance_mm)
         rows.append(
             {
                 "case": name,
@@ -154,8 +155,8 @@ def score_masks(
                 "lesions_found": hit,
                 "lesions": all_,
                 "false_positives": false,
-                "volume_ml": volume_ml(t, **size),
-                "volume_error_ml": volume_ml(p, **size) - volume_ml(t, **size),
+                "volume_ml": float(t.sum()) * two.voxel_ml,
+                "volume_error_ml": (float(p.sum()) - float(t.sum())) * two.voxel_ml,
             }
         )
     return rows

@@ -11,8 +11,14 @@ ROUNDING = 1e-12  # below which a difference is none
 FEWEST = 6  # smallest number of patients for a paired test
 
 
-def summary(rows: list[dict[str, Any]], column: str, value: str) -> dict[str, Any]:
-    """Return one row of the strata table, over all labels of its cases."""
+def summary(
+    rows: list[dict[str, Any]], column: str, value: str, *, scans: int | None = None
+) -> dict[str, Any]:
+    """Return one row of the strata table, over all labels of its cases.
+
+    `scans`: that were evaluated, for the false positives per scan; None: those of the rows. A scan in which neither truth nor
+    mask has a label has no row of it.
+    """
     result: dict[str, Any] = {
         "stratum": f"{column} {value}".strip(),
         "cases": len({row["case"] for row in rows}),
@@ -31,8 +37,8 @@ def summary(rows: list[dict[str, Any]], column: str, value: str) -> dict[str, An
     result["without_hd95"] = len(rows) - len(distances)
     count = sum(row["lesions"] for row in rows)
     result["lesion_sensitivity"] = sum(row["lesions_found"] for row in rows) / count if count else math.nan
-    result["false_positives_per_scan"] = sum(row["false_positives"] for row in rows) / len(
-        {row["case"] for row in rows}
+    result["false_positives_per_scan"] = sum(row["false_positives"] for row in rows) / (
+        scans or result["cases"]
     )
     if result["cases"] >= FEWEST:
         from scipy.stats import spearmanr
@@ -67,9 +73,21 @@ def gained(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
         key: the score.
     """
     away = [{"patient": row["patient"], "away": row[key] - row[f"other_{key}"]} for row in rows]
-    low, high = interval(away, "away")
+    low, high = mean_interval(patient_means(away, "away"))
     test = paired(rows, (key,))[0]
     return {"difference": test["difference"], "low": low, "high": high, "p": test["p"]}
+
+
+def patient_means(rows: list[dict[str, Any]], key: str) -> np.ndarray:
+    """Return the mean of a score over the rows of each patient, `(patients,)`.
+
+    >>> patient_means([{"patient": 1, "dsc": 0.25}, {"patient": 1, "dsc": 0.75}, {"patient": 2, "dsc": 1.0}], "dsc").tolist()
+    [0.5, 1.0]
+    """
+    patients: dict[str, list[float]] = {}
+    for row in rows:
+        patients.setdefault(str(row["patient"]), []).append(row[key])
+    return np.array([np.mean(values) for values in patients.values()])
 
 
 def mean_interval(values: np.ndarray, *, draws: int = 2000) -> tuple[float, float]:
@@ -89,7 +107,8 @@ def paired(
 ) -> list[dict[str, Any]]:
     """Compare each metric of these masks with that of the others, paired by patient.
 
-    Labels and scans of one patient are averaged first.
+    Labels and scans of one patient are averaged first. Patients without a difference say nothing of its sign, so the p is of the
+    others alone.
 
     Returns:
         For each metric the mean difference, the rank-biserial effect and the Holm-corrected p. `undefined`
@@ -112,7 +131,7 @@ def paired(
         ranks = rankdata(np.abs(nonzero))
         effect = float((ranks * np.sign(nonzero)).sum() / ranks.sum()) if len(nonzero) else 0.0
         tested = len(differences) >= FEWEST and len(nonzero)
-        p = float(wilcoxon(differences).pvalue) if tested else math.nan  # type: ignore[union-attr]
+        p = float(wilcoxon(nonzero).pvalue) if tested else math.nan  # exact for few  # type: ignore[union-attr]
         results.append(
             {
                 "metric": key,

@@ -14,7 +14,7 @@ import numpy as np
 
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.splits import divide, patients
-from ctssl.evaluation.statistics import gained, holm, interval
+from ctssl.evaluation.statistics import gained, holm, mean_interval, patient_means
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import as_plain, csv_text, markdown
 from ctssl.finetuning.job import prepare_job
@@ -61,8 +61,9 @@ class Curve:
             reference = {row["case"]: row["dsc"] for row in self.scores(self.models[-1], shots)}
             for model in self.models:
                 scores = self.scores(model, shots)
-                low, high = interval(scores, "dsc")
-                point = {"model": model, "shots": shots, "dsc": float(np.mean([s["dsc"] for s in scores]))}
+                means = patient_means(scores, "dsc")
+                low, high = mean_interval(means)
+                point = {"model": model, "shots": shots, "dsc": float(means.mean())}
                 point |= {"low": low, "high": high}
                 # a label that neither truth nor mask has gives no score
                 both = [s for s in scores if s["case"] in reference]
@@ -208,6 +209,10 @@ def _starts(models: Sequence[str]) -> dict[str, tuple[str, bool]]:
     if len(set(models)) != len(models) or len(models) < 2:
         raise ValueError(
             f"models={list(models)}: give two or more different ones, such as vit-wild-lesions, scratch"
+        )
+    if len({_plain(model) for model in models}) < len(models):
+        raise ValueError(
+            f"models={list(models)}: two have the same last name, which names their trainings; rename a folder"
         )
     first = next((model for model in models if model != "scratch"), "")
     if first in BASELINES and "scratch" in models:

@@ -27,6 +27,7 @@ from ctssl.datasets.layouts import find_cases
 from ctssl.devices import choose_device
 from ctssl.evaluation.statistics import gained, holm, mean_interval
 from ctssl.files.atomic import write_whole
+from ctssl.files.names import check_writable
 from ctssl.files.text import as_plain, markdown
 from ctssl.finetuning.start import BASELINES, open_start
 from ctssl.sampling import crop_at
@@ -295,7 +296,7 @@ class Probe:
             cells = [row["model"], f"{row['auroc']:.3f} ({row['low']:.3f} to {row['high']:.3f})", "", ""]
             if "gain" in row:
                 cells[2] = f"{row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})"
-                cells[3] = f"{row['p']:.3f}"
+                cells[3] = "too few" if np.isnan(row["p"]) else f"{row['p']:.3f}"
             lines.append(cells)
         return markdown(["frozen features", "AUROC (95% interval)", f"against {last}", "p"], lines)
 
@@ -338,6 +339,7 @@ def probe(
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: give at least 1")
     if out is not None:
+        check_writable(Path(out))
         there = [name for name in (REPORT, "probe.json") if (Path(out) / name).exists()]
         if len(there) == 1:
             raise FileExistsError(

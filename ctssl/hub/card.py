@@ -100,7 +100,7 @@ def card(folder: Path, repo: str, origin: dict[str, str]) -> str:
             "pipeline_tag": "image-segmentation" if segmenter else "image-feature-extraction",
             "tags": ["ct", "medical-imaging", "3d", config["encoder"]],
             "license": licence if known else "other",
-            "license_name": None if known else "not-stated",
+            "license_name": None if known else licence or "not-stated",
         },
         limits=f"It is not a medical device and must not be used for diagnosis. {judged}",
         about=f"{what}: {config['encoder']} with {config['parameters'] / 1e6:.2f} M parameters. Scans are prepared at\n"

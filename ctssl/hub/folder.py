@@ -18,7 +18,7 @@ from ctssl.files.atomic import file_sha256, write_weights, write_whole
 from ctssl.files.text import read_json
 from ctssl.hub.client import CONFIG, WEIGHTS
 from ctssl.hub.config import check_types, read_preprocess
-from ctssl.hub.provenance import lineage
+from ctssl.hub.provenance import holds, lineage
 from ctssl.zoo import MODELS, ModelSpec
 
 if TYPE_CHECKING:
@@ -26,6 +26,21 @@ if TYPE_CHECKING:
 
 FORMAT = "ctssl-1"
 MODEL_TYPE = "ctssl"  # as transformers calls it, see `ctssl.hf`
+ABOUT = (
+    "README.md",
+    "best.png",
+    "cases.csv",
+    "curves.png",
+    "features.png",
+    "import.json",
+    "loss.png",
+    "median.png",
+    "report.json",
+    "seen.json",
+    "training.json",
+    "worst.png",
+)
+"""Files beside the weights that say where these come from and how good they are."""
 PROCESSOR = "preprocessor_config.json"  # transformers reads the preparation of a scan from it
 
 
@@ -174,7 +189,7 @@ def write_folder(
         folder: where to write.
         config: entries of `config.json`; format and sha256 are added.
         half: store floating-point weights as fp16.
-        overwrite: write into a folder that is not empty.
+        overwrite: write into a folder that is not empty. What ctssl wrote there of other weights goes (`ABOUT`).
         extra: more files, content by name.
         metadata: provenance for the header of the weights (`ctssl.hub.provenance.facts`). Default: what is
             known about the model.
@@ -211,6 +226,9 @@ def write_folder(
         (part / WEIGHTS).chmod(
             (part / CONFIG).stat().st_mode
         )  # safetensors writes files only the owner can read
+        if not holds(folder / WEIGHTS, model):
+            for name in ABOUT:
+                (folder / name).unlink(missing_ok=True)
         for file in sorted(part.iterdir(), key=lambda f: f.name == CONFIG):  # the config comes last
             os.replace(file, folder / file.name)
     finally:

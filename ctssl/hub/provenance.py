@@ -94,18 +94,22 @@ def lineage(model: Any, *, licence: str, pretext: str) -> dict[str, str]:
     becomes the parent.
     """
     source: Path | None = getattr(model, "origin", None)
-    if source and (entries := read_metadata(source) if source.is_file() else {}) and _holds(source, model):
+    if source and (entries := read_metadata(source) if source.is_file() else {}) and holds(source, model):
         return entries
     spec = model.spec
     parent = f"{spec.name} sha256:{spec.sha256}" if spec and spec.sha256 else ""
     return facts(parent=parent, pretext=pretext, licence=licence)
 
 
-def _holds(weights: Path, model: Any) -> bool:
-    """Return whether a file holds the model's current weights, in whatever precision."""
+def holds(weights: Path, model: Any) -> bool:
+    """Return whether a file holds the model's current weights, in whatever precision; False for none, or a damaged one."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    stored, own = load_file(weights), model.state_dict()
+    try:
+        stored, own = load_file(weights), model.state_dict()
+    except (OSError, SafetensorError):
+        return False
     return stored.keys() == own.keys() and all(
         bool((stored[key].to(value.dtype) == value.detach().cpu()).all()) for key, value in own.items()
     )

@@ -15,17 +15,20 @@ FEATURE = re.compile(r"f\d+")
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A table of `ctssl embed`: names `(n,)`, the scan of each row, and features `(n, d)`."""
+    """A table of `ctssl embed`: names `(n,)`, the scan of each row, features `(n, d)` and their columns, and the models that
+    made them (none in tables of earlier versions)."""
 
     names: list[str]
     scans: list[str]
     features: np.ndarray
+    columns: tuple[str, ...]
+    models: frozenset[str] = frozenset()
 
     @classmethod
     def read(cls, path: Path) -> Embeddings:
         """Read a table. Raises `ValueError` for a table without features, or with cells that are no numbers."""
         columns, lines = read_table(path)
-        wanted = [column for column in columns if FEATURE.fullmatch(column)]
+        wanted = sorted(filter(FEATURE.fullmatch, columns), key=lambda column: int(column[1:]))
         if "scan" not in columns or not wanted:
             raise ValueError(
                 f"{path} has no columns scan, f0, f1, ...; make it with `ctssl embed SCANS {path.name}`"
@@ -43,7 +46,12 @@ class Embeddings:
         features = np.array(rows)
         if not np.isfinite(features).all():
             raise ValueError(f"{path} holds features that are not finite; embed the scans again")
-        return cls(names, [row["scan"] for _, row in lines], features)
+        models = frozenset(row["model"] for _, row in lines if row.get("model"))
+        if len(models) > 1:
+            raise ValueError(
+                f"{path} holds features of several models ({', '.join(sorted(models))}); embed with one"
+            )
+        return cls(names, [row["scan"] for _, row in lines], features, tuple(wanted), models)
 
 
 def nearest(
@@ -62,17 +70,21 @@ def nearest(
         Rows of `query`, `rank` (from 1), `found` and `similarity` (-1 to 1).
 
     Raises:
-        ValueError: fewer than three rows to search, or another number of features.
+        ValueError: fewer than three rows to search, or features of another model, or of other columns.
     """
     if len(table.names) < 3:
         raise ValueError(
             f"{len(table.names)} rows are too few to search; embed at least three scans or lesions"
         )
     asked = queries or table
-    if asked.features.shape[1] != table.features.shape[1]:
+    if asked.columns != table.columns:
         raise ValueError(
-            f"the queries have {asked.features.shape[1]} features and the table {table.features.shape[1]}; embed both "
+            f"the queries have {len(asked.columns)} features and the table {len(table.columns)}, or other ones; embed both "
             "with the same model"
+        )
+    if len(both := asked.models | table.models) > 1:
+        raise ValueError(
+            f"features of {' and of '.join(sorted(both))} do not compare; embed both with the same model"
         )
     mean, deviation = table.features.mean(0), table.features.std(0)
     one, two = ((side.features - mean) / np.where(deviation > 0, deviation, 1.0) for side in (asked, table))

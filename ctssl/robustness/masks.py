@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,12 @@ def from_folder(folder: Path) -> Source:
     """Make a source of a folder with `clean/CASE.nii.gz` and `dose-3/CASE.nii.gz`. A file with other bytes counts
     as another."""
 
+    @cache
+    def masks_of(place: str) -> dict[str, Path]:
+        return list_scans(folder / place, unlabelled=False)
+
     def find(case: str, place: str) -> Path:
-        paths = (folder / place / f"{case}{ending}" for ending in (".nii.gz", ".nii"))
-        return next((path for path in paths if path.is_file()), folder / place / f"{case}.nii.gz")
+        return masks_of(place)[case]
 
     def key(case: str, place: str) -> str:
         return file_sha256(find(case, place))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ctssl.datasets.case import Case, read_case
-from ctssl.evaluation.scores import labels_of, score_masks
+from ctssl.evaluation.scores import score_masks
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import as_plain, read_json
 from ctssl.robustness.curves import Row
@@ -59,6 +59,7 @@ class Grid:
             "tolerance_mm": self.tolerance_mm,
             "case": voxels,
             "shifts": REVISION,
+            "labels": "of truth or mask",
         }
 
 
@@ -115,9 +116,7 @@ def _measure_place(
                 shifted = shifted_scan(scan, place, grid.seed, file, stamp)
             seen = scan if shifted is None else shifted
             mask = source.mask(seen, case.name, shift_name(*place))
-            scores = score_masks(
-                mask, truth, name=case.name, tolerance_mm=grid.tolerance_mm, labels=labels_of(truth)
-            )
+            scores = score_masks(mask, truth, name=case.name, tolerance_mm=grid.tolerance_mm)
             size = {} if shifted is None else size_of_change(scan, seen, source.model)
             kept = [
                 {**row, **left_to_see(scan, seen, truth, row["label"], place[0]), **size} for row in scores

@@ -44,6 +44,20 @@ working spacing (`working_mm`).
 """
 
 
+NOTHING = {
+    "dsc": 1.0,
+    "hd95_mm": 0.0,
+    "nsd": 1.0,
+    "lesions": 0,
+    "lesions_found": 0,
+    "false_positives": 0,
+    "volume_ml": 0.0,
+    "volume_error_ml": 0.0,
+    "best_dsc": 1.0,
+}
+"""Scores of a label that neither truth nor mask has."""
+
+
 @dataclass(frozen=True)
 class Robustness:
     """`rows`: one per model, case, shift, severity and label. The other tables follow from them; see
@@ -124,15 +138,32 @@ def notes(sources: list[Source], cases: list[Case]) -> list[str]:
 
 
 def counted(rows: list[Row]) -> tuple[list[Row], list[str]]:
-    """Return the rows that count, and, as a sentence, which cases are left out: of those with an empty true mask only label 1
-    was scored, which says nothing where there are others."""
-    labels = {row["label"] for row in rows if row["volume_ml"] > 0}
-    empty = sorted({row["case"] for row in rows if row["volume_ml"] == 0})
-    if not empty or labels <= {1}:
-        return rows, []
+    """Return the rows that count, the same labels of a case for every model, shift and severity, and, as a sentence, which cases
+    are left out.
+
+    A label counts if any true mask has it. It counts in a case if truth or a mask, of any model under any shift, has it there;
+    where then neither has it, it is right. Where there is one label alone, it counts in every case.
+    """
+    known = {row["label"] for row in rows if row["volume_ml"] > 0} or {row["label"] for row in rows}
+    there: dict[str, set[int]] = {row["case"]: set(known) if len(known) == 1 else set() for row in rows}
+    found: dict[tuple, dict[int, Row]] = {}
+    for row in rows:
+        if row["label"] in known and (row["volume_ml"] > 0 or row["volume_error_ml"] > 0):
+            there[row["case"]].add(row["label"])
+        place = tuple(row[key] for key in ("model", "case", "shift", "severity"))
+        found.setdefault(place, {})[row["label"]] = row
+    result = []
+    for place, labels in found.items():
+        other = next(iter(labels.values()))
+        result += [
+            labels.get(label) or {**other, "label": label, **NOTHING} for label in sorted(there[place[1]])
+        ]
+    empty = sorted(case for case, labels in there.items() if not labels)
+    if not empty:
+        return result, []
     shown = ", ".join(empty[:5]) + (" ..." if len(empty) > 5 else "")
-    told = f"{len(empty)} cases are not counted, as their true mask is empty and there are several labels: {shown}"
-    return [row for row in rows if row["case"] not in empty], [told]
+    told = f"{len(empty)} cases are not counted, as neither truth nor any mask holds one of the several labels: {shown}"
+    return result, [told]
 
 
 def left(rows: list[Row]) -> list[str]:

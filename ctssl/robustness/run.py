@@ -98,7 +98,7 @@ def measure_robustness(
     )
     doubts = _check_files(asked, wanted, predictions, pairs)
     models = [source.name for source in sources]
-    prepare_folder(asked, models, wanted)
+    prepare_folder(asked, models, wanted, pairs=pairs is not None)
     grid = Grid(asked.places, asked.out / "rows", None if scans is None else Path(scans), seed, tolerance_mm)
     measured = measure(sources, wanted, grid, overwrite=overwrite, progress=progress)
     rows, aside = counted([{**row, **facts.get(row["case"], {})} for row in measured])
@@ -196,14 +196,22 @@ def choose_cases(data: Any, images: Any, labels: Any, roi: str | None, names: li
     return [case for case in found if names is None or case.name in names]
 
 
-def prepare_folder(asked: _Asked, models: list[str], cases: list[Case]) -> None:
-    """Refuse a folder that holds something else, or a report with models, cases or shifts that this one lacks (unless
+def prepare_folder(asked: _Asked, models: list[str], cases: list[Case], *, pairs: bool) -> None:
+    """Refuse a folder that holds something else, or a report with models, cases, shifts or pairs that this one lacks (unless
     `overwrite`)."""
     out, table = asked.out, asked.out / "rows.csv"
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "rows").is_dir())):
         raise FileExistsError(f"{out} holds something else than a robustness report; choose another --out")
     (out / "rows").mkdir(parents=True, exist_ok=True)
-    if asked.overwrite or not cases or not table.is_file():
+    if asked.overwrite:
+        return
+    for there, wanted, what in ((table, bool(cases), "scans under shifts"), (out / "pairs", pairs, "pairs")):
+        if there.exists() and not wanted:
+            raise FileExistsError(
+                f"{out} holds a report of {what}, which this one would replace; ask for both in one call, choose another --out, "
+                "or add --overwrite"
+            )
+    if not table.is_file():
         return
     keys = ("model", "case", "shift", "severity")
     before = {tuple(row.get(key, "") for key in keys) for _, row in read_table(table)[1]}
