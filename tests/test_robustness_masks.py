@@ -45,6 +45,7 @@ def test_masks_of_another_tool(labelled, tiny_segmenter, tmp_path, capsys):
     (masks / "clean" / "case0.nii.gz").rename(masks / "clean" / "case0.NII.GZ")
     again = measure_robustness(labelled, predictions=masks, out=tmp_path / "two", **how)
     assert [row["dsc"] for row in again.rows] == [row["dsc"] for row in changed.rows]
+    (masks / "clean" / "case0.NII.GZ").rename(masks / "clean" / "case0.nii.gz")
     empty = [row for row in changed.rows if row["case"] == "case0" and row["severity"] == 5]
     assert empty[0]["dsc"] == 0 and math.isnan(empty[0]["hd95_mm"])
     both = measure_robustness(labelled, model=tiny_segmenter, predictions=masks, out=tmp_path / "both", **how)
