@@ -11,7 +11,7 @@ import numpy as np
 
 from ctssl.files.atomic import write_whole
 from ctssl.files.names import check_path
-from ctssl.inference.features import feature_maps, prepared
+from ctssl.inference.features import feature_maps, map_affines, prepared
 from ctssl.loading import load, load_segmenter
 from ctssl.metrics import dsc
 from ctssl.phantom import phantom
@@ -111,12 +111,8 @@ def picture_features(
     image = torch.from_numpy(scan.array)[None, None]
     level = 1 if len(encoder.strides) > 2 and len(set(encoder.strides)) > 1 else -1
     maps = feature_maps(encoder, image, progress=progress)[level].numpy()
-    stride = encoder.strides[level]
-    tissue = torch.nn.functional.max_pool3d(image, stride, ceil_mode=True)[0, 0].numpy() > 0.3
-    affine = scan.affine.copy()
-    affine[:3, 3] = (scan.affine @ [*[(stride - 1) / 2] * 3, 1])[:3]
-    affine[:3, :3] *= stride
+    tissue = torch.nn.functional.max_pool3d(image, encoder.strides[level], ceil_mode=True)[0, 0].numpy() > 0.3
     tissue = tissue if tissue.sum() > 10 else np.ones_like(tissue)
     colours = principal_colours(maps, tissue)
-    features(volume, colours, path, affine=affine, title=title)
+    features(volume, colours, path, affine=map_affines(scan.affine, encoder.strides)[level], title=title)
     return {"features": str(path), "embedding": int(encoder.channels[-1])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -142,9 +143,24 @@ def paired(
                 "p": p,
             }
         )
-    for row, corrected in zip(results, holm([row["p"] for row in results]), strict=True):
-        row["p_holm"] = corrected
+    add_holm(results)
     return results
+
+
+def add_holm(rows: Iterable[dict[str, Any]], *, into: str = "p_holm") -> None:
+    """Correct the `p` of those rows that have one, over all of them, and write it as `into`."""
+    tested = [row for row in rows if "p" in row]
+    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row[into] = p
+
+
+def with_interval(difference: float, low: float, high: float) -> str:
+    """Return a difference and its interval, for a table.
+
+    >>> with_interval(0.031, 0.002, 0.06)
+    '+0.031 (+0.002 to +0.060)'
+    """
+    return f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def holm(values: list[float]) -> list[float]:

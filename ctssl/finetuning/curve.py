@@ -14,7 +14,7 @@ import numpy as np
 
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.splits import divide, patients
-from ctssl.evaluation.statistics import gained, holm, mean_interval, patient_means
+from ctssl.evaluation.statistics import add_holm, gained, mean_interval, patient_means, with_interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import as_plain, csv_text, markdown
 from ctssl.finetuning.job import prepare_job
@@ -76,9 +76,7 @@ class Curve:
                         "p": found["p"],
                     }
                 result.append(point)
-        tested = [point for point in result if "p" in point]
-        for point, p in zip(tested, holm([point["p"] for point in tested]), strict=True):
-            point["p"] = p
+        add_holm(result, into="p")
         return result
 
     def table(self) -> str:
@@ -92,9 +90,7 @@ class Curve:
                     str(point["shots"]),
                     point["model"],
                     f"{point['dsc']:.3f} ({point['low']:.3f} to {point['high']:.3f})",
-                    f"{point['gain']:+.3f} ({point['gain_low']:+.3f} to {point['gain_high']:+.3f})"
-                    if gain
-                    else "",
+                    with_interval(point["gain"], point["gain_low"], point["gain_high"]) if gain else "",
                     "" if not gain else "too few" if math.isnan(point["p"]) else f"{point['p']:.3f}",
                 ]
             )

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from scipy import ndimage
+from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from ctssl.datasets.case import Case, read_case
 from ctssl.datasets.layouts import find_cases
 from ctssl.devices import choose_device
-from ctssl.evaluation.statistics import gained, holm, mean_interval
+from ctssl.evaluation.statistics import add_holm, gained, mean_interval, with_interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.names import check_writable
 from ctssl.files.text import as_plain, markdown
@@ -195,11 +196,7 @@ def neighbour_scores(train: Rows, test: Rows) -> Tensor:
 
 def auroc(scores: np.ndarray, truth: np.ndarray) -> float:
     """Return the chance that a tumour voxel scores above another one; ties count half."""
-    order = np.argsort(scores)
-    ranks = np.empty(len(scores))
-    _, first, counts = np.unique(scores[order], return_index=True, return_counts=True)
-    ranks[order] = np.repeat(first + (counts + 1) / 2, counts)
-    positive = truth.sum()
+    ranks, positive = rankdata(scores), truth.sum()
     return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * (len(truth) - positive)))
 
 
@@ -282,9 +279,7 @@ class Probe:
                     "p": found["p"],
                 }
             result.append(row)
-        tested = [row for row in result if "p" in row]
-        for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-            row["p"] = p
+        add_holm(result, into="p")
         return result
 
     def table(self) -> str:
@@ -295,7 +290,7 @@ class Probe:
         for row in rows:
             cells = [row["model"], f"{row['auroc']:.3f} ({row['low']:.3f} to {row['high']:.3f})", "", ""]
             if "gain" in row:
-                cells[2] = f"{row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})"
+                cells[2] = with_interval(row["gain"], row["gain_low"], row["gain_high"])
                 cells[3] = "too few" if np.isnan(row["p"]) else f"{row['p']:.3f}"
             lines.append(cells)
         return markdown(["frozen features", "AUROC (95% interval)", f"against {last}", "p"], lines)

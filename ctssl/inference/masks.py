@@ -37,12 +37,7 @@ class Network(Protocol):
 
 def segment(model: Network, source: Any, windows: Windows = Windows(), *, progress: bool = False) -> Volume:
     """Segment a scan; see `Segmenter.segment`."""
-    volume, slices = read_within(source, lambda grid: plan(model, grid, windows.max_memory_gb))
-    found, affine = probabilities_of(model, prepared(model.encoder, volume), windows, progress=progress)
-    array = onto(found, affine, volume, slices, threshold=model.threshold)
-    mask = volume.on_grid(array)
-    warn_unlike_training(model, mask)
-    return mask
+    return _run(model, source, windows, maps=0, progress=progress)[0]
 
 
 def probabilities(
@@ -56,18 +51,24 @@ def mask_and_maps(
     model: Network, source: Any, windows: Windows = Windows(), *, progress: bool = False
 ) -> tuple[Volume, dict[str, Volume]]:
     """Compute the mask of `segment` and the maps of `probabilities` in one run."""
-    maps = len(model.labels)
-    volume, slices = read_within(source, lambda grid: plan(model, grid, windows.max_memory_gb, maps=maps))
-    found, affine = probabilities_of(model, prepared(model.encoder, volume), windows, progress=progress)
-    array = onto(found, affine, volume, slices, threshold=model.threshold)
-    mask = volume.on_grid(array)
-    warn_unlike_training(model, mask)
+    mask, found, affine = _run(model, source, windows, maps=len(model.labels), progress=progress)
     return mask, {
-        name: volume.on_grid(
-            resample(found[k], affine, volume.shape, volume.affine, edge=AROUND), f"{volume.name} {name}"
+        name: mask.on_grid(
+            resample(found[k], affine, mask.shape, mask.affine, edge=AROUND), f"{mask.name} {name}"
         )
         for k, name in model.labels.items()
     }
+
+
+def _run(
+    model: Network, source: Any, windows: Windows, *, maps: int, progress: bool
+) -> tuple[Volume, np.ndarray, np.ndarray]:
+    """Return the mask of a scan, and what `probabilities_of` gives. `maps`: that will be held besides."""
+    volume, slices = read_within(source, lambda grid: plan(model, grid, windows.max_memory_gb, maps=maps))
+    found, affine = probabilities_of(model, prepared(model.encoder, volume), windows, progress=progress)
+    mask = volume.on_grid(onto(found, affine, volume, slices, threshold=model.threshold))
+    warn_unlike_training(model, mask)
+    return mask, found, affine
 
 
 def plan(model: Network, volume: Volume, max_memory_gb: float, *, maps: int = 0) -> int:

@@ -22,7 +22,7 @@ def warn_unlike_training(model: Any, mask: Volume) -> None:
         mask: on the grid of the scan.
     """
     for message in unlike_training(getattr(model, "training_range", None) or {}, model.labels, mask):
-        warnings.warn(f"{mask.name}: {message}", ScanWarning, stacklevel=4)
+        warnings.warn(f"{mask.name}: {message}", ScanWarning, stacklevel=5)
 
 
 def unlike_training(known: dict[str, Any], labels: dict[int, str], mask: Volume) -> list[str]:

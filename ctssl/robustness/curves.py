@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.evaluation.statistics import holm, interval, paired, summary
+from ctssl.evaluation.statistics import add_holm, interval, paired, summary
 from ctssl.shifts.stamps import CLEAN
 
 Row = dict[str, Any]
@@ -149,8 +149,7 @@ def _tested(
 
 def corrected(rows: list[Row]) -> list[Row]:
     """Add `p_holm` to rows, corrected over all of them together."""
-    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["p_holm"] = p
+    add_holm(rows)
     return rows
 
 

@@ -8,8 +8,6 @@ pydicom (`ctssl[dicom]`).
 """
 
 import argparse
-import csv
-import io
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -18,6 +16,7 @@ from tqdm import tqdm
 
 import ctssl
 from ctssl.files.atomic import write_whole
+from ctssl.files.text import csv_text
 from ctssl.volume.dicom import Found, find_series, match_annotation
 from ctssl.volume.dicom_masks import read_annotation
 
@@ -111,11 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
             left_out.append(f"{patient}: {error}")
     if not rows:
         raise SystemExit("\n  ".join([f"no case in {args.folder}; left out: {len(left_out)}", *left_out]))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(args.out / "manifest.csv", text.getvalue())
+    write_whole(args.out / "manifest.csv", csv_text(rows))
     print(
         f"{len(rows)} cases in {args.out / 'manifest.csv'}; left out: {len(left_out)}", *left_out, sep="\n  "
     )

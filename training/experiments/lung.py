@@ -10,7 +10,6 @@ There are no validation cases: the last averaged weights are kept, with a thresh
 `training.experiments.sarcoma` for what is kept and printed.
 """
 
-import csv
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,8 @@ import ctssl
 from ctssl.datasets.case import read_case
 from ctssl.datasets.layouts import find_cases
 from ctssl.evaluation.statistics import mean_interval
+from ctssl.files.atomic import write_whole
+from ctssl.files.text import csv_text
 from ctssl.finetuning.curve import draw_curve
 from ctssl.metrics import dsc
 from training.data.corpora import cases, data_folder, lung_split
@@ -54,10 +55,7 @@ def table_of(side: str, folder: Path = Path("runs/lung")) -> Path:
 def write_rows(rows: list[dict[str, str]], path: Path) -> Path:
     """Write a table of cases and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_whole(path, csv_text(rows))
     return path
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from ctssl.evaluation.statistics import holm, mean_interval
+from ctssl.evaluation.statistics import add_holm, mean_interval
 from training.experiments import robustness
 from training.experiments.robustness import CLEAN, PLACES, SEVERITIES
 
@@ -112,9 +112,9 @@ class Measured:
 
 def correct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add `p_holm` to the rows that hold a `p`, corrected over all of them."""
-    tested = [row for row in rows if "p" in row]
-    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        row["p"], row["p_holm"] = (None if np.isnan(v) else float(f"{v:.2g}") for v in (row["p"], p))
+    add_holm(rows)
+    for row in rows:
+        row |= {k: None if np.isnan(row[k]) else float(f"{row[k]:.2g}") for k in ("p", "p_holm") if k in row}
     return rows
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import ctssl
 from ctssl.datasets.case import read_case
 from ctssl.datasets.layouts import find_cases
-from ctssl.inference.features import feature_maps, prepared
+from ctssl.inference.features import feature_maps, map_affines, prepared
 from ctssl.pictures import COLOURS, principal_colours
 from ctssl.volume.grids import resample, working_grid
 from training.data.corpora import data_folder
@@ -41,12 +41,9 @@ def row(axes, model, encoder, case, dsc: float, title: str) -> None:
     z = int((true > 0.5).sum((0, 1)).argmax())
     ready = prepared(encoder, scan)
     image = torch.from_numpy(ready.array)[None, None]
-    level, stride = 1, encoder.strides[1]
-    tissue = torch.nn.functional.max_pool3d(image, stride, ceil_mode=True)[0, 0].numpy() > 0.3
-    colours = principal_colours(feature_maps(encoder, image)[level].numpy(), tissue)
-    affine = ready.affine.copy()
-    affine[:3, 3] = (ready.affine @ [*[(stride - 1) / 2] * 3, 1])[:3]
-    affine[:3, :3] *= stride
+    tissue = torch.nn.functional.max_pool3d(image, encoder.strides[1], ceil_mode=True)[0, 0].numpy() > 0.3
+    colours = principal_colours(feature_maps(encoder, image)[1].numpy(), tissue)
+    affine = map_affines(ready.affine, encoder.strides)[1]
     paint = np.stack([on_view(colours[..., c], affine) for c in range(3)], -1)
 
     def cut(array):

@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 import ctssl
+from ctssl.datasets.case import Case
 from ctssl.encoders import ENCODERS
 from ctssl.evaluation.statistics import mean_interval
 from ctssl.files.atomic import write_whole
@@ -39,8 +40,8 @@ from ctssl.finetuning.probe import (
     measure_each,
     patients,
     position,
+    read_scans,
 )
-from ctssl.volume.grids import prepare, resample
 from ctssl.zoo import Preprocess
 from training.data.corpora import cases, data_folder, split
 from training.experiments.trials import alone, write_table
@@ -50,17 +51,15 @@ COMMAND = "python -m training.experiments.probe"
 
 
 def scans(group: str, preprocess: Preprocess) -> list[Scan]:
-    found = []
-    hidden = (
-        set(split("test")) if group == "sarcoma" else set()
-    )  # what is decided by a probe must not have seen them
-    for row in tqdm([row for row in cases(group) if row["id"] not in hidden], desc=f"reading {group}"):
-        image = prepare(ctssl.read(data_folder() / row["image"]), preprocess)
-        label = ctssl.read(data_folder() / row["label"])
-        tumour = resample(label.array > 0, label.affine, image.shape, image.affine) > 0.5
-        if tumour.any():
-            found.append(Scan(row["id"], image.array, tumour))
-    return found
+    """Return the scans of a group; of sarcoma without the test cases, which what a probe decides must not have seen."""
+    hidden = set(split("test")) if group == "sarcoma" else set()
+    root = data_folder()
+    found = [
+        Case(row["id"], root / row["image"], root / row["label"], row["id"])
+        for row in cases(group)
+        if row["id"] not in hidden
+    ]
+    return read_scans(found, preprocess, label=None, progress=True)
 
 
 def beats_its_twin(results: dict, model: str) -> bool:

@@ -13,7 +13,7 @@ from ctssl.robustness.curves import Line, draw
 from ctssl.shifts import SHIFTS
 from training.experiments.measured import MARGIN, MARGIN_LOST, SHIFTED, SURE, Measured, sure
 from training.experiments.robustness import CLEAN, CUBE, SEVERITIES, UNTRUE
-from training.experiments.trials import told_p
+from training.experiments.trials import told, told_p
 
 KERNELS = """What `training.experiments.lung` trained on 50 of the patients marks in a smooth and in a sharp reconstruction of two
 chests, and what released segmenters (`lung-tumour-*`, where listed) mark (`python -m training.experiments.kernels`). Two
@@ -327,9 +327,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _difference(row: dict[str, Any]) -> str:
-    return (
-        f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})" if "difference" in row else ""
-    )
+    return told(row) if "difference" in row else ""
 
 
 def _reach(row: dict[str, Any]) -> str:

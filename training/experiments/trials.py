@@ -18,7 +18,7 @@ import numpy as np
 
 import ctssl
 from ctssl.evaluation import statistics
-from ctssl.evaluation.statistics import holm, mean_interval
+from ctssl.evaluation.statistics import add_holm, mean_interval, with_interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
 
@@ -191,8 +191,7 @@ def table(results: Path) -> str:
     for label, rows in models.items():
         if scratch := scratch_of(label, models):
             against[label] = gained(*map(of_cases, same_seeds(rows, models[scratch])))
-    for row, p in zip(against.values(), holm([row["p"] for row in against.values()]), strict=True):
-        row["p_holm"] = p
+    add_holm(against.values())
     columns = ["model", "seeds", "mean DSC", "median", "each seed", "steps to 95%", "against scratch", "p"]
     columns += ["against no image"]
     lines = []
@@ -250,7 +249,7 @@ def told_p(p: float) -> str:
 
 
 def told(gain: dict[str, float]) -> str:
-    return f"{gain['difference']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"
+    return with_interval(gain["difference"], gain["low"], gain["high"])
 
 
 def steps_of(experiment: Experiment, model: str, steps: int) -> int:

@@ -58,7 +58,7 @@ def table(models: dict[str, list[dict[str, Any]]], gains: dict[str, dict[str, fl
     rows = []
     for name in [*gains, *(name for name in USES if name not in gains)]:
         spec, gain = MODELS[name], gains.get(name)
-        told = f"{gain['difference']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})" if gain else ""
+        told = trials.told(gain) if gain else ""
         dsc = mean(models[name + LABELS]) if gain else ""
         licence = spec.licence.replace("-", " ")
         rows.append([f"`{name}`", f"{spec.parameters / 1e6:.1f} M", USES[name], dsc, told, licence])
