@@ -10,10 +10,11 @@ import ctssl
 from ctssl.datasets.case import read_case
 from ctssl.finetuning.crops import draw
 from ctssl.metrics import dsc
-from training.experiments import robustness, study, study_page
+from training.experiments import claims, robustness, study, study_cases, study_page
 from training.experiments.boxes import Boxes
+from training.experiments.contestants import CONTESTANTS
 from training.experiments.measured import LOST, SHIFTED, Measured, correct, verdict
-from training.experiments.robustness import CLEAN, CUBE, PLACES
+from training.experiments.study_cases import CLEAN, CUBE, FACTS, PLACES
 
 CASES = [f"c{i}" for i in range(40)]
 BLOCKS = {"vit": 6, "swin": 10}
@@ -112,7 +113,7 @@ def test_only_seeds_that_all_have_are_compared():
 def test_a_difference_of_differences():
     levels = {"swin-wild-smit": 0.6, "swin-scratch": 0.4, "vit-wild-smit": 0.5, "vit-scratch": 0.45}
     found = kept(*(row(name, seed, level + 0.01 * seed) for name, level in levels.items() for seed in (0, 1)))
-    (claim,) = [one for one in study.ABSTRACT if "gains more" in one.text]
+    (claim,) = [one for one in claims.ABSTRACT if "gains more" in one.text]
     (judged,) = study.judged([claim], found)
     assert judged["difference"] == pytest.approx(0.15, abs=3e-3) and judged["verdict"] == "agrees"
 
@@ -152,15 +153,15 @@ def test_feature_reuse_is_counted_over_encoders():
 
 
 def test_every_claim_names_contestants():
-    for claim in (*study.ABSTRACT, *study.TABLES):
-        assert {name for _, name in claim.terms} <= set(robustness.CONTESTANTS)
+    for claim in (*claims.ABSTRACT, *claims.TABLES):
+        assert {name for _, name in claim.terms} <= set(CONTESTANTS)
         assert sum(factor for factor, _ in claim.terms) == 0
-    assert set(study_page.SHOWN) <= set(robustness.CONTESTANTS)
+    assert set(study_page.SHOWN) <= set(CONTESTANTS)
 
 
 @pytest.mark.slow
 def test_the_published_study_is_what_its_results_say():
-    found = study.study(Measured.read(), json.loads(robustness.FACTS.read_text()))
+    found = study.study(Measured.read(), json.loads(FACTS.read_text()))
     assert json.loads(study.STEM.with_suffix(".json").read_text()) == json.loads(json.dumps(found))
     pictures = [study.STEM.with_name(f"STUDY_{name}.png") for name in ("gains", "shifts")]
     assert all(path.stat().st_size > 5000 for path in pictures)
@@ -193,11 +194,11 @@ def test_a_training_belongs_to_one_process(tmp_path):
 def test_boxes_are_scored_as_segment_scores_them(data):
     net = ctssl.load_segmenter("vit-wild-lesions")
     net.threshold = 0.5
-    cases = [robustness._case(name, "_offcentre") for name in ("owkin_115", "owkin_290")]
+    cases = [study_cases._case(name, "_offcentre") for name in ("owkin_115", "owkin_290")]
     images, truths, expected = [], [], []
     for case in cases:
         scan, mask = read_case(case)
-        images.append(robustness._ready(scan))
+        images.append(study_cases._ready(scan))
         truths.append(mask.array > 0)
         expected.append(dsc(net.segment(scan).array > 0, mask.array > 0))
     found = Boxes.of(images, truths, torch.device("cpu")).dsc(net)
@@ -207,14 +208,15 @@ def test_boxes_are_scored_as_segment_scores_them(data):
 @pytest.mark.slow
 def test_a_contestant_is_trained_measured_and_not_trained_again(data, tmp_path, monkeypatch):
     """Crops that were drawn ahead are those that are drawn now."""
-    some = robustness.cases("lung_radiogenomics")[:2]
-    split = {side: robustness.lung_split()[side][:2] for side in ("train", "choose")}
-    monkeypatch.setattr(robustness, "cases", lambda group: some)
-    monkeypatch.setattr(robustness, "lung_split", lambda: split)
-    monkeypatch.setattr(robustness, "PLACES", ["thickness 5"])
+    some = study_cases.cases("lung_radiogenomics")[:2]
+    split = {side: study_cases.lung_split()[side][:2] for side in ("train", "choose")}
+    monkeypatch.setattr(study_cases, "cases", lambda group: some)
+    monkeypatch.setattr(study_cases, "lung_split", lambda: split)
+    for module in (robustness, study_cases):
+        monkeypatch.setattr(module, "PLACES", ["thickness 5"])
     monkeypatch.setattr(robustness, "CROPS", 8)
     monkeypatch.setattr(robustness, "BATCH", 4)
-    monkeypatch.setattr(robustness, "CONTESTANTS", dict(robustness.CONTESTANTS))
+    monkeypatch.setattr(robustness, "CONTESTANTS", dict(CONTESTANTS))
     work, out = tmp_path / "work", tmp_path / "rows.jsonl"
     ask = [
         "vit-scratch",
@@ -231,7 +233,7 @@ def test_a_contestant_is_trained_measured_and_not_trained_again(data, tmp_path, 
     ]
     robustness.main([*ask, "--prepare", "1"])
     settings = robustness.CONTESTANTS["vit-scratch"].settings
-    task = robustness.Task(work, torch.device("cpu"))
+    task = study_cases.Task(work, torch.device("cpu"))
     ahead = list(task.crops(settings) or [])
     assert len(ahead) == 2
     for step, (images, labels) in enumerate(ahead):

@@ -9,7 +9,7 @@ from scipy.stats import t as student
 
 from ctssl.evaluation.statistics import add_holm, mean_interval
 from training.experiments import robustness
-from training.experiments.robustness import CLEAN, PLACES, SEVERITIES
+from training.experiments.study_cases import CLEAN, PLACES, SEVERITIES
 
 SHIFTED, LOST = "all shifts", "lost"
 SURE = 0.05

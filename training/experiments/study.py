@@ -9,7 +9,7 @@ of patients and trainings, with the p that follows, corrected by Holm over all c
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
@@ -18,165 +18,16 @@ from ctssl.files.atomic import write_whole
 from ctssl.shifts import SHIFTS
 from training.data.corpora import lung_split
 from training.experiments import kernels, lung, robustness, study_page, trials
+from training.experiments.claims import ABSTRACT, TABLES, Claim, over
+from training.experiments.contestants import CONTESTANTS
 from training.experiments.measured import LOST, SHIFTED, Measured, correct, verdict
-from training.experiments.robustness import CLEAN, CUBE, SEVERITIES, UNTRUE
+from training.experiments.study_cases import CLEAN, CUBE, FACTS, SEVERITIES, UNTRUE
 
 STEM = Path(__file__).parent.parent.parent / "model_cards" / "STUDY"
 EARLY, LATE = slice(None, 3), slice(-3, None)  # blocks
 SMALL, LARGE = 4.0, 24.0  # ml
 SEEDS = 3  # of every contestant
 SOLID = -300.0  # mean HU inside the mask (which holds air too), above which a tumour counts as solid
-
-
-class Claim(NamedTuple):
-    """A claim of the paper: the sum of `terms` (factor, contestant) at a `place` has the sign `expected`, or is nothing (0)."""
-
-    text: str
-    paper: str
-    terms: list[tuple[int, str]]
-    place: str = CLEAN
-    expected: int = 1
-
-
-def over(first: str, second: str) -> list[tuple[int, str]]:
-    return [(1, first), (-1, second)]
-
-
-WILD, SELF, SCRATCH = "swin-wild-smit", "swin-self-smit", "swin-scratch"
-VIT_WILD, VIT_SELF, VIT_SCRATCH = "vit-wild-smit", "vit-self-smit", "vit-scratch"
-ABSTRACT = [
-    Claim(
-        "Swin pretrained in the wild is better than self-pretrained under imaging differences",
-        "abstract; 0.68 against 0.60 without contrast, 0.70 against 0.66 with",
-        over(WILD, SELF),
-        SHIFTED,
-    ),
-    Claim(
-        "ViT is similar pretrained in the wild and self-pretrained",
-        "abstract; 0.66 against 0.64",
-        over(VIT_WILD, VIT_SELF),
-        expected=0,
-    ),
-    *(
-        Claim(
-            f"Masked image prediction is better than contrastive ({encoder}, {corpus})",
-            "abstract, of no encoder in particular"
-            + ("; both 0.64 in the full paper" if both == "swin-wild" else ""),
-            over(f"{both}-mim", f"{both}-contrastive"),
-        )
-        for encoder, corpus, both in (
-            ("Swin", "wild", "swin-wild"),
-            ("Swin", "self", "swin-self"),
-            ("ViT", "wild", "vit-wild"),
-            ("ViT", "self", "vit-self"),
-        )
-    ),
-    Claim(
-        "Swin gains more from pretraining in the wild than ViT",
-        "abstract; 0.69 - 0.54 against 0.66 - 0.55",
-        [(1, WILD), (-1, SCRATCH), (-1, VIT_WILD), (1, VIT_SCRATCH)],
-    ),
-    Claim(
-        "Swin pretrained in the wild loses less to imaging differences than self-pretrained",
-        "abstract: more robust",
-        over(WILD, SELF),
-        LOST,
-    ),
-    Claim(
-        "Swin pretrained in the wild loses less to imaging differences than from scratch",
-        "the title: improves robustness",
-        over(WILD, SCRATCH),
-        LOST,
-    ),
-    Claim(
-        "ViT pretrained in the wild loses less to imaging differences than from scratch",
-        "the title: improves robustness",
-        over(VIT_WILD, VIT_SCRATCH),
-        LOST,
-    ),
-]
-TABLES = [
-    Claim("Swin: wild is better than from scratch", "0.69 against 0.54", over(WILD, SCRATCH)),
-    Claim("Swin: self is better than from scratch", "0.63 against 0.54", over(SELF, SCRATCH)),
-    Claim("Swin: wild is better than self", "0.69 against 0.63", over(WILD, SELF)),
-    Claim("ViT: wild is better than from scratch", "0.66 against 0.55", over(VIT_WILD, VIT_SCRATCH)),
-    Claim("ViT: self is better than from scratch", "0.64 against 0.55", over(VIT_SELF, VIT_SCRATCH)),
-    Claim("Swin is better than ViT, both wild", "0.69 against 0.66", over(WILD, VIT_WILD)),
-    Claim(
-        "SMIT is better than masked image prediction (Swin, wild)",
-        "0.69 against 0.64",
-        over(WILD, "swin-wild-mim"),
-    ),
-    Claim(
-        "SMIT is better than contrastive (Swin, wild)",
-        "0.69 against 0.64",
-        over(WILD, "swin-wild-contrastive"),
-    ),
-    Claim(
-        "Wild is better than wild, then self (Swin)",
-        "0.69 against 0.65",
-        over(WILD, "swin-wild-self-smit"),
-    ),
-    Claim(
-        "Wild is better than wild, then self (ViT, lesions)",
-        "0.69 against 0.65 (Swin, SMIT)",
-        over("vit-wild-lesions", "vit-wild-self-lesions"),
-    ),
-    Claim(
-        "Sharp kernels, Swin: wild is better than from scratch",
-        "medians about 0.71 and 0.61",
-        over(WILD, SCRATCH),
-        "kernel_sharp",
-    ),
-    Claim(
-        "Smooth kernels, Swin: wild is better than from scratch",
-        "medians about 0.78 and 0.67",
-        over(WILD, SCRATCH),
-        "kernel_smooth",
-    ),
-    Claim(
-        "Smooth kernels, Swin: wild is better than self",
-        "medians about 0.78 and 0.76",
-        over(WILD, SELF),
-        "kernel_smooth",
-    ),
-    Claim(
-        "Contrast, Swin: wild is better than from scratch",
-        "0.70 against 0.58",
-        over(WILD, SCRATCH),
-        "contrast",
-    ),
-    Claim(
-        "Contrast, Swin: wild is better than self",
-        "0.70 against 0.66",
-        over(WILD, SELF),
-        "contrast",
-    ),
-    Claim(
-        "Contrast, ViT: wild is better than from scratch",
-        "0.67 against 0.60",
-        over(VIT_WILD, VIT_SCRATCH),
-        "contrast",
-    ),
-    Claim(
-        "Thick slices, Swin: wild is better than from scratch",
-        "0.62 against 0.57 (5 mm, sharp, 20 internal patients)",
-        over(WILD, SCRATCH),
-        "thickness",
-    ),
-    Claim(
-        "Thick slices, Swin: wild is better than self",
-        "0.62 against 0.52 (5 mm, sharp, 20 internal patients)",
-        over(WILD, SELF),
-        "thickness",
-    ),
-    Claim(
-        "Thick slices, ViT: wild is better than from scratch",
-        "0.62 against 0.49 (5 mm, sharp, 20 internal patients)",
-        over(VIT_WILD, VIT_SCRATCH),
-        "thickness",
-    ),
-]
 
 
 def judged(claims: list[Claim], kept: Measured) -> list[dict[str, Any]]:
@@ -195,13 +46,13 @@ def judged(claims: list[Claim], kept: Measured) -> list[dict[str, Any]]:
 def starts(kept: Measured) -> list[dict[str, Any]]:
     """Return every contestant: DSC of the boxes, the whole cubes, and under all shifts; and its gain over scratch."""
     rows = []
-    for name in robustness.CONTESTANTS:
+    for name in CONTESTANTS:
         if not (seeds := kept.seeds(name)):
             continue
         row: dict[str, Any] = {"start": name, "seeds": len(seeds)}
         for place in (CLEAN, CUBE, SHIFTED):
             row[place] = round(float(kept.scores(name, place, seeds).mean()), 3)
-        scratch = trials.scratch_of(name, robustness.CONTESTANTS)
+        scratch = trials.scratch_of(name, CONTESTANTS)
         if scratch and (found := kept.difference(over(name, scratch))):
             row |= {"against": scratch, **found, "shared": found["seeds"], "seeds": len(seeds)}
         rows.append(row)
@@ -235,9 +86,9 @@ def augmentation(kept: Measured) -> list[dict[str, Any]]:
 def lost(kept: Measured) -> list[dict[str, Any]]:
     """Return what the shifts cost each pretrained start beside what they cost the same encoder from scratch (below 0: more)."""
     rows = []
-    for name in robustness.CONTESTANTS:
-        scratch = trials.scratch_of(name, robustness.CONTESTANTS)
-        plain = not robustness.CONTESTANTS[name].changes
+    for name in CONTESTANTS:
+        scratch = trials.scratch_of(name, CONTESTANTS)
+        plain = not CONTESTANTS[name].changes
         if plain and scratch and (found := kept.difference(over(name, scratch), LOST)):
             rows.append({"start": name, **found})
     return correct(rows)
@@ -275,7 +126,7 @@ def strata(kept: Measured, facts: dict[str, dict[str, float]]) -> list[dict[str,
     rows = []
     for part, inside in parts.items():
         for name in study_page.SHOWN:
-            scratch = trials.scratch_of(name, robustness.CONTESTANTS)
+            scratch = trials.scratch_of(name, CONTESTANTS)
             if scratch and (found := kept.difference(over(name, scratch), cases=inside)):
                 rows.append({"tumours": part, "start": name, "against": scratch, **found})
     return correct(rows)
@@ -287,7 +138,7 @@ def reuse(kept: Measured) -> list[dict[str, Any]]:
     rows = []
     for name, trained in kept.rows.items():
         found = [row["cka"] for row in trained.values() if "cka" in row]
-        if not found or name not in robustness.CONTESTANTS or robustness.CONTESTANTS[name].changes:
+        if not found or name not in CONTESTANTS or CONTESTANTS[name].changes:
             continue
         row: dict[str, Any] = {"start": name, "seeds": len(found)}
         for control in ("before", "twin", "random"):
@@ -307,7 +158,7 @@ def reuse_claims(kept: Measured) -> list[dict[str, Any]]:
         name: np.mean([row["cka"]["before"] for row in trained.values()], 0)
         for name, trained in kept.rows.items()
         if all("cka" in row for row in trained.values())
-        and not robustness.CONTESTANTS[name].changes
+        and not CONTESTANTS[name].changes
         and not name.endswith("lesions")
     }
     wild = {name: cka for name, cka in own.items() if robustness.twin_of(name) and "-wild-" in name}
@@ -344,8 +195,8 @@ def _counted(claim: str, found: list[Any]) -> dict[str, Any]:
 def costs(kept: Measured) -> list[dict[str, Any]]:
     """Return the steps until the validation DSC reaches 95% of the last one of the same training from scratch, by seed."""
     rows = []
-    for name in robustness.CONTESTANTS:
-        scratch = trials.scratch_of(name, robustness.CONTESTANTS)
+    for name in CONTESTANTS:
+        scratch = trials.scratch_of(name, CONTESTANTS)
         if not scratch:
             continue
         shared = kept.seeds(name, scratch)
@@ -408,7 +259,7 @@ def labels(models: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def missing(kept: Measured) -> list[str]:
     """Return which seeds of which contestants were not trained, the most first."""
     found: dict[tuple[int, ...], list[str]] = {}
-    for name in robustness.CONTESTANTS:
+    for name in CONTESTANTS:
         seeds = tuple(seed for seed in range(SEEDS) if seed not in kept.rows.get(name, {}))
         if seeds:
             found.setdefault(seeds, []).append(name)
@@ -421,7 +272,7 @@ def missing(kept: Measured) -> list[str]:
 
 def main() -> None:
     kept = Measured.read()
-    found = study(kept, json.loads(robustness.FACTS.read_text()))
+    found = study(kept, json.loads(FACTS.read_text()))
     pictures = study_page.draw_pictures(kept, found, STEM)
     write_whole(Path(f"{STEM}.json"), json.dumps(found, indent=1) + "\n")
     text = study_page.page(found, pictures)

@@ -12,7 +12,7 @@ from ctssl.files.text import markdown
 from ctssl.robustness.curves import Line, draw
 from ctssl.shifts import SHIFTS
 from training.experiments.measured import MARGIN, MARGIN_LOST, SHIFTED, SURE, Measured, sure
-from training.experiments.robustness import CLEAN, CUBE, SEVERITIES, UNTRUE
+from training.experiments.study_cases import CLEAN, CUBE, SEVERITIES, UNTRUE
 from training.experiments.trials import told, told_p
 
 KERNELS = """What `training.experiments.lung` trained on 50 of the patients marks in a smooth and in a sharp reconstruction of two
