@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-import ctssl
 from ctssl.cli import main
 from ctssl.finetuning import curve
+from ctssl.finetuning.run import run
 
 SHORT = ["--steps", "2", "--crop", "16", "--batch", "1", "--head", "linear"]
 
@@ -18,13 +18,11 @@ def test_the_command_trains_each_model_with_each_number_of_patients(
 ):
     asked, out = [], tmp_path / "curve"
 
-    def counted(*args, **kwargs):
-        asked.append(
-            (kwargs["few_shot"], kwargs["from_scratch"], kwargs["settings"].seed, tuple(kwargs["hold_out"]))
-        )
-        return ctssl.finetune(*args, **kwargs)
+    def counted(request, dataset):
+        asked.append((request.few_shot, request.from_scratch, request.settings.seed, tuple(request.hold_out)))
+        return run(request, dataset)
 
-    monkeypatch.setattr(curve, "finetune", counted)
+    monkeypatch.setattr(curve, "run", counted)
     command = [
         "curve",
         str(labelled),

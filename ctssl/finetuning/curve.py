@@ -18,8 +18,8 @@ from ctssl.evaluation.statistics import add_holm, gained, mean_interval, patient
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import as_plain, csv_text, markdown
 from ctssl.finetuning.job import prepare_job
-from ctssl.finetuning.request import Request
-from ctssl.finetuning.run import finetune
+from ctssl.finetuning.request import Request, check_request
+from ctssl.finetuning.run import run
 from ctssl.finetuning.settings import Settings
 from ctssl.finetuning.start import BASELINES
 
@@ -142,28 +142,26 @@ def measure_curve(
     counts = _counts(shots, len(patients(train)))
     model, scratch = next(iter(names.values()))
     first = Request(folder, model, settings, head, [case.name for case in held], from_scratch=scratch)
-    first = replace(first, spacing_mm=spacing_mm, window_hu=window_hu, progress=progress)
+    first = replace(first, spacing_mm=spacing_mm, window_hu=window_hu, device=device, progress=progress)
     seen = prepare_job(first, dataset).plan.preprocess  # one plan: the gain is of the weights alone
     grid = f"{seen.spacing_mm:g} mm, {seen.window_hu[0]:g} to {seen.window_hu[1]:g} HU"
     patient, rows = {case.name: case.patient for case in held}, []
     for count in counts:
         for seed in range(seeds):
             for name, (model, scratch) in names.items():
-                report = finetune(
-                    data,
+                asked = replace(
+                    first,
                     out=folder / f"{_plain(name)}-{count}-{seed}",
                     model=model,
                     from_scratch=scratch,
                     few_shot=count if count < len(patients(train)) else None,
-                    hold_out=[case.name for case in held],
                     settings=replace(settings, seed=seed),
-                    head=head,
                     spacing_mm=seen.spacing_mm,
                     window_hu=seen.window_hu,
-                    device=device,
-                    progress=progress,
                     keep=True,
                 )
+                check_request(asked)
+                report = run(asked, dataset)
                 where: Row = {"model": name, "shots": count, "seed": seed}
                 rows += [
                     {
