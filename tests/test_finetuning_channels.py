@@ -13,7 +13,7 @@ from ctssl.datasets.case import Dataset, read_case
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.scans import channels_in, list_scans, with_channels
 from ctssl.finetuning import job
-from ctssl.finetuning.crops import Scan, draw
+from ctssl.finetuning.crops import PreparedCase, draw
 from ctssl.finetuning.plan import derive_channel
 from ctssl.finetuning.request import Request
 from ctssl.finetuning.start import open_start, take_head
@@ -187,7 +187,7 @@ def test_windows_follow_from_labelled_values():
 def test_crops_move_all_channels_alike():
     rng = np.random.default_rng(0)
     image = rng.random((40, 40, 40)).astype(np.float16)
-    scan = Scan(np.stack([image, image]), (image > 0.5).astype(np.uint8), np.eye(4), "twice")
+    scan = PreparedCase(np.stack([image, image]), (image > 0.5).astype(np.uint8), np.eye(4), "twice")
     settings = ctssl.Settings(crop=16, batch=4, degrade=0.0, intensity=0.0, warp=1.0)
     images, labels = draw([scan], settings, 3)
     assert images.shape == (4, 2, 16, 16, 16) and labels.shape == (4, 1, 16, 16, 16)

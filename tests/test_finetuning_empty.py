@@ -6,14 +6,14 @@ import torch
 
 import ctssl
 from ctssl.finetuning import threshold
-from ctssl.finetuning.crops import Scan, draw
+from ctssl.finetuning.crops import PreparedCase, draw
 
 
-def scan_of(value: float, label: int, name: str) -> Scan:
+def scan_of(value: float, label: int, name: str) -> PreparedCase:
     """A scan of one value; its label fills a corner of it."""
     image, labels = np.full((1, 24, 24, 24), value, np.float16), np.zeros((24, 24, 24), np.uint8)
     labels[:8, :8, :8] = label
-    return Scan(image, labels, np.eye(4), name, bool(label))
+    return PreparedCase(image, labels, np.eye(4), name, bool(label))
 
 
 def test_healthy_scans_are_drawn_as_often_as_asked():

@@ -13,12 +13,12 @@ import ctssl
 from ctssl.devices import multiplies_bf16, warn_of_slow_bf16
 from ctssl.encoders import ENCODERS
 from ctssl.finetuning import loop
-from ctssl.finetuning.crops import Scan
+from ctssl.finetuning.crops import PreparedCase
 from ctssl.finetuning.threshold import validate
 from tests.support import fork
 from tests.support.tiny import QUICK
 
-SCAN = Scan(
+SCAN = PreparedCase(
     np.random.default_rng(0).random((1, 20, 20, 20)).astype(np.float16),
     np.ones((20, 20, 20), np.uint8),
     np.eye(4),
@@ -85,7 +85,7 @@ def test_validation_is_the_mean_over_whole_scans_and_the_labels_they_have():
     found = [rng.integers(0, 3, (16, 16, 16)), rng.integers(0, 2, (8, 8, 24))]
     true = [rng.integers(0, 3, (16, 16, 16)), rng.integers(0, 2, (8, 8, 24))]
     scans = [
-        Scan((a / 2).astype(np.float16)[None], b.astype(np.uint8), np.eye(4), "x")
+        PreparedCase((a / 2).astype(np.float16)[None], b.astype(np.uint8), np.eye(4), "x")
         for a, b in zip(found, true, strict=True)
     ]
     first = np.mean([ctssl.metrics.dsc(found[0] == k, true[0] == k) for k in (1, 2)])
@@ -185,7 +185,7 @@ def test_the_average_of_the_weights_is_what_is_kept(tiny, tmp_path):
         settings = dataclasses.replace(QUICK, steps=3, ema=ema, warmup=0.0)
         loop.fit(
             net,
-            [Scan(scan[None], mask, np.eye(4), "x")],
+            [PreparedCase(scan[None], mask, np.eye(4), "x")],
             [],
             settings,
             **(where(tmp_path / str(ema)) | {"from_scratch": True}),

@@ -68,7 +68,7 @@ def test_the_place_of_a_voxel_tells_nothing_even_in_scans_with_the_tumour_in_the
     image = np.ones((64, 64, 64), np.float32)
     tumour = np.zeros(image.shape, bool)
     tumour[28:36, 28:36, 28:36] = True
-    group = [probe.Scan(str(n), image, tumour) for n in range(30)]
+    group = [probe.ProbedScan(str(n), image, tumour) for n in range(30)]
     for run in probe.measure(group, probe.position, seeds=2):
         assert np.mean(run["linear"]["auroc"]) < 0.6
     for cube in probe.cubes(group[0], np.random.default_rng(0)):
@@ -117,6 +117,8 @@ def test_what_cannot_be_probed_is_said(six, capsys):
 def test_the_scans_of_a_patient_are_held_out_together():
     image, tumour = np.ones((36, 36, 36), np.float32), np.zeros((36, 36, 36), bool)
     tumour[12:24, 12:24, 12:24] = True
-    group = [probe.Scan(f"p{n // 3}", image, tumour) for n in range(18)]  # six patients, three scans each
+    group = [
+        probe.ProbedScan(f"p{n // 3}", image, tumour) for n in range(18)
+    ]  # six patients, three scans each
     for run in probe.measure(group, probe.position, seeds=3):
         assert len(run["patients"]) == len(set(run["patients"])) == len(run["linear"]["auroc"]) == 2

@@ -9,7 +9,7 @@ import torch
 import ctssl
 from ctssl import inference
 from ctssl.cli.main import main
-from ctssl.finetuning.crops import Scan
+from ctssl.finetuning.crops import PreparedCase
 from ctssl.finetuning.threshold import choose_threshold
 from ctssl.heads.segmenter import Segmenter
 from ctssl.inference.features import prepared
@@ -58,7 +58,7 @@ def test_the_threshold_is_the_one_that_suits_the_validation_cases():
     labels[4:14, 4:14, 4:10] = 1
     model = Shares()
     image = prepared(model.encoder, Volume(hu, np.diag([2.0, 2, 2, 1]), "a"))
-    scan = Scan(image.array.astype(np.float16), labels, image.affine, "a")
+    scan = PreparedCase(image.array.astype(np.float16), labels, image.affine, "a")
     assert choose_threshold(model, [scan]) == 0.3
     assert choose_threshold(model, [scan._replace(labels=np.zeros_like(labels))]) == 0.5  # tells nothing
     assert choose_threshold(model, []) == 0.5

@@ -110,7 +110,12 @@ def test_the_mask_does_not_depend_on_the_memory_allowed(model, monkeypatch):
 def test_a_large_scan_is_planned_for_eight_gigabytes():
     model = ctssl.segmenter("swin-wild-mim")
     scan = Volume(np.broadcast_to(np.float32(0), (512, 512, 600)), np.diag([0.75, 0.75, 1.0, 1.0]))
-    assert 16 <= masks.plan(model, scan, 8.0) <= masks.plan(model, scan, 12.0) <= 600
+    assert (
+        16
+        <= masks.slices_within_memory(model, scan, 8.0)
+        <= masks.slices_within_memory(model, scan, 12.0)
+        <= 600
+    )
 
 
 def huge(path: Path, shape=(600, 600, 600), spacing=10.0) -> Path:

@@ -65,7 +65,7 @@ def add_speed(sub: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def free(path: str, overwrite: bool, *endings: str) -> None:
+def check_output(path: str, overwrite: bool, *endings: str) -> None:
     """Raise for an output that cannot be written, before hours of work and not after."""
     if not path.endswith(endings):
         raise ValueError(f"cannot write {path}: its name must end in {' or '.join(endings)}")
@@ -76,7 +76,7 @@ def free(path: str, overwrite: bool, *endings: str) -> None:
     check_writable(Path(path).absolute().parent)
 
 
-def complain(failed: dict[str, str]) -> None:
+def raise_if_failed(failed: dict[str, str]) -> None:
     """Raise `RuntimeError` naming the scans of a folder that failed, and why, once the others are done."""
     if failed:
         raise RuntimeError(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ctssl.cli.common import add_memory, add_speed, common, complain, free
+from ctssl.cli.common import add_memory, add_speed, check_output, common, raise_if_failed
 from ctssl.zoo import DEFAULT
 
 Row = dict[str, Any]
@@ -70,7 +70,7 @@ def _similar(args: argparse.Namespace) -> None:
     if args.top < 1:
         raise ValueError(f"invalid --top {args.top} (must be at least 1)")
     if args.out:
-        free(args.out, args.overwrite, ".csv")
+        check_output(args.out, args.overwrite, ".csv")
         check_apart([Path(args.out)], [Path(file) for file in (args.table, args.queries) if file])
     queries = Embeddings.read(Path(args.queries)) if args.queries else None
     rows = nearest(Embeddings.read(Path(args.table)), queries, top=args.top)
@@ -100,7 +100,7 @@ def _embed(args: argparse.Namespace) -> None:
     if scans and not args.out:
         raise ValueError("a folder of scans needs a table to write: OUT.csv")
     if args.out:
-        free(args.out, args.overwrite, kind)
+        check_output(args.out, args.overwrite, kind)
         inputs = [*scans.values()] or [folder]
         check_apart([Path(args.out)], [*inputs, *([Path(args.mask)] if args.mask else [])])
     encoder = ctssl.load(args.model, device=args.device)
@@ -187,7 +187,7 @@ def _write_rows(encoder: Any, scans: dict[str, Path], args: argparse.Namespace) 
         print(f"nothing was written to {args.out}")
     else:
         print(f"{len(rows)} rows in {args.out}" if args.out else csv_text(rows), end="\n" if args.out else "")
-    complain(failed)
+    raise_if_failed(failed)
 
 
 def _rows(encoder: Any, scan: Path, mask: Path | None, args: argparse.Namespace) -> Iterator[Row]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from ctssl.cli.common import free
+from ctssl.cli.common import check_output
 
 SIDE = 96
 
@@ -53,7 +53,7 @@ def _export(args: argparse.Namespace) -> None:
         x, y, z = args.size or [getattr(model, "window", SIDE)] * 3
         if min(x, y, z) < 1:
             raise ValueError(f"--size {x} {y} {z}: use three sizes of at least 1 voxel")
-        free(args.onnx or args.program, args.overwrite, ".onnx" if args.onnx else ".pt2")
+        check_output(args.onnx or args.program, args.overwrite, ".onnx" if args.onnx else ".pt2")
         out = Path(args.onnx or args.program)
         if args.onnx:
             ctssl.to_onnx(model, out, size=(x, y, z), overwrite=args.overwrite)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ctssl
-from ctssl.cli.common import free
+from ctssl.cli.common import check_output
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -150,8 +150,10 @@ def _compare(args: argparse.Namespace) -> None:
 
     numbers = str(Path(args.out).with_suffix(".json"))
     begun = bool(find_parts(Path(numbers).parent, Path(numbers).name)) and not Path(numbers).exists()
-    free(args.out, args.overwrite or begun, ".png")  # the numbers are written last, beside the picture
-    free(numbers, args.overwrite, ".json")
+    check_output(
+        args.out, args.overwrite or begun, ".png"
+    )  # the numbers are written last, beside the picture
+    check_output(numbers, args.overwrite, ".json")
     scans: list[Path] = []
     for source in map(Path, args.data):
         inside = list(list_scans(source, series=True).values()) if source.is_dir() else []

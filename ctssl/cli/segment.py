@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ctssl
-from ctssl.cli.common import add_memory, add_speed, common, complain, free
+from ctssl.cli.common import add_memory, add_speed, check_output, common, raise_if_failed
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -87,14 +87,14 @@ def _segment(args: argparse.Namespace) -> None:
 
     picture = check_path(args.overlay) if args.overlay else None
     again = args.overwrite or is_unfinished(Target(check_path(args.out)), picture)
-    free(args.out, again, ".nii", ".nii.gz", ".dcm")
+    check_output(args.out, again, ".nii", ".nii.gz", ".dcm")
     if args.overlay:
-        free(args.overlay, again, ".png")
+        check_output(args.overlay, again, ".png")
     if args.out.endswith(".dcm"):
         _segment_dicom(args, picture, overwrite=again)
         return
     from ctssl.inference.folder import target_of, write_mask
-    from ctssl.inference.masks import plan
+    from ctssl.inference.masks import slices_within_memory
     from ctssl.inference.memory import read_within
     from ctssl.volume.channels import Channels
 
@@ -103,7 +103,9 @@ def _segment(args: argparse.Namespace) -> None:
     if args.series:
         maps = len(model.labels) if args.probabilities else 0
         source, _ = read_within(
-            source, lambda grid: plan(model, grid, args.max_memory, maps=maps), series=args.series
+            source,
+            lambda grid: slices_within_memory(model, grid, args.max_memory, maps=maps),
+            series=args.series,
         )
     target = target_of(model, Path(args.out), with_maps=args.probabilities)
     check_apart([target.record, *target.maps.values()], scans)
@@ -173,7 +175,7 @@ def _draw(args: argparse.Namespace, model: Any, scan: Any, mask: Any) -> None:
 def _segment_dicom(args: argparse.Namespace, picture: Path | None, *, overwrite: bool) -> None:
     """A DICOM series to a DICOM-SEG or RTSTRUCT. A record says until the end that the results are not complete."""
     from ctssl.inference.folder import Target, begin, clear_leftovers
-    from ctssl.inference.masks import plan, segment
+    from ctssl.inference.masks import segment, slices_within_memory
     from ctssl.inference.memory import read_within
     from ctssl.volume.channels import Channels
     from ctssl.volume.dicom_rtstruct import check_series, write_rtstruct
@@ -191,7 +193,9 @@ def _segment_dicom(args: argparse.Namespace, picture: Path | None, *, overwrite:
         check_series(Path(args.scan), series=args.series)
     model = _model(args)
     source = Channels(args.scan, *args.channel)
-    scan, _ = read_within(source, lambda grid: plan(model, grid, args.max_memory), series=args.series)
+    scan, _ = read_within(
+        source, lambda grid: slices_within_memory(model, grid, args.max_memory), series=args.series
+    )
     mask = segment(model, scan, _windows(args), progress=not args.json)
     target = Target(Path(args.out))
     clear_leftovers(target, picture)
@@ -246,4 +250,4 @@ def _segment_folder(args: argparse.Namespace, scans: dict[str, Path]) -> None:
         print(json.dumps({"out": args.out, "scans": len(scans), "failed": failed}))
     else:
         print(f"{len(scans) - len(failed)} of {len(scans)} scans have their mask in {args.out}")
-    complain(failed)
+    raise_if_failed(failed)

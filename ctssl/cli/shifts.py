@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from ctssl.cli.common import add_device, complain, free
+from ctssl.cli.common import add_device, check_output, raise_if_failed
 
 UNITS = {
     "contrast": "iodine, approximate: vessels of +50, 100, 150, 225, 300 HU at 120 kVp",
@@ -152,7 +152,7 @@ def _shift(args: argparse.Namespace) -> None:
         raise ValueError("--every is for a folder of scans and a folder to write to")
     else:
         check_apart([Path(args.out)], [source])
-        free(args.out, args.overwrite, ".nii", ".nii.gz")
+        check_output(args.out, args.overwrite, ".nii", ".nii.gz")
         scan = check(read(args.scan, series=args.series))
         found = shift_all(scan, wanted, seed=args.seed)
         warn_if_unchanged(scan, found, wanted)
@@ -162,7 +162,7 @@ def _shift(args: argparse.Namespace) -> None:
         print(json.dumps({"written": done, "shifts": wanted, "seed": args.seed, "failed": failed}))
     else:
         print(f"{written[0]}" if len(written) == 1 else f"{len(written)} scans in {args.out}")
-    complain(failed)
+    raise_if_failed(failed)
 
 
 def _robustness(args: argparse.Namespace) -> None:

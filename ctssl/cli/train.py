@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctssl.cli.common import add_device, add_grid, add_hold_out, add_memory, free, hold_out
+from ctssl.cli.common import add_device, add_grid, add_hold_out, add_memory, check_output, hold_out
 from ctssl.zoo import DEFAULT
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _check(args: argparse.Namespace) -> None:
     from ctssl.datasets.records import record_case
 
     if args.out:
-        free(args.out, args.overwrite, *page.ENDINGS)
+        check_output(args.out, args.overwrite, *page.ENDINGS)
     dataset, records = find_cases(args.data, images=args.images, labels=args.labels, roi=args.roi), []
 
     def look(*case: Any) -> None:

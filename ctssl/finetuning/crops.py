@@ -17,7 +17,7 @@ from ctssl.finetuning.settings import Settings
 from ctssl.sampling import augment, crop_at, degrade, random_matrix, random_part, random_placement, warp
 
 
-class Scan(NamedTuple):
+class PreparedCase(NamedTuple):
     """A prepared case: image `(C, X, Y, Z)` float16 0 to 1, labels `(X, Y, Z)` uint8, on the working grid `affine`.
 
     `labelled`: whether its mask holds any label, also one too small for that grid.
@@ -31,7 +31,7 @@ class Scan(NamedTuple):
 
 
 def batches(
-    scans: list[Scan], settings: Settings, start: int, *, rank: int = 0, workers: int = 0
+    scans: list[PreparedCase], settings: Settings, start: int, *, rank: int = 0, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What `draw` gives for the steps from `start` on, without end; `workers` processes draw ahead."""
     steps: Any = itertools.count(start)
@@ -51,14 +51,14 @@ def workers_for(device: torch.device) -> int:
 class _Steps(Dataset[tuple[Tensor, Tensor]]):
     """The crops of every step, by its number."""
 
-    def __init__(self, scans: list[Scan], settings: Settings, rank: int) -> None:
+    def __init__(self, scans: list[PreparedCase], settings: Settings, rank: int) -> None:
         self.scans, self.settings, self.rank = scans, settings, rank
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         return draw(self.scans, self.settings, step, rank=self.rank)
 
 
-def draw(scans: list[Scan], settings: Settings, step: int, *, rank: int = 0) -> tuple[Tensor, Tensor]:
+def draw(scans: list[PreparedCase], settings: Settings, step: int, *, rank: int = 0) -> tuple[Tensor, Tensor]:
     """Images `(B, C, S, S, S)` and labels `(B, 1, S, S, S)` of a step. Each crop depends on the settings, the step and its
     number alone."""
     pairs, full, empty = [], scans, []

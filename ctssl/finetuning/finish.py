@@ -23,7 +23,7 @@ from ctssl.finetuning.plan import training_range
 from ctssl.finetuning.prepare import survey_warnings
 from ctssl.finetuning.report import WRITTEN, Facts, Judged, Report, judge, result_files
 from ctssl.hub.provenance import facts as metadata_of
-from ctssl.inference.masks import onto, plan, probabilities_of
+from ctssl.inference.masks import onto, probabilities_of, slices_within_memory
 from ctssl.volume.grids import prepare
 
 
@@ -37,7 +37,7 @@ def judge_cases(net: Any, job: Job) -> dict[str, Judged]:
 def judge_case(net: Any, job: Job, case: Case) -> Judged:
     """Segment and score one case on its own grid."""
     scan, truth = read_case(case)
-    slices = plan(net, scan, job.request.max_memory_gb)
+    slices = slices_within_memory(net, scan, job.request.max_memory_gb)
     found, affine = probabilities_of(net, prepare(scan, job.plan.preprocess))
     array = onto(found, affine, scan, slices, threshold=net.threshold)
     return judge(scan.on_grid(array), truth, scan, judged_labels(net.labels, job))

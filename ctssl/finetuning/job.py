@@ -26,7 +26,7 @@ from ctssl.finetuning.prepare import (
 from ctssl.finetuning.request import Request, identity_of
 from ctssl.finetuning.settings import Settings
 from ctssl.finetuning.start import Start, check_interpolation, open_start, take_head
-from ctssl.inference.masks import plan
+from ctssl.inference.masks import slices_within_memory
 from ctssl.loading import segmenter
 from ctssl.zoo import Preprocess, beside
 
@@ -216,5 +216,5 @@ def build_network(job: Job) -> Any:
         check_interpolation(net, job.start)
     net.parent = "" if job.start.from_scratch else job.start.name
     for case in job.sides.held_out:
-        plan(net, job.survey.records.cases[case.name].grid, job.request.max_memory_gb)
+        slices_within_memory(net, job.survey.records.cases[case.name].grid, job.request.max_memory_gb)
     return net

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ctssl import precision
 from ctssl.devices import agreed, multiplies_bf16, rank_and_world, warn_of_slow_bf16
 from ctssl.files.running import Stopped, stop_signals
-from ctssl.finetuning.crops import Scan, batches, workers_for
+from ctssl.finetuning.crops import PreparedCase, batches, workers_for
 from ctssl.finetuning.settings import Settings
 from ctssl.finetuning.state import Progress, load_state, save_state
 from ctssl.finetuning.threshold import validate
@@ -32,8 +32,8 @@ CHOOSING = 5  # validation cases from which on weights are chosen by them; fewer
 
 def fit(
     net: Segmenter,
-    scans: list[Scan],
-    validating: list[Scan],
+    scans: list[PreparedCase],
+    validating: list[PreparedCase],
     settings: Settings,
     *,
     folder: Path,

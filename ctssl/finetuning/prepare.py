@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ctssl.datasets import checks
 from ctssl.datasets.case import Case, Dataset, read_case
 from ctssl.datasets.splits import divide, few, held_out_in, side_of, validation
-from ctssl.finetuning.crops import Scan
+from ctssl.finetuning.crops import PreparedCase
 from ctssl.finetuning.plan import Structures, measure
 from ctssl.finetuning.request import Request
 from ctssl.shifts.copies import shifted_copies
@@ -137,7 +137,7 @@ def name_labels(
 
 def prepare_cases(
     cases: list[Case], preprocess: Preprocess, *, progress: bool, copies: int = 0, seed: int = 0
-) -> list[Scan]:
+) -> list[PreparedCase]:
     """Read cases again and bring them, and `copies` shifted copies of each, onto the working grid."""
     scans = []
     for number, case in enumerate(tqdm(cases, desc="preparing scans", disable=not progress)):
@@ -146,7 +146,7 @@ def prepare_cases(
         labels = onto_grid(mask, image)
         images = [image, *(prepare(c, preprocess) for c in shifted_copies(scan, copies, seed=seed + number))]
         facts = (labels, image.affine, case.name, bool(mask.array.any()))
-        scans += [Scan(one.stack.astype(np.float16), *facts) for one in images]
+        scans += [PreparedCase(one.stack.astype(np.float16), *facts) for one in images]
     return scans
 
 

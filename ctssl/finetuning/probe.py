@@ -43,7 +43,7 @@ REPORT = "report.md"
 PLACE, GREY = "position alone", "intensity alone"
 
 
-class Scan(NamedTuple):
+class ProbedScan(NamedTuple):
     """A prepared scan 0..1 and its tumour, on one grid."""
 
     patient: str
@@ -70,7 +70,7 @@ class Cube(NamedTuple):
 Features = Callable[[list[Cube]], Tensor]  # -> (all voxels of all cubes, D)
 
 
-def cubes(scan: Scan, rng: np.random.Generator) -> list[Cube]:
+def cubes(scan: ProbedScan, rng: np.random.Generator) -> list[Cube]:
     """Return pieces in which some tumour voxel lies at a random place; as many voxels of the tumour as of other
     tissue in each."""
     found, inside = [], np.argwhere(scan.tumour)
@@ -131,7 +131,7 @@ def position(pieces: list[Cube]) -> Tensor:
     return torch.cat([x, products, x.norm(dim=1, keepdim=True)], 1)
 
 
-def rows(group: list[Scan], each: Sequence[Features]) -> Iterator[Rows]:
+def rows(group: list[ProbedScan], each: Sequence[Features]) -> Iterator[Rows]:
     """Yield one `Rows` a seed, by the features of that seed."""
     for seed, features in enumerate(each):
         parts = []
@@ -143,7 +143,7 @@ def rows(group: list[Scan], each: Sequence[Features]) -> Iterator[Rows]:
         yield Rows(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def everyone(group: list[Scan]) -> list[str]:
+def everyone(group: list[ProbedScan]) -> list[str]:
     """Return every patient once, in the order of the scans; `Rows.patient` counts them so."""
     return list(dict.fromkeys(scan.patient for scan in group))
 
@@ -218,12 +218,12 @@ def judged(scores: Tensor, test: Rows) -> list[tuple[float, float]]:
     return found
 
 
-def measure(group: list[Scan], features: Features, *, seeds: int) -> list[dict[str, Any]]:
+def measure(group: list[ProbedScan], features: Features, *, seeds: int) -> list[dict[str, Any]]:
     """Return `measure_each` of the same features with every seed."""
     return measure_each(group, [features] * seeds)
 
 
-def measure_each(group: list[Scan], each: Sequence[Features]) -> list[dict[str, Any]]:
+def measure_each(group: list[ProbedScan], each: Sequence[Features]) -> list[dict[str, Any]]:
     """Return, for each seed and probe, the AUROC and AP of a third of the patients, drawn by the seed, after a fit on the
     others.
 
@@ -379,7 +379,9 @@ def _encoder(name: str, seed: int, device: torch.device) -> Any:
     return start.encoder.to(device).eval()
 
 
-def read_scans(cases: list[Case], preprocess: Preprocess, *, label: int | None, progress: bool) -> list[Scan]:
+def read_scans(
+    cases: list[Case], preprocess: Preprocess, *, label: int | None, progress: bool
+) -> list[ProbedScan]:
     """Return the cases with labelled voxels, prepared."""
     found = []
     for case in tqdm(cases, desc="reading scans", disable=not progress):
@@ -388,7 +390,7 @@ def read_scans(cases: list[Case], preprocess: Preprocess, *, label: int | None, 
         wanted = mask.array > 0 if label is None else mask.array == label
         inside = resample(wanted, mask.affine, image.shape, image.affine) > 0.5
         if inside.any():
-            found.append(Scan(case.patient or case.name, image.array, inside))
+            found.append(ProbedScan(case.patient or case.name, image.array, inside))
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ctssl.finetuning.crops import Scan
+from ctssl.finetuning.crops import PreparedCase
 from ctssl.inference.masks import likeliest, probabilities_of
 from ctssl.inference.windows import Windows
 from ctssl.metrics import dsc
@@ -23,7 +23,7 @@ THRESHOLDS = (0.5, 0.4, 0.3, 0.2)  # a Dice of 0.4 to 1 asks for these
 HIGHER = (0.6, 0.7, 0.8, 0.9)  # what is marked in scans with nothing to mark asks for these
 
 
-def choose_threshold(net: Any, scans: list[Scan], *, progress: bool = False) -> float:
+def choose_threshold(net: Any, scans: list[PreparedCase], *, progress: bool = False) -> float:
     """Return the threshold with the highest mean DSC over whole scans and labels (with an empty mask among them, the DSC of
     each label over all scans together); 0.5 without scans."""
     some_empty = any(not scan.labelled for scan in scans)
@@ -44,7 +44,7 @@ def choose_threshold(net: Any, scans: list[Scan], *, progress: bool = False) -> 
     return thresholds[int(means.argmax())]
 
 
-def validate(net: Any, scans: list[Scan], *, half: bool = False) -> float:
+def validate(net: Any, scans: list[PreparedCase], *, half: bool = False) -> float:
     """Return the mean DSC over whole scans at the working spacing, and over the labels that each has.
 
     `half`: in bfloat16. Windows do not overlap, for speed.
@@ -56,7 +56,9 @@ def validate(net: Any, scans: list[Scan], *, half: bool = False) -> float:
     return float(np.mean(means)) if means else 0.0
 
 
-def _masks(net: Any, scan: Scan, thresholds: tuple[float, ...], windows: Windows) -> dict[float, np.ndarray]:
+def _masks(
+    net: Any, scan: PreparedCase, thresholds: tuple[float, ...], windows: Windows
+) -> dict[float, np.ndarray]:
     """The mask of a whole scan at each threshold."""
     first, *others = scan.image.astype(np.float32)
     image = Volume(first, scan.affine, scan.name, extra=tuple(others))
@@ -65,6 +67,6 @@ def _masks(net: Any, scan: Scan, thresholds: tuple[float, ...], windows: Windows
     return {threshold: likeliest(maps, list(net.labels), threshold) for threshold in thresholds}
 
 
-def _dsc(net: Any, scan: Scan, mask: np.ndarray) -> list[float]:
+def _dsc(net: Any, scan: PreparedCase, mask: np.ndarray) -> list[float]:
     """DSC of each label that a scan has."""
     return [dsc(mask == k, scan.labels == k) for k in net.labels if (scan.labels == k).any()]

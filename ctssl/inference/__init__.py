@@ -15,9 +15,9 @@ from ctssl.inference.folder import write_mask as write_mask
 from ctssl.inference.masks import likeliest as likeliest
 from ctssl.inference.masks import mask_and_maps as mask_and_maps
 from ctssl.inference.masks import onto as onto
-from ctssl.inference.masks import plan as plan
 from ctssl.inference.masks import probabilities as probabilities
 from ctssl.inference.masks import segment as segment
+from ctssl.inference.masks import slices_within_memory as slices_within_memory
 from ctssl.inference.windows import MEMORY_GB as MEMORY_GB
 from ctssl.inference.windows import Windows as Windows
 from ctssl.inference.windows import slide as slide

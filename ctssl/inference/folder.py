@@ -26,7 +26,7 @@ from ctssl.files.running import clear_parts
 from ctssl.files.text import read_json
 from ctssl.files.versions import versions
 from ctssl.files.walk import files_below
-from ctssl.inference.masks import Network, mask_and_maps, plan, segment
+from ctssl.inference.masks import Network, mask_and_maps, segment, slices_within_memory
 from ctssl.inference.masks import probabilities as compute_maps
 from ctssl.inference.memory import read_within
 from ctssl.inference.windows import Windows
@@ -200,7 +200,9 @@ def write_mask(
     if taken and not overwrite:
         raise FileExistsError(f"{taken[0]} exists; choose another name, or overwrite it on purpose")
     maps_kept = len(model.labels) if target.maps else 0
-    scan, _ = read_within(source, lambda grid: plan(model, grid, windows.max_memory_gb, maps=maps_kept))
+    scan, _ = read_within(
+        source, lambda grid: slices_within_memory(model, grid, windows.max_memory_gb, maps=maps_kept)
+    )
     facts, began = made_by(model, windows, source), time.monotonic()
     if target.maps:
         mask, maps = mask_and_maps(model, scan, windows, progress=progress)

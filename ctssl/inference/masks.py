@@ -64,14 +64,16 @@ def _run(
     model: Network, source: Any, windows: Windows, *, maps: int, progress: bool
 ) -> tuple[Volume, np.ndarray, np.ndarray]:
     """Return the mask of a scan, and what `probabilities_of` gives. `maps`: that will be held besides."""
-    volume, slices = read_within(source, lambda grid: plan(model, grid, windows.max_memory_gb, maps=maps))
+    volume, slices = read_within(
+        source, lambda grid: slices_within_memory(model, grid, windows.max_memory_gb, maps=maps)
+    )
     found, affine = probabilities_of(model, prepared(model.encoder, volume), windows, progress=progress)
     mask = volume.on_grid(onto(found, affine, volume, slices, threshold=model.threshold))
     warn_unlike_training(model, mask)
     return mask, found, affine
 
 
-def plan(model: Network, volume: Volume, max_memory_gb: float, *, maps: int = 0) -> int:
+def slices_within_memory(model: Network, volume: Volume, max_memory_gb: float, *, maps: int = 0) -> int:
     """Call `plan_slices` for a model."""
     spacing_mm = (model.spec.preprocess if model.spec else Preprocess()).spacing_mm
     return plan_slices(

@@ -33,7 +33,7 @@ from ctssl.files.text import markdown
 from ctssl.finetuning.probe import (
     GREY,
     PLACE,
-    Scan,
+    ProbedScan,
     encoded,
     intensity,
     measure,
@@ -50,7 +50,7 @@ RESULTS = Path(__file__).parent / "results" / "probe.json"
 COMMAND = "python -m training.experiments.probe"
 
 
-def scans(group: str, preprocess: Preprocess) -> list[Scan]:
+def scans(group: str, preprocess: Preprocess) -> list[ProbedScan]:
     """Return the scans of a group; of sarcoma without the test cases, which what a probe decides must not have seen."""
     hidden = set(split("test")) if group == "sarcoma" else set()
     root = data_folder()

@@ -17,7 +17,7 @@ import ctssl
 from ctssl.datasets.case import Case, read_case
 from ctssl.datasets.layouts import find_cases
 from ctssl.files.atomic import write_whole
-from ctssl.finetuning.crops import Scan, draw
+from ctssl.finetuning.crops import PreparedCase, draw
 from ctssl.finetuning.prepare import prepare_cases
 from ctssl.metrics import volume_ml
 from ctssl.shifts import REVISION, SHIFTS
@@ -50,7 +50,7 @@ class Task:
         radiomics += [lung.row_of("lung_radiomics_nc", name, "_offcentre", "val") for name in split["choose"]]
         found = find_cases(lung.write_rows(radiomics, work / f"study-{os.getpid()}.csv")).cases
         self.training = [case for case in found if case.split == "train"]
-        self.copies: dict[tuple[int, int], list[Scan]] = {}
+        self.copies: dict[tuple[int, int], list[PreparedCase]] = {}
         held = prepare_cases([case for case in found if case.split == "val"], PREPROCESS, progress=False)
         self.choosing = Boxes.of([s.image[0] for s in held], [s.labels > 0 for s in held], device)
         self.names = [row["id"] for row in cases("lung_radiogenomics")]
@@ -58,7 +58,7 @@ class Task:
         self.truths = {place: truths[CUBE if place == CUBE else CLEAN] for place in images}
         self.images = images
 
-    def learning(self, settings: ctssl.Settings) -> list[Scan]:
+    def learning(self, settings: ctssl.Settings) -> list[PreparedCase]:
         """Return the training scans, with shifted copies where these are asked for."""
         key = (settings.shift_augment, settings.seed if settings.shift_augment else 0)
         if key not in self.copies:
@@ -110,7 +110,7 @@ def draw_ahead(work: Path, settings: ctssl.Settings, workers: int) -> None:
     part.rename(path)
 
 
-_SCANS: list[Scan] = []  # of `draw_ahead`, for its processes
+_SCANS: list[PreparedCase] = []  # of `draw_ahead`, for its processes
 
 
 def _draw_some(path: Path, settings: ctssl.Settings, steps: np.ndarray) -> None:
