@@ -35,7 +35,7 @@ def add_hold_out(sub: argparse.ArgumentParser) -> None:
 
 
 def hold_out(text: str | None) -> float | list[str] | None:
-    """A share, or case names with commas between them."""
+    """Return a share, or case names separated by commas as a list; None for no text."""
     try:
         return None if text is None else float(text)
     except ValueError:
@@ -54,7 +54,7 @@ def add_memory(sub: argparse.ArgumentParser, use: str = "") -> None:
 
 
 def add_speed(sub: argparse.ArgumentParser, what: str) -> None:
-    """Add `--bf16` and `--compile`; `what`: they change slightly."""
+    """Add `--bf16` and `--compile`. `what`: the results that `--bf16` changes slightly."""
     sub.add_argument(
         "--bf16", action="store_true", help=f"half precision: faster on a GPU, and slightly other {what}"
     )
@@ -66,7 +66,7 @@ def add_speed(sub: argparse.ArgumentParser, what: str) -> None:
 
 
 def check_output(path: str, overwrite: bool, *endings: str) -> None:
-    """Raise for an output that cannot be written, before hours of work and not after."""
+    """Raise an error unless a file with one of `endings` can be written to `path`: before hours of work, not after."""
     if not path.endswith(endings):
         raise ValueError(f"cannot write {path}: its name must end in {' or '.join(endings)}")
     if check_path(path).exists() and not overwrite:
@@ -77,7 +77,7 @@ def check_output(path: str, overwrite: bool, *endings: str) -> None:
 
 
 def raise_if_failed(failed: dict[str, str]) -> None:
-    """Raise `RuntimeError` naming the scans of a folder that failed, and why, once the others are done."""
+    """Raise `RuntimeError` for the scans of a folder that failed, each with the reason, once the others are done."""
     if failed:
         raise RuntimeError(
             f"{len(failed)} scans failed:\n" + "\n".join(f"  {n}: {why}" for n, why in failed.items())

@@ -120,7 +120,7 @@ def _embed(args: argparse.Namespace) -> None:
 
 
 def _write_vector(encoder: Any, args: argparse.Namespace) -> None:
-    """One scan as one vector."""
+    """Embed one scan as one vector, and write or print it."""
     from io import BytesIO
 
     import numpy as np
@@ -144,7 +144,7 @@ def _write_vector(encoder: Any, args: argparse.Namespace) -> None:
 
 
 def _write_rows(encoder: Any, scans: dict[str, Path], args: argparse.Namespace) -> None:
-    """A table: a row per scan, or per lesion. A scan that fails does not stop the others."""
+    """Write or print a table with a row for each scan, or each lesion. A scan that fails does not stop the others."""
     from tqdm import tqdm
 
     from ctssl.datasets.scans import check_masks, require_scans, stem
@@ -221,7 +221,7 @@ def _numbered(vector: list[float]) -> Row:
 
 
 def _write_map(encoder: Any, args: argparse.Namespace) -> None:
-    """Every place of one map, as a 4D image."""
+    """Write all channels of one feature map as a 4D NIfTI image."""
     import nibabel
     import numpy as np
 

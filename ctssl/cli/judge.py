@@ -132,7 +132,7 @@ def _names(texts: list[str]) -> dict[int, str]:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise `FileExistsError` for a folder that holds something, but for what an evaluation that was killed left."""
+    """Raise `FileExistsError` for a file, and for a folder that holds anything but what a killed evaluation left."""
     from ctssl.files.atomic import is_begun
 
     held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
@@ -204,7 +204,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _shifted(scans: list[Any], text: str, seed: int) -> list[Any]:
-    """The scans under a shift that is written NAME:SEVERITY."""
+    """Return the scans under the shift that `text` names as NAME:SEVERITY."""
     from ctssl.shifts import check_shift, shift
 
     name, _, severity = text.partition(":")

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _words(error: BaseException) -> str:
-    """What the system refused, in a sentence."""
+    """Return the message for an error: advice where a path may not be read or written, otherwise its type and text."""
     if isinstance(error, PermissionError) and error.filename:
         path = str(error.filename)
         place = os.path.dirname(path) if ".part-" in path else path

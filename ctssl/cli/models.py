@@ -88,7 +88,7 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _use(spec: ModelSpec) -> str:
-    """Say what to take a model for, and whether an installed package holds it."""
+    """Say what a model is for, and whether it is missing from the package."""
     from ctssl.zoo import USES
 
     usual = "comparison (baseline only)" if spec.baseline_only else "comparison"
@@ -123,8 +123,8 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _known(name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, str] | None]:
-    """What table or `config.json` say of a model, and where it comes from; None for a model of the table that is
-    not on this machine."""
+    """Return what the model table or `config.json` says of a model, and its origin; None as the origin of a model of
+    the table that is not on this machine."""
     from ctssl.files.names import REPOSITORY
     from ctssl.hub.lookup import find, open_model
     from ctssl.hub.provenance import origin
@@ -143,7 +143,7 @@ def _known(name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, s
 
 
 def _plain(text: str) -> str:
-    """Without control characters: files of strangers are printed here."""
+    """Replace control characters by "?": files of strangers are printed here."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 

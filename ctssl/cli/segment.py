@@ -123,7 +123,7 @@ def _segment(args: argparse.Namespace) -> None:
 
 
 def _tell(args: argparse.Namespace, volumes: dict[str, float]) -> None:
-    """Print what was found and written. `volumes`: of each label in ml."""
+    """Print what was found and written. `volumes`: in ml, by label."""
     if args.json:
         print(json.dumps({"mask": args.out, "overlay": args.overlay, "volume_ml": volumes}))
         return
@@ -173,7 +173,8 @@ def _draw(args: argparse.Namespace, model: Any, scan: Any, mask: Any) -> None:
 
 
 def _segment_dicom(args: argparse.Namespace, picture: Path | None, *, overwrite: bool) -> None:
-    """A DICOM series to a DICOM-SEG or RTSTRUCT. A record says until the end that the results are not complete."""
+    """Segment a DICOM series and write a DICOM-SEG or RTSTRUCT. A record marks the result as unfinished until it is
+    complete."""
     from ctssl.inference.folder import Target, begin, clear_leftovers
     from ctssl.inference.masks import segment, slices_within_memory
     from ctssl.inference.memory import read_within

@@ -74,7 +74,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], chosen: str) -
 
 
 def _add_grid(sub: argparse.ArgumentParser, use: str = "") -> None:
-    """Which shifts at which severities."""
+    """Add the options for shifts, severities and the seed."""
     sub.add_argument("--shifts", nargs="+", metavar="NAME", help=f"shifts{use} (default: all)")
     sub.add_argument(
         "--severities", type=int, nargs="+", default=[1, 3, 5], help=f"severities{use} (default: 1 3 5)"
@@ -83,7 +83,7 @@ def _add_grid(sub: argparse.ArgumentParser, use: str = "") -> None:
 
 
 def _add_cases(sub: argparse.ArgumentParser) -> None:
-    """Which labelled scans, and the strata of their table."""
+    """Add the arguments for labelled scans and for the strata of their table."""
     sub.add_argument(
         "data", nargs="?", help="labelled scans, as for `ctssl finetune`; none for --pairs alone"
     )
@@ -110,7 +110,7 @@ def _add_flags(sub: argparse.ArgumentParser) -> None:
 
 
 def _wanted(args: argparse.Namespace) -> dict[str, int]:
-    """The shifts that were asked for, by name."""
+    """Return the severity of each shift that was asked for, by name."""
     from ctssl.shifts import SHIFTS, check_shift
 
     found = {name: getattr(args, name) for name in SHIFTS if getattr(args, name) is not None}

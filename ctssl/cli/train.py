@@ -57,7 +57,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_sides(sub: argparse.ArgumentParser) -> None:
-    """Who trains and who is held out."""
+    """Add the options for training and held-out cases."""
     add_hold_out(sub)
     sub.add_argument(
         "--folds",
@@ -72,7 +72,7 @@ def _add_sides(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_preparation(sub: argparse.ArgumentParser) -> None:
-    """How scans are prepared."""
+    """Add the options for the spacing and the windows."""
     add_grid(
         sub,
         spacing="working spacing in mm (default: from the structures' size)",
@@ -89,7 +89,7 @@ def _add_preparation(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(sub: argparse.ArgumentParser) -> None:
-    """How to train."""
+    """Add the options for the training itself."""
     number: dict[str, Any] = dict(type=int, metavar="N")
     share: dict[str, Any] = dict(type=float, metavar="SHARE")
     sub.add_argument("--steps", **number, help="training steps (default: 600)")
@@ -249,7 +249,7 @@ def _folds(text: str) -> int | str:
 
 
 def _request(args: argparse.Namespace) -> Request:
-    """What was asked for, from the command line."""
+    """Build the request from the command line."""
     from dataclasses import fields
 
     from ctssl.finetuning.request import Request
@@ -288,7 +288,7 @@ def _as_json(report: Report) -> dict[str, Any]:
 
 
 def _print_report(report: Report) -> None:
-    """DSC of every held-out case; its mean by label, with the number of cases that have it."""
+    """Print the DSC of every held-out case, and its mean; of several labels also the mean and the number of cases of each."""
     for case, scores in report.held_out.items():
         text = "  ".join(f"{name} DSC {value:.3f}" for name, value in scores.items())
         print(f"{case:24} {text or 'no label that the model knows'}")
