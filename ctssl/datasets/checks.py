@@ -160,7 +160,7 @@ def _mask_problems(
 
 
 def _seen_problems(case: Case, scan_hash: str, seen: dict[str, Any], model: str) -> list[Problem]:
-    """Whether a model was trained on a scan."""
+    """Return a warning where a model was trained on a scan."""
     text = ""
     if scan_hash in seen.get("labelled", []):
         text = f"{model} was trained on this very scan, and a mask of it: do not test on it"
@@ -173,7 +173,7 @@ def _seen_problems(case: Case, scan_hash: str, seen: dict[str, Any], model: str)
 
 
 def _duplicates(kept: dict[str, Surveyed]) -> list[Problem]:
-    """Scans that are the same, voxel by voxel."""
+    """Return an error for each scan that equals an earlier one, voxel by voxel."""
     first: dict[str, str] = {}
     twins = [(name, first.setdefault(one.scan_hash, name)) for name, one in kept.items()]
     return [
@@ -184,7 +184,7 @@ def _duplicates(kept: dict[str, Surveyed]) -> list[Problem]:
 
 
 def _torn_patients(cases: list[Case]) -> list[Problem]:
-    """Patients in more than one split."""
+    """Return an error for each case whose patient is in another split too."""
     first: dict[str, Case] = {}
     found = []
     for case in cases:
@@ -201,7 +201,8 @@ def _short(message: Any, case: Case) -> str:
 
 
 def _odd_labels(held: dict[str, set[int]], *, missing: int) -> list[Problem]:
-    """Where nothing says what the labels are: they must be 1, 2, ..., none in one case alone. So many may be `missing`."""
+    """Check labels that have no names: they must be 1, 2, ..., with at most `missing` of them absent, and none in one
+    case alone."""
     counts = Counter(value for values in held.values() for value in values)
     gaps = [value for value in counts if value > len(counts) + missing]
     found = []

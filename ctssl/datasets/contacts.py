@@ -100,7 +100,7 @@ def draw_sheet(
 
 
 def _extent(shown: np.ndarray, axis: int) -> slice:
-    """Where something is shown along an axis; everywhere if nothing is."""
+    """Return the slice of an axis in which something is shown; all of it if nothing is."""
     there = np.flatnonzero(shown.any(tuple(a for a in range(3) if a != axis)))
     return slice(int(there[0]), int(there[-1]) + 1) if len(there) else slice(0, shown.shape[axis])
 

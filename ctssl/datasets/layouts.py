@@ -67,7 +67,8 @@ def find_cases(
 
 
 def _dataset(cases: list[Case], description: dict[str, Any] | None = None) -> Dataset:
-    """Cases with the names that `dataset.json` gives. Raises `ValueError` for cases of different numbers of channels."""
+    """Return cases with the names that `dataset.json` gives. Raises `ValueError` for cases of different numbers of
+    channels."""
     known, most = _channels(description or {}), max(cases, key=lambda case: len(case.channels), default=None)
     count = len(known) if known is not None else len(most.channels) if most else 0
     if odd := next((case for case in cases if len(case.channels) != count), None):
@@ -80,8 +81,8 @@ def _dataset(cases: list[Case], description: dict[str, Any] | None = None) -> Da
 
 
 def _channels(description: dict[str, Any]) -> tuple[str, ...] | None:
-    """Names of the channels beside the CT, from `channel_names` (nnU-Net 2) or `modality` (nnU-Net 1, Decathlon); None where
-    neither is there."""
+    """Return the names of the channels beside the CT, from `channel_names` (nnU-Net 2) or `modality` (nnU-Net 1,
+    Decathlon); None where neither is there."""
     given = description.get("channel_names") or description.get("modality")
     if isinstance(given, dict):  # in the order of their numbers
         given = [given[key] for key in sorted(given, key=lambda key: (len(str(key)), str(key)))]
@@ -96,7 +97,7 @@ def _channels(description: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def _pairs(image_folder: Path, label_folder: Path) -> list[Case]:
-    """Scans and masks of the same names; nnU-Net's `_0000` is no part of a scan's."""
+    """Pair scans and masks of the same names; nnU-Net's `_0000` is not part of a scan's name."""
     masks = require_scans(label_folder, unlabelled=False)
     scans = require_scans(image_folder, masks=masks, channels=True)
     check_masks(scans, masks, image_folder, label_folder)
@@ -108,7 +109,7 @@ def _pairs(image_folder: Path, label_folder: Path) -> list[Case]:
 
 
 def _description(root: Path) -> dict[str, Any]:
-    """`dataset.json` of nnU-Net or the Decathlon; empty where there is none."""
+    """Read `dataset.json` of nnU-Net or the Decathlon; empty where there is none."""
     path = root / "dataset.json"
     if not path.is_file():
         return {}
@@ -119,7 +120,7 @@ def _description(root: Path) -> dict[str, Any]:
 
 
 def _names(description: dict[str, Any]) -> dict[int, str]:
-    """Names of the labels, from `{"tumour": 1}` (nnU-Net) or `{"1": "tumour"}` (Decathlon)."""
+    """Return the names of the labels, from `{"tumour": 1}` (nnU-Net) or `{"1": "tumour"}` (Decathlon)."""
     labels, names = description.get("labels") or {}, {}
     for key, value in labels.items() if isinstance(labels, dict) else ():
         number, name = (value, key) if isinstance(value, int) else (key, value)
@@ -156,7 +157,7 @@ def _decathlon(root: Path, entries: Any) -> list[Case]:
 
 
 def _table(path: Path) -> Dataset:
-    """The labelled scans of a CSV."""
+    """Read the labelled scans of a CSV."""
     cases = [
         Case(
             row.name,
@@ -186,7 +187,8 @@ def _patient_in(image: Path) -> str:
 
 
 def _existing(cases: list[Case], path: Path) -> list[Case]:
-    """The cases, once each, with files that are there."""
+    """Return the cases unchanged. Raises `ValueError` or `FileNotFoundError` unless each is there once, with all its
+    files."""
     if not cases:
         raise ValueError(f"{path} names no case")
     files = (file for case in cases for file in (case.image, case.label, *case.channels))
@@ -211,7 +213,7 @@ def _is_there(file: Path) -> bool:
 
 
 def _dicom(root: Path, roi: str | None) -> list[Case]:
-    """A case for each patient's folder that holds a CT series and one RTSTRUCT or SEG."""
+    """Return a case for each patient's folder that holds a CT series and one RTSTRUCT or SEG."""
     cases = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if folder.name.startswith(".") or not any(names for _, _, names in walk(folder)):

@@ -145,7 +145,7 @@ def _cases_table(records: list[Record], names: Mapping[int, str]) -> str:
 def _sheet(
     records: list[Record], names: Mapping[int, str], window_hu: tuple[float, float], *, title: str = ""
 ) -> bytes:
-    """One picture of cases, as PNG."""
+    """Draw cases in one picture, as PNG."""
     notes, content = {}, BytesIO()
     for one in records:
         largest = [f"{_name(k, names)}: {_ml(one.volumes_ml[k])} ml" for k in one.labels[:1]]

@@ -119,7 +119,7 @@ def window_of(records: list[Record]) -> tuple[float, float]:
 
 
 def _middle_scores(inside: np.ndarray, box: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """DSC of a label with the ellipsoid of each of `SHARES`; `inside` is the label in its `box`."""
+    """Return the DSC of a label with the ellipsoid of each of `SHARES`; `inside` is the label in its `box`."""
     x, y, z = (_squares(n)[part] for n, part in zip(shape, box, strict=True))
     distances = np.sort((x[:, None, None] + y[:, None] + z)[inside])
     common = np.searchsorted(distances, np.square(SHARES), side="right")
@@ -128,12 +128,12 @@ def _middle_scores(inside: np.ndarray, box: tuple[slice, ...], shape: tuple[int,
 
 @lru_cache(maxsize=8)
 def _ellipsoid_sizes(shape: tuple[int, ...]) -> np.ndarray:
-    """Voxels of the ellipsoid of each of `SHARES`."""
+    """Count the voxels of the ellipsoid of each of `SHARES`."""
     x, y, z = (np.sort(_squares(n)) for n in shape)
     plane = x[:, None] + y
     return np.array([np.searchsorted(z, share**2 - plane, side="right").sum() for share in SHARES])
 
 
 def _squares(n: int) -> np.ndarray:
-    """Squared distance of each voxel of an axis from its middle, 1 at the ends of the axis."""
+    """Return the squared distance of each voxel of an axis from its middle, 1 at the ends of the axis."""
     return np.square((np.arange(n) - (n - 1) / 2) / (n / 2))

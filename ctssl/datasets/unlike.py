@@ -90,13 +90,13 @@ def _mirrored(own: float, others: np.ndarray, axis: int) -> str:
 
 
 def _centre(inside: np.ndarray) -> np.ndarray:
-    """Mean voxel index of a mask."""
+    """Return the mean voxel index of a mask."""
     sums = [inside.sum(tuple(a for a in range(3) if a != axis)) for axis in range(3)]
     return np.array([float((np.arange(len(s)) * s).sum() / s.sum()) for s in sums])
 
 
 def _middle_of_body(scan: Volume) -> np.ndarray:
-    """Middle of all but the outermost tissue, in RAS+ mm; of the scan where there is none."""
+    """Return the middle of all but the outermost tissue, in RAS+ mm; that of the scan where there is no tissue."""
     step = max(1, round((scan.array.size / 1e6) ** (1 / 3)))
     tissue = np.argwhere(scan.array[::step, ::step, ::step] > TISSUE_HU) * step
     if not len(tissue):
