@@ -244,13 +244,14 @@ class _Scored:
     scores: list[dict[str, Any]]
 
     def of(self, label: int) -> dict[str, Any]:
-        """The scores of a label; of one that no mask has, those of any other such."""
+        """Return the scores of a label; of one without a row, those of the first row."""
         return next((row for row in self.scores if row["label"] == label), {**self.scores[0], "label": label})
 
 
 def _counted(scored: dict[str, _Scored]) -> tuple[list[dict], list[dict], list[str]]:
-    """Return the rows that count, those to compare with the other masks (with labels that only these have), and the cases that
-    are left out: truth and mask are empty, and there are several labels. The only label of all cases is right there."""
+    """Return the rows that count, the rows of the paired comparison (also of labels that only the other masks have),
+    and the cases that are left out: those where truth and mask are empty, if there are several labels. The only label
+    of all cases is right there."""
     seen = sorted(set().union(*(case.own for case in scored.values())))
     only = (seen or [1])[0] if len(seen) <= 1 else None
     rows, pairs, empty = [], [], []

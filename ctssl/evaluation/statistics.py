@@ -66,8 +66,8 @@ def interval(rows: list[dict[str, Any]], key: str, *, draws: int = 2000) -> tupl
 
 
 def gained(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
-    """Return what a score gains over another one, row by row: mean `difference`, its 95% interval over patients (`low`,
-    `high`), and `p` of `paired`.
+    """Return the gain of a score over another one, paired by row: mean `difference`, its 95% interval over patients
+    (`low`, `high`), and `p` of `paired`.
 
     Args:
         rows: each with its `patient`, the score `key`, and the other one, `other_` and `key`.
@@ -97,7 +97,7 @@ def mean_interval(values: np.ndarray, *, draws: int = 2000) -> tuple[float, floa
 
 
 def _bootstrap(sums: np.ndarray, draws: int) -> tuple[float, float]:
-    """95% interval of a ratio of two sums over patients, `(patients, 2)`."""
+    """Return the 95% bootstrap interval of the ratio of two sums over patients, `(patients, 2)`."""
     chosen = sums[np.random.default_rng(0).integers(len(sums), size=(draws, len(sums)))].sum(1)
     means = chosen[:, 0] / chosen[:, 1]
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
