@@ -33,7 +33,7 @@ class PreparedCase(NamedTuple):
 def batches(
     scans: list[PreparedCase], settings: Settings, start: int, *, rank: int = 0, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What `draw` gives for the steps from `start` on, without end; `workers` processes draw ahead."""
+    """Return an endless iterator over the results of `draw` from step `start` on; `workers` processes draw ahead."""
     steps: Any = itertools.count(start)
     own = torch.Generator()  # not the global one, which the network may draw from
     crops = _Steps(scans, settings, rank)
@@ -42,8 +42,8 @@ def batches(
 
 
 def workers_for(device: torch.device) -> int:
-    """How many processes draw crops: this process's share of the cores beside a GPU; none on a CPU, whose
-    cores the training needs."""
+    """Return the number of processes that draw crops: this process's share of the cores less one, at most 8, beside a
+    GPU; 0 on a CPU, whose cores the training needs."""
     share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1
     return max(0, min(8, share)) if device.type == "cuda" else 0
 
@@ -59,8 +59,8 @@ class _Steps(Dataset[tuple[Tensor, Tensor]]):
 
 
 def draw(scans: list[PreparedCase], settings: Settings, step: int, *, rank: int = 0) -> tuple[Tensor, Tensor]:
-    """Images `(B, C, S, S, S)` and labels `(B, 1, S, S, S)` of a step. Each crop depends on the settings, the step and its
-    number alone."""
+    """Draw the images `(B, C, S, S, S)` and labels `(B, 1, S, S, S)` of a step. Each crop depends on the scans, the
+    settings, the step and its number alone."""
     pairs, full, empty = [], scans, []
     if settings.empty:
         empty = [scan for scan in scans if not scan.labelled]
@@ -75,7 +75,7 @@ def draw(scans: list[PreparedCase], settings: Settings, step: int, *, rank: int 
 
 
 def labelled(label: np.ndarray, settings: Settings, rng: np.random.Generator) -> tuple[int, ...] | None:
-    """A labelled voxel for the crop to hold, in `settings.foreground` of all cases."""
+    """Draw a labelled voxel for the crop to hold, in a share `settings.foreground` of the calls; otherwise None."""
     if rng.random() >= settings.foreground or not label.any():
         return None
     found = np.flatnonzero(label)
@@ -85,7 +85,7 @@ def labelled(label: np.ndarray, settings: Settings, rng: np.random.Generator) ->
 def augmented(
     image: np.ndarray, label: np.ndarray, settings: Settings, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One crop `(C, S, S, S)` of a scan and its labels, as the training sees them."""
+    """Draw one augmented crop `(C, S, S, S)` of a scan, and its labels."""
     size, around = settings.crop, labelled(label, settings, rng)
     if rng.random() < settings.trim:
         box = random_part(label.shape, rng, around)

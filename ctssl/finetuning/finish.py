@@ -64,7 +64,7 @@ def judged_labels(labels: dict[int, str], job: Job) -> dict[int, str]:
 
 
 def report_of(job: Job, judged: dict[str, Judged], curve: list[dict[str, float]], seconds: float) -> Report:
-    """Sum up a training, with what is suspicious about cases and result."""
+    """Return the report of a training, with warnings about its cases and its result."""
     learned = job.survey.labels(job.sides.training)
     warnings = survey_warnings(job.survey, job.sides)
     warnings += [
@@ -94,7 +94,7 @@ def report_of(job: Job, judged: dict[str, Judged], curve: list[dict[str, float]]
 
 
 def save(net: Any, job: Job, report: Report, judged: dict[str, Judged], *, device: str) -> None:
-    """Write the segmenter and everything beside it, and remove the state of the training. `device`: it was trained on."""
+    """Write the segmenter and everything beside it, and remove the state of the training. `device`: where it was trained."""
     request, start, pre = job.request, job.start, job.plan.preprocess
     facts = Facts(
         train=report.train,
@@ -130,8 +130,8 @@ def save(net: Any, job: Job, report: Report, judged: dict[str, Judged], *, devic
 
 
 def _metadata(report: Report, job: Job, facts: Facts) -> dict[str, str]:
-    """The metadata of the segmenter: its recipe, its cases (a hash of their names), its starting weights, and
-    how good it is."""
+    """Return the metadata of the segmenter: its recipe, its cases (a hash of their names), its starting weights, and
+    its mean DSC on the held-out cases."""
     settings, spec = job.settings, job.start.spec
     steps = report.curve[-1]["step"] if report.curve else settings.steps if settings.minutes is None else None
     _, world = rank_and_world()

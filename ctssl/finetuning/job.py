@@ -54,7 +54,7 @@ class Job:
         return self.survey.content([*self.sides.training, *self.sides.held_out])
 
     def plain(self) -> dict[str, Any]:
-        """The plan, for JSON: names of cases, labels, model, grid, crops and length."""
+        """Return the plan for JSON: names of cases, labels, model, grid, crops and length."""
         sides, settings, pre = self.sides, self.settings, self.plan.preprocess
         names = {
             key: [case.name for case in getattr(sides, key)] for key in ("learning", "validating", "held_out")
@@ -70,7 +70,7 @@ class Job:
         }
 
     def describe(self) -> str:
-        """The plan, for people, before any training."""
+        """Describe the plan in a few lines of text, before any training."""
         pre, sides, settings = self.plan.preprocess, self.sides, self.settings
         labels = sorted(self.survey.labels([*sides.training, *sides.held_out]))
         length = f"{settings.minutes:g} minutes" if settings.minutes else f"{settings.steps} steps"
@@ -130,7 +130,8 @@ def prepare_job(request: Request, dataset: Dataset, survey: Survey | None = None
 
 
 def known_windows(own: Preprocess, channels: tuple[str, ...]) -> list[tuple[float, float]] | None:
-    """Return the windows of a model's channels where they are those of the cases: of the same names, or without names."""
+    """Return the windows of a model's channels if the cases have the same channels: of the same names, or as many where
+    names are missing; else None."""
     names = tuple(channel.name for channel in own.channels)
     nameless = any(name.startswith("channel ") for name in (*names, *channels))
     same = names == channels or (nameless and len(names) == len(channels))
@@ -138,7 +139,8 @@ def known_windows(own: Preprocess, channels: tuple[str, ...]) -> list[tuple[floa
 
 
 def check_channels(request: Request, dataset: Dataset, start: Start) -> tuple[str, ...]:
-    """Return the names of the channels beside the CT. Raises `ValueError` for what cannot be done with them."""
+    """Return the names of the channels beside the CT. Raises `ValueError` for channels that the model or the settings
+    cannot take."""
     given, count = request.channel_windows, len(dataset.channels)
     have = start.encoder.config.get("in_channels", 1)
     if have not in (1, 1 + count):
@@ -159,7 +161,7 @@ def check_channels(request: Request, dataset: Dataset, start: Start) -> tuple[st
 
 
 def survey_of(request: Request, dataset: Dataset, cases: list[Case], start: Start | None = None) -> Survey:
-    """Read the cases once, against what the starting weights have seen."""
+    """Read and check the cases once, also for scans that the starting weights have seen."""
     if start is None:
         start = open_start(
             request.model, request.head, from_scratch=request.from_scratch, seed=request.settings.seed
@@ -174,7 +176,7 @@ def survey_of(request: Request, dataset: Dataset, cases: list[Case], start: Star
 
 
 def check_job(job: Job) -> None:
-    """Raise `ValueError` for what cannot be trained, before any scan is prepared."""
+    """Raise `ValueError` for a job that cannot be trained, before any scan is prepared."""
     if not job.survey.labels(job.sides.learning):
         raise ValueError(f"all {len(job.sides.learning)} masks are empty: nothing to learn from")
     cases = (job.survey.records.cases[case.name] for case in job.sides.learning)
@@ -203,8 +205,8 @@ def prepare_scans(job: Job) -> tuple[list[Any], list[Any]]:
 
 
 def build_network(job: Job) -> Any:
-    """Put the head on the encoder. Raises `ValueError` for held-out scans that memory is too small for: now,
-    not after hours of work."""
+    """Build the segmenter: the head on the encoder. Raises `ValueError` for held-out scans that do not fit into the
+    memory: now, not after hours of work."""
     names = name_labels(job.request.names, job.dataset.names, job.survey.labels(job.sides.training))
     classes = 1 + (len(names) if names else max(job.survey.labels(job.sides.training)))
     encoder = widen(job.start.encoder, 1 + len(job.plan.preprocess.channels))

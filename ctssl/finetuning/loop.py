@@ -44,7 +44,7 @@ def fit(
     crops: Iterator[tuple[Tensor, Tensor]] | None = None,
     score: Callable[[Any], float] | None = None,
 ) -> list[dict[str, float]]:
-    """Train in place, from where a training of the same identity stopped.
+    """Train a network in place, from where a training of the same identity stopped.
 
     With `CHOOSING` or more validation cases the weights with the best DSC on these whole scans are kept and a
     training without progress ends early; with fewer, the last weights are kept. On several devices each draws
@@ -124,7 +124,7 @@ class _Run:
         self.saved = time.monotonic()
 
     def descend(self, image: Tensor, label: Tensor) -> None:
-        """One step of the optimiser."""
+        """Take one step of the optimiser."""
         now, settings = self.now, self.settings
         make_ready(self.net, settings)
         total = now.steps or 10 * TIMED
@@ -152,7 +152,7 @@ class _Run:
             self.now.keep_if_best(self.kept)
 
     def shown(self) -> dict[str, str]:
-        """What the progress bar shows."""
+        """Return what the progress bar shows."""
         text = {"loss": f"{np.mean(self.losses[-30:]):.3f}"}
         if self.now.curve and "dsc" in self.now.curve[-1]:
             text["dsc"] = f"{self.now.curve[-1]['dsc']:.3f}"
@@ -170,7 +170,7 @@ class _Run:
         self.saved = time.monotonic()
 
     def stop(self, asked: list[int]) -> None:
-        """Keep the state and end, by a `Stopped` that says how to go on."""
+        """Save the state and raise a `Stopped` that says how to resume."""
         now = self.now
         now.steps = now.steps or self.clock.steps(now)  # a training that goes on keeps its number of steps
         self.save()
@@ -202,8 +202,8 @@ class Clock:
 
 @cache
 def criterion(spread: bool = False) -> nn.Module:
-    """Dice and cross-entropy, of labels or (`spread`) of masks of each class, whose gradient is the same in every run on a
-    GPU too."""
+    """Return the loss, Dice plus cross-entropy: of labels or, if `spread`, of a mask for each class, whose gradient is
+    the same in every run on a GPU too."""
     from monai.losses.dice import DiceCELoss
 
     return DiceCELoss(include_background=False, to_onehot_y=not spread, softmax=True, batch=True)
@@ -212,7 +212,7 @@ def criterion(spread: bool = False) -> nn.Module:
 def descend(
     net: Segmenter, opt: torch.optim.Optimizer, image: Tensor, label: Tensor, *, half: bool, world: int
 ) -> float:
-    """One step of the optimiser; returns the loss, Dice and cross-entropy (with deep supervision, where the
+    """Take one step of the optimiser and return the loss: Dice plus cross-entropy (with deep supervision, where the
     head has it)."""
     from monai.networks.utils import one_hot
 
@@ -237,7 +237,7 @@ def make_ready(net: Segmenter, settings: Settings) -> None:
 
 
 def averaged(net: nn.Module, settings: Settings) -> Any:
-    """timm's average of the weights, slow to start with; None when it is not wanted."""
+    """Return timm's moving average of the weights, with a warm-up; None if `settings.ema` is 0."""
     if not settings.ema:
         return None
     from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
@@ -246,8 +246,8 @@ def averaged(net: nn.Module, settings: Settings) -> Any:
 
 
 def groups(net: Segmenter, settings: Settings, *, from_scratch: bool) -> list[dict[str, Any]]:
-    """Parameter groups with their peak learning rates. The encoder's blocks decay by `settings.layer_decay`,
-    by timm."""
+    """Return the parameter groups with their peak learning rates. Those of the encoder's blocks decay by
+    `settings.layer_decay` (timm)."""
     decay = settings.weight_decay
     head = {
         "params": list(net.head.parameters()),
@@ -271,7 +271,7 @@ def groups(net: Segmenter, settings: Settings, *, from_scratch: bool) -> list[di
 
 
 def rate(step: int, steps: int, warmup: float) -> float:
-    """Linear warm-up, then cosine to zero, as a factor; 0 before the first step."""
+    """Return the learning rate of a step as a factor: linear warm-up, then cosine to zero; 0 before the first step."""
     if step < 0:
         return 0.0
     warm = max(1, round(warmup * steps))
@@ -283,12 +283,12 @@ def rate(step: int, steps: int, warmup: float) -> float:
 
 
 def due(step: int, steps: int, evaluations: int) -> bool:
-    """Whether to look at the weights now: `evaluations` times, the last time at the end."""
+    """Return whether to evaluate the weights now: `evaluations` times, the last time at the end."""
     return step * evaluations // steps != (step - 1) * evaluations // steps
 
 
 def share_gradients(net: nn.Module, world: int) -> None:
-    """Gradients become their mean over the devices."""
+    """Average the gradients over the devices, in place."""
     if world == 1:
         return
     grads = [p.grad for p in net.parameters() if p.grad is not None]

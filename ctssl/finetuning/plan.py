@@ -78,7 +78,7 @@ def _sampled(values: np.ndarray) -> np.ndarray:
 
 
 def pool(cases: list[Structures]) -> Structures:
-    """Return what cases have in common: median sizes by label, all sampled HU."""
+    """Pool the measurements of cases: median sizes by label, all sampled HU."""
     labels = sorted({label for case in cases for label in case.diameters_mm})
     return Structures(
         {k: float(np.median([c.diameters_mm[k] for c in cases if k in c.diameters_mm])) for k in labels},
@@ -90,7 +90,8 @@ def pool(cases: list[Structures]) -> Structures:
 
 
 def training_range(cases: list[Structures], labels: dict[int, str]) -> dict[str, Any]:
-    """Return what a segmenter remembers of its training cases, for `ctssl.inference.ranges`."""
+    """Return the longest side of the training scans in mm, and the smallest and the largest volume of each label in ml,
+    for `ctssl.inference.ranges`."""
     volumes = {
         str(k): [
             round(float(f([c.volumes_ml[k] for c in cases if k in c.volumes_ml])), 3) for f in (min, max)
@@ -136,16 +137,16 @@ def make_plan(
 
 
 def derive_spacing(common: Structures, own: float) -> float:
-    """Return a tenth of the structures' diameter in mm, not finer than the scans, nor coarser than `COARSER`
-    times the encoder's `own` spacing, which is taken where nothing is labelled."""
+    """Return a tenth of the structures' diameter in mm, not finer than the scans, and at most `COARSER` times the
+    encoder's `own` spacing; `own` where nothing is labelled."""
     if not common.diameter_mm:
         return own
     return round(min(COARSER * own, max(common.diameter_mm / 10, common.finest_mm)), 2)
 
 
 def derive_window(common: Structures, otherwise: tuple[float, float]) -> tuple[float, float]:
-    """Return the window in HU: what 99% of the labelled voxels are, and a quarter of that more on either side
-    for what is around them; at least 200 HU wide.
+    """Return the window in HU: the range of 99% of the labelled voxels, widened by a quarter on either side for what is
+    around them; at least 200 HU wide.
 
     Of more than three labels the quartiles of their ranges decide, so that one bony label of seven does not
     stretch the window. `otherwise`: where nothing is labelled.
@@ -162,8 +163,8 @@ def derive_window(common: Structures, otherwise: tuple[float, float]) -> tuple[f
 
 
 def derive_channel(values: np.ndarray) -> tuple[float, float]:
-    """Return the window of a channel beside the CT, in its own units: what 99% of the labelled voxels are, and a quarter of
-    that more on either side."""
+    """Return the window of a channel beside the CT, in its own units: the range of 99% of the labelled voxels, widened
+    by a quarter on either side."""
     low, high = np.percentile(values, (0.5, 99.5)) if len(values) else (0.0, 1.0)
     margin = (high - low) / 4 or max(abs(high), 1.0) / 4  # of one value everywhere too
     digits = 3 - math.floor(math.log10(high - low + 2 * margin))

@@ -50,17 +50,17 @@ class Survey:
     salt: str
 
     def content(self, cases: list[Case]) -> str:
-        """Hash of the content of these cases, and of the structures that are taken from them."""
+        """Return a hash of the content of these cases, and of the names of the structures that are taken from them."""
         texts = (f"{case.name} {self.records.cases[case.name].content} {case.roi}" for case in cases)
         return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()
 
     def labels(self, cases: list[Case]) -> set[int]:
-        """Labels that occur in these cases."""
+        """Return the labels that occur in these cases."""
         return set().union(*(self.records.cases[case.name].labels for case in cases))
 
 
 def choose_sides(cases: list[Case], request: Request) -> Sides:
-    """Divide the cases. The validation cases of a table come on top of the few of `few_shot`."""
+    """Divide the cases by their use. The validation cases of a table come on top of the few of `few_shot`."""
     seed, settings = request.settings.seed, request.settings
     hold_out = held_out_in(cases, request.folds, request.fold, seed) if request.folds else request.hold_out
     train, held = divide(cases, hold_out, seed)
@@ -105,8 +105,8 @@ def survey_cases(
 
 
 def survey_warnings(survey: Survey, sides: Sides) -> list[str]:
-    """Return the warnings that concern a training: that the starting weights have seen a scan matters for
-    those it is judged on."""
+    """Return the warnings about the cases of a training. That the starting weights have seen a scan matters for
+    held-out cases alone."""
     held = {case.name for case in sides.held_out}
     ours = held | {case.name for case in sides.training}
     return [

@@ -50,7 +50,7 @@ class Report:
         return float(np.mean(scores)) if scores else math.nan
 
     def by_label(self) -> dict[str, tuple[float, int]]:
-        """Mean DSC and number of cases of each label that a held-out case, or its mask, has."""
+        """Return the mean DSC and the number of cases of each label that a held-out case, or its mask, has."""
         names = dict.fromkeys(name for case in self.held_out.values() for name in case)
         scores = {name: [case[name] for case in self.held_out.values() if name in case] for name in names}
         return {name: (float(np.mean(values)), len(values)) for name, values in scores.items()}
@@ -116,7 +116,7 @@ def result_files(
     labels: dict[int, str],
     identity: dict[str, Any],
 ) -> dict[str, str | bytes]:
-    """Return name and content of every file for the segmenter's folder but its card, some of `WRITTEN`.
+    """Return the files that accompany a segmenter, but its card, by name: some of `WRITTEN`.
 
     Args:
         labels: that are learned and judged.
@@ -143,7 +143,7 @@ def result_files(
 
 
 def _cases_csv(judged: dict[str, Judged]) -> str:
-    """`cases.csv`: a row for each case and label."""
+    """Return the text of `cases.csv`: a row for each case and label."""
     rows = [{"case": name, **row} for name, one in judged.items() for row in one.rows]
     return csv_text([{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows])
 
@@ -151,8 +151,7 @@ def _cases_csv(judged: dict[str, Judged]) -> str:
 def _portraits(
     report: Report, judged: dict[str, Judged], facts: Facts, labels: dict[int, str]
 ) -> dict[str, bytes]:
-    """PNG of the worst, the median and the best held-out case: the mask in colour, the truth as a white
-    line."""
+    """Draw the worst, the median and the best held-out case as PNG: the mask in colour, the truth as a white line."""
     ranked = sorted(
         (name for name, case in report.held_out.items() if case),
         key=lambda name: np.mean(list(report.held_out[name].values())),
@@ -170,7 +169,7 @@ def _portraits(
 
 
 def _curves(curve: list[dict[str, float]]) -> bytes:
-    """PNG of the loss, and the validation DSC where there is one, over the steps."""
+    """Draw the loss, and the validation DSC where there is one, over the steps, as PNG."""
     from matplotlib.figure import Figure
 
     titles = {

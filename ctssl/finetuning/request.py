@@ -50,7 +50,7 @@ class Request:
 
 
 def check_request(request: Request) -> None:
-    """Raise for what cannot be done, whatever the data: `ValueError` for arguments, `FileExistsError` where
+    """Raise an error for a request that is wrong whatever the data: `ValueError` for arguments, `FileExistsError` where
     `out` holds something that would be replaced, or another process is at work there."""
     out = check_path(request.out)
     if not isinstance(request.settings, Settings):
@@ -102,7 +102,7 @@ def identity_of(
     weights: str,
     head: str,
 ) -> dict[str, Any]:
-    """Return all that a segmenter follows from, as JSON holds it.
+    """Return everything that determines a segmenter, as JSON holds it.
 
     Args:
         train, held_out, validated: names of cases; `validated` where a table says so.
@@ -132,8 +132,8 @@ def identity_of(
 
 
 def finished(request: Request, identity: dict[str, Any]) -> Report | None:
-    """Return the report of a segmenter that an earlier call left, if it was the same request. Of another one:
-    None if it may be overwritten, `FileExistsError` if not."""
+    """Return the report of a segmenter that an earlier call left, if it answered the same request; None if there is
+    none to keep. For another request: None if it may be overwritten, `FileExistsError` if not."""
     out = request.out
     if not request.keep or not (out / WEIGHTS).exists() or not (out / "config.json").exists():
         return None

@@ -98,7 +98,7 @@ def take_head(net: Segmenter, start: Start) -> None:
 
 
 def _repeated(kernel: torch.Tensor, own: torch.Tensor | None, channels: int) -> torch.Tensor:
-    """A kernel on one channel as one on several (`repeat_channels`); any other weight unchanged."""
+    """Repeat a kernel on one channel for several (`repeat_channels`); return any other weight unchanged."""
     if own is None or kernel.ndim != 5 or own.shape != (kernel.shape[0], channels, *kernel.shape[2:]):
         return kernel
     return repeat_channels(kernel, channels) if kernel.shape[1] == 1 else kernel

@@ -26,20 +26,20 @@ class Progress:
     best: dict[str, Tensor]
 
     def smoothed(self) -> list[float]:
-        """Moving average of the validation DSC after each evaluation."""
+        """Return the moving average of the validation DSC after each evaluation."""
         averages: list[float] = []
         for row in self.curve:
             averages.append(row["dsc"] if not averages else SMOOTH * averages[-1] + (1 - SMOOTH) * row["dsc"])
         return averages
 
     def keep_if_best(self, net: nn.Module) -> None:
-        """Keep the weights if the last evaluation was the best so far."""
+        """Keep the weights if the last evaluation is the best so far (see `since_best`)."""
         if self.since_best() == 0:
             self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
 
     def since_best(self) -> int:
-        """Evaluations since the last one whose average was as good as any in the second half of the training.
-        Before that the learning rate is high, and weights that look good are luck: the latest are kept."""
+        """Return the number of evaluations since the last one whose average was as good as any in the second half of
+        the training. Before that the learning rate is high, and weights that look good are luck: the latest are kept."""
         late = [2 * row["step"] > (self.steps or 0) for row in self.curve]
         scores = [score if there else 0.0 for score, there in zip(self.smoothed(), late, strict=True)]
         return scores[::-1].index(max(scores)) if scores else 0

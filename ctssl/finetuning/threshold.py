@@ -24,8 +24,8 @@ HIGHER = (0.6, 0.7, 0.8, 0.9)  # what is marked in scans with nothing to mark as
 
 
 def choose_threshold(net: Any, scans: list[PreparedCase], *, progress: bool = False) -> float:
-    """Return the threshold with the highest mean DSC over whole scans and labels (with an empty mask among them, the DSC of
-    each label over all scans together); 0.5 without scans."""
+    """Return the threshold with the highest mean DSC over whole scans and labels; 0.5 where nothing is labelled. If a
+    scan has an empty mask, the DSC of each label is that over all scans together."""
     some_empty = any(not scan.labelled for scan in scans)
     thresholds = (*THRESHOLDS, *HIGHER) if some_empty else THRESHOLDS
     counts = np.zeros((len(thresholds), len(scans), net.classes, 3))  # voxels: both, marked, true
@@ -56,10 +56,8 @@ def validate(net: Any, scans: list[PreparedCase], *, half: bool = False) -> floa
     return float(np.mean(means)) if means else 0.0
 
 
-def _masks(
-    net: Any, scan: PreparedCase, thresholds: tuple[float, ...], windows: Windows
-) -> dict[float, np.ndarray]:
-    """The mask of a whole scan at each threshold."""
+def _masks(net: Any, scan: PreparedCase, thresholds: tuple[float, ...], windows: Windows) -> dict[float, np.ndarray]:
+    """Return the mask of a whole scan at each threshold."""
     first, *others = scan.image.astype(np.float32)
     image = Volume(first, scan.affine, scan.name, extra=tuple(others))
     probabilities, _ = probabilities_of(net, image, windows)
@@ -68,5 +66,5 @@ def _masks(
 
 
 def _dsc(net: Any, scan: PreparedCase, mask: np.ndarray) -> list[float]:
-    """DSC of each label that a scan has."""
+    """Return the DSC of each label that a scan has."""
     return [dsc(mask == k, scan.labels == k) for k in net.labels if (scan.labels == k).any()]
