@@ -257,7 +257,7 @@ def is_unfinished(target: Target, picture: Path | None = None) -> bool:
 
 
 def made_by(model: Network, windows: Windows, source: Path | Channels | Volume) -> dict[str, Any]:
-    """Say what a mask follows from: model, threshold, windows, and the content of the scan."""
+    """Return what a mask depends on: model, threshold, windows, and the content of the scan."""
     return {
         "sha256": model.spec.sha256 if model.spec else "",
         "threshold": model.threshold,
@@ -299,7 +299,7 @@ def _write_maps(model: Network, source: Path | Channels, target: Target, windows
 
 
 def _state(target: Target, model: Network, windows: Windows, scan: Path | Channels) -> str:
-    """Tell what is left to do for a scan. Raises `ValueError` for results of something else."""
+    """Return what is left to do for a scan. Raises `ValueError` for results that were made otherwise."""
     if not target.mask.exists() and not target.record.exists():
         return TODO
     told = read_json(target.record) if target.record.is_file() else None

@@ -16,7 +16,7 @@ ACTIVATIONS = 200  # numbers that a network holds for each voxel of a window, at
 
 
 def read_within(source: Any, plan: Callable[[Volume], T], *, series: str | None = None) -> tuple[Volume, T]:
-    """Read a scan for which `plan` finds the memory; of a NIfTI file or a DICOM series the header is asked first.
+    """Read a scan for which `plan` finds enough memory; the header of a NIfTI file or a DICOM series is checked first.
 
     Args:
         source, series: as for `ctssl.read`.

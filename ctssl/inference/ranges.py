@@ -26,7 +26,7 @@ def warn_unlike_training(model: Any, mask: Volume) -> None:
 
 
 def unlike_training(known: dict[str, Any], labels: dict[int, str], mask: Volume) -> list[str]:
-    """Return what is said of a mask; see `warn_unlike_training`."""
+    """Return the warnings about a mask; see `warn_unlike_training`."""
     messages = []
     longest = max(n * s for n, s in zip(mask.shape, mask.spacing_mm, strict=True))
     if longest > LONGER * known.get("longest_mm", np.inf):

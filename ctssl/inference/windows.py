@@ -69,7 +69,7 @@ def slide(
     progress: bool = False,
     skip_air: bool = True,
 ) -> np.ndarray:
-    """Blend what a network says of overlapping windows into probabilities of the whole image.
+    """Blend the predictions of a network for overlapping windows into probabilities of the whole image.
 
     Windows follow one another along x, and what no later window touches is finished: only a slab is held in
     float32. Windows of nothing but air (0) cost nothing: the answer to one of them serves for all (`skip_air`).
@@ -132,7 +132,7 @@ def slide(
 
 @contextmanager
 def _room_on(device: torch.device, name: str) -> Iterator[None]:
-    """Say what to do where the memory of a device does not suffice for what is blended on it."""
+    """Raise `MemoryError`, which says what to do, where the memory of a device is too small for what is blended on it."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -181,7 +181,7 @@ class _Answers:
             yield one
 
     def _of(self, cubes: list[Tensor]) -> Tensor:
-        """Return the logits of the first of some cubes: of as many as fit into the memory."""
+        """Return the logits of the first cubes, as many as fit into the memory."""
         count = self.batch if self.fixed else len(cubes)
         try:
             inputs = torch.stack([*cubes, *cubes[-1:] * (count - len(cubes))]).to(self.device, self.dtype)
@@ -207,8 +207,8 @@ class _Answers:
 
 def windows_at_once(device: torch.device, side: int, reserved: int = 0) -> int:
     """Return how many windows go through a network together: one on a CPU, and where every run has to give the same
-    (`deterministic`), since the answers differ in their last digits; on a GPU as many as are worth it, and fit into
-    what is free of its memory but for the `reserved` bytes."""
+    result (`deterministic`), since the batch size changes the last digits; on a GPU as many as are worth it and fit
+    into its free memory less the `reserved` bytes."""
     if device.type == "cpu" or torch.are_deterministic_algorithms_enabled():
         return 1
     worth = GPU_VOXELS // side**3
@@ -218,7 +218,7 @@ def windows_at_once(device: torch.device, side: int, reserved: int = 0) -> int:
 
 
 def spread(size: int, side: int, overlap: float) -> list[int]:
-    """Starts of windows that cover `size`, evenly, overlapping by at least `overlap`."""
+    """Return the starts of windows that cover `size` evenly and overlap by at least `overlap`."""
     count = math.ceil((size - side) / max(1, round(side * (1 - overlap)))) + 1
     return [round(i * (size - side) / max(1, count - 1)) for i in range(count)]
 
@@ -231,7 +231,7 @@ def gaussian(side: int) -> np.ndarray:
 
 
 def total_weight(bell: Tensor, starts: list[int], size: int) -> Tensor:
-    """Sum of the weights at each place along an axis: windows lie on a grid, so their sums are products of
+    """Return the sum of the weights at each place along an axis; windows lie on a grid, so their sums are products of
     these."""
     total = torch.zeros(size)
     for start in starts:
