@@ -126,7 +126,7 @@ def against_model(rows: list[Row], model: str, other: str, shifts: list[str]) ->
 
 
 def _twin(mine: list[Row], others: list[Row], prefix: str) -> list[Row]:
-    """Rows of the cases that both have, `key` of the one beside `other_key` of the other."""
+    """Pair the rows of the cases and labels that both have: `key` of the one, `other_key` of the other."""
     found = {(row["case"], row["label"]): row for row in others}
     keys = (*SCORES, "dsc_lost") if not prefix else SCORES
     return [

@@ -52,7 +52,7 @@ class Grid:
     tolerance_mm: float | None
 
     def facts(self, source: Source, case: str, place: tuple[str, int], voxels: list[str]) -> dict[str, Any]:
-        """What rows follow from. `voxels`: hashes of scan and truth."""
+        """Return what the rows depend on. `voxels`: hashes of scan and truth."""
         return {
             "source": source.key(case, shift_name(*place)),
             "seed": self.seed,
@@ -99,8 +99,8 @@ def _measure_place(
     grid: Grid,
     overwrite: bool,
 ) -> dict[str, list[Row]]:
-    """Rows of each source for a case (scan and truth) at a place; the scan is shifted only where one needs
-    it."""
+    """Return the rows of each source for a case (scan and truth) at a place; the scan is shifted only where a source
+    needs it."""
     scan, truth = volumes
     voxels = [hash_content(scan), hash_content(truth)]
     shifted: Volume | None = None
@@ -127,8 +127,8 @@ def _measure_place(
 
 
 def left_to_see(scan: Volume, seen: Volume, truth: Volume, label: int, name: str) -> Row:
-    """`best_dsc`: of a mask that is right wherever a truncated scan still shows something. `unchanged`: the
-    shift did nothing."""
+    """Return `best_dsc`, the DSC of a mask that is right wherever a truncated scan still shows something, and
+    `unchanged`, whether the shift did nothing."""
     best = 1.0
     if name == "truncation":
         true = truth.array == label
@@ -165,8 +165,8 @@ def _mean_inside(change: np.ndarray, body: np.ndarray) -> float:
 def shifted_scan(
     scan: Volume, place: tuple[str, int], seed: int, file: Path | None = None, stamp: str = ""
 ) -> Volume:
-    """The scan under a shift, from `file` if it was kept there, else kept there; the header's `stamp` says of
-    what."""
+    """Return the scan under a shift, read from `file` if it exists, otherwise made and written there; the `stamp` in
+    its header says what it is."""
     if place[0] == CLEAN:
         return scan
     if file and file.exists():
@@ -182,7 +182,7 @@ def shifted_scan(
 
 
 def kept_rows(path: Path, facts: dict[str, Any], overwrite: bool) -> list[Row] | None:
-    """What an earlier run kept; None where it has to be measured."""
+    """Return the rows that an earlier run kept; None where they have to be measured."""
     if not path.exists():
         return None
     kept = read_json(path)

@@ -65,8 +65,8 @@ def stem(path: str) -> str:
 def agreement(
     model: Any, pairs: list[tuple[str, Any, Any]], *, progress: bool = False
 ) -> list[dict[str, Any]]:
-    """A row for each pair and label: DSC of the two masks, their volumes, and what the encoder makes of both
-    scans.
+    """Return a row for each pair and label: DSC of the two masks, their volumes, and how similar the embeddings of both
+    scans are.
 
     A pair is its name and two scans, as `ctssl.read` takes them. Both masks are made whole, and compared
     where the second scan covers the first one's grid (`covered`, a share). `dsc` and `volume_difference`,
@@ -126,7 +126,7 @@ def concordance(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _mean(values: list[float]) -> float:
-    """Mean of the values that are not NaN; NaN where none is."""
+    """Return the mean of the values that are not NaN; NaN where there is none."""
     known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan
 

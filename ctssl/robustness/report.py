@@ -81,11 +81,11 @@ class Robustness:
     seconds: float = 0.0
 
     def plain(self) -> dict[str, Any]:
-        """Everything, for JSON: what is not defined (NaN) is null."""
+        """Return everything for JSON; undefined values (NaN) become null."""
         return as_plain(asdict(self)) | {"versions": versions()}
 
     def markdown(self) -> str:
-        """The conclusion, how to read the tables, and all tables but the rows."""
+        """Return the conclusion, how to read the tables, and all tables but the rows, as Markdown."""
         cases = {row["case"] for row in self.rows}
         head = f"{', '.join(self.models)}; {len(cases)} cases of {len({row['patient'] for row in self.rows})} patients"
         text = "".join(f"{sentence}\n\n" for sentence in self.conclusion)
@@ -109,7 +109,7 @@ class Robustness:
         return text
 
     def save(self, folder: str | os.PathLike) -> Path:
-        """`report.json`, `report.md`, `rows.csv` and `curves.png`, each whole or not at all."""
+        """Write `report.json`, `report.md`, `rows.csv` and `curves.png`, each whole or not at all, and return the folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "report.json", json.dumps(self.plain(), indent=1) + "\n")
@@ -125,7 +125,7 @@ class Robustness:
 
 
 def notes(sources: list[Source], cases: list[Case]) -> list[str]:
-    """Return what a reader has to know about models and cases, as sentences."""
+    """Return a warning for each model that was trained on some of the cases."""
     found = []
     for source in sources:
         seen = [case.name for case in cases if case.name in source.trained_on]
@@ -138,8 +138,8 @@ def notes(sources: list[Source], cases: list[Case]) -> list[str]:
 
 
 def counted(rows: list[Row]) -> tuple[list[Row], list[str]]:
-    """Return the rows that count, the same labels of a case for every model, shift and severity, and, as a sentence, which cases
-    are left out.
+    """Return the rows that count, for the same labels of a case under every model, shift and severity, and a sentence
+    on the cases that are left out.
 
     A label counts if any true mask has it. It counts in a case if truth or a mask, of any model under any shift, has it there;
     where then neither has it, it is right. Where there is one label alone, it counts in every case.
@@ -167,8 +167,7 @@ def counted(rows: list[Row]) -> tuple[list[Row], list[str]]:
 
 
 def left(rows: list[Row]) -> list[str]:
-    """Return, as sentences, which shifts leave scans as they are, what a shift cuts off, and which mean something
-    else on crops."""
+    """Return sentences on shifts that leave scans as they are, cut labels off, or mean something else on crops."""
     found, first = on_crops(rows), rows[0]["model"] if rows else ""
     for place in dict.fromkeys((row["shift"], row["severity"]) for row in rows):
         mine = [row for row in rows if (row["shift"], row["severity"]) == place and row["model"] == first]
@@ -188,7 +187,7 @@ def left(rows: list[Row]) -> list[str]:
 
 
 def power(found: Robustness) -> list[str]:
-    """Return, as a sentence, how small a corrected p can be with so few patients."""
+    """Return a sentence for each table where too few patients keep every corrected p above 0.05."""
     notes = []
     for name, text in (
         ("against_model", "one model against another"),
@@ -209,7 +208,7 @@ def power(found: Robustness) -> list[str]:
 def tables(
     rows: list[Row], models: list[str], shifts: list[str], by: tuple[str, ...], tolerance_mm: float
 ) -> Robustness:
-    """Make every table that follows from the rows."""
+    """Build every table that follows from the rows."""
     if not rows:
         return Robustness([], models, shifts, tolerance_mm)
     strata = []

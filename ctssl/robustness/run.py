@@ -181,12 +181,12 @@ def _severities(values: int | Iterable[int]) -> tuple[int, ...]:
 
 
 def _several(names: str | Iterable[str]) -> tuple[str, ...]:
-    """One name counts as a list of one."""
+    """Return names as a tuple; one name becomes a tuple of one."""
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def choose_cases(data: Any, images: Any, labels: Any, roi: str | None, names: list[str] | None) -> list[Case]:
-    """The cases to judge on."""
+    """Return the cases to judge: those of `names`, or all. Raises `ValueError` for an unknown name."""
     found = find_cases(data, images=images, labels=labels, roi=roi).of_one_channel("robustness")
     unknown = set(names or []) - {case.name for case in found}
     if unknown:
@@ -197,8 +197,8 @@ def choose_cases(data: Any, images: Any, labels: Any, roi: str | None, names: li
 
 
 def prepare_folder(asked: _Asked, models: list[str], cases: list[Case], *, pairs: bool) -> None:
-    """Refuse a folder that holds something else, or a report with models, cases, shifts or pairs that this one lacks (unless
-    `overwrite`)."""
+    """Create the output folder. Raises `FileExistsError` for one that holds something else, or a report with models,
+    cases, shifts or pairs that this one lacks (unless `overwrite`)."""
     out, table = asked.out, asked.out / "rows.csv"
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "rows").is_dir())):
         raise FileExistsError(f"{out} holds something else than a robustness report; choose another --out")
