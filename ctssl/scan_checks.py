@@ -142,7 +142,7 @@ def _geometry(volume: Volume) -> list[Finding]:
 
 
 def _intensities(volume: Volume) -> list[Finding]:
-    """At most one finding: the first that explains the values."""
+    """Return at most one finding: the first that explains the values."""
     step = max(1, round((volume.array.size / 4e6) ** (1 / 3)))
     values = volume.array[::step, ::step, ::step]
     low, high = float(volume.array.min()), float(volume.array.max())
@@ -153,7 +153,7 @@ def _intensities(volume: Volume) -> list[Finding]:
 
 
 def _no_scan(values: np.ndarray, low: float, high: float) -> Finding | None:
-    """A constant, or a mask."""
+    """Return a finding for a constant, or a mask."""
     if low == high:
         return Finding("error", "constant", f"every voxel is {low:g}; give a scan in HU")
     few = np.unique(values) if low >= 0 and high <= 255 else np.zeros(99)
@@ -165,7 +165,8 @@ def _no_scan(values: np.ndarray, low: float, high: float) -> Finding | None:
 
 
 def _windowed(values: np.ndarray, low: float, high: float) -> Finding | None:
-    """Values that were mapped to 0..1, -1..1 or 0..255, or to a mean of 0 and a standard deviation of 1."""
+    """Return a finding for values that were mapped to 0..1, -1..1 or 0..255, or to a mean of 0 and a standard deviation
+    of 1."""
     if low >= -0.01 and high <= 1.01:
         done = "the scan was already windowed to 0..1; give it in HU"
     elif low >= -1.01 and high <= 1.01:
@@ -194,8 +195,8 @@ def _far_outside(values: np.ndarray, low: float, high: float) -> Finding | None:
 
 
 def _never_negative(values: np.ndarray, low: float, high: float) -> Finding | None:
-    """CT without its intercept has air near 0 and most tissue within 200 of 1024, with little in between; an MR
-    image spreads."""
+    """Return a finding for a scan without negative values. CT without its intercept has air near 0 and most tissue
+    within 200 of 1024, with little in between; an MR image spreads."""
     if low < 0:
         return None
     dense = values[values > 400]

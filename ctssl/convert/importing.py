@@ -146,7 +146,7 @@ def import_checkpoint(
 
 
 def _write(encoder: Any, out: Path, source: dict[str, Any], report: dict[str, Any], overwrite: bool) -> None:
-    """The folder of an imported encoder, with `import.json`."""
+    """Write the folder of an imported encoder, with `import.json`."""
     config = encoder_config(encoder, name=encoder.spec.name) | {
         "parent": source["file"],
         "parent_sha256": source["sha256"],

@@ -145,7 +145,7 @@ def upsample(x: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def _between(size: int, wanted: int) -> Tensor:
-    """Weights `(wanted, size)` of linear interpolation, as `F.interpolate` has them (no aligned corners)."""
+    """Return the weights `(wanted, size)` of linear interpolation, as `F.interpolate` has them (no aligned corners)."""
     places = ((torch.arange(wanted) + 0.5) * size / wanted - 0.5).clamp(0, size - 1)
     return (1 - (places[:, None] - torch.arange(size)).abs()).clamp(min=0)
 

@@ -86,7 +86,7 @@ def check_series(source: Path, *, series: str | None = None) -> None:
 
 
 def _item(**elements: Any) -> Any:
-    """A dataset of these elements; lists of datasets are sequences."""
+    """Make a dataset of these elements; lists of datasets are sequences."""
     item = import_pydicom().Dataset()
     for key, value in elements.items():
         setattr(item, key, value)
@@ -94,7 +94,7 @@ def _item(**elements: Any) -> Any:
 
 
 def _describe_series(slices: list[Any], source: Path, model: str, sha256: str) -> Any:
-    """A structure set without ROIs: whose it is, what made it, and the images that it refers to."""
+    """Build a structure set without ROIs: whose it is, what made it, and the images that it refers to."""
     lacking = sorted({key for image in slices for key in REQUIRED if not get_text(image, key)})
     if lacking:
         raise ValueError(

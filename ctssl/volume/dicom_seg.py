@@ -68,7 +68,7 @@ def _check_highdicom() -> None:
 
 
 def _segmentation(mask: Volume, labels: dict[int, str], slices: list[Any], model: str, sha256: str) -> Any:
-    """The DICOM-SEG of a mask on the grid of `slices`."""
+    """Build the DICOM-SEG of a mask on the grid of `slices`."""
     import highdicom
 
     frames = np.ascontiguousarray(mask.array.transpose(2, 1, 0))  # (X, Y, Z) -> (slices, rows, columns)
@@ -95,7 +95,7 @@ def _segmentation(mask: Volume, labels: dict[int, str], slices: list[Any], model
 
 
 def _descriptions(labels: dict[int, str], model: str) -> list[Any]:
-    """One segment per label, in the order of their numbers."""
+    """Describe one segment per label, in the order of their numbers."""
     import highdicom
     from pydicom.sr.codedict import codes
 
