@@ -376,7 +376,8 @@ def finish(task: Any, run: Run, out: Path, corpus: Any, *, world: int = 1) -> No
 
 
 def exported(task: Any, name: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Return what is kept of a task whose encoder has its `spec`, and its `config.json`."""
+    """Return the network that a task leaves (its segmenter, otherwise its encoder, whose `spec` is set), and its
+    `config.json`."""
     if hasattr(task, "segmenter"):
         task.segmenter.parent = ""
         return task.segmenter, segmenter_config(task.segmenter, name=name)

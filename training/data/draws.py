@@ -29,7 +29,7 @@ class Draws:
         return cls([torch.Generator(device).manual_seed(seed)], count, device)
 
     def some(self, chosen: Tensor) -> Draws:
-        """Return random numbers for the samples of the indices `chosen` alone."""
+        """Return the draws for the samples of the indices `chosen` alone."""
         generators = self.generators
         if len(generators) == self.count:
             generators = [generators[i] for i in chosen.tolist()]
@@ -46,7 +46,7 @@ class Draws:
         return self._rows(torch.randn, shape)
 
     def chance(self, share: float) -> Tensor:
-        """Return `(B,)`, True in a share of the samples."""
+        """Return `(B,)`, each True with the probability `share`."""
         return self._rows(torch.rand, ()) < share
 
     def choose(self, shares: tuple[float, ...]) -> Tensor:

@@ -74,7 +74,7 @@ def case_name(group: str, name: str) -> str:
 
 
 def _experiment(kind: str, settings: ctssl.Settings = SETTINGS) -> trials.Experiment:
-    """`kind`: "" judges on Radiogenomics, anything else on the patients that choose."""
+    """Return the experiment of a kind: "" judges on Radiogenomics, anything else on the patients that choose."""
     return trials.Experiment(
         f"lung-{kind}" if kind else "lung",
         "python -m training.experiments.lung" + (f" --{kind}" if kind else ""),

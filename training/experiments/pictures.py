@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent / "results" / "segmentation.png"
 
 
 def row(axes, model, encoder, case, dsc: float, title: str) -> None:
-    """Three pictures of one case, on the axial slice with most tumour."""
+    """Draw three pictures of one case, on the axial slice with most tumour: scan, features, and mask with the truth."""
     scan, truth = read_case(case)
     mask = model.segment(scan)
     shape, view = working_grid(scan, 1.5)

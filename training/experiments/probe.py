@@ -106,7 +106,7 @@ def short() -> str:
 
 
 def twin(model: str) -> str:
-    """Return what the encoder of this model is called without its training: one for all models that share it and its window."""
+    """Return the name of this model's encoder without its training: one for all models that share it and its window."""
     low, high = window(model)
     detail = "" if (low, high) == Preprocess().window_hu else f", {low:g} to {high:g} HU"
     return f"{model.split('-')[0]} (random weights{detail})"

@@ -167,7 +167,7 @@ def rows(path: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def add(path: Path, row: dict[str, Any]) -> None:
-    """Add a row; an older one of the same contestant and seed leaves."""
+    """Add a row, in place of an older one of the same contestant and seed."""
     with trials.alone(path.parent):
         kept = [one for one in rows(path) if key(one) != key(row)] + [row]
         order = list(CONTESTANTS)
@@ -181,7 +181,7 @@ def key(row: dict[str, Any]) -> tuple[str, int]:
 
 @contextmanager
 def claimed(work: Path, name: str, seed: int) -> Iterator[bool]:
-    """Take a training for this process; False where another process has it. Given back when the process ends."""
+    """Lock a training for this process; yield False where another process has it. The lock ends with the `with` block."""
     with open(work / f"claim-{name.replace(' ', '_')}-{seed}", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -158,7 +158,7 @@ def unpaired(scan: Volume, like: Volume, exponent: float) -> float:
 
 
 def relative(frequency: np.ndarray, strength: float, exponent: float) -> np.ndarray:
-    """Return the shift's ratio, or below 0 its inverse."""
+    """Return the shift's ratio; for a strength below 0, its inverse."""
     return ratio(frequency, abs(strength), exponent=exponent) ** np.sign(strength)
 
 
@@ -262,7 +262,7 @@ def away(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, 
 
 
 def prove() -> dict[str, Any]:
-    """Return everything, as plain numbers."""
+    """Return all that was measured, as plain numbers."""
     pairs = {patient: pair(patient) for patient in PAIRS}
     fits = {patient: fit(two) for patient, two in pairs.items()}
     result: dict[str, Any] = {
@@ -284,7 +284,7 @@ def prove() -> dict[str, Any]:
 
 
 def judge(judged: Pair, known: Pair, other: tuple[float, float]) -> dict[str, Any]:
-    """Return how each way does on some slices, with numbers from others and from another patient."""
+    """Return how well each way does on the slices of `judged`, with numbers from `known` or from the `other` patient."""
     seen: Any = measured(judged)
     entry: dict[str, Any] = {
         "smooth": plain(seen["smooth"]),
@@ -311,7 +311,7 @@ def judge(judged: Pair, known: Pair, other: tuple[float, float]) -> dict[str, An
 def numbers(
     way: str, judged: Pair, known: Pair, other: tuple[float, float]
 ) -> tuple[tuple[float, float], ...]:
-    """Return the strength (below 0: smoother) and exponent, to sharp and to smooth."""
+    """Return the strength (below 0: smoother) and exponent of a way, first to sharpen, then to smooth."""
     if way == "unpaired":
         return tuple(
             (unpaired(scan, like, other[1]), other[1])
@@ -350,7 +350,7 @@ def mean(halves: dict[str, Any], *keys: str) -> Any:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return how far from the real reconstruction, before and after."""
+    """Return how far the scans are from the real reconstruction, before and after the shift, as Markdown."""
     lines = []
     for patient, entry in result["patients"].items():
         for way in WAYS:
@@ -367,7 +367,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def picture(result: dict[str, Any], path: Path) -> None:
-    """NPS, and the profile across the lungs' borders, of each patient: smooth, sharp, and the smooth one
+    """Draw the NPS, and the profile across the lungs' borders, of each patient: smooth, sharp, and the smooth one
     sharpened."""
     from matplotlib.figure import Figure
 

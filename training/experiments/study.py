@@ -72,7 +72,7 @@ def corpora(kept: Measured) -> list[dict[str, Any]]:
 
 
 def augmentation(kept: Measured) -> list[dict[str, Any]]:
-    """Tell what shifted copies of the training scans bring, beside what pretraining brings."""
+    """Return the gain of some starts from shifted copies of the training scans, clean and under all shifts."""
     rows = []
     for encoder in ("vit", "swin"):
         for start in ("scratch", "wild-smit", "wild-lesions"):
@@ -84,7 +84,7 @@ def augmentation(kept: Measured) -> list[dict[str, Any]]:
 
 
 def lost(kept: Measured) -> list[dict[str, Any]]:
-    """Return what the shifts cost each pretrained start beside what they cost the same encoder from scratch (below 0: more)."""
+    """Return the change of DSC under shifts of each pretrained start, less that of its encoder from scratch (below 0: worse)."""
     rows = []
     for name in CONTESTANTS:
         scratch = trials.scratch_of(name, CONTESTANTS)

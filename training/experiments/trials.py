@@ -62,8 +62,7 @@ class Experiment:
 
 
 def label_of(model: str, head: str, few_shot: int | None, steps: int | None = None, changed: str = "") -> str:
-    """Return what a trial is called in results and tables; `steps` and `changed` settings: if they are not the
-    experiment's."""
+    """Return what a trial is called in results and tables; `steps` and `changed` settings: those unlike the experiment's."""
     return (
         model
         + ("" if head == "light" or model == "dynunet" else f" + {head}")
@@ -79,7 +78,7 @@ def read(results: Path) -> dict:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """While one process of this machine changes the results in a folder, others wait."""
+    """Lock the results in a folder while this process changes them; others on this machine wait."""
     folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     with open(Path(tempfile.gettempdir()) / f"ctssl-{os.getuid()}-{name}.lock", "w") as file:
@@ -115,8 +114,7 @@ def measure(
     settings: ctssl.Settings,
     out: Path,
 ) -> dict:
-    """One training and its scores. One that was interrupted goes on, one that is finished is not done
-    again."""
+    """Train a model and return its scores. A training that was interrupted goes on, one that is finished is not repeated."""
     report = ctssl.finetune(
         experiment.data(),
         model=model,
@@ -155,7 +153,7 @@ def of_cases(rows: list[dict]) -> dict[str, float]:
 
 
 def steps_to_share(row: dict) -> int | None:
-    """Return the first evaluation with 95% of the last one's validation DSC; None where none was made."""
+    """Return the step of the first evaluation with 95% of the last one's validation DSC; None where none was made."""
     curve = [point for point in row.get("curve") or [] if len(point) == 3]  # with a DSC
     return next((step for step, _, dsc in curve if dsc >= SHARE * curve[-1][2]), None) if curve else None
 

@@ -264,8 +264,8 @@ by `{found["command"]}`, with 95% intervals over patients.
 
 
 def study(name: str) -> str:
-    """Return what the study of corpora measured with the encoder that this task's own scans taught; "" for any other: what the
-    study calls by the name of a model "in the wild" has other weights."""
+    """Return what the study of corpora measured with a model that was pretrained on the scans of its task ("self"); ""
+    for any other: the study's models "in the wild" have other weights."""
     from training.experiments.measured import Measured
     from training.experiments.trials import told
 
