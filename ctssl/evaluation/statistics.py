@@ -17,8 +17,8 @@ def summary(
 ) -> dict[str, Any]:
     """Return one row of the strata table, over all labels of its cases.
 
-    `scans`: that were evaluated, for the false positives per scan; None: those of the rows. A scan in which neither truth nor
-    mask has a label has no row of it.
+    `scans`: number of scans that were evaluated, for the false positives per scan; None: the cases of the rows. A scan has no
+    row of a label that neither its truth nor its mask has.
     """
     result: dict[str, Any] = {
         "stratum": f"{column} {value}".strip(),

@@ -190,7 +190,7 @@ def check_job(job: Job) -> None:
 def prepare_scans(job: Job) -> tuple[list[Any], list[Any]]:
     """Bring the training cases, and those for validation, onto the working grid.
 
-    Raises `ValueError` where nothing is labelled.
+    Raises `ValueError` as `check_job` does.
     """
     preprocess, settings = job.plan.preprocess, job.settings
     check_job(job)

@@ -55,11 +55,11 @@ def fit(
         scans: to learn from, on the working grid.
         validating: whole scans that the DSC is measured on.
         folder: for the state of the training.
-        identity: what the training follows from, as JSON holds it.
+        identity: what determines the training, as JSON holds it.
         from_scratch: whether the encoder has initial weights, which then learn at the head's rate.
         reserve: seconds that scoring will take afterwards; they count towards `settings.minutes`.
-        crops: images and labels of each step, of what `crops.batches` draws from `scans`; drawn now where left out.
-        score: the DSC of a network on the validation cases, in place of `threshold.validate`.
+        crops: images and labels of each step. None: `crops.batches` draws them from `scans`.
+        score: returns the DSC of a network on the validation cases, instead of `threshold.validate`.
 
     Returns:
         The curve: step, loss and (with validation cases) DSC at each evaluation.

@@ -122,9 +122,9 @@ def name_labels(
     """Name the labels that are learned: as given, as the data says, or (None) by their numbers.
 
     Args:
-        given: by the user; has to name every label.
-        known: by `dataset.json`, which may name more labels than the masks hold.
-        labels: that occur in the masks of the training cases.
+        given: names that the user gives; they have to name every label.
+        known: names in `dataset.json`, which may name more labels than the masks hold.
+        labels: labels that occur in the masks of the training cases.
     """
     highest = max(labels, default=0)
     if given and sorted(given) != list(range(1, highest + 1)):

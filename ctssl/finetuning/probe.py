@@ -258,8 +258,8 @@ class Probe:
     spacing_mm: float
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return for each contestant the mean AUROC over patients, its 95% interval and, but for the last model, the
-        difference from that one with an interval and p (paired by patient; Holm over the table)."""
+        """Return for each contestant the mean AUROC over patients, its 95% interval and, for all models but the last, the
+        difference from the last one with an interval and p (paired by patient; Holm over the table)."""
         values = {name: patients(runs, "linear", "auroc") for name, runs in self.runs.items()}
         models = [name for name in values if name not in (PLACE, GREY)]
         result: list[dict[str, Any]] = []

@@ -76,8 +76,8 @@ def finetune(
             nnU-Net's `splits_final.json`.
         spacing_mm: working spacing in mm. None: a tenth of the median tumour's diameter, between the scans'
             own and twice the encoder's.
-        window_hu: window in HU, `(low, high)`. None: what 99% of the labelled voxels are and a quarter of that
-            more on either side; the model's own for `freeze`, and where the model brings its head.
+        window_hu: window in HU, `(low, high)`. None: the range of 99% of the labelled voxels, widened by a quarter on
+            either side; the model's own for `freeze`, and where the model brings its head.
         channel_windows: of cases with several channels, `(low, high)` of each beside the CT, in its own units. None: as
             for `window_hu`.
         names: of the labels, `{1: "tumour"}`.

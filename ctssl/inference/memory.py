@@ -44,7 +44,7 @@ def plan_slices(
 ) -> int:
     """Choose how many slices of the scan's last axis are brought back to its own grid at a time.
 
-    The mask does not depend on the result, the memory does.
+    The number changes the memory, not the mask.
 
     Args:
         volume: the scan; only its shape and affine are used.
@@ -52,7 +52,7 @@ def plan_slices(
         side: voxels along each side of a window.
         classes: with the background.
         max_memory_gb: memory limit of the process in GB.
-        maps: float volumes on the scan's grid that are kept too, with what makes a mask of them.
+        maps: number of maps of probabilities on the scan's grid that are kept too.
         channels: of the scan.
 
     Raises:

@@ -69,7 +69,7 @@ def measure(
     """Return the rows of every source, case and place: those kept in `grid.folder`, and the others, which are
     measured and kept there at once.
 
-    `overwrite`: measure again what was measured otherwise. Raises `ValueError` for that without it.
+    `overwrite`: measure again what was measured with other settings; without it, that raises `ValueError`.
     """
     from tqdm import tqdm
 

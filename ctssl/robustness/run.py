@@ -70,7 +70,7 @@ def measure_robustness(
         pairs: CSV with the columns `first` and `second`, two reconstructions of one acquisition each.
         scans: folder that keeps the shifted scans (of one seed), by the names above, for other models and
             tools.
-        overlays: of so many shifts, those that cost most DSC, a picture of the case that loses most, clean
+        overlays: number of shifts to draw, those that cost most DSC first; each shows the case that loses most, clean
             and shifted.
         overwrite: measure again what an earlier call with other settings left in `out`.
 

@@ -35,7 +35,7 @@ class Boxes:
     def dsc(self, net: Any, *, overlap: float = 0.5) -> list[float]:
         """Return the DSC of each mask with the one that a network of one label gives at a probability of 0.5.
 
-        The mask is that of `Segmenter.segment`: windows that overlap, weighted alike.
+        The mask is that of `Segmenter.segment`: windows that overlap, with the same weights.
         """
         training = net.training
         net.eval()
