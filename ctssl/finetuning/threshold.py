@@ -56,7 +56,9 @@ def validate(net: Any, scans: list[PreparedCase], *, half: bool = False) -> floa
     return float(np.mean(means)) if means else 0.0
 
 
-def _masks(net: Any, scan: PreparedCase, thresholds: tuple[float, ...], windows: Windows) -> dict[float, np.ndarray]:
+def _masks(
+    net: Any, scan: PreparedCase, thresholds: tuple[float, ...], windows: Windows
+) -> dict[float, np.ndarray]:
     """Return the mask of a whole scan at each threshold."""
     first, *others = scan.image.astype(np.float32)
     image = Volume(first, scan.affine, scan.name, extra=tuple(others))

@@ -64,7 +64,9 @@ def _run(
     model: Network, source: Any, windows: Windows, *, maps: int, progress: bool
 ) -> tuple[Volume, np.ndarray, np.ndarray]:
     """Segment a scan: return its mask and what `probabilities_of` gives. `maps`: how many are held besides."""
-    volume, slices = read_within(source, lambda grid: slices_within_memory(model, grid, windows.max_memory_gb, maps=maps))
+    volume, slices = read_within(
+        source, lambda grid: slices_within_memory(model, grid, windows.max_memory_gb, maps=maps)
+    )
     found, affine = probabilities_of(model, prepared(model.encoder, volume), windows, progress=progress)
     mask = volume.on_grid(onto(found, affine, volume, slices, threshold=model.threshold))
     warn_unlike_training(model, mask)
