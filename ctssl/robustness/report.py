@@ -36,7 +36,8 @@ does; `dsc_lost` is clean minus area; intervals are 95% bootstrap over patients.
 `worst_case` the case that falls most at any one. Differences are first minus second (shifted against clean: area minus clean);
 Wilcoxon signed-rank, two-sided, with the rank-biserial effect (1: every patient the same way), Holm over each table; no p below 6
 patients, whose scans and labels are averaged first. `undefined`: cases without a value on one side (HD95 of an empty mask), which
-do not count: misses show in DSC and NSD. Pairs: `covered` is the share of the first scan that the second covers,
+do not count: misses show in DSC and NSD. A label counts in a case if truth or a mask has it there under any shift; where neither
+has it, its DSC is 1. Pairs: `covered` is the share of the first scan that the second covers,
 `volume_difference` is relative to the mean of both, concordance is Lin's, of volumes over pairs or of the features of a pair,
 cosine is that of its features; masks that agree need not be right. A shift acts on the grid of the scan (`scan_mm`, its finest
 spacing): `change_hu` is the mean absolute change over the body there, `working_change_hu` what is left of it at the model's
