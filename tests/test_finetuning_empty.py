@@ -1,5 +1,7 @@
 """Scans of healthy people: how often they are drawn, and what they say about the threshold."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,9 @@ import torch
 import ctssl
 from ctssl.finetuning import threshold
 from ctssl.finetuning.crops import PreparedCase, draw
+from ctssl.finetuning.folds import mean_of_folds, save_folds
+from ctssl.finetuning.report import Report
+from tests.support.tiny import QUICK
 
 
 def scan_of(value: float, label: int, name: str) -> PreparedCase:
@@ -25,6 +30,40 @@ def test_healthy_scans_are_drawn_as_often_as_asked():
     for some in (scans[:9], scans[9:]):  # of one kind alone: that kind
         images, _ = draw(some, ctssl.Settings(**plain, empty=0.5), 0)
         assert images.shape[0] == 200
+
+
+def test_held_out_cases_without_a_lesion_do_not_say_that_nothing_was_learned(tmp_path):
+    """What is marked there is wrong, and says nothing of the others; a fold without a score has none, and JSON no NaN."""
+    curve = [{"step": 1, "loss": 1.0}]
+    found = [
+        Report(tmp_path, {"a": {"lesion": 0.0}}, ["t"], [], curve, 1.0, empty=empty)
+        for empty in (True, False)
+    ]
+    assert [report.learned for report in found] == [True, False]
+    none = Report(tmp_path, {"b": {}}, ["t"], [], curve, 1.0)
+    assert mean_of_folds([none, Report(tmp_path, {"c": {"lesion": 0.5}}, ["t"], [], curve, 1.0)]) == 0.5
+    text = save_folds(tmp_path / "folds.json", [none]).read_text()
+    assert "NaN" not in text and json.loads(text)["mean_dsc"] is None
+
+
+@pytest.mark.slow
+def test_labels_that_are_too_small_for_the_working_grid_are_named(labelled, tiny, tmp_path):
+    for path in (labelled / "labels").iterdir():
+        mask = ctssl.read(path)
+        mask.array[1:3, 1:3, 1] = 2
+        mask.save(path, overwrite=True)
+    how = dict(model=tiny, settings=QUICK, hold_out=["case2"], progress=False, spacing_mm=9.0)
+    report = ctssl.finetune(labelled, out=tmp_path / "m", **how)
+    assert any(
+        "label 2 is too small" in note and "in 2 of 2 training cases" in note for note in report.warnings
+    )
+    for path in (labelled / "labels").iterdir():
+        mask = ctssl.read(path)
+        mask.array[mask.array == 1] = 0
+        mask.array[mask.array == 2] = 1
+        mask.save(path, overwrite=True)
+    with pytest.raises(ValueError, match="no labelled voxel is left at 9 mm"):
+        ctssl.finetune(labelled, out=tmp_path / "n", **how)
 
 
 class Says(torch.nn.Module):

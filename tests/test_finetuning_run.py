@@ -150,6 +150,12 @@ def test_files_of_the_user_stay(labelled, tiny, tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="holds a cases.csv that is not of a model"):
         ctssl.finetune(labelled, model=tiny, out=mine, settings=QUICK, progress=False)
     assert (mine / "cases.csv").read_text() == "id\n1\n" and len(list(mine.iterdir())) == 1
+    (mine / "cases.csv").rename(mine / "preprocessor_config.json")
+    with pytest.raises(FileExistsError, match="holds a preprocessor_config.json that is not of a model"):
+        ctssl.finetune(labelled, model=tiny, out=mine, settings=QUICK, progress=False)
+    (mine / "preprocessor_config.json").rename(mine / "features.png")
+    ctssl.finetune(labelled, model=tiny, out=mine, settings=QUICK, progress=False)
+    assert (mine / "features.png").read_text() == "id\n1\n"
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     ctssl.finetune(labelled, model=tiny, out=".", settings=QUICK, progress=False)

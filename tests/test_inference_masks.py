@@ -84,6 +84,15 @@ def test_an_ensemble_averages_the_probabilities_of_its_members(tmp_path, ball, c
         torch.nn.init.normal_(net.head.get_parameter(next(iter(dict(net.head.named_parameters())))), std=0.5)
         net.save_pretrained(tmp_path / f"fold{seed}")
         nets.append(ctssl.load_segmenter(tmp_path / f"fold{seed}"))
+    nets[0].threshold, nets[1].threshold = 0.5, 0.3
+    nets[0].training_range = {"longest_mm": 90.0, "volume_ml": {"1": [2.0, 9.0]}}
+    nets[1].training_range = {"longest_mm": 70.0, "volume_ml": {"1": [1.0, 5.0]}}
+    for order in (nets[:2], nets[1::-1]):  # nothing depends on it
+        one = ctssl.Ensemble(order)
+        assert one.threshold == pytest.approx(0.4)
+        assert one.training_range == {"longest_mm": 90.0, "volume_ml": {"1": [1.0, 9.0]}}
+    for net in nets:
+        net.threshold, net.training_range = 0.5, {}
     both = ctssl.Ensemble(nets)
     image = torch.rand(2, 1, 32, 32, 32)
     with torch.no_grad():

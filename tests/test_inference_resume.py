@@ -146,6 +146,34 @@ def test_nothing_is_left_out_without_a_word(net, scans, tmp_path):
         segment_folder(net, scans, tmp_path / "more")
 
 
+def test_a_mask_of_another_window_or_grid_is_not_resumed(net, scans, tmp_path):
+    out = tmp_path / "out"
+    segment_folder(net, scans, out)
+    net.window += 8
+    with pytest.raises(ValueError, match="made otherwise: window"):
+        segment_folder(net, scans, out, resume=True)
+    net.window -= 8
+    assert segment_folder(net, scans, out, resume=True) == {}
+    record = json.loads((out / "0.ctssl.json").read_text())
+    del record["window"], record["preprocess"]  # of an earlier version
+    (out / "0.ctssl.json").write_text(json.dumps(record))
+    assert segment_folder(net, scans, out, resume=True) == {}
+
+
+def test_maps_of_others_are_left_alone(net, scans, tmp_path):
+    out = tmp_path / "out"
+    (out / "probabilities").mkdir(parents=True)
+    theirs = out / "probabilities" / f"0_{net.labels[1]}.nii.gz"
+    theirs.write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="is not of an earlier run"):
+        segment_folder(net, scans, out, probabilities=True, resume=True)
+    assert theirs.read_bytes() == b"mine"
+    net.labels = {1: "left_a", 2: "a"}
+    (scans / "1.nii.gz").rename(scans / "0_left.nii.gz")
+    with pytest.raises(ValueError, match="would share 0_left_a.nii.gz; rename one"):
+        segment_folder(net, scans, out, probabilities=True, overwrite=True)
+
+
 def test_labels_that_would_share_a_file_are_refused(tiny, tmp_path):
     net = ctssl.segmenter(tiny, head="linear", classes=3, labels={1: "a/b", 2: "a_b"})
     with pytest.raises(ValueError, match="would share files"):

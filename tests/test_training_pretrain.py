@@ -140,6 +140,22 @@ def test_what_the_disk_refused_once_is_tried_again(tmp_path, monkeypatch):
     assert len(cache.prepare_corpus(scans, Preprocess(), tmp_path / "cache")) == 1
 
 
+def test_a_folder_that_is_not_of_a_run_is_left_alone(phantoms, tmp_path):
+    phantoms.mkdir(parents=True)
+    (phantoms / "log.jsonl").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds a log.jsonl that is not of a run"):
+        pretrain.pretrain(TINY, phantoms)
+    assert (phantoms / "log.jsonl").read_text() == "mine"
+
+
+def test_contrast_needs_a_second_patient(tmp_path):
+    scan = phantom(8.0)[0].save(tmp_path / "one.nii.gz")
+    (tmp_path / "scans.csv").write_text(f"image,patient\n{scan},p\n")
+    run = dataclasses.replace(TINY, task="contrastive", corpus=str(tmp_path / "scans.csv"))
+    with pytest.raises(ValueError, match="compares patients, and these scans are of 1"):
+        pretrain.pretrain(run, tmp_path / "run")
+
+
 def test_each_process_takes_its_own_gpu_before_they_join(monkeypatch, tmp_path):
     """NCCL takes the current device for objects; with the first one for all it fails."""
     calls = []

@@ -36,9 +36,10 @@ from ctssl.datasets.seen import SEEN
 from ctssl.devices import agreed, join_devices, rank_and_world
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pretrained import encoder_config
-from ctssl.files.running import Stopped, alone, clear_parts, stop_signals
+from ctssl.files.running import LOCK, Stopped, alone, clear_parts, stop_signals
 from ctssl.heads.segmenter import segmenter_config
-from ctssl.hub.folder import write_folder
+from ctssl.hub.client import CONFIG, WEIGHTS
+from ctssl.hub.folder import ABOUT, PROCESSOR, write_folder
 from ctssl.hub.lookup import open_model
 from ctssl.hub.provenance import facts
 from ctssl.loading import load_model
@@ -171,10 +172,17 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     rank, device = join_devices("cuda" if torch.cuda.is_available() else "cpu")
     _, world = rank_and_world()
     task = build(run).to(device)  # first, so that invalid settings fail at once
+    if rank == 0:
+        check_folder(out)
     with alone(out) if rank == 0 else contextlib.nullcontext():
         if rank == 0:
             clear_parts(out)
         corpus = shared_corpus(run, out, rank)
+        people = len({corpus.patient(number) for number in range(len(corpus))})
+        if people < getattr(task, "patients", 1):
+            raise ValueError(
+                f"{run.task} compares patients, and these scans are of {people}; give scans of more, or another task"
+            )
         done = train(task, run, out, corpus, last=min(run.steps, stop_after or run.steps))
         if rank == 0 and done:
             finish(task, done, out, corpus, world=world)
@@ -300,6 +308,16 @@ def descend(
     if hasattr(task, "after_step"):
         task.after_step(min(1.0, pieces[0].progress + 1 / run.steps))
     return {**numbers, "norm": float(norm)}
+
+
+def check_folder(out: Path) -> None:
+    """Raise `FileExistsError` for a folder that holds a model, or files of these names, but no run."""
+    began = any((out / name).exists() for name in (LOCK, checkpoints.NEWEST, checkpoints.BEFORE))
+    foreign = [name for name in (CONFIG, WEIGHTS, PROCESSOR, "log.jsonl", *ABOUT) if (out / name).exists()]
+    if foreign and not began:
+        raise FileExistsError(
+            f"{out} holds a {foreign[0]} that is not of a run and would be replaced; choose another --out"
+        )
 
 
 HASHED = 2000  # largest number of scans whose hashes are stored with the encoder

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctssl.cli.common import add_device, add_grid, add_hold_out, add_memory, check_output, hold_out
+from ctssl.files.text import as_plain
 from ctssl.zoo import DEFAULT
 
 if TYPE_CHECKING:
@@ -195,6 +196,7 @@ def _check(args: argparse.Namespace) -> None:
 def _finetune(args: argparse.Namespace) -> None:
     from ctssl.datasets.layouts import find_cases
     from ctssl.devices import choose_device
+    from ctssl.finetuning.folds import mean_of_folds
     from ctssl.finetuning.job import build_network, check_job, prepare_job
     from ctssl.finetuning.prepare import survey_warnings
     from ctssl.finetuning.request import check_request
@@ -235,10 +237,9 @@ def _finetune(args: argparse.Namespace) -> None:
     for report in reports:
         _print_report(report)
     if every:
-        mean = sum(report.mean_dsc for report in reports) / len(reports)
-        print(f"{'mean of ' + str(len(reports)) + ' folds':24} DSC {mean:.3f}")
-    if not all(report.learned for report in reports):
-        print(f"\n{reports[0].folder} was written, but it has learned nothing: every measured DSC is 0.000")
+        print(f"{'mean of ' + str(len(reports)) + ' folds':24} DSC {mean_of_folds(reports):.3f}")
+    if failed := [str(report.folder) for report in reports if not report.learned]:
+        print(f"\n{', '.join(failed)}: written, but nothing was learned, every measured DSC is 0.000")
         return
     print(f"\n{reports[0].folder} is ready. Next: ctssl segment SCAN OUT.nii.gz --model {reports[0].folder}")
 
@@ -282,7 +283,7 @@ def _as_json(report: Report) -> dict[str, Any]:
         "model": str(report.folder),
         "warnings": report.warnings,
         "held_out": report.held_out,
-        "mean_dsc": report.mean_dsc if report.held_out else None,
+        "mean_dsc": as_plain(report.mean_dsc),
         "train": report.train,
     }
 
@@ -291,7 +292,7 @@ def _print_report(report: Report) -> None:
     """Print the DSC of every held-out case, and its mean; of several labels also the mean and the number of cases of each."""
     for case, scores in report.held_out.items():
         text = "  ".join(f"{name} DSC {value:.3f}" for name, value in scores.items())
-        print(f"{case:24} {text or 'no label that the model knows'}")
+        print(f"{case:24} {text or 'nothing to find, and nothing marked'}")
     if not report.held_out:
         return
     by_label = report.by_label()

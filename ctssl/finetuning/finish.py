@@ -58,18 +58,20 @@ def judging_seconds(net: Any, job: Job) -> float:
 
 
 def judged_labels(labels: dict[int, str], job: Job) -> dict[int, str]:
-    """Return the labels of a network that any case has: nothing can be said of the others."""
-    known = job.survey.labels([*job.sides.training, *job.sides.held_out])
+    """Return the labels of a network that a case has which it learned from: nothing can be said of the others."""
+    known = job.survey.labels(job.sides.learning)
     return {k: name for k, name in labels.items() if k in known}
 
 
-def report_of(job: Job, judged: dict[str, Judged], curve: list[dict[str, float]], seconds: float) -> Report:
-    """Return the report of a training, with warnings about its cases and its result."""
-    learned = job.survey.labels(job.sides.training)
-    warnings = survey_warnings(job.survey, job.sides)
+def report_of(
+    job: Job, judged: dict[str, Judged], curve: list[dict[str, float]], seconds: float, lost: list[str]
+) -> Report:
+    """Return the report of a training, with warnings about its cases, its labels (`lost`) and its result."""
+    learned = job.survey.labels(job.sides.learning)
+    warnings = survey_warnings(job.survey, job.sides) + lost
     warnings += [
-        f"label {k}: only held-out cases have it, so it is neither learned nor judged"
-        for k in sorted(job.survey.labels(job.sides.held_out) - learned - set(job.dataset.names))
+        f"label {k}: only held-out and validation cases have it, so it is neither learned nor judged"
+        for k in sorted(job.survey.labels([*job.sides.held_out, *job.sides.validating]) - learned)
     ]
     validating = [case.name for case in job.sides.validating]
     if 0 < len(validating) < CHOOSING:
@@ -84,6 +86,7 @@ def report_of(job: Job, judged: dict[str, Judged], curve: list[dict[str, float]]
         curve,
         seconds,
         warnings,
+        empty=not job.survey.labels(job.sides.held_out),
     )
     if not report.learned:
         warnings.append(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ctssl.files.atomic import write_whole
+from ctssl.files.text import as_plain
 from ctssl.finetuning.report import Report
 
 
@@ -22,7 +24,7 @@ def summarise(reports: list[Report]) -> dict[str, Any]:
             {"folder": report.folder.name, "mean_dsc": report.mean_dsc, "held_out": len(report.held_out)}
             for report in reports
         ],
-        "mean_dsc": float(np.mean([report.mean_dsc for report in reports])),
+        "mean_dsc": mean_of_folds(reports),
         "labels": {
             label: {"mean_dsc": float(np.mean(found)), "cases": len(found)} for label, found in values.items()
         },
@@ -30,6 +32,12 @@ def summarise(reports: list[Report]) -> dict[str, Any]:
     }
 
 
+def mean_of_folds(reports: list[Report]) -> float:
+    """Return the mean DSC of the folds that have one; NaN where none has."""
+    scores = [report.mean_dsc for report in reports if not math.isnan(report.mean_dsc)]
+    return float(np.mean(scores)) if scores else math.nan
+
+
 def save_folds(path: Path, reports: list[Report]) -> Path:
     """Write `summarise` as JSON, whole or not at all."""
-    return write_whole(path, json.dumps(summarise(reports), indent=1) + "\n")
+    return write_whole(path, json.dumps(as_plain(summarise(reports)), indent=1) + "\n")

@@ -20,7 +20,7 @@ from ctssl.devices import agreed, multiplies_bf16, rank_and_world, warn_of_slow_
 from ctssl.files.running import Stopped, stop_signals
 from ctssl.finetuning.crops import PreparedCase, batches, workers_for
 from ctssl.finetuning.settings import Settings
-from ctssl.finetuning.state import Progress, load_state, save_state
+from ctssl.finetuning.state import RECENT, Progress, load_state, save_state
 from ctssl.finetuning.threshold import validate
 
 if TYPE_CHECKING:
@@ -120,7 +120,6 @@ class _Run:
         steps = None if settings.minutes else settings.steps
         self.now = load_state(folder, net, self.average, self.opt, identity) or Progress(0, steps, [], {})
         self.clock = Clock(settings.minutes, self.now.step, reserve)
-        self.losses: list[float] = []
         self.saved = time.monotonic()
 
     def descend(self, image: Tensor, label: Tensor) -> None:
@@ -133,8 +132,8 @@ class _Run:
         for group in self.opt.param_groups:
             first = alone if group["encoder"] else 0
             group["lr"] = group["peak"] * rate(now.step - first, total - first, settings.warmup)
-        self.losses.append(descend(self.net, self.opt, image, label, half=self.half, world=self.world))
-        if not math.isfinite(self.losses[-1]):
+        now.losses.append(descend(self.net, self.opt, image, label, half=self.half, world=self.world))
+        if not math.isfinite(now.losses[-1]):
             raise ValueError(
                 f"step {now.step}: the loss is not finite; lower the learning rate ({settings.lr})"
             )
@@ -144,7 +143,8 @@ class _Run:
 
     def evaluate(self, score: Callable[[Any], float] | None, *, choosing: bool) -> None:
         """Add a point to the curve, and keep the weights if they are to be chosen and the best."""
-        row = {"step": self.now.step, "loss": float(np.mean(self.losses[-50:]))}
+        now = self.now
+        row = {"step": now.step, "loss": float(np.mean(now.losses[-RECENT:]))}
         if score:
             row["dsc"] = score(self.kept)
         self.now.curve.append(row)
@@ -153,7 +153,7 @@ class _Run:
 
     def shown(self) -> dict[str, str]:
         """Return what the progress bar shows."""
-        text = {"loss": f"{np.mean(self.losses[-30:]):.3f}"}
+        text = {"loss": f"{np.mean(self.now.losses[-30:]):.3f}"}
         if self.now.curve and "dsc" in self.now.curve[-1]:
             text["dsc"] = f"{self.now.curve[-1]['dsc']:.3f}"
         return text

@@ -42,6 +42,7 @@ class Report:
     curve: list[dict[str, float]]
     seconds: float
     warnings: list[str] = field(default_factory=list)
+    empty: bool = False
 
     @property
     def mean_dsc(self) -> float:
@@ -57,9 +58,11 @@ class Report:
 
     @property
     def learned(self) -> bool:
-        """False where every DSC that was measured, of validation and held-out cases, is 0.000."""
+        """False where every DSC that was measured, of validation and held-out cases, is 0.000. Of held-out cases whose masks
+        are all empty nothing is measured: what is marked there is wrong, whatever was learned."""
         measured = [row["dsc"] for row in self.curve if "dsc" in row]
-        measured += [value for case in self.held_out.values() for value in case.values()]
+        if not self.empty:
+            measured += [value for case in self.held_out.values() for value in case.values()]
         return not measured or max(measured) >= 0.0005
 
 

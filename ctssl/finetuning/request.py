@@ -16,7 +16,8 @@ from ctssl.files.text import read_json
 from ctssl.finetuning.report import WRITTEN, Report
 from ctssl.finetuning.settings import Settings
 from ctssl.heads import HEADS
-from ctssl.hub.client import WEIGHTS
+from ctssl.hub.client import CONFIG, WEIGHTS
+from ctssl.hub.folder import PROCESSOR
 from ctssl.inference.windows import MEMORY_GB
 
 
@@ -57,7 +58,7 @@ def check_request(request: Request) -> None:
         raise ValueError(f"settings={request.settings!r}: give ctssl.Settings(steps=..., ...)")
     if request.head and request.head not in HEADS:
         raise ValueError(f"unknown head {request.head!r}; use {', '.join(sorted(HEADS))}")
-    ours = (out / WEIGHTS).exists() and (out / "config.json").exists()
+    ours = (out / WEIGHTS).exists() and (out / CONFIG).exists()
     if ours and not request.overwrite and not request.keep:
         raise FileExistsError(
             f"{out} holds a finished model; choose another --out, or add --overwrite (overwrite=True)"
@@ -67,7 +68,7 @@ def check_request(request: Request) -> None:
     check_writable(out)
     check_alone(request.unfinished)
     began = ours or request.unfinished.is_dir()
-    foreign = [name for name in ("config.json", WEIGHTS, *WRITTEN) if not began and (out / name).exists()]
+    foreign = [name for name in (CONFIG, WEIGHTS, PROCESSOR, *WRITTEN) if not began and (out / name).exists()]
     if foreign:
         raise FileExistsError(
             f"{out} holds a {foreign[0]} that is not of a model, and would be replaced; choose another --out"
@@ -135,7 +136,7 @@ def finished(request: Request, identity: dict[str, Any]) -> Report | None:
     """Return the report of a segmenter that an earlier call left, if it answered the same request; None if there is
     none to keep. For another request: None if it may be overwritten, `FileExistsError` if not."""
     out = request.out
-    if not request.keep or not (out / WEIGHTS).exists() or not (out / "config.json").exists():
+    if not request.keep or not (out / WEIGHTS).exists() or not (out / CONFIG).exists():
         return None
     told = read_json(out / "report.json") if (out / "report.json").exists() else {}
     before = told.get("asked") if isinstance(told, dict) else None

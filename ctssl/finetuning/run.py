@@ -18,7 +18,15 @@ from ctssl.datasets.splits import count_folds
 from ctssl.devices import device_name, join_devices
 from ctssl.files.running import alone, clear_parts
 from ctssl.finetuning.finish import judge_cases, judging_seconds, report_of, save
-from ctssl.finetuning.job import Job, build_network, prepare_job, prepare_scans, survey_of
+from ctssl.finetuning.job import (
+    Job,
+    build_network,
+    few_patients,
+    lost_labels,
+    prepare_job,
+    prepare_scans,
+    survey_of,
+)
 from ctssl.finetuning.loop import fit
 from ctssl.finetuning.prepare import Survey, choose_sides
 from ctssl.finetuning.report import Judged, Report
@@ -128,6 +136,9 @@ def run(request: Request, dataset: Dataset, *, survey: Survey | None = None) -> 
     say = tqdm.write if request.progress else (lambda _: None)
     say(job.describe())
     learning, validating = prepare_scans(job)
+    lost = [*few_patients(job), *lost_labels(job, learning)]
+    for note in lost:
+        say(f"warning: {note}")
     net = build_network(job)
     with ExitStack() as stack:
         stack.enter_context(deterministic(enabled=job.settings.deterministic))
@@ -135,14 +146,16 @@ def run(request: Request, dataset: Dataset, *, survey: Survey | None = None) -> 
             stack.enter_context(alone(request.unfinished))  # from here on the folder is ours
             clear_parts(request.out)
             clear_parts(request.unfinished)
-        report = train_and_save(net.to(device), learning, validating, job, rank=rank)
+        report = train_and_save(net.to(device), learning, validating, job, rank=rank, lost=lost)
     if dist.is_initialized():
         dist.barrier()
     return report
 
 
-def train_and_save(net: Any, learning: list[Any], validating: list[Any], job: Job, *, rank: int) -> Report:
-    """Train a network on its device, judge it, and (the first device) write it."""
+def train_and_save(
+    net: Any, learning: list[Any], validating: list[Any], job: Job, *, rank: int, lost: list[str]
+) -> Report:
+    """Train a network on its device, judge it, and (the first device) write it. `lost`: see `lost_labels`."""
     request, device = job.request, device_name(next(net.parameters()).device)
     scoring = (
         judging_seconds(net, job) if rank == 0 else 0.0
@@ -168,7 +181,7 @@ def train_and_save(net: Any, learning: list[Any], validating: list[Any], job: Jo
     if rank == 0:
         net.threshold = choose_threshold(net, validating, progress=request.progress)
         judged = judge_cases(net, job)
-    report = report_of(job, judged, curve, seconds)
+    report = report_of(job, judged, curve, seconds, lost)
     if rank == 0:
         save(net.cpu(), job, report, judged, device=device)
     return report

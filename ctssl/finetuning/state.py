@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ctssl.files.atomic import write_weights, write_whole
 
+RECENT = 50  # losses that a point of the curve is the mean of
 SMOOTH = 0.9  # weight of the past in the average of validation DSCs
 
 
@@ -24,6 +25,7 @@ class Progress:
     steps: int | None
     curve: list[dict[str, float]]
     best: dict[str, Tensor]
+    losses: list[float] = field(default_factory=list)
 
     def smoothed(self) -> list[float]:
         """Return the moving average of the validation DSC after each evaluation."""
@@ -58,7 +60,7 @@ def save_state(
     folder.mkdir(parents=True, exist_ok=True)
     name = f"state-{now.step}.safetensors"
     write_weights(folder / name, state)
-    place = {"step": now.step, "steps": now.steps, "curve": now.curve}
+    place = {"step": now.step, "steps": now.steps, "curve": now.curve, "losses": now.losses[-RECENT:]}
     write_whole(folder / "state.json", json.dumps({"place": place, "file": name, "training": identity}))
     for old in folder.glob("state-*.safetensors"):
         if old.name != name:
@@ -94,7 +96,13 @@ def load_state(
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
-    net.load_state_dict(part("net."))
+    try:
+        net.load_state_dict(part("net."))
+    except RuntimeError as error:  # labels that a dataset.json names came or went
+        raise ValueError(
+            f"{folder} holds an unfinished training of a network of another shape, such as of other labels; remove that folder "
+            "to start again"
+        ) from error
     if average is not None:
         average.module.load_state_dict(part("ema."))
     own = opt.state_dict()

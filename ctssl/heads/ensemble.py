@@ -49,8 +49,9 @@ class Ensemble(nn.Module):
                 )
         self.members = nn.ModuleList(members)
         self.window, self.classes, self.labels = first.window, first.classes, first.labels
-        self.threshold, self.in_channels = first.threshold, first.in_channels
-        self.training_range = first.training_range
+        self.threshold = sum(member.threshold for member in members) / len(members)
+        self.in_channels = first.in_channels
+        self.training_range = widest([member.training_range for member in members])
 
     @property
     def encoder(self) -> Any:
@@ -73,6 +74,18 @@ class Ensemble(nn.Module):
 
     segment = Segmenter.segment
     probabilities = Segmenter.probabilities
+
+
+def widest(ranges: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    """Return a `training_range` that holds those of all members; {} where one has none."""
+    if not all(ranges):
+        return {}
+    volumes: dict[str, list[float]] = {}
+    for one in ranges:
+        for label, (least, most) in one["volume_ml"].items():  # type: ignore[index]
+            low, high = volumes.get(label, (least, most))
+            volumes[label] = [min(low, least), max(high, most)]
+    return {"longest_mm": max(one["longest_mm"] for one in ranges), "volume_ml": volumes}  # type: ignore[index]
 
 
 def _preprocess(net: Segmenter) -> Any:

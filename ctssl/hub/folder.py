@@ -226,7 +226,7 @@ def write_folder(
         (part / WEIGHTS).chmod(
             (part / CONFIG).stat().st_mode
         )  # safetensors writes files only the owner can read
-        if not holds(folder / WEIGHTS, model):
+        if (folder / CONFIG).is_file() and not holds(folder / WEIGHTS, model):
             for name in ABOUT:
                 (folder / name).unlink(missing_ok=True)
         for file in sorted(part.iterdir(), key=lambda f: f.name == CONFIG):  # the config comes last

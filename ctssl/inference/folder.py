@@ -33,8 +33,10 @@ from ctssl.inference.windows import Windows
 from ctssl.scan_checks import ScanWarning
 from ctssl.volume.channels import Channels
 from ctssl.volume.volume import Volume
+from ctssl.zoo import Preprocess
 
 WRITING, WHOLE = "writing", "whole"  # state of a record
+LATER = ("window", "preprocess")  # not in the records of earlier versions
 OPTIONAL = ("bf16", "compiled")  # windows: a record names them where they were used
 TODO, MAPS, DONE = "to do", "maps are missing", "done"  # state of the results of a scan
 
@@ -129,6 +131,7 @@ def segment_folder(
         )
         for name in listed
     }
+    _check_targets(targets, resume=resume and not overwrite)
     check_apart([file for one in targets.values() for file in (one.mask, one.record)], list(listed.values()))
     sources = with_channels(listed)
     _check_channels(listed, sources, wanted)
@@ -159,6 +162,27 @@ def segment_folder(
             if progress:
                 tqdm.write(f"{name}: {failed[name]}", file=sys.stderr)
     return failed
+
+
+def _check_targets(targets: Mapping[str, Target], *, resume: bool) -> None:
+    """Raise `ValueError` where the results of two scans would share a file, such as a map of `P1_left` and one of `P1`, and
+    `FileExistsError` where a resumed run would replace a map that is not of an earlier one."""
+    owner: dict[Path, str] = {}
+    for name, target in targets.items():
+        for path in (target.mask, target.record, *target.maps.values()):
+            if owner.setdefault(path, name) != name:
+                raise ValueError(
+                    f"{name} and {owner[path]} would share {path.name}; rename one of these scans"
+                )
+    for target in targets.values() if resume else ():
+        told = read_json(target.record) if target.record.is_file() else {}
+        begun = isinstance(told, dict) and told.get("state") == WRITING
+        known = told.get("files", {}) if isinstance(told, dict) else {}
+        for path in target.maps.values():
+            if path.exists() and not begun and path.name not in known:
+                raise FileExistsError(
+                    f"{path} is not of an earlier run; move it, choose another folder, or add --overwrite"
+                )
 
 
 def _check_channels(listed: Mapping[str, Path], sources: Mapping[str, Any], wanted: int) -> None:
@@ -261,6 +285,8 @@ def made_by(model: Network, windows: Windows, source: Path | Channels | Volume) 
     return {
         "sha256": model.spec.sha256 if model.spec else "",
         "threshold": model.threshold,
+        "window": model.window,
+        "preprocess": json.loads(json.dumps((model.spec.preprocess if model.spec else Preprocess()).entry())),
         "overlap": windows.overlap,
         "tta": windows.tta,
         **{key: True for key in OPTIONAL if getattr(windows, key)},
@@ -289,11 +315,15 @@ def scan_sha256(source: Path | Channels | Volume) -> str:
 
 def _write_maps(model: Network, source: Path | Channels, target: Target, windows: Windows) -> None:
     """Add the maps to a mask that stays as it is."""
+    record = read_json(target.record)
+    record["files"] |= {
+        path.name: None for path in target.maps.values()
+    }  # so that they are known after a kill
+    write_whole(target.record, json.dumps(record, indent=1) + "\n")
     hashes = {}
     for label, one in compute_maps(model, source, windows).items():
         one.save(target.maps[label], overwrite=True)
         hashes[target.maps[label].name] = file_sha256(target.maps[label])
-    record = read_json(target.record)
     record["files"] |= hashes
     write_whole(target.record, json.dumps(record, indent=1) + "\n")
 
@@ -314,7 +344,7 @@ def _state(target: Target, model: Network, windows: Windows, scan: Path | Channe
     away = [
         f"{names.get(key, key)} {str(told.get(key))[:12]}, now {str(value)[:12]}"
         for key, value in made_by(model, windows, scan).items()
-        if told.get(key) != value
+        if told.get(key) != value and not (key in LATER and key not in told)
     ]
     away += [f"made with {key}" for key in OPTIONAL if told.get(key) and not getattr(windows, key)]
     if away:
@@ -325,10 +355,10 @@ def _state(target: Target, model: Network, windows: Windows, scan: Path | Channe
     files = files if isinstance(files, dict) else {}
     results = [target.mask, *target.maps.values()]
     for path in results:
-        if path.exists() and path.name in files and file_sha256(path) != files[path.name]:
+        if path.exists() and files.get(path.name) and file_sha256(path) != files[path.name]:
             warnings.warn(
                 f"{path} was changed after it was written; it is left as it is", ScanWarning, stacklevel=3
             )
     if not target.mask.exists() or target.mask.name not in files:
         return TODO
-    return DONE if all(path.exists() and path.name in files for path in results) else MAPS
+    return DONE if all(path.exists() and files.get(path.name) for path in results) else MAPS

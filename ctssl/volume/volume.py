@@ -1,7 +1,7 @@
 """The `Volume` record: a scan or a mask in memory, with reading and saving. Axes and units are defined here.
 
-Arrays are `(X, Y, Z)`; an affine is 4x4 and takes voxel indices to RAS+ millimetres (x to the patient's
-right-to-left, y back-to-front, z feet-to-head), as in nibabel. CT values are Hounsfield units (HU).
+Arrays are `(X, Y, Z)`; an affine is 4x4 and takes voxel indices to RAS+ millimetres (x from the patient's
+left to right, y from back to front, z from feet to head), as in nibabel. CT values are Hounsfield units (HU).
 """
 
 from __future__ import annotations

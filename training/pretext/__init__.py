@@ -7,6 +7,7 @@ the encoder's, and hides tokens between `encoder.patch_embed` and `encoder.encod
 gets exported. Optional:
 
 - `about`: what a card says that an encoder was pretrained with;
+- `patients`: the smallest number of patients that it can learn from (1);
 - `views`: number of views of each sample (1);
 - `crops`: a `training.data.views.Crops`, which crops of a scan each sample needs;
 - `compose(crops, spacing_mm, *, how, preprocess, draws)`: makes the views of a whole batch of crops, on any device,

@@ -46,6 +46,7 @@ class Contrastive(nn.Module):
 
     about = "contrastive learning (SimCLR, arXiv 2002.05709)"
     views = 2
+    patients = 2  # at least: without another one nothing repels
 
     def __init__(self, encoder: Any, *, hidden: int = 512, out: int = 128, temperature: float = 0.2) -> None:
         super().__init__()
