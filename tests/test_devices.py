@@ -179,7 +179,8 @@ def test_compiled_blocks_and_channels_last_have_the_same_maps_on_a_gpu(name):
 
 def test_torchrun_trains_on_one_gpu(tmp_path):
     (tmp_path / "scans").mkdir()
-    phantom(8.0)[0].save(tmp_path / "scans" / "p.nii.gz")
+    for seed in (0, 1):  # two patients, to be told apart
+        phantom(8.0, seed=seed)[0].save(tmp_path / "scans" / f"p{seed}.nii.gz")
     ask = (
         f"--nproc-per-node 1 -m training.pretrain --data {tmp_path / 'scans'} --model vit --task contrastive"
     )

@@ -204,6 +204,13 @@ def test_weights_that_replace_others_take_over_nothing_that_is_said_of_these(enc
     assert "mean_dsc" in origin(folder)
     encoder.save_pretrained(folder, overwrite=True)  # the same weights
     assert "mean_dsc" in origin(folder)
+    (folder / "report.json").rename(tmp_path / "kept.json")
+    other = type(encoder)(
+        **{**encoder.config, "patch": encoder.config["patch"] * 2}
+    )  # the same names, other shapes
+    other.save_pretrained(folder, overwrite=True)
+    encoder.save_pretrained(folder, overwrite=True)
+    (tmp_path / "kept.json").rename(folder / "report.json")
     next(encoder.parameters()).data.add_(1.0)
     encoder.save_pretrained(folder, overwrite=True)
     assert "mean_dsc" not in origin(folder) and not (folder / "report.json").exists()

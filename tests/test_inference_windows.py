@@ -103,7 +103,7 @@ def test_the_mask_does_not_depend_on_the_memory_allowed(model, monkeypatch):
     np.testing.assert_array_equal(model.segment(scan).array, whole.array)
     with pytest.raises(ValueError, match="--max-memory"):
         model.segment(scan, max_memory_gb=1.0)
-    monkeypatch.setattr(masks, "plan", lambda *args: 1)
+    monkeypatch.setattr(masks, "slices_within_memory", lambda *args, **more: 1)
     np.testing.assert_array_equal(model.segment(scan).array, whole.array)
 
 

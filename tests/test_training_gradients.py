@@ -137,8 +137,9 @@ def torchrun(*arguments):
 
 @pytest.mark.slow
 def test_two_processes_train_one_model_with_torchrun(tmp_path):
-    phantom(5.0)[0].save(tmp_path / "phantom.nii.gz")
-    (tmp_path / "scans.csv").write_text("image\nphantom.nii.gz\n")
+    for seed in (0, 1):  # two patients, to be told apart
+        phantom(5.0, seed=seed)[0].save(tmp_path / f"p{seed}.nii.gz")
+    (tmp_path / "scans.csv").write_text("image\np0.nii.gz\np1.nii.gz\n")
     sizes = [
         "crop=32",
         "batch=2",

@@ -111,7 +111,7 @@ def holds(weights: Path, model: Any) -> bool:
     except (OSError, SafetensorError):
         return False
     return stored.keys() == own.keys() and all(
-        bool((stored[key].to(value.dtype) == value.detach().cpu()).all()) for key, value in own.items()
+        stored[key].to(value.dtype).equal(value.detach().cpu()) for key, value in own.items()
     )
 
 
