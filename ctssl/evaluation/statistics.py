@@ -119,14 +119,9 @@ def paired(
 
     results = []
     for key in metrics:
-        patients: dict[str, list[float]] = {}
-        undefined = 0
-        for row in rows:
-            if math.isfinite(one := row[key] - row[f"other_{key}"]):
-                patients.setdefault(str(row["patient"]), []).append(one)
-            else:
-                undefined += 1
-        differences = np.array([np.mean(each) for each in patients.values()])
+        away = [{"patient": row["patient"], "away": row[key] - row[f"other_{key}"]} for row in rows]
+        finite = [row for row in away if math.isfinite(row["away"])]
+        differences = patient_means(finite, "away")
         differences[np.abs(differences) < ROUNDING] = 0.0
         nonzero = differences[differences != 0]
         ranks = rankdata(np.abs(nonzero))
@@ -137,7 +132,7 @@ def paired(
             {
                 "metric": key,
                 "patients": len(differences),
-                "undefined": undefined,
+                "undefined": len(away) - len(finite),
                 "difference": float(differences.mean()) if len(differences) else math.nan,
                 "rank_biserial": effect,
                 "p": p,
