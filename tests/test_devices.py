@@ -87,10 +87,10 @@ def test_a_pretext_has_the_same_loss_on_a_gpu(task):
     heads = SMALL_HEADS if task in ("smit", "itd_mpd") else {}
     run = dataclasses.replace(TINY, task=task, task_args=heads, encoder=name, encoder_args=SMALL[name])
     here = pretrain.build(run).train()
-    views = tuple(torch.rand(4, 1, 32, 32, 32) for _ in range(2))
+    views = [torch.rand(4, 1, 32, 32, 32) for _ in range(4 if task == "together" else 2)]
     if hasattr(here, "segmenter"):
-        views = views[0], (views[1] > 0.5).float()
-    batch = Batch(views, torch.arange(4), torch.arange(4))
+        views[1] = (views[1] > 0.5).float()
+    batch = Batch(tuple(views), torch.arange(4), torch.arange(4))
     there = copy.deepcopy(here).to(DEVICE)
     with full_precision():
         one, two = here(batch), there(batch.to(torch.device(DEVICE)))

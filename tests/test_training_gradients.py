@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.test_training_gradients import gradient_case
 from training import pretrain
 dist.init_process_group("gloo")
-for name in ("mim", "contrastive", "smit"):
+for name in ("mim", "contrastive", "smit", "together"):
     task, pieces = gradient_case(name, world=2, rank=dist.get_rank(), batch=4, pieces=1)
     model = DistributedDataParallel(task, find_unused_parameters=True, broadcast_buffers=False)
     pretrain.backward(model, pieces)
@@ -41,7 +41,7 @@ dist.destroy_process_group()
 
 def gradient_case(name, *, world, rank, batch, pieces, encoder="swin"):
     """A task as it starts, and the batches of its first step as one process of `world` gets them."""
-    args = {"mim": {}, "contrastive": {}, "smit": SMALL_HEADS}[name]
+    args = SMALL_HEADS if name == "smit" else {}
     run = dataclasses.replace(
         TINY, task=name, encoder=encoder, encoder_args=SMALL[encoder] | {"drop_path": 0.2}, task_args=args
     )
@@ -101,7 +101,7 @@ def test_recomputed_blocks_give_the_same_gradient(name, encoder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mim", "contrastive", "smit"])
+@pytest.mark.parametrize("name", ["mim", "contrastive", "smit", "together"])
 def test_two_pieces_give_the_gradient_of_the_whole_batch(name):
     same(whole_step(name, 2), whole_step(name, 1))
 
@@ -112,7 +112,7 @@ def test_two_processes_give_the_gradient_of_the_whole_batch(tmp_path):
     script.write_text(GRADIENTS)
     for done in fork.run_pair(script, tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("mim", "contrastive", "smit"):
+    for name in ("mim", "contrastive", "smit", "together"):
         same(torch.load(tmp_path / f"{name}.pt", weights_only=True), whole_step(name, 1))
 
 

@@ -22,6 +22,7 @@ from training.pretext.masking import block_mask, hide
 
 HEADS = dict(hidden=32, bottleneck=16, out=64)
 SMALL_ARGS = {"itd": HEADS, "itd_mpd": HEADS, "smit": HEADS, "mae": dict(width=24)}
+VIEWS = {"together": 4}  # an image, its mask and two views
 SIZE = 32
 
 
@@ -43,7 +44,7 @@ def make(name, encoder):
 def test_a_task_reaches_every_parameter_it_claims_and_leaves_the_encoders_keys(encoder, name):
     keys = list(encoder.state_dict())
     task = make(name, encoder)
-    result = task(batch_of())
+    result = task(batch_of(views=VIEWS.get(name, 2)))
     assert torch.isfinite(result["loss"]) and result["loss"].ndim == 0
     result["loss"].backward()
     assert list(task.encoder.state_dict()) == keys
@@ -57,9 +58,10 @@ def test_a_task_reaches_every_parameter_it_claims_and_leaves_the_encoders_keys(e
 def test_a_loss_is_decided_by_the_batch_alone(encoder, name):
     task = make(name, encoder)
     torch.manual_seed(1)
-    one = task(batch_of())["loss"]
+    batch = batch_of(views=VIEWS.get(name, 2))
+    one = task(batch)["loss"]
     torch.manual_seed(2)
-    assert torch.equal(task(batch_of())["loss"], one)
+    assert torch.equal(task(batch)["loss"], one)
 
 
 @pytest.mark.slow
@@ -72,7 +74,8 @@ def test_a_task_learns_one_batch_by_heart(name):
     for i in range(4):
         image[i, :, 4 * i : 4 * i + 12, 4:30] = 0.1 + 0.25 * i
     image[1::2] = 1 - image[1::2]
-    batch = Batch((image, image * 0.9), batch.seeds, batch.patients, 0.5)
+    views = (image, image * 0.9) * (VIEWS.get(name, 2) // 2)
+    batch = Batch(views, batch.seeds, batch.patients, 0.5)
     opt = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], 3e-3)
     losses = []
     for _ in range(25):
@@ -398,3 +401,34 @@ def test_a_view_is_changed_within_its_limits_and_labels_are_only_mirrored():
         image, labels, dataclasses.replace(nothing, thick=3.0), Draws.of_samples(list(range(64)))
     )
     assert thick.std() < 0.95 * image.std()
+
+
+# --- together ---
+
+
+@pytest.mark.parametrize(
+    "other", sorted(name for name, kind in TASKS.items() if not hasattr(kind, "compose"))
+)
+def test_lesions_are_learned_together_with_every_task_that_has_no_views_of_its_own(other):
+    torch.manual_seed(0)
+    args = SMALL_ARGS.get(other, {})
+    task = TASKS["together"](ctssl.ViT(**SMALL["vit"]), other=other, weight=0.5, **args).train()
+    crops = torch.rand(2, task.crops.count, SIZE, SIZE, SIZE)
+    assert task.crops.count == 1 + getattr(TASKS[other], "views", 1)
+    how = dict(how=Views(), preprocess=Preprocess(1.5, (-1000.0, 400.0)), draws=Draws.of_samples([3, 4]))
+    batch = Batch(
+        compose(task, crops, torch.tensor([1.5, 1.5]), **how), torch.arange(2), torch.arange(2), 0.5
+    )
+    result = {key: value.item() for key, value in task(batch).items()}
+    alone = dataclasses.replace(batch, views=batch.views[2:])
+    assert result["other"] == pytest.approx(task.other(alone)["loss"].item(), rel=1e-5)
+    assert result["loss"] == pytest.approx(result["lesions"] + 0.5 * result["other"], rel=1e-5)
+    assert set(batch.views[1].unique().tolist()) <= {0.0, 1.0}
+    assert hasattr(task, "embed") == hasattr(task.other, "embed")
+    assert hasattr(task, "after_step") == hasattr(task.other, "after_step")
+
+
+@pytest.mark.parametrize("other", ["lesions", "fusion", "together", "nothing"])
+def test_lesions_are_not_learned_together_with_a_task_that_makes_its_own_views(other):
+    with pytest.raises(ValueError, match="cannot add .* use mim, contrastive"):
+        TASKS["together"](ctssl.ViT(**SMALL["vit"]), other=other)

@@ -140,11 +140,16 @@ def compose(
     """
     if hasattr(task, "compose"):
         views = task.compose(crops, spacing_mm, how=how, preprocess=preprocess, draws=draws)
-    elif crops.shape[1] == 1:
-        views = [mirror([crops[:, 0]], draws)[0]]
     else:
-        views = [change(crops[:, k], None, how, draws)[0] for k in range(crops.shape[1])]
+        views = views_of(crops, how, draws)
     return tuple(view[:, None] for view in views)
+
+
+def views_of(crops: Tensor, how: Views, draws: Draws) -> list[Tensor]:
+    """Return the views `(B, S, S, S)` of crops `(B, count, S, S, S)`: mirrored, and changed where there are several."""
+    if crops.shape[1] == 1:
+        return mirror([crops[:, 0]], draws)
+    return [change(crop, None, how, draws)[0] for crop in crops.unbind(1)]
 
 
 def change(image: Tensor, labels: Tensor | None, how: Views, draws: Draws) -> tuple[Tensor, Any]:

@@ -30,6 +30,7 @@ from training.pretext.mae import MaskedAutoencoder
 from training.pretext.mim import MaskedImageModelling
 from training.pretext.rotate_inpaint_contrast import RotateInpaintContrast
 from training.pretext.smit import Smit
+from training.pretext.together import Together
 
 TASKS = {
     "mim": MaskedImageModelling,
@@ -41,4 +42,5 @@ TASKS = {
     "rotate_inpaint_contrast": RotateInpaintContrast,
     "lesions": Lesions,
     "fusion": Fusion,
+    "together": Together,
 }
