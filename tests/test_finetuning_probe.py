@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ctssl.cli import main
-from ctssl.finetuning import probe
+from ctssl.finetuning import probe, probe_fits, probe_voxels
 from ctssl.phantom import phantom
 
 
@@ -17,14 +17,14 @@ def test_auroc_and_average_precision_are_their_definitions():
         truth = np.array([True, False, *(rng.random(28) < 0.4)])
         scores = np.round(rng.normal(size=30) + truth, 1)  # with ties
         wins = [(a > b) + 0.5 * (a == b) for a in scores[truth] for b in scores[~truth]]
-        assert probe.auroc(scores, truth) == pytest.approx(np.mean(wins))
+        assert probe_fits.auroc(scores, truth) == pytest.approx(np.mean(wins))
         area, before = 0.0, 0.0
         for threshold in sorted(set(scores), reverse=True):
             chosen = scores >= threshold
             recall = (truth & chosen).sum() / truth.sum()
             area += (recall - before) * (truth & chosen).sum() / chosen.sum()
             before = recall
-        assert probe.average_precision(scores, truth) == pytest.approx(area)
+        assert probe_fits.average_precision(scores, truth) == pytest.approx(area)
 
 
 def test_both_probes_find_what_is_there_and_nothing_where_nothing_is():
@@ -33,11 +33,12 @@ def test_both_probes_find_what_is_there_and_nothing_where_nothing_is():
     def rows(strength):
         truth = torch.arange(400) % 2 == 0
         x = torch.randn(400, 6, generator=generator) + strength * truth[:, None]
-        return probe.Rows(x, truth, torch.arange(400) // 100)
+        return probe_voxels.Rows(x, truth, torch.arange(400) // 100)
 
     for name in ("linear_scores", "neighbour_scores"):
         found = [
-            np.mean(probe.judged(getattr(probe, name)(rows(s), rows(s)), rows(s)), 0)[0] for s in (1.0, 0.0)
+            np.mean(probe_fits.judged(getattr(probe_fits, name)(rows(s), rows(s)), rows(s)), 0)[0]
+            for s in (1.0, 0.0)
         ]
         assert found[0] > 0.9 and abs(found[1] - 0.5) < 0.12
 
@@ -57,9 +58,9 @@ def test_a_voxel_gets_the_feature_of_its_own_place():
             return [torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(x), -1, -1, -1, -1)]
 
     voxels = np.array([[3, 8, 10], [5, 1, 17], [9, 9, 9]])
-    cube = probe.Cube(np.zeros((12, 16, 20), np.float32), voxels, np.array([True, False, False]))
+    cube = probe_voxels.Cube(np.zeros((12, 16, 20), np.float32), voxels, np.array([True, False, False]))
     torch.testing.assert_close(
-        probe.encoded(Places())([cube, cube]), torch.from_numpy(voxels).float().repeat(2, 1)
+        probe_voxels.encoded(Places())([cube, cube]), torch.from_numpy(voxels).float().repeat(2, 1)
     )
 
 
@@ -68,11 +69,11 @@ def test_the_place_of_a_voxel_tells_nothing_even_in_scans_with_the_tumour_in_the
     image = np.ones((64, 64, 64), np.float32)
     tumour = np.zeros(image.shape, bool)
     tumour[28:36, 28:36, 28:36] = True
-    group = [probe.ProbedScan(str(n), image, tumour) for n in range(30)]
-    for run in probe.measure(group, probe.position, seeds=2):
+    group = [probe_voxels.ProbedScan(str(n), image, tumour) for n in range(30)]
+    for run in probe_fits.measure(group, probe_voxels.position, seeds=2):
         assert np.mean(run["linear"]["auroc"]) < 0.6
-    for cube in probe.cubes(group[0], np.random.default_rng(0)):
-        assert cube.tumour.sum() == (~cube.tumour).sum() == probe.PER_CUBE
+    for cube in probe_voxels.cubes(group[0], np.random.default_rng(0)):
+        assert cube.tumour.sum() == (~cube.tumour).sum() == probe_voxels.PER_CUBE
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_the_scans_of_a_patient_are_held_out_together():
     image, tumour = np.ones((36, 36, 36), np.float32), np.zeros((36, 36, 36), bool)
     tumour[12:24, 12:24, 12:24] = True
     group = [
-        probe.ProbedScan(f"p{n // 3}", image, tumour) for n in range(18)
+        probe_voxels.ProbedScan(f"p{n // 3}", image, tumour) for n in range(18)
     ]  # six patients, three scans each
-    for run in probe.measure(group, probe.position, seeds=3):
+    for run in probe_fits.measure(group, probe_voxels.position, seeds=3):
         assert len(run["patients"]) == len(set(run["patients"])) == len(run["linear"]["auroc"]) == 2

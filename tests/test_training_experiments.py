@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from ctssl import Settings
-from ctssl.finetuning.probe import patients
+from ctssl.finetuning.probe_fits import by_patient
 from ctssl.zoo import DEFAULT, MODELS
 from training.data.corpora import lung_split, nodule_split, split
 from training.experiments import head_neck, lung, lung_nodules, lung_tumour, probe, sarcoma, trials
@@ -62,7 +62,7 @@ def test_the_probe_measured_the_weights_that_are_published():
 def test_the_default_has_better_frozen_features_than_the_other_vits_in_the_package():
     others = [name for name in MODELS if name.startswith("vit-wild") and name != DEFAULT]
     for models in json.loads(probe.RESULTS.read_text())["tasks"].values():
-        values = {name: patients(rows, "linear", "auroc") for name, rows in models.items()}
+        values = {name: by_patient(rows, "linear", "auroc") for name, rows in models.items()}
         assert all(probe.mean_interval(values[DEFAULT] - values[other])[0] > 0 for other in others)
 
 

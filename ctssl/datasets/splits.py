@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,8 +89,8 @@ def astride(cases: list[Case]) -> list[str]:
     return sorted(patient for patient, found in sides.items() if len(found) > 1)
 
 
-def patients(cases: list[Case]) -> list[str]:
-    """Return every patient once, in the order of the cases."""
+def patients(cases: Iterable[Any]) -> list[str]:
+    """Return every patient once, in the order of the cases, or of other records of a `patient`."""
     return list(dict.fromkeys(case.patient for case in cases))
 
 

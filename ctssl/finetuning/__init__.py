@@ -4,7 +4,8 @@ Import `finetune`, `finetune_folds`, `Request`, `Report`, `Settings`, `BASELINES
 order of a run: `run` (the steps), `request` (what was asked), `job` (what the training is made of) from `prepare`
 (the cases), `start` (the encoder) and `plan` (spacing, window, crop); `loop` with `settings`, `crops` and `state`;
 `threshold` (validation), `finish` (judging, writing) with `report` (scores, pictures) and `card`; `folds` (a
-cross-validation). `curve` and `probe` are commands of their own.
+cross-validation). `curve` and `probe` (with `probe_voxels` and `probe_fits`) are
+commands of their own.
 
 The records of a run, each made of the one before: `Request` (what was asked) -> `Survey` (what the cases hold) ->
 `Plan` (spacing, window, crop) -> `Job` (everything to train with) -> the trained `Segmenter` -> `Report` (its scores).

@@ -1,5 +1,5 @@
 """Do the frozen features know a tumour from other tissue? A linear probe and nearest neighbours on single
-voxels (`ctssl.finetuning.probe`).
+voxels (`ctssl.finetuning.probe_voxels`, `probe_fits`).
 
 `python -m training.experiments.probe [MODEL ...] [--seeds 3]` (a few minutes a model). From each patient up
 to 200 voxels of the tumour and 200 of other tissue, 25 and 25 from each of 8 cubes of 32 voxels; the feature
@@ -30,18 +30,9 @@ from ctssl.encoders import ENCODERS
 from ctssl.evaluation.statistics import mean_interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
-from ctssl.finetuning.probe import (
-    GREY,
-    PLACE,
-    ProbedScan,
-    encoded,
-    intensity,
-    measure,
-    measure_each,
-    patients,
-    position,
-    read_scans,
-)
+from ctssl.finetuning.probe import GREY, PLACE
+from ctssl.finetuning.probe_fits import by_patient, measure, measure_each
+from ctssl.finetuning.probe_voxels import ProbedScan, encoded, intensity, position, read_scans
 from ctssl.zoo import Preprocess
 from training.data.corpora import cases, data_folder, split
 from training.experiments.trials import alone, write_table
@@ -66,7 +57,7 @@ def beats_its_twin(results: dict, model: str) -> bool:
     """Return whether the linear probe's patient-level AUROC is above the random twin's, with the whole interval, in
     some task."""
     for task in results["tasks"].values():
-        pair = [patients(task[label], "linear", "auroc") for label in (model, twin(model))]
+        pair = [by_patient(task[label], "linear", "auroc") for label in (model, twin(model))]
         if mean_interval(pair[0] - pair[1])[0] > 0:
             return True
     return False
@@ -74,7 +65,7 @@ def beats_its_twin(results: dict, model: str) -> bool:
 
 def cell(runs: list[dict], probe: str, metric: str) -> str:
     """Return the mean over patients and its interval, for a table."""
-    values = patients(runs, probe, metric)
+    values = by_patient(runs, probe, metric)
     low, high = mean_interval(values)
     return f"{values.mean():.3f} ({low:.3f}-{high:.3f})"
 
