@@ -220,7 +220,7 @@ def test_a_patient_whom_several_seeds_judge_is_one_patient():
         {"patients": names, "linear": {"auroc": values}}
         for names, values in ((["a", "b"], [0.2, 0.6]), (["b", "c"], [0.8, 1.0]))
     ]
-    assert probe.patients(runs, "linear", "auroc").tolist() == pytest.approx([0.2, 0.7, 1.0])
+    assert by_patient(runs, "linear", "auroc").tolist() == pytest.approx([0.2, 0.7, 1.0])
 
 
 @pytest.mark.slow

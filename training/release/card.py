@@ -171,10 +171,10 @@ PROBED = {
 
 def probed(name: str) -> dict[str, float]:
     """Return the AUROC of the linear probe by task."""
-    from training.experiments.probe import patients
+    from ctssl.finetuning.probe_fits import by_patient
 
     return {
-        task: round(float(patients(models[name], "linear", "auroc").mean()), 4)
+        task: round(float(by_patient(models[name], "linear", "auroc").mean()), 4)
         for task, models in kept("probe", "tasks")["tasks"].items()
         if name in models
     }
