@@ -13,6 +13,7 @@ from ctssl.devices import choose_device
 from ctssl.encoders import ENCODERS, plain_args
 from ctssl.encoders.layers import widen
 from ctssl.encoders.pixels import Pixels
+from ctssl.files.weights import read_shapes, read_weights
 from ctssl.hub.client import CONFIG
 from ctssl.hub.config import check_encoder_args
 from ctssl.hub.folder import ModelFolder
@@ -149,19 +150,6 @@ def _within(folder: ModelFolder) -> str:
     return "encoder." if folder.kind == "segmenter" else ""
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the weights of a safetensors file, from its header alone."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a complete safetensors file ({error}); copy or download it again"
-        ) from error
-
-
 def _check_shapes(own: dict[str, tuple[int, ...]], path: Path, *, within: str = "") -> None:
     """Raise `ValueError` unless the weights named `within...` have the names and shapes of `own`."""
     stored = {key: shape for key, shape in read_shapes(path).items() if key.startswith(within)}
@@ -178,17 +166,9 @@ def load_weights(model: Any, path: Path, *, within: str = "") -> None:
 
     Raises `ValueError` for missing, unexpected, non-finite or non-floating-point weights.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     own = model.state_dict()
     _check_shapes({within + key: tuple(value.shape) for key, value in own.items()}, path, within=within)
-    try:
-        stored = load_file(path)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:  # KeyError: a type unknown to torch
-        raise ValueError(
-            f"{path} is not a complete safetensors file ({error}); copy or download it again"
-        ) from error
+    stored = read_weights(path)
     state = {key.removeprefix(within): v for key, v in stored.items() if key.startswith(within)}
     other = [
         k

@@ -27,7 +27,7 @@ def dsc(predicted: np.ndarray, truth: np.ndarray) -> float:
     return 1.0 if total == 0 else 2.0 * int((predicted & truth).sum()) / total
 
 
-def hd95(predicted: np.ndarray, truth: np.ndarray, *, spacing_mm: tuple[float, ...]) -> float:
+def hd95(predicted: np.ndarray, truth: np.ndarray, *, spacing_mm: tuple[float, ...] | np.ndarray) -> float:
     """Return the 95th percentile of the Hausdorff distance in mm, the larger of both directions, between
     surface voxels (as MONAI defines it).
 
@@ -37,7 +37,7 @@ def hd95(predicted: np.ndarray, truth: np.ndarray, *, spacing_mm: tuple[float, .
     Args:
         predicted: mask `(X, Y, Z)`.
         truth: mask `(X, Y, Z)`.
-        spacing_mm: voxel size along each axis in mm.
+        spacing_mm: voxel size along each axis in mm, or the 3x3 matrix from voxels to mm, of sheared grids too.
 
     >>> one, two = np.zeros((2, 8, 8, 8), bool)
     >>> one[2:4, 2:4, 2:4] = two[3:5, 2:4, 2:4] = True
@@ -47,7 +47,9 @@ def hd95(predicted: np.ndarray, truth: np.ndarray, *, spacing_mm: tuple[float, .
     predicted, truth = _masks(predicted, truth)
     if not predicted.any() or not truth.any():
         return 0.0 if predicted.any() == truth.any() else math.nan
-    one, two = (_surface_voxels(mask) * np.array(spacing_mm, float) for mask in (predicted, truth))
+    size = np.array(spacing_mm, float)
+    to_mm = size.T if size.ndim == 2 else np.diag(size)
+    one, two = (_surface_voxels(mask) @ to_mm for mask in (predicted, truth))
     return max(float(np.percentile(_distances(a, b), 95)) for a, b in ((one, two), (two, one)))
 
 
@@ -99,15 +101,6 @@ def lesions(predicted: np.ndarray, truth: np.ndarray) -> tuple[int, int, int]:
     hit = len(np.unique(true[predicted & truth]))
     right = len(np.unique(own[predicted & truth]))
     return hit, count, claimed - right
-
-
-def volume_ml(mask: np.ndarray, *, spacing_mm: tuple[float, ...]) -> float:
-    """Return the volume of a mask in millilitres.
-
-    >>> volume_ml(np.ones((10, 10, 10)), spacing_mm=(1.0, 1.0, 2.0))
-    2.0
-    """
-    return float(np.count_nonzero(mask)) * math.prod(spacing_mm) / 1000.0
 
 
 def _masks(predicted: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

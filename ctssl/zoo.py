@@ -17,6 +17,11 @@ class Channel(NamedTuple):
     high: float
 
 
+def channels_of(model: Any) -> int:
+    """Return how many channels the images of an encoder or a segmenter have."""
+    return getattr(model, "in_channels", getattr(model, "config", {}).get("in_channels", 1))
+
+
 def beside(channels: Iterable[Any]) -> str:
     """Say the windows of channels beside the CT, for a sentence that ends with that of the CT.
 

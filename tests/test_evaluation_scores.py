@@ -89,3 +89,17 @@ def test_finetune_leaves_out_a_label_that_neither_case_nor_mask_has(ball):
     assert report.by_label() == {"tumour": (pytest.approx(rows[0]["dsc"] / 2), 2), "organ": (0.5, 1)}
     assert report.mean_dsc == pytest.approx((rows[0]["dsc"] + 0.25) / 2)
     assert not Report(None, {"a": {"tumour": 0.0}}, [], [], [{"step": 1, "dsc": 0.0}], 0.0).learned  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_small_structures_on_a_tilted_grid_keep_their_distances(side):
+    rng = np.random.default_rng(side)
+    for _ in range(20):
+        thick = rng.choice([1.25, 2.5, 5.0])
+        affine = np.diag([0.8, 0.8, thick, 1.0])
+        affine[1, 2] = thick * np.tan(np.radians(rng.uniform(5, 25)))
+        found, truth = np.zeros((2, 40, 40, 12), np.float32)
+        found[5 : 5 + side, 5 : 5 + side, 5] = truth[20 : 20 + side, 5 : 5 + side, 5] = 1
+        (row,) = score_masks(Volume(found, affine), Volume(truth, affine), name="x", tolerance_mm=2.0)
+        assert row["dsc"] == 0 and row["hd95_mm"] == pytest.approx(15 * 0.8)
+        assert row["nsd"] == 0 or np.isnan(row["nsd"])

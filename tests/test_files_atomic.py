@@ -10,6 +10,7 @@ import torch
 
 import ctssl
 from ctssl.files import atomic as writing
+from ctssl.files.weights import write_weights
 from ctssl.finetuning.settings import Settings
 from ctssl.inference.folder import segment_folder
 from tests.support import kill
@@ -116,5 +117,5 @@ def test_other_errors_keep_their_words_and_leave_nothing(tmp_path):
 def test_weights_that_are_being_written_have_a_name_that_is_cleared_away(tmp_path, monkeypatch):
     seen, replace = [], os.replace
     monkeypatch.setattr(os, "replace", lambda *both: (seen.extend(os.listdir(tmp_path)), replace(*both)))
-    writing.write_weights(tmp_path / "a.safetensors", {"w": torch.rand(3)})
+    write_weights(tmp_path / "a.safetensors", {"w": torch.rand(3)})
     assert seen == [f".part-{os.getpid()}-a.safetensors"] and os.listdir(tmp_path) == ["a.safetensors"]

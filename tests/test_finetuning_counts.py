@@ -66,6 +66,7 @@ def test_folds_share_one_survey(labelled, tiny, tmp_path, counted):
 
 def test_a_load_hashes_its_file_once_and_nothing_for_a_later_save(tiny, tmp_path, counted, monkeypatch):
     import ctssl
+    from ctssl.files.weights import read_metadata
     from ctssl.hub import provenance
 
     tiny.save_pretrained(tmp_path / "tiny")
@@ -74,7 +75,7 @@ def test_a_load_hashes_its_file_once_and_nothing_for_a_later_save(tiny, tmp_path
     encoder = ctssl.load(tmp_path / "tiny")
     assert counted["hash tiny"] == before + 1
     again = encoder.save_pretrained(tmp_path / "again")
-    metadata = [provenance.read_metadata(path / "model.safetensors") for path in (tmp_path / "tiny", again)]
+    metadata = [read_metadata(path / "model.safetensors") for path in (tmp_path / "tiny", again)]
     assert metadata[0] == metadata[1]  # still the same weights
 
 

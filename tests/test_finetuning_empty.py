@@ -97,3 +97,13 @@ def test_no_higher_threshold_without_a_reason():
     ill, well = scan_of(0.05, 1, "ill"), scan_of(0.05, 0, "well")
     ill.image[0, :8, :8, :8] = 0.95
     assert threshold.choose_threshold(Says(), [ill, well]) == 0.5
+
+
+@pytest.mark.slow
+def test_a_report_that_is_kept_knows_that_the_held_out_cases_are_empty(labelled, tiny, tmp_path):
+    mask = ctssl.read(labelled / "labels" / "case2.nii.gz")
+    mask.array[:] = 0
+    mask.save(labelled / "labels" / "case2.nii.gz", overwrite=True)
+    how = dict(model=tiny, settings=QUICK, hold_out=["case2"], progress=False, spacing_mm=9.0)
+    first, kept = (ctssl.finetune(labelled, out=tmp_path / "m", keep=True, **how) for _ in range(2))
+    assert first.empty and kept.empty and first.learned == kept.learned and first.held_out == kept.held_out

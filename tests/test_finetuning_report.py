@@ -12,8 +12,8 @@ import ctssl
 from ctssl.cli.main import main
 from ctssl.datasets import splits
 from ctssl.datasets.layouts import find_cases
+from ctssl.files.weights import read_metadata
 from ctssl.hub.client import WEIGHTS
-from ctssl.hub.provenance import read_metadata
 from ctssl.volume.volume import Volume
 from tests.support.tiny import QUICK, tiny_swin
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import ctssl
-from ctssl.finetuning.start import fresh
+from ctssl.datasets.seen import seen_by
+from ctssl.finetuning.start import fresh, open_start
 
 
 def test_from_scratch_forgets_the_weights(tiny):
@@ -32,3 +33,15 @@ def test_interpolation_needs_a_head_for_the_same_labels(labelled, tiny_folder, t
     how = ctssl.Settings(steps=3, crop=16, batch=1, interpolate=0.5)
     with pytest.raises(ValueError, match="brings none"):
         ctssl.finetune(labelled, model=tiny_folder, out=tmp_path / "m", settings=how, progress=False)
+
+
+def test_a_model_in_memory_is_known_by_its_weights_and_by_what_it_has_seen():
+    loaded = ctssl.load("vit-wild-mim")
+    named, given = (open_start(one, "", from_scratch=False, seed=0) for one in ("vit-wild-mim", loaded))
+    assert given.weights == named.weights == ctssl.info("vit-wild-mim").sha256
+    assert seen_by(given.folder) == seen_by(named.folder) and seen_by(given.folder)["voxels"]
+    whole = open_start(ctssl.segmenter(loaded), "", from_scratch=False, seed=0)
+    assert whole.weights != named.weights and seen_by(whole.folder) == seen_by(named.folder)
+    with torch.no_grad():
+        loaded.patch_embed.proj.weight.add_(1.0)
+    assert open_start(loaded, "", from_scratch=False, seed=0).weights not in (named.weights, "")

@@ -13,9 +13,10 @@ import ctssl
 from ctssl import hub
 from ctssl.cli.main import main
 from ctssl.files.atomic import file_sha256
+from ctssl.files.weights import read_metadata
 from ctssl.heads.segmenter import Segmenter
 from ctssl.hub import provenance
-from ctssl.hub.provenance import facts, origin, read_metadata
+from ctssl.hub.provenance import facts, origin
 from ctssl.zoo import MODELS
 from tests.support.tiny import SMALL
 from training.release import segmenter as export_segmenter

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 
 import ctssl
 from ctssl.cli.main import main
@@ -62,7 +63,7 @@ def test_a_mask_of_one_model_never_stands_under_the_name_of_another(
     (out / "1.nii.gz").unlink()
     (out / "1.ctssl.json").unlink()
     if json.loads((out / "0.ctssl.json").read_text())["state"] == "whole" and rename < 3:
-        with pytest.raises(ValueError, match=r"was made otherwise: threshold 0\.5, now 0\.2"):
+        with pytest.raises(ValueError, match=r"was made otherwise: model .*; threshold 0\.5, now 0\.2"):
             segment_folder(other, scans, out, resume=True)
         return
     assert segment_folder(other, scans, out, resume=True) == {}
@@ -192,3 +193,14 @@ def test_masks_of_half_precision_are_not_resumed_as_others_and_those_of_one_scan
     model = ["--model", str(tmp_path / "net")]
     assert main(["segment", str(scans / "0.nii.gz"), str(one / "0.nii.gz"), *model]) == 0
     assert main(["segment", str(scans), str(one), "--resume", *model]) == 0  # the same scan, in a folder
+
+
+def test_a_model_whose_weights_changed_in_memory_is_another_model(scans, tmp_path):
+    """`spec.sha256` is the encoder's, whatever the head is and whatever was trained since."""
+    model = ctssl.segmenter("vit-tiny-random", window=32)
+    segment_folder(model, scans, tmp_path / "out")
+    assert segment_folder(model, scans, tmp_path / "out", resume=True) == {}
+    with torch.no_grad():
+        next(iter(model.head.parameters())).add_(1.0)
+    with pytest.raises(ValueError, match=r"was made otherwise: model "):
+        segment_folder(model, scans, tmp_path / "out", resume=True)

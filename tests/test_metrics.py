@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from ctssl import metrics
-from ctssl.metrics import dsc, hd95, lesions, nsd, volume_ml
+from ctssl.metrics import dsc, hd95, lesions, nsd
 
 SPACING = (1.0, 2.0, 3.0)
 
@@ -135,7 +135,3 @@ def test_lesions_are_counted_by_touch():
     truth[18, 18, 18] = True
     found[3:5, 3:5, 3:5] = found[12, 12, 12] = found[17, 2, 2] = True
     assert lesions(found, truth) == (2, 3, 1)
-
-
-def test_volume_in_millilitres():
-    assert volume_ml(np.ones((10, 10, 10)), spacing_mm=SPACING) == pytest.approx(6.0)

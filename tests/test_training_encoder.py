@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import ctssl
-from ctssl.hub.provenance import facts, read_metadata
+from ctssl.files.weights import read_metadata
+from ctssl.hub.provenance import facts
 from tests.support import fork
 from tests.support.tiny import SMALL
 from tests.support.training import SMALL_HEADS, TINY

@@ -10,11 +10,11 @@ import ctssl
 from ctssl.encoders import ENCODERS
 from tests.support.tiny import SMALL
 from tests.support.training import ROOT, SMALL_HEADS, TINY
-from training import pretrain
+from training import checkpoints, pretrain
 from training.data import seen
 from training.pretext import TASKS
 from training.pretext.batch import Batch
-from training.recipe import find_run, override, own_run
+from training.recipe import find_run, override, own_run, parse_run
 from training.release.card import CARDS, card
 
 RUNS = sorted(
@@ -116,3 +116,10 @@ def test_a_new_task_and_a_new_encoder_have_a_card(monkeypatch):
     text = card(config | {"encoder": "mine", "corpus": "MY_SCANS"}, history)
     assert "A 3D Mine encoder" in text and "pretrained with\nslabs, on the scans of MY_SCANS" in text
     assert "(144,)" in text
+
+
+def test_a_run_that_is_read_again_is_the_same_run():
+    """Cache and model table compare `Preprocess` as written: with a list for a tuple, a corpus was prepared twice."""
+    run = own_run("scans", "vit", "lesions", "x")
+    again = parse_run(json.loads(checkpoints.settings(run)))
+    assert (again.views, repr(again.preprocess)) == (run.views, repr(run.preprocess))

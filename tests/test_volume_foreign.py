@@ -11,7 +11,11 @@ from monai.transforms.io.array import LoadImage
 from monai.utils.enums import SpaceKeys
 
 import ctssl
-from ctssl.volume.volume import Volume
+from ctssl.inference.folder import scan_sha256
+from ctssl.volume.volume import Volume, files_of
+from ctssl.zoo import Preprocess
+from training.data.cache import prepare_corpus
+from training.data.manifest import Scan
 
 sitk = pytest.importorskip("SimpleITK", reason="needs SimpleITK (pip install -e '.[dev]')")
 tio = pytest.importorskip("torchio", reason="needs torchio (pip install -e '.[dev]')")
@@ -143,3 +147,49 @@ def test_a_mask_of_a_scan_without_codes_lies_where_other_programs_put_the_scan(s
         two.GetDirection(),
         two.GetSpacing(),
     )
+
+
+def scan_at(path, hu):
+    array = np.full((12, 12, 12), -1000, np.int16)
+    array[3:9, 3:9, 3:9] = hu
+    array[0, 0, 0] = 400
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((2.0, 2.0, 2.0))
+    path.parent.mkdir(exist_ok=True)
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr", ".mha", ".nrrd"])
+def test_two_scans_of_one_header_are_two_scans(tmp_path, suffix):
+    one, two = (scan_at(tmp_path / name / f"ct{suffix}", hu) for name, hu in (("a", -600), ("b", 100)))
+    assert len(files_of(one)) == (2 if suffix in (".mhd", ".nhdr") else 1) and files_of(one)[0] == one
+    assert scan_sha256(one) != scan_sha256(two)
+    corpus = prepare_corpus([Scan(one, "a"), Scan(two, "b")], Preprocess(2.0), tmp_path / "cache")
+    assert not np.array_equal(corpus.scan(0), corpus.scan(1))
+    scan_at(one, 100)
+    assert scan_sha256(one) == scan_sha256(two)
+
+
+def test_a_header_that_lists_slices_counts_all_files_beside_it(tmp_path):
+    path = scan_at(tmp_path / "a" / "ct.mhd", 0)
+    text = path.read_text().replace("ElementDataFile = ct.raw", "ElementDataFile = slice%03d.raw 1 12 1")
+    path.write_text(text)
+    assert files_of(path) == [path, path.with_name("ct.raw")]
+
+
+def test_a_slice_names_its_series_and_a_folder_what_lies_below_it(tmp_path):
+    from tests.support.dicom import write_series
+
+    folder = tmp_path / "study" / "series"
+    write_series(folder, edit=lambda k, image: setattr(image, "RescaleIntercept", -1500))
+    slices = files_of(folder)
+    before = [scan_sha256(path) for path in (slices[0], folder, folder.parent)]
+    prepared = prepare_corpus([Scan(folder.parent, "a")], Preprocess(2.0), tmp_path / "cache").voxels
+    write_series(folder, edit=lambda k, image: setattr(image, "RescaleIntercept", -1500 + 40 * (k == 2)))
+    assert files_of(folder) == files_of(slices[0]) == slices == files_of(folder.parent)
+    assert all(
+        old != scan_sha256(path) for old, path in zip(before, (slices[0], folder, folder.parent), strict=True)
+    )
+    again = prepare_corpus([Scan(folder.parent, "a")], Preprocess(2.0), tmp_path / "cache").voxels
+    assert again != prepared

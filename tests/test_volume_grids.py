@@ -161,3 +161,18 @@ def test_a_mask_reaches_to_the_borders_of_its_scan(shear, spacing):
     there = prepare(scan, Preprocess(spacing, (-200.0, 200.0))).array
     if shear == 0:
         assert there.min() == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("degrees", [1, 20, 45])
+def test_a_turned_coarser_grid_averages_as_much_as_a_straight_one(degrees):
+    noise = np.random.default_rng(0).standard_normal((60, 60, 60)).astype(np.float32)
+
+    def spread(angle: float) -> float:
+        turn = np.eye(4)
+        c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+        turn[:2, :2] = [[c, -s], [s, c]]
+        to = turn @ np.diag([4.0, 4.0, 4.0, 1.0])
+        to[:3, 3] = 30 - to[:3, :3] @ np.full(3, 4.0)
+        return float(resample(noise, np.eye(4), (9, 9, 9), to)[2:7, 2:7, 2:7].std())
+
+    assert spread(degrees) == pytest.approx(spread(0.0), rel=0.15)

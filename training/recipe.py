@@ -151,7 +151,9 @@ def parse_run(settings: dict[str, Any]) -> Run:
     views: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in settings["views"].items()
     }
-    parts = {"preprocess": Preprocess(**settings["preprocess"]), "views": Views(**views)}
+    how = settings["preprocess"]  # tuples again: tables and caches compare them
+    preprocess = Preprocess(how["spacing_mm"], tuple(how["window_hu"]), tuple(how.get("channels", ())))
+    parts = {"preprocess": preprocess, "views": Views(**views)}
     return Run(**{**settings, **parts})
 
 

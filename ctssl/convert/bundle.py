@@ -21,7 +21,8 @@ from torch import Tensor, nn
 import ctssl
 from ctssl.encoders import ENCODERS, plain_args
 from ctssl.encoders.pixels import Pixels
-from ctssl.files.atomic import write_weights, write_whole
+from ctssl.files.atomic import write_whole
+from ctssl.files.weights import write_weights
 from ctssl.heads.segmenter import Segmenter, segmenter_config, segmenter_settings
 from ctssl.hub.folder import bundled
 from ctssl.inference.masks import onto

@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ctssl.files.weights import read_weights
+
 CEILING = 16 << 30  # most bytes of tensors in a checkpoint
 STRUCTURE = 256 << 20  # most bytes of the pickle itself, without the tensors
 SPARE = 2 << 30  # bytes of memory on top of three times the file, for the pickle and the written copy
@@ -61,7 +63,7 @@ def read_checkpoint(file: Path, *, seconds: float = 600.0) -> Checkpoint:
     with open(file, "rb") as opened:
         start = opened.read(64)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < file.stat().st_size:
-        return Checkpoint(_read_safetensors(file))
+        return Checkpoint(read_weights(file))
     _check_archive(file, start)
     return _open_in_child(file, seconds)
 
@@ -145,16 +147,4 @@ def _open_in_child(file: Path, seconds: float) -> Checkpoint:
                 f"{file}: {answer['error']}; ask the authors for a state dict or safetensors, which hold "
                 "only tensors"
             )
-        return Checkpoint(_read_safetensors(out), answer["skipped"])
-
-
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{file} is not a complete safetensors file ({error}); copy or download it again"
-        ) from error
+        return Checkpoint(read_weights(out), answer["skipped"])

@@ -15,6 +15,7 @@ from torch import nn
 
 from ctssl.encoders import ENCODERS
 from ctssl.files.atomic import write_whole
+from ctssl.zoo import channels_of
 
 
 def to_program(encoder: nn.Module, *, size: tuple[int, int, int]) -> torch.export.ExportedProgram:
@@ -29,8 +30,7 @@ def to_program(encoder: nn.Module, *, size: tuple[int, int, int]) -> torch.expor
     Returns:
         A program; `program.module()(x)` takes `(1, 1, *size)` and returns the maps, finest first, or the logits.
     """
-    channels = getattr(encoder, "in_channels", getattr(encoder, "config", {}).get("in_channels", 1))
-    x, trains = torch.zeros(1, channels, *size), encoder.training
+    x, trains = torch.zeros(1, channels_of(encoder), *size), encoder.training
     try:
         with torch.no_grad():
             encoder.eval()(x)  # computes the window layout, which becomes a constant of the program

@@ -74,12 +74,8 @@ def problems(
         whole: False for a part of some data, in which a label may be missing.
         look: called with each case that could be read, its scan and its mask.
     """
-    seen = seen_by(model)
-    found = survey(dataset, seen=seen, model=str(model), whole=whole, look=look, progress=progress).problems
-    if model is not None and not seen:
-        text = "no list of the scans that it was pretrained on: whether these are among them is unknown"
-        found.append(Problem("warning", "unknown-pretraining", text, str(model)))
-    return found
+    seen = None if model is None else seen_by(model)
+    return survey(dataset, seen=seen, model=str(model), whole=whole, look=look, progress=progress).problems
 
 
 def survey(
@@ -95,14 +91,18 @@ def survey(
     """Read and check every case once; see `problems`.
 
     Args:
-        seen: `seen.json` of the model, whose salt then counts.
+        seen: `seen.json` of the model, whose salt then counts; {} for a model without one, None for no model.
         salt: of the hashes of voxels, where `seen` has none.
         model: its name, for messages.
         look: called with each case that could be read, its scan and its mask.
     """
     from tqdm import tqdm
 
-    seen, found, kept = seen or {}, [], {}
+    found, kept = [], {}
+    if seen is not None and not seen:
+        text = "no list of the scans that it was pretrained on: whether these are among them is unknown"
+        found.append(Problem("warning", "unknown-pretraining", text, model))
+    seen = seen or {}
     for case in tqdm(dataset.cases, desc="checking cases", disable=not progress):
         try:
             with warnings.catch_warnings(record=True) as said:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ctssl.zoo import channels_of
+
 
 class Mlp(nn.Module):
     """Linear, GELU, linear on the last dimension."""
@@ -102,7 +104,7 @@ def widen(encoder: Any, in_channels: int) -> Any:
     Raises:
         ValueError: the encoder has several channels already, and another number.
     """
-    have = encoder.config.get("in_channels", 1)
+    have = channels_of(encoder)
     if have == in_channels:
         return encoder
     if have != 1:

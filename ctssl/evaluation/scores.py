@@ -12,7 +12,7 @@ import numpy as np
 
 from ctssl.datasets.case import one_label
 from ctssl.metrics import dsc, hd95, lesions, nsd
-from ctssl.volume.grids import is_sheared, resample, working_grid
+from ctssl.volume.grids import is_sheared, working_grid
 from ctssl.volume.volume import Volume, corner_distance, read
 
 WHITE = 255  # of masks from programs for images
@@ -142,9 +142,10 @@ def score_masks(
         hit, all_, false = lesions(p, t)
         far = near = math.nan
         if tolerance_mm is not None:
+            far = hd95(p, t, spacing_mm=two.affine[:3, :3] if is_sheared(two.affine) else two.spacing_mm)
             both = [mask.array == value for mask in straight]
-            size = {"spacing_mm": straight[1].spacing_mm}
-            far, near = hd95(*both, **size), nsd(*both, **size, tolerance_mm=tolerance_mm)
+            if [mask.any() for mask in both] == [p.any(), t.any()]:  # else too thin for orthogonal axes
+                near = nsd(*both, spacing_mm=straight[1].spacing_mm, tolerance_mm=tolerance_mm)
         rows.append(
             {
                 "case": name,
@@ -163,14 +164,20 @@ def score_masks(
 
 
 def unshear(mask: Volume) -> Volume:
-    """Return a mask on orthogonal axes, where distances can be measured along the axes.
+    """Return a mask on orthogonal axes, where areas can be measured along the axes: of each new voxel, the label of the
+    nearest old one.
 
     A mask that is not sheared (gantry tilt) is returned unchanged.
     """
     if not is_sheared(mask.affine):
         return mask
-    shape, affine = working_grid(mask, min(mask.spacing_mm))
-    labels = np.zeros(shape, np.int32)  # of any number
-    for value in np.unique(mask.array[mask.array > 0]):
-        labels[resample(mask.array == value, mask.affine, shape, affine) > 0.5] = value
+    from scipy import ndimage
+
+    back = np.linalg.inv(mask.affine)
+    heights = 1 / np.linalg.norm(back[:3, :3], axis=1)  # of a voxel across its faces, in mm
+    shape, affine = working_grid(mask, float(heights.min()))
+    move: Any = back @ affine
+    labels: Any = ndimage.affine_transform(
+        mask.array, move, output_shape=shape, order=0, mode="grid-constant"
+    )
     return replace(mask, array=labels, affine=affine)

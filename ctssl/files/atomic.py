@@ -72,13 +72,6 @@ def disk_is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in FULL
 
 
-def write_weights(path: Path, state: dict[str, Any], *, metadata: dict[str, str] | None = None) -> Path:
-    """Write tensors as safetensors, completely or not at all."""
-    from safetensors.torch import save  # not `save_file`, which leaves a file of its own where it is killed
-
-    return write_whole(path, save(state, metadata))
-
-
 def check_apart(targets: list[Path], scans: list[Path]) -> None:
     """Raise `ValueError` if an output would replace an input, such as a scan, even where overwriting is allowed."""
     own = {os.path.realpath(path) for path in scans}

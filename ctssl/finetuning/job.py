@@ -30,7 +30,7 @@ from ctssl.finetuning.settings import Settings
 from ctssl.finetuning.start import Start, check_interpolation, open_start, take_head
 from ctssl.inference.masks import slices_within_memory
 from ctssl.loading import segmenter
-from ctssl.zoo import Preprocess, beside
+from ctssl.zoo import Preprocess, beside, channels_of
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def check_channels(request: Request, dataset: Dataset, start: Start) -> tuple[st
     """Return the names of the channels beside the CT. Raises `ValueError` for channels that the model or the settings
     cannot take."""
     given, count = request.channel_windows, len(dataset.channels)
-    have = start.encoder.config.get("in_channels", 1)
+    have = channels_of(start.encoder)
     if have not in (1, 1 + count):
         raise ValueError(f"{start.name or 'the encoder'} takes {have} channels, the cases have {1 + count}")
     known = tuple(channel.name for channel in start.spec.preprocess.channels)
@@ -170,8 +170,8 @@ def survey_of(request: Request, dataset: Dataset, cases: list[Case], start: Star
         )
     return survey_cases(
         sub_dataset(dataset, cases, request.names),
-        seen=seen_by(start.folder),
-        model=str(request.model),
+        seen=None if start.from_scratch else seen_by(start.folder),
+        model=start.name or "the model",
         whole=request.few_shot is None,
         progress=request.progress,
     )

@@ -79,12 +79,12 @@ def choose_sides(cases: list[Case], request: Request) -> Sides:
 
 
 def survey_cases(
-    dataset: Dataset, *, seen: dict[str, Any], model: str, whole: bool, progress: bool
+    dataset: Dataset, *, seen: dict[str, Any] | None, model: str, whole: bool, progress: bool
 ) -> Survey:
     """Read every case once, check it and measure its labelled structures.
 
     Args:
-        seen: `seen.json` of the starting weights.
+        seen: `seen.json` of the starting weights, {} where they have none; None for initial weights.
         model: what they are called, for messages.
         whole: False for a part of some data, in which a label may be missing.
 
@@ -101,19 +101,24 @@ def survey_cases(
         dataset, seen=seen, salt=salt, model=model, whole=whole, look=look, progress=progress
     )
     checks.check_problems(found.problems, len(dataset.cases))
-    return Survey(found, structures, seen.get("salt", salt))
+    return Survey(found, structures, (seen or {}).get("salt", salt))
 
 
 def survey_warnings(survey: Survey, sides: Sides) -> list[str]:
-    """Return the warnings about the cases of a training. That the starting weights have seen a scan matters for
+    """Return the warnings about the cases of a training. Which scans the starting weights have seen matters for
     held-out cases alone."""
     held = {case.name for case in sides.held_out}
     ours = held | {case.name for case in sides.training}
-    return [
-        f"{p.case}: {p.message}"
-        for p in survey.records.problems
-        if p.level == "warning" and p.case in ours and (p.code != "pretrained" or p.case in held)
+
+    def matters(problem: checks.Problem) -> bool:
+        if problem.code == "unknown-pretraining":
+            return bool(held)
+        return problem.case in (held if problem.code == "pretrained" else ours)
+
+    found = [
+        problem for problem in survey.records.problems if problem.level == "warning" and matters(problem)
     ]
+    return [f"{problem.case}: {problem.message}" for problem in found]
 
 
 def name_labels(

@@ -127,6 +127,7 @@ def result_files(
     """
     text = {
         "held_out": report.held_out,
+        "empty": report.empty,
         "mean_dsc": None if math.isnan(report.mean_dsc) else report.mean_dsc,
         **asdict(facts),
         "warnings": report.warnings,

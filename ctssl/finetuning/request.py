@@ -142,7 +142,7 @@ def finished(request: Request, identity: dict[str, Any]) -> Report | None:
     before = told.get("asked") if isinstance(told, dict) else None
     if before == identity:
         keys = ("held_out", "train", "validated", "curve", "seconds", "warnings")
-        return Report(out, *(told[key] for key in keys))
+        return Report(out, *(told[key] for key in keys), empty=bool(told.get("empty")))
     if request.overwrite:
         return None
     other = sorted(key for key, value in identity.items() if before and before.get(key) != value)

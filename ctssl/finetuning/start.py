@@ -18,7 +18,7 @@ from ctssl.heads import HEADS
 from ctssl.heads.segmenter import Segmenter
 from ctssl.hub.folder import ModelFolder
 from ctssl.hub.lookup import open_model
-from ctssl.hub.provenance import fingerprint_of
+from ctssl.hub.provenance import weights_of
 from ctssl.loading import load_model
 from ctssl.zoo import ModelSpec, info, list_models
 
@@ -66,7 +66,7 @@ def open_start(model: Any, head: str, *, from_scratch: bool, seed: int) -> Start
         net = BASELINES[str(model)]()
         head = str(model) if model in HEADS else head
     elif isinstance(model, nn.Module):
-        net = copy.deepcopy(model)
+        net, folder = copy.deepcopy(model), _folder_of(model)
     else:
         folder = open_model(model)
         net = load_model(folder)
@@ -77,12 +77,18 @@ def open_start(model: Any, head: str, *, from_scratch: bool, seed: int) -> Start
     encoder: Any = net.encoder if isinstance(net, Segmenter) else net
     spec = encoder.spec or ModelSpec("", "encoder", encoder.architecture)
     name = str(model) if baseline else spec.name
-    weights = spec.sha256 or (name if baseline else fingerprint_of(net))
+    weights = name if baseline else weights_of(net)
     if from_scratch or baseline:
         encoder = fresh(encoder, seed)
         spec = ModelSpec("", "encoder", encoder.architecture, encoder.config, spec.preprocess)
         return Start(encoder, name, weights, head, spec, None, True)
     return Start(encoder, name, weights, head, spec, folder, False, segmenter)
+
+
+def _folder_of(model: Any) -> ModelFolder | None:
+    """Return the folder that a model, or its encoder, was loaded from; None if there is none, or it is gone."""
+    source = getattr(model, "origin", None) or getattr(getattr(model, "encoder", None), "origin", None)
+    return open_model(source.parent) if source and source.is_file() else None
 
 
 def take_head(net: Segmenter, start: Start) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctssl.files.atomic import write_weights, write_whole
+from ctssl.files.atomic import write_whole
+from ctssl.files.weights import write_weights
 
 RECENT = 50  # losses that a point of the curve is the mean of
 SMOOTH = 0.9  # weight of the past in the average of validation DSCs

@@ -17,8 +17,8 @@ class Ensemble(nn.Module):
     """Segmenters whose probabilities are averaged, window by window, as nnU-Net does with its folds.
 
     Args:
-        members: segmenters with the same labels, preprocessing and window. Threshold and training range are those of
-            the first where they differ.
+        members: segmenters with the same labels, preprocessing and window. Their thresholds are
+            averaged, and the training range holds those of all.
 
     Raises:
         ValueError: there is no member, or they cannot be averaged; the message says what differs.

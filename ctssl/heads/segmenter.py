@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ctssl.encoders.pretrained import Pretrained, on_class
 from ctssl.heads import HEADS
 from ctssl.volume.volume import Volume
+from ctssl.zoo import channels_of
 
 WIDEST_WINDOW = 512  # largest side of the sliding window in voxels
 
@@ -57,7 +58,7 @@ class Segmenter(nn.Module):
         self.encoder = encoder
         kind: Any = HEADS[head]
         whole: dict[str, int] = {"crop": window} if getattr(kind, "whole", False) else {}
-        self.in_channels = encoder.config.get("in_channels", 1)
+        self.in_channels = channels_of(encoder)
         whole |= {"in_channels": self.in_channels} if self.in_channels != 1 else {}
         self.head = kind(encoder.channels, encoder.strides, classes, **whole)
         self.head_name, self.classes, self.window = head, classes, window

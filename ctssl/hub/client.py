@@ -159,8 +159,8 @@ def push(model: Any, repo: str, *, private: bool = False, token: str | None = No
     """
     import tempfile
 
+    from ctssl.files.weights import read_metadata
     from ctssl.hub.card import card
-    from ctssl.hub.provenance import read_metadata
 
     if not REPOSITORY.fullmatch(repo):
         raise ValueError(f"{repo!r} is not a Hub repository; write owner/name")

@@ -14,8 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctssl.files.atomic import file_sha256, write_weights, write_whole
+from ctssl.files.atomic import file_sha256, write_whole
 from ctssl.files.text import read_json
+from ctssl.files.weights import write_weights
 from ctssl.hub.client import CONFIG, WEIGHTS
 from ctssl.hub.config import check_types, read_preprocess
 from ctssl.hub.provenance import holds, lineage

@@ -14,9 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ctssl.files.weights import read_metadata, read_weights
 from ctssl.hub.client import CONFIG, WEIGHTS
-
-LARGEST = 100_000_000  # bytes of a header, the limit of the format
 
 
 def facts(
@@ -87,6 +86,19 @@ def fingerprint_of(model: Any) -> str:
     return digest.hexdigest()
 
 
+def weights_of(model: Any) -> str:
+    """Return a hash of what a model's weights are now: that of the file it was loaded from while it holds them, otherwise
+    `fingerprint_of`; of an ensemble, a hash of its members'. Networks of other libraries have the hash in their `spec`.
+    """
+    if members := getattr(model, "members", None):
+        return sha256(" ".join(weights_of(member) for member in members))
+    known = model.spec.sha256 if model.spec else ""
+    source: Path | None = getattr(model, "origin", None)
+    if known and (not hasattr(model, "origin") or (source and holds(source, model))):
+        return known
+    return fingerprint_of(model)
+
+
 def lineage(model: Any, *, licence: str, pretext: str) -> dict[str, str]:
     """Return the metadata of a model that is saved by hand.
 
@@ -103,34 +115,13 @@ def lineage(model: Any, *, licence: str, pretext: str) -> dict[str, str]:
 
 def holds(weights: Path, model: Any) -> bool:
     """Return whether a file holds the model's current weights, in whatever precision; False for none, or a damaged one."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        stored, own = load_file(weights), model.state_dict()
-    except (OSError, SafetensorError):
+        stored, own = read_weights(weights), model.state_dict()
+    except ValueError:
         return False
     return stored.keys() == own.keys() and all(
         stored[key].to(value.dtype).equal(value.detach().cpu()) for key, value in own.items()
     )
-
-
-def read_metadata(weights: Path) -> dict[str, str]:
-    """Read the metadata in the header of a safetensors file, without its tensors.
-
-    Raises `ValueError` if it is not a complete safetensors file.
-    """
-    with open(weights, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        text = file.read(size) if size <= LARGEST else b""
-    try:
-        header = json.loads(text)
-        entries = header.get("__metadata__", {})
-        return {str(key): str(value) for key, value in entries.items() if key != "format"}
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{weights} is not a complete safetensors file ({error}); copy or download it again"
-        ) from error
 
 
 def origin(folder: Path) -> dict[str, str]:

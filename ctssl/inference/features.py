@@ -15,7 +15,7 @@ from ctssl.inference.windows import MEMORY_GB
 from ctssl.scan_checks import check
 from ctssl.volume.grids import prepare
 from ctssl.volume.volume import Volume, read, scans_in
-from ctssl.zoo import Preprocess
+from ctssl.zoo import Preprocess, channels_of
 
 TILE = 96  # voxels along each side of a piece that goes through an encoder at once
 
@@ -44,7 +44,7 @@ def prepared(
         window_hu: window in HU instead of the encoder's.
     """
     known = encoder.spec.preprocess if encoder.spec else Preprocess()
-    channels = getattr(encoder, "in_channels", getattr(encoder, "config", {}).get("in_channels", 1))
+    channels = channels_of(encoder)
     if channels != 1 + len(known.channels):
         raise ValueError(
             f"this model takes {channels} channels and knows no window for those beside the CT; fine-tune it on scans of "

@@ -25,15 +25,15 @@ from ctssl.files.names import check_case_name, check_path, check_writable, safe_
 from ctssl.files.running import clear_parts
 from ctssl.files.text import read_json
 from ctssl.files.versions import versions
-from ctssl.files.walk import files_below
+from ctssl.hub.provenance import weights_of
 from ctssl.inference.masks import Network, mask_and_maps, segment, slices_within_memory
 from ctssl.inference.masks import probabilities as compute_maps
 from ctssl.inference.memory import read_within
 from ctssl.inference.windows import Windows
 from ctssl.scan_checks import ScanWarning
 from ctssl.volume.channels import Channels
-from ctssl.volume.volume import Volume
-from ctssl.zoo import Preprocess
+from ctssl.volume.volume import Volume, files_of
+from ctssl.zoo import Preprocess, channels_of
 
 WRITING, WHOLE = "writing", "whole"  # state of a record
 LATER = ("window", "preprocess")  # not in the records of earlier versions
@@ -116,7 +116,7 @@ def segment_folder(
     """
     from tqdm import tqdm
 
-    out, wanted = Path(out), getattr(model, "in_channels", 1)
+    out, wanted = Path(out), channels_of(model)
     listed = scans if isinstance(scans, Mapping) else list_scans(Path(scans), series=True, channels=True)
     if not listed:
         raise FileNotFoundError(
@@ -283,7 +283,7 @@ def is_unfinished(target: Target, picture: Path | None = None) -> bool:
 def made_by(model: Network, windows: Windows, source: Path | Channels | Volume) -> dict[str, Any]:
     """Return what a mask depends on: model, threshold, windows, and the content of the scan."""
     return {
-        "sha256": model.spec.sha256 if model.spec else "",
+        "sha256": weights_of(model),
         "threshold": model.threshold,
         "window": model.window,
         "preprocess": json.loads(json.dumps((model.spec.preprocess if model.spec else Preprocess()).entry())),
@@ -306,10 +306,9 @@ def scan_sha256(source: Path | Channels | Volume) -> str:
         for array in (source.array, *source.extra):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
-    path = Path(source)
-    if not path.is_dir():
-        return file_sha256(path)
-    files = [file for file in files_below(path) if file.is_file()]
+    files = [file for file in files_of(Path(source)) if file.is_file()]
+    if len(files) == 1 and files[0] == Path(source):
+        return file_sha256(files[0])
     return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()
 
 

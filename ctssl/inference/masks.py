@@ -15,7 +15,7 @@ from ctssl.inference.windows import Windows, slide
 from ctssl.precision import deterministic
 from ctssl.volume.grids import AROUND, resample
 from ctssl.volume.volume import Volume
-from ctssl.zoo import ModelSpec, Preprocess
+from ctssl.zoo import ModelSpec, Preprocess, channels_of
 
 
 class Network(Protocol):
@@ -83,7 +83,7 @@ def slices_within_memory(model: Network, volume: Volume, max_memory_gb: float, *
         classes=model.classes,
         max_memory_gb=max_memory_gb,
         maps=maps,
-        channels=getattr(model, "in_channels", 1),
+        channels=channels_of(model),
     )
 
 

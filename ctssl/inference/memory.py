@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from ctssl.volume.grids import working_grid
 from ctssl.volume.volume import Volume, read, read_grid
+from ctssl.zoo import channels_of
 
 T = TypeVar("T")
 
@@ -94,7 +95,7 @@ def check_features(
         c * math.prod(-(-n // s) for n in grid)
         for c, s in zip(encoder.channels, encoder.strides, strict=True)
     ]
-    channels = encoder.config.get("in_channels", 1)
+    channels = channels_of(encoder)
     held = channels * (own + (2 + channels) * math.prod(grid)) if channels > 1 else own + 3 * math.prod(grid)
     need = LIBRARIES + 4 * (held + max(own, math.prod(grid)))  # resampled, windowed
     need += 4 * (sum(maps) + maps[-1]) + tile**3 * 4 * ACTIVATIONS

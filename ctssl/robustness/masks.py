@@ -78,7 +78,7 @@ def from_model(model: Any, device: str) -> Source:
                 f"a {type(model).__name__} is no segmenter of ctssl: let it write masks of the shifted scans, and "
                 "give their folder (predictions, --predictions), as examples/robustness.py does"
             )
-        key = f"{fingerprint_of(model)} {model.spec}"
+        key = f"{fingerprint_of(model)} {model.spec} {model.window} {model.labels}"
     if model.threshold != 0.5:
         key += f" threshold {model.threshold:g}"
     return Source(name, lambda *_: key, lambda scan, *_: segment(model, scan), model, trained)

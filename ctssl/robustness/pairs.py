@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ctssl.datasets.scans import stem
 from ctssl.files.text import read_table
 from ctssl.inference.features import embed
 from ctssl.inference.masks import segment
-from ctssl.metrics import dsc, volume_ml
+from ctssl.metrics import dsc
 from ctssl.volume.grids import resample
 from ctssl.volume.volume import Volume, read
 
@@ -32,7 +33,7 @@ def find_pairs(table: Path) -> list[tuple[str, Path, Path]]:
         )
     found = [
         (
-            row.get("id") or f"{stem(row['first'])}, {stem(row['second'])}",
+            row.get("id") or f"{stem(Path(row['first']))}, {stem(Path(row['second']))}",
             table.parent / row["first"],
             table.parent / row["second"],
         )
@@ -55,11 +56,6 @@ def find_pairs(table: Path) -> list[tuple[str, Path, Path]]:
             else f"{table} names no pair"
         )
     return found
-
-
-def stem(path: str) -> str:
-    """Return a file name without `.nii.gz`."""
-    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
 
 
 def agreement(
@@ -108,7 +104,7 @@ def agreement(
 def _masks(one: Volume, two: Volume, covered: np.ndarray, *, label: int) -> dict[str, float]:
     first = (one.array == label) & covered
     second = (resample(two.array == label, two.affine, one.shape, one.affine) > 0.5) & covered
-    a, b = (volume_ml(mask, spacing_mm=one.spacing_mm) for mask in (first, second))
+    a, b = (float(mask.sum()) * one.voxel_ml for mask in (first, second))
     return {
         "dsc": dsc(first, second) if a + b else math.nan,
         "first_ml": a,

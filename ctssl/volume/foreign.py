@@ -5,6 +5,7 @@ Nothing is imported that the user has not imported: an image brings its library 
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # between RAS+ and the axes of ITK and DICOM
 ITK_FILES = (".nrrd", ".nhdr", ".mha", ".mhd")
+HEADER = 1 << 20  # bytes in which a header names its file
 
 
 class Parts(NamedTuple):
@@ -86,6 +88,21 @@ def read_itk(path: Path) -> Parts:
     except RuntimeError as error:
         raise ValueError(f"cannot read {path} with SimpleITK; write it again: {str(error)[-200:]}") from error
     return _from_simpleitk(image)._replace(name=path.name)
+
+
+def files_named_in(header: Path) -> list[Path]:
+    """Return the files with the voxels of a `.mhd` or `.nhdr` file: the one that it names; where it lists several, all files
+    beside it. None for any other file."""
+    if header.suffix.lower() not in (".mhd", ".nhdr"):
+        return []
+    text = header.read_bytes()[:HEADER].decode("latin-1")
+    named = re.search(r"^(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", text, re.MULTILINE | re.IGNORECASE)
+    name = named[1] if named else ""
+    if name.upper() == "LOCAL":
+        return []
+    if name and (header.parent / name).is_file():
+        return [header.parent / name]
+    return sorted(file for file in header.parent.iterdir() if file.is_file() and file != header)
 
 
 def _from_nibabel(image: Any) -> Parts:

@@ -155,7 +155,7 @@ def _resample_oblique(
     from scipy import ndimage
 
     array = array.astype(np.float32, copy=False)
-    steps = np.abs(matrix).max(1)  # old voxels per new voxel, along each old axis
+    steps = np.linalg.norm(matrix, axis=1)  # old voxels per new voxel, along each old axis
     sigma = np.where(steps > 1.0, 0.4 * np.sqrt(np.maximum(steps**2 - 1.0, 0.0)), 0.0)
     if sigma.any():
         array = ndimage.gaussian_filter(array, sigma, mode="nearest")

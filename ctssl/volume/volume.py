@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ctssl.files.atomic import write_whole
+from ctssl.files.walk import files_below
 from ctssl.volume import foreign
 from ctssl.volume.channels import Channels
 
@@ -170,6 +171,17 @@ def read(
     if path.suffix.lower() in foreign.ITK_FILES:
         return _from_parts(foreign.read_itk(path))
     return _read_nifti(path)
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files that `read` may take a scan from: one file, those of a DICOM folder and its subfolders (of which a
+    single DICOM file is a part), a header and what it names.
+    """
+    if path.is_dir():
+        return files_below(path)
+    if path.suffix.lower() in (".dcm", ".ima"):
+        return files_below(path.parent)
+    return [path, *foreign.files_named_in(path)]
 
 
 def _read_dicom(path: Path, series: str | None) -> Volume:

@@ -22,7 +22,7 @@ import ctssl
 from ctssl.files.atomic import write_whole
 from ctssl.scan_checks import ScanWarning, check
 from ctssl.volume.grids import prepare
-from ctssl.volume.volume import voxel_hash
+from ctssl.volume.volume import files_of, voxel_hash
 from ctssl.zoo import Preprocess
 from training.data import corpora
 from training.data.manifest import Scan, find_scans
@@ -162,8 +162,9 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 def _content(path: Path) -> str:
+    """Return a hash of the content of a scan's files."""
     digest = hashlib.sha256()
-    for file in sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]:
+    for file in files_of(path):
         with open(file, "rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
@@ -173,12 +174,10 @@ def _content(path: Path) -> str:
 def _state(path: Path) -> str | None:
     """Return path, size and date of a scan's files; None if there is none."""
     try:
-        if not path.is_dir():
-            state = os.stat(path)
-            return f"{os.path.abspath(path)} {state.st_size} {state.st_mtime_ns}"
-        files = [entry.stat() for entry in os.scandir(path) if entry.is_file()]
+        files = [file.stat() for file in files_of(path)]
         total, newest = sum(s.st_size for s in files), max((s.st_mtime_ns for s in files), default=0)
-        return f"{os.path.abspath(path)} {len(files)} {total} {newest}"
+        count = f" {len(files)}" if path.is_dir() or len(files) > 1 else ""
+        return f"{os.path.abspath(path)}{count} {total} {newest}"
     except OSError:
         return None
 

@@ -18,7 +18,7 @@ import ctssl
 from ctssl.datasets.case import fit_mask
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
-from ctssl.metrics import dsc, volume_ml
+from ctssl.metrics import dsc
 from training.data.corpora import cases, data_folder
 from training.experiments import trials
 
@@ -46,7 +46,7 @@ def measure(model: str) -> list[Row]:
         truth = fit_mask(scan, ctssl.read(label), name).array > 0
         mask = net.segment(scan).array > 0
         parts = {"tumour": truth, "found": truth & mask, "elsewhere": mask & ~truth}
-        ml = {key: round(volume_ml(part, spacing_mm=scan.spacing_mm), 1) for key, part in parts.items()}
+        ml = {key: round(float(part.sum()) * scan.voxel_ml, 1) for key, part in parts.items()}
         rows.append({"chest": name, "dsc": round(dsc(mask, truth), 3), **ml})
     return rows
 

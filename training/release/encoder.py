@@ -20,7 +20,7 @@ from torch import nn
 
 from ctssl.datasets.seen import SEEN
 from ctssl.demo import picture_features
-from ctssl.files.atomic import write_weights
+from ctssl.files.weights import write_weights
 from ctssl.hub.client import CONFIG
 from ctssl.hub.folder import read_config, write_folder
 from ctssl.hub.provenance import facts

@@ -19,10 +19,10 @@ import numpy as np
 import ctssl
 from ctssl.datasets.seen import SEEN
 from ctssl.files.text import markdown
+from ctssl.files.weights import read_metadata
 from ctssl.hub.card import Card
 from ctssl.hub.client import WEIGHTS
 from ctssl.hub.folder import read_config
-from ctssl.hub.provenance import read_metadata
 from ctssl.zoo import info
 from training.experiments import chests, trials
 from training.release.card import CARDS, LICENCES, NON_COMMERCIAL, RESULTS
