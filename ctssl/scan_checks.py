@@ -175,7 +175,7 @@ def _windowed(values: np.ndarray, low: float, high: float) -> Finding | None:
         return Finding(
             "error",
             "windowed",
-            "values range from 0 to 255: this is a windowed image, not HU; give the scan in HU",
+            f"values range from {low:.3g} to {high:.3g}: this is a windowed image, not HU; give the scan in HU",
         )
     elif low > -30 and high < 30:
         done = "the scan was already standardised (z-score); give it in HU"

@@ -85,13 +85,14 @@ def _add_compare(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from ctssl.evaluation.report import WRITTEN
+    from ctssl.evaluation.report import WRITTEN, check_report
     from ctssl.files.atomic import check_apart
     from ctssl.files.names import check_path, check_writable
 
     if args.out and not args.overwrite:
         _check_folder(check_path(args.out))
     if args.out:
+        check_report(Path(args.out), overwrite=args.overwrite)
         check_writable(Path(args.out))
         check_apart([Path(args.out) / name for name in WRITTEN], [Path(args.table)] if args.table else [])
     if args.froc_threshold is not None and not args.froc:

@@ -131,13 +131,18 @@ def survey(
     return Survey(sorted(found, key=lambda problem: problem.level != "error"), kept)
 
 
-def _surveyed(scan: Volume, mask: Volume, own: str) -> Surveyed:
+def content_of(scan: Volume, mask: Volume, own: str) -> str:
+    """Return a hash of scan, mask and grid. `own`: the hash of the scan's voxels."""
     digest = hashlib.sha256(f"{own} {np.round(scan.affine, 4).tolist()}".encode())
     for array in (mask.array, *scan.extra):
         digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _surveyed(scan: Volume, mask: Volume, own: str) -> Surveyed:
     labels = signs(scan, mask, {int(v) for v in np.unique(mask.array)} - {0})
     grid = scan.on_grid(np.broadcast_to(np.float32(0), scan.shape))
-    return Surveyed(own, digest.hexdigest(), grid, labels)
+    return Surveyed(own, content_of(scan, mask, own), grid, labels)
 
 
 def _mask_problems(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ctssl.datasets.scans import channels_in, check_masks, require_scans, stem
 from ctssl.files.names import check_case_name
 from ctssl.files.text import read_json
 from ctssl.files.walk import files_below, walk
+from ctssl.volume.dicom_checks import MaskWarning
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 LAYOUTS = """
@@ -213,8 +215,13 @@ def _is_there(file: Path) -> bool:
 
 
 def _dicom(root: Path, roi: str | None) -> list[Case]:
-    """Return a case for each patient's folder that holds a CT series and one RTSTRUCT or SEG."""
-    cases = []
+    """Return a case for each patient's folder that holds a CT series and one RTSTRUCT or SEG.
+
+    Warns of CTs without either, and where there are both, of which the RTSTRUCT is taken.
+    """
+    cases: list[Case] = []
+    bare: list[str] = []
+    both: list[str] = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if folder.name.startswith(".") or not any(names for _, _, names in walk(folder)):
             continue
@@ -223,7 +230,9 @@ def _dicom(root: Path, roi: str | None) -> list[Case]:
 
         found = find_series(folder)
         if not found["RTSTRUCT"] and not found["SEG"]:
+            bare += [folder.name] if found["CT"] else []
             continue
+        both += [folder.name] if found["RTSTRUCT"] and found["SEG"] else []
         name = check_case_name(folder.name, where=str(root))
         (image, header), (label, _) = match_annotation(found, folder)
         cases.append(
@@ -236,4 +245,16 @@ def _dicom(root: Path, roi: str | None) -> list[Case]:
                 roi=roi,
             )
         )
+    if cases and bare:
+        _warn(bare, "a CT and no RTSTRUCT or SEG, and are left out")
+    if both:
+        _warn(
+            both,
+            "an RTSTRUCT and a SEG, and the RTSTRUCT is taken; remove it where the SEG is the one to take",
+        )
     return cases
+
+
+def _warn(patients: list[str], what: str) -> None:
+    named = ", ".join(patients[:5]) + (", ..." if len(patients) > 5 else "")
+    warnings.warn(f"{len(patients)} patients have {what}: {named}", MaskWarning, stacklevel=4)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,10 +19,33 @@ from ctssl.evaluation.scores import METRICS, MaskReader, labels_in, score_masks
 from ctssl.evaluation.statistics import FEWEST, paired, summary
 from ctssl.evaluation.tables import read_facts
 from ctssl.files.atomic import beginning, is_begun, write_whole
-from ctssl.files.text import as_plain, csv_text, markdown_table
+from ctssl.files.text import as_plain, csv_text, markdown_table, read_json
 from ctssl.files.versions import versions
 
 WRITTEN = ("cases.csv", "report.json", "report.md", "paired.png", "froc.png")
+
+
+def check_report(folder: Path, *, overwrite: bool) -> None:
+    """Raise `FileExistsError` where a report must not be written; see `Evaluation.save`."""
+    if (folder / "config.json").exists():
+        raise FileExistsError(
+            f"{folder} holds a model with a report of its own; choose another folder (--out)"
+        )
+    existing = [name for name in WRITTEN if (folder / name).exists()]
+    if not existing or is_begun(folder):
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"{folder} holds a {existing[0]}; choose another folder, or pass overwrite=True (--overwrite)"
+        )
+    try:
+        ours = "strata" in read_json(folder / "report.json")
+    except (OSError, ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise FileExistsError(
+            f"{folder} holds a {existing[0]} that is not of a report of ctssl; choose another folder (--out)"
+        )
 
 
 @dataclass(frozen=True)
@@ -51,18 +75,10 @@ class Evaluation:
         """Write `cases.csv`, `report.json`, `report.md`, `paired.png` with paired results, and `froc.png` with FROC.
 
         Raises `FileExistsError` if one of them exists and `overwrite` is False, unless a call that was killed left
-        it, and for the folder of a model, whose files have the same names.
+        it; in any case for files that are not of a report, and for the folder of a model, whose files have the same names.
         """
         folder = Path(folder)
-        if (folder / "config.json").exists():
-            raise FileExistsError(
-                f"{folder} holds a model with a report of its own; choose another folder (--out)"
-            )
-        existing = [name for name in WRITTEN if (folder / name).exists()]
-        if existing and not overwrite and not is_begun(folder):
-            raise FileExistsError(
-                f"{folder} holds a {existing[0]}; choose another folder, or pass overwrite=True (--overwrite)"
-            )
+        check_report(folder, overwrite=overwrite)
         with beginning(folder):
             write_whole(folder / "cases.csv", csv_text(self.cases))
             write_whole(folder / "report.json", json.dumps(self.plain(), indent=1) + "\n")
@@ -209,6 +225,13 @@ def evaluate(
                 row |= {f"other_{key}": second[key] for key in METRICS}
         scored[name] = _Scored(own, either, [row | {"patient": name} | facts.get(name, {}) for row in scores])
     rows, pairs, empty = _counted(scored)
+    alone = sorted({label for case in scored.values() for label in case.either if label not in case.own})
+    if against is not None and alone:
+        warnings.warn(
+            f"in some cases label {', '.join(map(str, alone))} occurs in {against} alone, not in the truth, nor in {predictions}: "
+            "the paired comparison counts it there as 0 against 1",
+            stacklevel=2,
+        )
     strata = _strata(rows, names or {}, by, [facts.get(name, {}) for name in scored])
     missing, seconds = sorted(set(truth) - set(predicted)), round(time.monotonic() - began, 1)
     compared = paired(pairs) if against is not None else []

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ctssl.datasets.case import Case, read_case
+from ctssl.datasets.case import Case
 from ctssl.datasets.seen import SEEN, seen_after, seen_by
 from ctssl.devices import rank_and_world
 from ctssl.finetuning.card import write_card
@@ -36,7 +36,7 @@ def judge_cases(net: Any, job: Job) -> dict[str, Judged]:
 
 def judge_case(net: Any, job: Job, case: Case) -> Judged:
     """Segment and score one case on its own grid."""
-    scan, truth = read_case(case)
+    scan, truth = job.survey.read(case)
     slices = slices_within_memory(net, scan, job.request.max_memory_gb)
     found, affine = probabilities_of(net, prepare(scan, job.plan.preprocess))
     array = onto(found, affine, scan, slices, threshold=net.threshold)

@@ -103,14 +103,15 @@ def prepare_job(request: Request, dataset: Dataset, survey: Survey | None = None
     start = open_start(
         request.model, request.head, from_scratch=request.from_scratch, seed=request.settings.seed
     )
-    survey = survey or survey_of(request, dataset, cases, start)
+    planned = dataset.cases if request.folds else sides.training
+    survey = survey or survey_of(request, dataset, dataset.cases if request.folds else cases, start)
     own = start.spec.preprocess
     kept = request.settings.freeze or start.segmenter is not None  # what is trained already knows this window
     window = request.window_hu or (own.window_hu if kept else None)
     channels = check_channels(request, dataset, start)
     made = make_plan(
         # one plan for all folds, as nnU-Net makes it, so that their models can be averaged
-        [survey.structures[case.name] for case in (cases if request.folds else sides.training)],
+        [survey.structures[case.name] for case in planned],
         own,
         spacing_mm=request.spacing_mm,
         window_hu=window,
@@ -202,8 +203,12 @@ def prepare_scans(job: Job) -> tuple[list[Any], list[Any]]:
         copies=settings.shift_augment,
         seed=settings.seed,
         progress=job.request.progress,
+        read=job.survey.read,
     )
-    return learning, prepare_cases(job.sides.validating, preprocess, progress=job.request.progress)
+    validating = prepare_cases(
+        job.sides.validating, preprocess, progress=job.request.progress, read=job.survey.read
+    )
+    return learning, validating
 
 
 def build_network(job: Job) -> Any:

@@ -43,7 +43,7 @@ def fit(
     reserve: float = 0.0,
     crops: Iterator[tuple[Tensor, Tensor]] | None = None,
     score: Callable[[Any], float] | None = None,
-) -> list[dict[str, float]]:
+) -> Progress:
     """Train a network in place, from where a training of the same identity stopped.
 
     With `CHOOSING` or more validation cases the weights with the best DSC on these whole scans are kept and a
@@ -62,7 +62,8 @@ def fit(
         score: returns the DSC of a network on the validation cases, instead of `threshold.validate`.
 
     Returns:
-        The curve: step, loss and (with validation cases) DSC at each evaluation.
+        The whole training, also what an earlier call did of it: its curve (step, loss and, with validation cases, DSC at each
+        evaluation) and its seconds.
 
     Raises:
         ValueError: the loss is not finite, or `folder` holds another training.
@@ -91,7 +92,7 @@ def fit(
     bar.close()
     run.save()  # what follows may fail, and is not to cost the training
     net.load_state_dict(now.best or run.kept.state_dict())
-    return now.curve
+    return now
 
 
 class _Run:
@@ -120,7 +121,7 @@ class _Run:
         steps = None if settings.minutes else settings.steps
         self.now = load_state(folder, net, self.average, self.opt, identity) or Progress(0, steps, [], {})
         self.clock = Clock(settings.minutes, self.now.step, reserve)
-        self.saved = time.monotonic()
+        self.saved = self.since = time.monotonic()
 
     def descend(self, image: Tensor, label: Tensor) -> None:
         """Take one step of the optimiser."""
@@ -165,6 +166,8 @@ class _Run:
 
     def save(self) -> None:
         """Write the state, on the first device."""
+        self.now.seconds += time.monotonic() - self.since
+        self.since = time.monotonic()
         if self.rank == 0:
             save_state(self.folder, self.net, self.average, self.opt, self.identity, self.now)
         self.saved = time.monotonic()

@@ -4,6 +4,7 @@ the working grid."""
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from ctssl.datasets import checks
 from ctssl.datasets.case import Case, Dataset, read_case
+from ctssl.datasets.seen import scan_hash
 from ctssl.datasets.splits import divide, few, held_out_in, side_of, validation
 from ctssl.finetuning.crops import PreparedCase
 from ctssl.finetuning.plan import Structures, measure
@@ -42,12 +44,24 @@ class Sides:
 class Survey:
     """What a survey of the cases keeps: problems and records (`ctssl.datasets.checks`), and measurements.
 
-    `salt`: of the hashes of voxels.
+    `salt`: of the hashes of voxels. `seen`: `seen.json` of the starting weights; {} for none.
     """
 
     records: checks.Survey
     structures: dict[str, Structures]
     salt: str
+    seen: dict[str, Any]
+
+    def read(self, case: Case) -> tuple[Volume, Volume]:
+        """Read scan and mask again. Raises `ValueError` where they are not what they were: a report would tell of other data."""
+        scan, mask = read_case(case)
+        now = checks.content_of(scan, mask, scan_hash(scan, self.seen, self.salt))
+        if now != self.records.cases[case.name].content:
+            raise ValueError(
+                f"{case.name}: scan or mask changed since this run began; start the same command again, which will say what it "
+                "keeps"
+            )
+        return scan, mask
 
     def content(self, cases: list[Case]) -> str:
         """Return a hash of the content of these cases, and of the names of the structures that are taken from them."""
@@ -101,7 +115,7 @@ def survey_cases(
         dataset, seen=seen, salt=salt, model=model, whole=whole, look=look, progress=progress
     )
     checks.check_problems(found.problems, len(dataset.cases))
-    return Survey(found, structures, (seen or {}).get("salt", salt))
+    return Survey(found, structures, (seen or {}).get("salt", salt), seen or {})
 
 
 def survey_warnings(survey: Survey, sides: Sides) -> list[str]:
@@ -141,12 +155,18 @@ def name_labels(
 
 
 def prepare_cases(
-    cases: list[Case], preprocess: Preprocess, *, progress: bool, copies: int = 0, seed: int = 0
+    cases: list[Case],
+    preprocess: Preprocess,
+    *,
+    progress: bool,
+    copies: int = 0,
+    seed: int = 0,
+    read: Callable[[Case], tuple[Volume, Volume]] = read_case,
 ) -> list[PreparedCase]:
     """Read cases again and bring them, and `copies` shifted copies of each, onto the working grid."""
     scans = []
     for number, case in enumerate(tqdm(cases, desc="preparing scans", disable=not progress)):
-        scan, mask = read_case(case)
+        scan, mask = read(case)
         image = prepare(scan, preprocess)
         labels = onto_grid(mask, image)
         images = [image, *(prepare(c, preprocess) for c in shifted_copies(scan, copies, seed=seed + number))]

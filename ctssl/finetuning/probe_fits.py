@@ -107,7 +107,8 @@ def measure_each(group: list[ProbedScan], each: Sequence[Features]) -> list[dict
         fitted = set(np.random.default_rng(seed).permutation(names)[: 2 * len(names) // 3].tolist())
         known = {number for number, name in enumerate(names) if name in fitted}
         sides = of_patients(drawn, known), of_patients(drawn, set(range(len(names))) - known)
-        run: dict[str, Any] = {"patients": [name for number, name in enumerate(names) if number not in known]}
+        drawn_of = sides[1].patient.unique().tolist()  # not of patients without room for both kinds of voxels
+        run: dict[str, Any] = {"patients": [names[number] for number in drawn_of]}
         for name, probe in (("linear", linear_scores), ("knn", neighbour_scores)):
             values = judged(probe(*sides), sides[1])
             run[name] = {"auroc": [round(a, 5) for a, _ in values], "ap": [round(p, 5) for _, p in values]}

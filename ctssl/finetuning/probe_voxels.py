@@ -51,14 +51,14 @@ Features = Callable[[list[Cube]], Tensor]  # -> (all voxels of all cubes, D)
 def read_scans(
     cases: list[Case], preprocess: Preprocess, *, label: int | None, progress: bool
 ) -> list[ProbedScan]:
-    """Return the cases with labelled voxels, prepared."""
+    """Return the cases that hold both labelled voxels and other tissue at the working spacing, prepared."""
     found = []
     for case in tqdm(cases, desc="reading scans", disable=not progress):
         scan, mask = read_case(case)
         image = prepare(scan, preprocess)
         wanted = mask.array > 0 if label is None else mask.array == label
         inside = resample(wanted, mask.affine, image.shape, image.affine) > 0.5
-        if inside.any():
+        if inside.any() and (~inside & (image.array > 0)).any():
             found.append(ProbedScan(case.patient or case.name, image.array, inside))
     return found
 

@@ -67,7 +67,7 @@ def check_request(request: Request) -> None:
         raise FileExistsError(f"{out} is a file; choose another --out")
     check_writable(out)
     check_alone(request.unfinished)
-    began = ours or request.unfinished.is_dir()
+    began = ours or (request.unfinished / "state.json").exists()
     foreign = [name for name in (CONFIG, WEIGHTS, PROCESSOR, *WRITTEN) if not began and (out / name).exists()]
     if foreign:
         raise FileExistsError(

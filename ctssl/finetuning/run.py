@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -161,8 +160,7 @@ def train_and_save(
         judging_seconds(net, job) if rank == 0 else 0.0
     )  # the first device decides how many steps there are
     before = {k: v.clone() for k, v in net.state_dict().items()} if job.settings.interpolate else {}
-    began = time.monotonic()
-    curve = fit(
+    done = fit(
         net,
         learning,
         validating,
@@ -173,7 +171,6 @@ def train_and_save(
         reserve=scoring,
         progress=request.progress,
     )
-    seconds = time.monotonic() - began
     if before:
         mix(net, before, job.settings.interpolate)
     net.eval()
@@ -181,7 +178,7 @@ def train_and_save(
     if rank == 0:
         net.threshold = choose_threshold(net, validating, progress=request.progress)
         judged = judge_cases(net, job)
-    report = report_of(job, judged, curve, seconds, lost)
+    report = report_of(job, judged, done.curve, done.seconds, lost)
     if rank == 0:
         save(net.cpu(), job, report, judged, device=device)
     return report

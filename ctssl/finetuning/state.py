@@ -19,14 +19,15 @@ SMOOTH = 0.9  # weight of the past in the average of validation DSCs
 
 @dataclass
 class Progress:
-    """Where a training is: steps done and to do, loss and (with validation cases) DSC so far, and, where
-    weights are chosen, the best ones."""
+    """Where a training is: steps done and to do, loss and (with validation cases) DSC so far, where weights are
+    chosen, the best ones, and the seconds that it took up to the last state."""
 
     step: int
     steps: int | None
     curve: list[dict[str, float]]
     best: dict[str, Tensor]
     losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
 
     def smoothed(self) -> list[float]:
         """Return the moving average of the validation DSC after each evaluation."""
@@ -62,6 +63,7 @@ def save_state(
     name = f"state-{now.step}.safetensors"
     write_weights(folder / name, state)
     place = {"step": now.step, "steps": now.steps, "curve": now.curve, "losses": now.losses[-RECENT:]}
+    place["seconds"] = now.seconds
     write_whole(folder / "state.json", json.dumps({"place": place, "file": name, "training": identity}))
     for old in folder.glob("state-*.safetensors"):
         if old.name != name:
@@ -88,10 +90,14 @@ def load_state(
             f"{folder} holds a training that cannot go on, its state is damaged ({error}); remove that folder to "
             "start again"
         ) from error
-    if kept["training"] != json.loads(json.dumps(identity)):
+    identity = json.loads(json.dumps(identity))
+    if kept["training"] != identity:
+        other = sorted(
+            k for k in {*identity, *kept["training"]} if kept["training"].get(k) != identity.get(k)
+        )
         raise ValueError(
-            f"{folder} holds an unfinished training with other settings or cases; finish it with the same "
-            "command, or remove that folder"
+            f"{folder} holds an unfinished training with another {' and '.join(other)}; finish it with the same command and "
+            "the same data, or remove that folder"
         )
 
     def part(prefix: str) -> dict[str, Tensor]:

@@ -66,9 +66,11 @@ def _fill_contours(dataset: Any, scan: Volume, roi: str | None, path: Path) -> n
     check_reference(dataset, [rois[int(c.ReferencedROINumber)] for c in drawn], scan, path)
     mask = np.zeros(scan.shape, bool)
     count = outside = 0
+    slices = set()
     for one in drawn:
         filled = np.zeros(scan.shape, bool)
         for number, polygon in _polygons(one, scan, path):
+            slices.add(number)
             count, outside = count + 1, outside + is_outside(number, polygon, scan)
             if 0 <= number < scan.shape[2]:
                 _toggle(filled[:, :, number], polygon)
@@ -76,6 +78,14 @@ def _fill_contours(dataset: Any, scan: Volume, roi: str | None, path: Path) -> n
     if not count:
         raise ValueError(f"{path}: {name!r} has no closed contour; choose another, or leave this case out")
     check_inside(mask, outside, f"of {count} contours of {name!r}", scan, path)
+    steps = np.diff(sorted(slices))
+    if len(steps) > 1 and (steps > 1).mean() > 0.5:
+        warnings.warn(
+            f"{path}: the contours of {name!r} skip slices (they lie {int(np.median(steps))} slices apart), and the mask is "
+            "empty between them; fill the gaps where it was drawn (interpolate), then export it again",
+            MaskWarning,
+            stacklevel=2,
+        )
     return mask.astype(np.uint8)
 
 

@@ -114,6 +114,10 @@ def _from_nibabel(image: Any) -> Parts:
 
 
 def _from_simpleitk(image: Any) -> Parts:
+    if image.GetPixelIDTypeAsString().startswith("label"):  # asked for its components, it ends the process
+        raise ValueError(
+            "the SimpleITK image is a label map; give SimpleITK.Cast(image, SimpleITK.sitkUInt8), which has voxels"
+        )
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(
             f"the SimpleITK image has {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} "

@@ -190,7 +190,9 @@ def _read_dicom(path: Path, series: str | None) -> Volume:
 
     alone = read_header(path) if path.is_file() else None
     if alone is not None and (kind := get_modality(alone, path)) in ("SEG", "RTSTRUCT"):
-        raise ValueError(f"{path} is a {kind}, not a scan; give the folder of its series")
+        raise ValueError(
+            f"{path} is a {kind}, not a scan; give the folder of its series (and a mask as NIfTI)"
+        )
     array, affine, header = read_series(path, series=series)
     return replace(
         _to_volume(array, affine, path.name),
@@ -206,6 +208,14 @@ def _read_channels(source: Channels, series: str | None) -> Volume:
     )
     for number, other in enumerate(others, 2):
         check_grid(first, other, f"channel {number} ({other.name})", "resample it to the grid of the scan")
+        if other.array.min() == other.array.max():
+            raise ValueError(
+                f"channel {number} ({other.name}) holds {other.array.min():g} alone; give the right image"
+            )
+        if np.array_equal(first.array, other.array):
+            raise ValueError(
+                f"channel {number} ({other.name}) is the CT once more; give the image of that channel"
+            )
     further = (array for other in others for array in (other.array, *other.extra))
     return replace(first, extra=(*first.extra, *(np.asarray(array, np.float32) for array in further)))
 

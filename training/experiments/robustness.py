@@ -90,7 +90,7 @@ def train(
     began = time.monotonic()
     crops = task.crops(settings)
     with TemporaryDirectory() as folder:
-        curve = fit(
+        done = fit(
             net,
             task.learning(settings) if crops is None else [],
             [],
@@ -109,7 +109,7 @@ def train(
         "settings": {**contestant.changes, "steps": settings.steps},
         "device": torch.cuda.get_device_name() if task.device.type == "cuda" else "CPU",
         "seconds": round(seconds),
-        "curve": [[point["step"], round(point["loss"], 4), round(point["dsc"], 4)] for point in curve],
+        "curve": [[point["step"], round(point["loss"], 4), round(point["dsc"], 4)] for point in done.curve],
         "cases": task.names,
         "dsc": found,
     }
