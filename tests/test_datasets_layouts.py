@@ -163,6 +163,29 @@ def test_dicom_patients(tmp_path, data):
         datasets.read_case(find_cases(data / "dicom", roi="nothing").cases[0])
 
 
+def test_patients_without_a_structure_or_with_two_kinds_are_named(tmp_path):
+    pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'ctssl[dicom]'")
+    import pydicom
+
+    from tests.support.dicom import square, write_rtstruct, write_series
+
+    for name in ("bare", "both", "drawn"):
+        write_series(tmp_path / name / "ct", uid=f"1.2.{len(name)}")
+        if name != "bare":
+            rois = {"a": [square(-9, -8, 30.0)]}
+            write_rtstruct(tmp_path / name / "rs.dcm", rois, series=f"1.2.{len(name)}", patient="p")
+    seg = pydicom.dcmread(tmp_path / "both" / "rs.dcm")
+    seg.Modality, seg.SOPInstanceUID = "SEG", "1.2.10"
+    seg.save_as(tmp_path / "both" / "seg.dcm")
+    with pytest.warns(UserWarning) as said:
+        found = find_cases(tmp_path)
+    assert [case.name for case in found.cases] == ["both", "drawn"]
+    assert found.cases[0].label.name == "rs.dcm"
+    told = " ".join(str(one.message) for one in said)
+    assert "1 patients have a CT and no RTSTRUCT or SEG, and are left out: bare" in told
+    assert "1 patients have an RTSTRUCT and a SEG, and the RTSTRUCT is taken" in told
+
+
 def test_a_folder_of_no_known_layout_says_which_are_known(tmp_path):
     (tmp_path / "scans").mkdir()
     with pytest.raises(FileNotFoundError, match="Decathlon"):

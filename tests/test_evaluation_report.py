@@ -300,3 +300,19 @@ def test_a_report_never_replaces_the_table_that_is_read(folders, capsys):
         "is a table that is read" in capsys.readouterr().err
         and (folders / "cases.csv").read_bytes() == before
     )
+
+
+def test_only_a_report_is_replaced_and_a_label_of_the_other_masks_alone_is_said(folders, tmp_path, capsys):
+    both = [str(folders / "this"), str(folders / "truth")]
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "report.md").write_text("my thesis")
+    ask = ["evaluate", *both, "--out", str(tmp_path / "r"), "--overwrite"]
+    assert main(ask) == 2 and "that is not of a report of ctssl" in capsys.readouterr().err
+    assert (tmp_path / "r" / "report.md").read_text() == "my thesis"
+    (tmp_path / "r" / "report.md").unlink()
+    assert main(ask) == main(ask) == 0
+    mask = ctssl.read(folders / "other" / "c0.nii.gz")
+    mask.array[0, 0, 0] = 2
+    mask.save(folders / "other" / "c0.nii.gz", overwrite=True)
+    with pytest.warns(UserWarning, match=r"label 2 occurs in some masks of .*other"):
+        ctssl.evaluate(folders / "this", folders / "truth", against=folders / "other")

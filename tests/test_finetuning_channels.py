@@ -85,6 +85,10 @@ def test_channels_lie_on_one_grid(ball):
     moved[0, 3] += 5
     with pytest.raises(ValueError, match=r"channel 2 \(pet\) lie up to 5\.0 mm apart"):
         ctssl.read(ctssl.Channels(scan, Volume(scan.array, moved, "pet")))
+    with pytest.raises(ValueError, match=r"channel 2 \(pet\) is the CT once more"):
+        ctssl.read(ctssl.Channels(scan, Volume(scan.array.copy(), scan.affine, "pet")))
+    with pytest.raises(ValueError, match=r"channel 2 \(pet\) holds 0 alone"):
+        ctssl.read(ctssl.Channels(scan, Volume(np.zeros_like(scan.array), scan.affine, "pet")))
 
 
 def test_files_of_a_case_are_its_channels(petct):
@@ -149,13 +153,15 @@ def test_commands_for_the_ct_alone_refuse_channels(petct, ball, tiny_segmenter, 
     with pytest.raises(ValueError, match="robustness takes the CT alone"):
         ctssl.measure_robustness(petct, out=tmp_path / "r", model=str(tiny_segmenter))
     scan, _ = ball
+    pet = Volume(scan.array / 2, scan.affine, "pet")
     with pytest.raises(ValueError, match="a shift changes a CT alone"):
-        ctssl.shift(ctssl.Channels(scan, scan), "dose", severity=1)
+        ctssl.shift(ctssl.Channels(scan, pet), "dose", severity=1)
 
 
 def test_no_channel_is_dropped(ball):
     scan, _ = ball
-    three = ctssl.read(ctssl.Channels(ctssl.read(ctssl.Channels(scan, scan)), scan))
+    other, third = (Volume(scan.array / by, scan.affine) for by in (2, 3))
+    three = ctssl.read(ctssl.Channels(ctssl.read(ctssl.Channels(scan, other)), third))
     assert three.stack.shape == (3, *scan.shape)
     broken = dataclasses.replace(scan, extra=(np.full(scan.shape, np.nan, np.float32),))
     with pytest.raises(ValueError, match="NaN"):
@@ -165,10 +171,11 @@ def test_no_channel_is_dropped(ball):
 def test_every_channel_has_its_own_window(ball):
     scan, _ = ball
     other = Volume(np.full(scan.shape, 5.0, np.float32), scan.affine)
+    other.array[0, 0, 0] = 5.001
     how = Preprocess(3.0, (-100.0, 300.0), (Channel("PET", 0.0, 20.0),))
     ready = prepare(ctssl.read(ctssl.Channels(scan, other)), how)
     np.testing.assert_array_equal(ready.array, prepare(scan, Preprocess(3.0, (-100.0, 300.0))).array)
-    np.testing.assert_allclose(ready.extra[0], 0.25, atol=1e-6)
+    np.testing.assert_allclose(ready.extra[0], 0.25, atol=1e-4)
     with pytest.raises(ValueError, match=r"has 1 channels, the model takes 2 \(CT, PET\)"):
         prepare(scan, how)
     with pytest.raises(ValueError, match=r"has 2 channels, the model takes 1 \(CT\)"):
@@ -288,6 +295,8 @@ def test_folds_share_a_plan_so_that_their_models_can_be_averaged(petct, tiny, tm
         for fold in range(3)
     ]
     assert plans[0] == plans[1] == plans[2] and plans[0].preprocess.channels[0].high > 24
+    few = Request(tmp_path / "few", tiny, QUICK, folds=3, fold=1, few_shot=1, progress=False)
+    assert job.prepare_job(few, find_cases(petct)).plan == plans[0]
 
 
 def test_windows_of_a_model_are_taken_where_its_channels_are_those_of_the_cases():

@@ -46,7 +46,7 @@ def test_the_best_weights_by_validation_are_kept_and_a_training_without_gain_end
     monkeypatch.setattr(loop, "validate", score)
     settings = ctssl.Settings(steps=20, batch=1, crop=16, evaluations=10, patience=3)
     net = ctssl.segmenter(tiny, head="linear")
-    curve = loop.fit(net, [SCAN], [SCAN] * 5, settings, **where(tmp_path))
+    curve = loop.fit(net, [SCAN], [SCAN] * 5, settings, **where(tmp_path)).curve
     assert [row["step"] for row in curve] == list(range(2, 20, 2)) and curve[-1]["dsc"] == 0.1
     for key, value in net.state_dict().items():
         assert torch.equal(value, seen[5][key])
@@ -58,7 +58,7 @@ def test_few_validation_cases_choose_no_weights(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(loop, "validate", lambda *_, **__: next(scripted))
     settings = ctssl.Settings(steps=4, batch=1, crop=16, evaluations=4, patience=1)
     net = ctssl.segmenter(tiny, head="linear")
-    curve = loop.fit(net, [SCAN], [SCAN] * 4, settings, **where(tmp_path))
+    curve = loop.fit(net, [SCAN], [SCAN] * 4, settings, **where(tmp_path)).curve
     assert [row["dsc"] for row in curve] == [0.9, 0.1, 0.1, 0.1]
     state = load_file(tmp_path / "u" / "state-4.safetensors")
     for key, value in net.state_dict().items():

@@ -123,3 +123,12 @@ def test_the_scans_of_a_patient_are_held_out_together():
     ]  # six patients, three scans each
     for run in probe_fits.measure(group, probe_voxels.position, seeds=3):
         assert len(run["patients"]) == len(set(run["patients"])) == len(run["linear"]["auroc"]) == 2
+
+
+def test_a_patient_without_other_tissue_in_the_cubes_is_not_judged():
+    image, tumour = np.ones((36, 36, 36), np.float32), np.zeros((36, 36, 36), bool)
+    tumour[12:24, 12:24, 12:24] = True
+    group = [probe_voxels.ProbedScan(f"p{n}", image, tumour) for n in range(7)]
+    group.append(probe_voxels.ProbedScan("full", image, np.ones_like(tumour)))
+    for run in probe_fits.measure(group, probe_voxels.position, seeds=4):
+        assert "full" not in run["patients"] and len(run["patients"]) == len(run["knn"]["auroc"])

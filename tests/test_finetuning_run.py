@@ -211,3 +211,31 @@ def test_scoring_counts_towards_the_minutes(monkeypatch):
     assert finish.judging_seconds(None, job) == 0.0 and not judged  # steps were asked for
     job.settings = dataclasses.replace(QUICK, minutes=5.0)
     assert finish.judging_seconds(None, job) == 2.0 * 5 and judged == ["small"]
+
+
+def test_what_a_stopped_run_left_does_not_hand_over_files_of_the_user(labelled, tiny, tmp_path):
+    (tmp_path / "m" / ".unfinished").mkdir(parents=True)
+    (tmp_path / "m" / "README.md").write_text("my notes")
+    with pytest.raises(FileExistsError, match=r"holds a README\.md that is not of a model"):
+        ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=QUICK, progress=False)
+    assert (tmp_path / "m" / "README.md").read_text() == "my notes"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["case0", "case2"])
+def test_data_that_change_during_a_run_end_it(labelled, tiny, tmp_path, monkeypatch, case):
+    """A training case between survey and training, a held-out one before it is judged."""
+    stage, name = (run, "prepare_scans") if case == "case0" else (run, "judge_cases")
+    whole = getattr(stage, name)
+
+    def edited(*args):
+        mask = ctssl.read(labelled / "labels" / f"{case}.nii.gz")
+        mask.array[:, :, ::2] = 0
+        mask.save(labelled / "labels" / f"{case}.nii.gz", overwrite=True)
+        return whole(*args)
+
+    monkeypatch.setattr(stage, name, edited)
+    with pytest.raises(ValueError, match=f"{case}: scan or mask changed since this run began"):
+        ctssl.finetune(
+            labelled, model=tiny, out=tmp_path / "m", settings=QUICK, hold_out=["case2"], progress=False
+        )

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import json
 
 import pytest
 import torch
@@ -41,6 +42,30 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(labelled, tiny, tm
 
 
 @pytest.mark.slow
+def test_the_seconds_of_a_training_are_those_of_all_its_parts(labelled, tiny, tmp_path, monkeypatch):
+    whole = loop.descend
+    steps = itertools.count()
+
+    def stopped(*args, **kwargs):
+        if next(steps) == 3:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "descend", stopped)
+    settings = dataclasses.replace(QUICK, save_minutes=0.0)
+    how = dict(model=tiny, out=tmp_path / "m", settings=settings, hold_out=["case2"], progress=False)
+    with contextlib.suppress(KeyboardInterrupt):
+        ctssl.finetune(labelled, **how)
+    state = tmp_path / "m" / ".unfinished" / "state.json"
+    kept = json.loads(state.read_text())
+    assert 0 < kept["place"]["seconds"] < 600
+    kept["place"]["seconds"] += 1000
+    state.write_text(json.dumps(kept))
+    monkeypatch.setattr(loop, "descend", whole)
+    assert 1000 < ctssl.finetune(labelled, **how).seconds < 1600
+
+
+@pytest.mark.slow
 def test_a_damaged_state_says_what_to_do(labelled, tiny, tmp_path, monkeypatch):
     whole = loop.descend
     steps = itertools.count()
@@ -75,6 +100,6 @@ def test_an_unfinished_training_with_other_settings_is_not_mixed_up(labelled, ti
     monkeypatch.setattr(crops, "draw", lambda s, t, step, rank: broken() if step == 2 else draw(s, t, step))
     with pytest.raises(KeyboardInterrupt):
         ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=QUICK, progress=False)
-    with pytest.raises(ValueError, match="unfinished training with other settings"):
+    with pytest.raises(ValueError, match="unfinished training that differs in settings"):
         other = dataclasses.replace(QUICK, lr=0.5)
         ctssl.finetune(labelled, model=tiny, out=tmp_path / "m", settings=other, progress=False)

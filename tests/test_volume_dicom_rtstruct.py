@@ -1,6 +1,7 @@
 """RT Structure Sets: written, and read again."""
 
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -317,3 +318,20 @@ def test_a_real_series_with_a_hole_in_its_tumour(data, tmp_path):
     path = write_rtstruct(Volume(mask, scan.affine), {1: "tumour", 2: "shell"}, source, tmp_path / "rs.dcm")
     for number, name in ((1, "tumour"), (2, "shell")):
         assert dsc(read_rtstruct(path, scan, roi=name).array, mask == number) >= 0.999
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_contours_that_skip_slices_are_said(tmp_path, step):
+    from tests.support.dicom import square
+    from tests.support.dicom import write_rtstruct as write_contours
+
+    scan = make_series(tmp_path / "ct")
+    drawn = [square(-9.0, -4.0, 30.0 + 2.5 * k) for k in range(1, 11, step)]
+    drawn = [[(x, y - 10, z) for x, y, z in one] for one in drawn]
+    write_contours(tmp_path / "rs.dcm", {"a": drawn})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        mask = read_rtstruct(tmp_path / "rs.dcm", scan)
+    assert np.flatnonzero(mask.array.any((0, 1))).tolist() == list(range(1, 11, step))
+    told = [str(one.message) for one in said if "skip slices" in str(one.message)]
+    assert len(told) == (step > 1) and all(f"lie {step} slices apart" in one for one in told)

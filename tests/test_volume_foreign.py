@@ -193,3 +193,9 @@ def test_a_slice_names_its_series_and_a_folder_what_lies_below_it(tmp_path):
     )
     again = prepare_corpus([Scan(folder.parent, "a")], Preprocess(2.0), tmp_path / "cache").voxels
     assert again != prepared
+
+
+def test_a_label_map_is_refused_before_it_ends_the_process():
+    label = sitk.Cast(sitk.GetImageFromArray(np.ones((4, 4, 4), np.uint8)), sitk.sitkLabelUInt8)
+    with pytest.raises(ValueError, match="is a label map; give SimpleITK.Cast"):
+        ctssl.read(label)

@@ -92,9 +92,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.out and not args.overwrite:
         _check_folder(check_path(args.out))
     if args.out:
-        check_report(Path(args.out), overwrite=args.overwrite)
         check_writable(Path(args.out))
         check_apart([Path(args.out) / name for name in WRITTEN], [Path(args.table)] if args.table else [])
+        check_report(Path(args.out), overwrite=args.overwrite)
     if args.froc_threshold is not None and not args.froc:
         raise ValueError(
             "--froc-threshold is for probability maps; give their folder too (--froc PROBABILITIES)"

@@ -98,11 +98,8 @@ def survey(
     """
     from tqdm import tqdm
 
-    found, kept = [], {}
-    if seen is not None and not seen:
-        text = "no list of the scans that it was pretrained on: whether these are among them is unknown"
-        found.append(Problem("warning", "unknown-pretraining", text, model))
-    seen = seen or {}
+    unknown = seen is not None and not seen
+    seen, found, kept = seen or {}, [], {}
     for case in tqdm(dataset.cases, desc="checking cases", disable=not progress):
         try:
             with warnings.catch_warnings(record=True) as said:
@@ -128,6 +125,9 @@ def survey(
             {name: set(one.labels) for name, one in kept.items()}, missing=0 if whole else MISSING
         )
     found += _torn_patients(dataset.cases)
+    if unknown:
+        text = "no list of the scans that it was pretrained on: whether these are among them is unknown"
+        found.append(Problem("warning", "unknown-pretraining", text, model))
     return Survey(sorted(found, key=lambda problem: problem.level != "error"), kept)
 
 

@@ -228,8 +228,8 @@ def evaluate(
     alone = sorted({label for case in scored.values() for label in case.either if label not in case.own})
     if against is not None and alone:
         warnings.warn(
-            f"in some cases label {', '.join(map(str, alone))} occurs in {against} alone, not in the truth, nor in {predictions}: "
-            "the paired comparison counts it there as 0 against 1",
+            f"label {', '.join(map(str, alone))} occurs in some masks of {against}, and there neither in the truth nor in the "
+            "other masks: the paired comparison counts it as 0 against 1",
             stacklevel=2,
         )
     strata = _strata(rows, names or {}, by, [facts.get(name, {}) for name in scored])

@@ -96,7 +96,7 @@ def load_state(
             k for k in {*identity, *kept["training"]} if kept["training"].get(k) != identity.get(k)
         )
         raise ValueError(
-            f"{folder} holds an unfinished training with another {' and '.join(other)}; finish it with the same command and "
+            f"{folder} holds an unfinished training that differs in {', '.join(other)}; finish it with the same command and "
             "the same data, or remove that folder"
         )
 
