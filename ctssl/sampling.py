@@ -5,9 +5,12 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+LEAST = 0.5  # smallest share of an array that `random_part` keeps along each axis
+TRIES = 10  # crops that `tissue_start` draws
 
-def crop_at(array: np.ndarray, start: tuple[int, ...], size: int, *, fill: float = 0.0) -> np.ndarray:
-    """Return the cube of `size` voxels whose first corner is `start`; voxels outside the array are `fill`.
+
+def crop_at(array: np.ndarray, start: tuple[int, ...], size: int) -> np.ndarray:
+    """Return the cube of `size` voxels whose first corner is `start`; voxels outside the array are 0.
 
     >>> crop_at(np.arange(8).reshape(2, 2, 2), (1, 1, 1), 2).ravel().tolist()
     [7, 0, 0, 0, 0, 0, 0, 0]
@@ -15,7 +18,7 @@ def crop_at(array: np.ndarray, start: tuple[int, ...], size: int, *, fill: float
     inside = tuple(slice(max(s, 0), min(s + size, n)) for s, n in zip(start, array.shape, strict=True))
     pads = [(max(-s, 0), max(s + size - n, 0)) for s, n in zip(start, array.shape, strict=True)]
     part = np.asarray(array[inside])
-    return np.pad(part, pads, constant_values=fill) if any(map(any, pads)) else part
+    return np.pad(part, pads) if any(map(any, pads)) else part
 
 
 def random_start(shape: tuple[int, ...], size: int, rng: np.random.Generator) -> tuple[int, ...]:
@@ -51,8 +54,6 @@ def random_part(
     shape: tuple[int, ...],
     rng: np.random.Generator,
     around: tuple[int, ...] | None = None,
-    *,
-    least: float = 0.5,
 ) -> tuple[slice, ...]:
     """Draw a box in an array, as a tighter field of view would have kept it.
 
@@ -60,11 +61,10 @@ def random_part(
         shape: shape of the array.
         rng: random generator.
         around: a voxel that the box must contain.
-        least: smallest share of the array along each axis.
     """
     box = []
     for axis, n in enumerate(shape):
-        kept = max(1, round(n * rng.uniform(least, 1)))
+        kept = max(1, round(n * rng.uniform(LEAST, 1)))
         low, high = (
             (0, n - kept)
             if around is None
@@ -75,15 +75,13 @@ def random_part(
     return tuple(box)
 
 
-def tissue_start(
-    array: np.ndarray, size: int, rng: np.random.Generator, *, tries: int = 10
-) -> tuple[int, ...]:
+def tissue_start(array: np.ndarray, size: int, rng: np.random.Generator) -> tuple[int, ...]:
     """Draw a corner whose crop is not mostly air.
 
-    Returns the first of `tries` with at least a quarter of its voxels above 0, otherwise the best.
+    Returns the first of ten with at least a quarter of its voxels above 0, otherwise the best.
     """
     best, best_start = -1.0, (0, 0, 0)
-    for _ in range(tries):
+    for _ in range(TRIES):
         start = random_start(array.shape, size, rng)
         share = float((crop_at(array, start, size)[::4, ::4, ::4] > 0).mean())
         if share > best:

@@ -134,12 +134,9 @@ def _names(texts: list[str]) -> dict[int, str]:
 
 def _check_folder(folder: Path) -> None:
     """Raise `FileExistsError` for a file, and for a folder that holds anything but what a killed evaluation left."""
-    from ctssl.files.atomic import is_begun
+    from ctssl.files.atomic import check_empty, is_begun
 
-    held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    kept = [name for name in held if not name.startswith(".part-")]
-    if (kept and not is_begun(folder)) or (folder.exists() and not folder.is_dir()):
-        raise FileExistsError(f"{folder} exists and is not empty; choose another folder, or add --overwrite")
+    check_empty(folder, overwrite=is_begun(folder))
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import ctssl
 from ctssl.encoders import ENCODERS, plain_args
 from ctssl.encoders.pixels import Pixels
-from ctssl.files.atomic import write_whole
+from ctssl.files.atomic import check_empty, write_whole
 from ctssl.files.weights import write_weights
 from ctssl.heads.segmenter import Segmenter, segmenter_config, segmenter_settings
 from ctssl.hub.folder import bundled
@@ -51,10 +51,7 @@ def export_bundle(model: Segmenter, out: str | os.PathLike, *, overwrite: bool =
         raise ValueError(
             f"a bundle takes one CT, this model {model.in_channels} channels; use `ctssl export --onnx`"
         )
-    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(
-            f"{folder} exists and is not empty; choose another folder, or pass overwrite=True"
-        )
+    check_empty(folder, overwrite=overwrite)
     name = folder.resolve().name
     config = segmenter_config(model, name=name)
     for part in ("configs", "models", "docs"):

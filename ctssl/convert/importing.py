@@ -18,7 +18,7 @@ from ctssl.convert.families import FAMILIES
 from ctssl.convert.families.moves import Move, Options, Translation
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pretrained import encoder_config
-from ctssl.files.atomic import file_sha256
+from ctssl.files.atomic import check_empty, file_sha256
 from ctssl.files.names import check_path
 from ctssl.hub.folder import write_folder
 from ctssl.hub.provenance import facts
@@ -108,8 +108,7 @@ def import_checkpoint(
         FileExistsError: `out` is not empty and `overwrite` is False.
     """
     file, out = Path(file), check_path(out)
-    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not empty; choose another --out, or pass --overwrite")
+    check_empty(out, overwrite=overwrite)
     checkpoint = read_checkpoint(file, seconds=seconds)
     root = _root(checkpoint.tensors, root, file)
     state = {key.removeprefix(root): t for key, t in checkpoint.tensors.items() if key.startswith(root)}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ctssl.datasets.case import Case, Dataset, read_case
+from ctssl.datasets.manifest import astride
 from ctssl.datasets.seen import scan_hash, seen_by
 from ctssl.datasets.unlike import Sign, signs, unlike_others
 from ctssl.hub.folder import ModelFolder
@@ -190,14 +191,13 @@ def _duplicates(kept: dict[str, Surveyed]) -> list[Problem]:
 
 def _torn_patients(cases: list[Case]) -> list[Problem]:
     """Return an error for each case whose patient is in another split too."""
-    first: dict[str, Case] = {}
     found = []
-    for case in cases:
-        other = first.setdefault(case.patient, case)
-        if other.split != case.split:
-            sides = f"{other.split or 'no split'!r} ({other.name}) and {case.split or 'no split'!r}"
-            text = f"patient {case.patient} is in {sides}"
-            found.append(Problem("error", "patient", text, case.name))
+    for patient in astride((case.patient, case.split) for case in cases):
+        first, *others = (case for case in cases if case.patient == patient)
+        for case in others:
+            if case.split != first.split:
+                sides = f"{first.split or 'no split'!r} ({first.name}) and {case.split or 'no split'!r}"
+                found.append(Problem("error", "patient", f"patient {patient} is in {sides}", case.name))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
@@ -104,13 +105,17 @@ def split_named(word: str, *, where: str = "") -> str:
     raise ValueError(f"{said}unknown split {word!r}; use train, val or test")
 
 
+def astride(sides: Iterable[tuple[str, str]]) -> list[str]:
+    """Return the patients who are on several sides. `sides`: patient and side (such as the split) of each scan."""
+    found: dict[str, set[str]] = {}
+    for patient, side in sides:
+        found.setdefault(patient, set()).add(side)
+    return sorted(patient for patient, several in found.items() if len(several) > 1)
+
+
 def check_patients(splits: list[tuple[str, str]], *, where: str) -> None:
     """Raise `ValueError` for patients in more than one split. `splits`: patient and split of each scan."""
-    of_patient: dict[str, set[str]] = {}
-    for patient, split in splits:
-        of_patient.setdefault(patient, set()).add(split)
-    torn = [patient for patient, found in of_patient.items() if len(found) > 1]
-    if torn:
+    if torn := astride(splits):
         raise ValueError(
             f"{where}: {len(torn)} patients are in more than one split: {', '.join(torn[:5])}; "
             "put all scans of a patient into one"

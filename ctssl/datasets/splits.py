@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ctssl.datasets.case import Case
-from ctssl.datasets.manifest import split_named
+from ctssl.datasets.manifest import astride, split_named
 from ctssl.files.text import read_json
 
 FEWEST = 10  # patients below which all of them are needed for training
@@ -59,8 +59,7 @@ def divide(cases: list[Case], hold_out: float | list[str] | None, seed: int) -> 
             f"nothing is left to train on: {len(cases)} cases, {len(chosen)} held out; to train on all, hold out "
             "none (--hold-out 0)"
         )
-    both = sorted({c.patient for c in train} & {c.patient for c in held})
-    if both:
+    if both := astride((case.patient, str(case.name in chosen)) for case in cases):
         raise ValueError(
             f"patients {', '.join(both[:5])} have scans on both sides; hold out all scans of a patient, or none"
         )
@@ -79,14 +78,6 @@ def check_no_test(cases: list[Case], how: str) -> None:
 def side_of(case: Case) -> str:
     """Return `train`, `val` or `test`. Raises `ValueError` for another word in the column `split`."""
     return split_named(case.split, where=case.name)
-
-
-def astride(cases: list[Case]) -> list[str]:
-    """Return the patients whose cases are in different splits."""
-    sides: dict[str, set[str]] = {}
-    for case in cases:
-        sides.setdefault(case.patient, set()).add(case.split)
-    return sorted(patient for patient, found in sides.items() if len(found) > 1)
 
 
 def patients(cases: Iterable[Any]) -> list[str]:

@@ -225,13 +225,8 @@ def evaluate(
                 row |= {f"other_{key}": second[key] for key in METRICS}
         scored[name] = _Scored(own, either, [row | {"patient": name} | facts.get(name, {}) for row in scores])
     rows, pairs, empty = _counted(scored)
-    alone = sorted({label for case in scored.values() for label in case.either if label not in case.own})
-    if against is not None and alone:
-        warnings.warn(
-            f"label {', '.join(map(str, alone))} occurs in some masks of {against}, and there neither in the truth nor in the "
-            "other masks: the paired comparison counts it as 0 against 1",
-            stacklevel=2,
-        )
+    if against is not None:
+        _warn_of_others(scored, against)
     strata = _strata(rows, names or {}, by, [facts.get(name, {}) for name in scored])
     missing, seconds = sorted(set(truth) - set(predicted)), round(time.monotonic() - began, 1)
     compared = paired(pairs) if against is not None else []
@@ -259,12 +254,11 @@ def _strata(
 
 @dataclass(frozen=True)
 class _Scored:
-    """The labels that truth and mask of a case have, those that the other mask has too, and the scores of these, or of label 1
-    where truth and mask are empty."""
+    """A case: which labels occur, and their scores."""
 
-    own: set[int]
-    either: set[int]
-    scores: list[dict[str, Any]]
+    own: set[int]  # labels of truth or mask
+    either: set[int]  # and of the other mask
+    scores: list[dict[str, Any]]  # a row per label of `either`; of label 1 where all are empty
 
     def of(self, label: int) -> dict[str, Any]:
         """Return the scores of a label; of one without a row, those of the first row."""
@@ -290,6 +284,17 @@ def _counted(scored: dict[str, _Scored]) -> tuple[list[dict], list[dict], list[s
         else:
             empty.append(name)
     return rows, pairs, empty
+
+
+def _warn_of_others(scored: dict[str, _Scored], against: Any) -> None:
+    """Warn of labels that only the other masks have: they decide the paired comparison, and are in no table."""
+    alone = sorted({label for case in scored.values() for label in case.either - case.own})
+    if alone:
+        warnings.warn(
+            f"label {', '.join(map(str, alone))} occurs in some masks of {against}, and there neither in the truth nor in the "
+            "other masks: the paired comparison counts it as 0 against 1",
+            stacklevel=3,
+        )
 
 
 def _check_partners(predicted: dict[str, Path], wanted: dict[str, Path], folder: Any) -> None:

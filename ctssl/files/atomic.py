@@ -62,6 +62,16 @@ def beginning(folder: Path) -> Iterator[None]:
     (folder / BEGUN).unlink(missing_ok=True)
 
 
+def check_empty(folder: Path, *, overwrite: bool) -> None:
+    """Raise `FileExistsError` for a file, and, unless `overwrite`, for a folder that holds more than what killed runs left."""
+    held = folder.is_dir() and any(not path.name.startswith(".part-") for path in folder.iterdir())
+    if folder.exists() and (not folder.is_dir() or (held and not overwrite)):
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise FileExistsError(
+            f"{folder} exists and {what}; choose another folder, or overwrite=True (--overwrite)"
+        )
+
+
 def is_begun(folder: Path) -> bool:
     """Return whether a process was killed while it wrote to a folder (see `beginning`)."""
     return (folder / BEGUN).exists()

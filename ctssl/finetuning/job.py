@@ -10,8 +10,9 @@ import torch
 
 from ctssl.datasets.case import Case, Dataset
 from ctssl.datasets.checks import check_problems, problems
+from ctssl.datasets.manifest import astride
 from ctssl.datasets.seen import seen_by
-from ctssl.datasets.splits import astride, patients
+from ctssl.datasets.splits import patients
 from ctssl.encoders.layers import widen
 from ctssl.finetuning.crops import PreparedCase
 from ctssl.finetuning.loop import CHOOSING
@@ -96,7 +97,11 @@ def prepare_job(request: Request, dataset: Dataset, survey: Survey | None = None
 
     Raises as `finetune` does.
     """
-    if request.folds is None and request.hold_out is None and astride(dataset.cases):
+    if (
+        request.folds is None
+        and request.hold_out is None
+        and astride((case.patient, case.split) for case in dataset.cases)
+    ):
         check_problems(problems(dataset, progress=request.progress), len(dataset.cases))
     sides = choose_sides(dataset.cases, request)
     cases = [*sides.training, *sides.held_out]

@@ -1,4 +1,4 @@
-"""How a segmenter is to see scans, derived from the labelled structures: spacing, HU window, crop and batch.
+"""Choose spacing, HU window, crop and batch from the labelled structures.
 
 After nnU-Net's planning (Isensee et al. 2021, arXiv 1809.10486), with rules of our own for spacing and crop.
 """

@@ -51,7 +51,7 @@ Features = Callable[[list[Cube]], Tensor]  # -> (all voxels of all cubes, D)
 def read_scans(
     cases: list[Case], preprocess: Preprocess, *, label: int | None, progress: bool
 ) -> list[ProbedScan]:
-    """Return the cases that hold both labelled voxels and other tissue at the working spacing, prepared."""
+    """Return the cases, prepared. Those without labelled voxels, or without other tissue, at the working spacing are left out."""
     found = []
     for case in tqdm(cases, desc="reading scans", disable=not progress):
         scan, mask = read_case(case)

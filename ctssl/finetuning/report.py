@@ -82,8 +82,8 @@ class Judged:
 def judge(mask: Volume, truth: Volume, scan: Volume, labels: dict[int, str]) -> Judged:
     """Score a mask against the truth on the same grid, label by label, as `ctssl evaluate` does.
 
-    `labels`: names of the labels that the model knows; others of the truth do not count. Of several, those count that truth or
-    mask has.
+    `labels`: names of the labels that the model knows; others of the truth do not count. With several labels, only those
+    that occur in the truth or in the mask are scored.
     """
     there = labels_in(truth) | labels_in(mask)
     known = sorted(labels) if len(labels) == 1 and not there else sorted(there & labels.keys())

@@ -42,8 +42,8 @@ class Progress:
             self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
 
     def since_best(self) -> int:
-        """Return the number of evaluations since the last one whose average was as good as any in the second half of
-        the training. Before that the learning rate is high, and weights that look good are luck: the latest are kept."""
+        """Return the number of evaluations since the best smoothed DSC. Those of the first half of the training count as 0:
+        the learning rate is high, and weights that look good are luck."""
         late = [2 * row["step"] > (self.steps or 0) for row in self.curve]
         scores = [score if there else 0.0 for score, there in zip(self.smoothed(), late, strict=True)]
         return scores[::-1].index(max(scores)) if scores else 0

@@ -2,8 +2,8 @@
 
 A network that is unsure of a border says 0.3 where three of ten such voxels are labelled, and its likeliest
 class misses all of them. The highest expected Dice comes from a threshold of half of that Dice, which is
-below 0.5 (Lipton, Elkan and Narayanaswamy 2014, arXiv 1402.1892). Where scans with an empty mask are among them, what is
-marked there counts too: then all scans are taken as one.
+below 0.5 (Lipton, Elkan and Narayanaswamy 2014, arXiv 1402.1892). If a validation scan has an empty mask, Dice is pooled
+over all scans, so that false positives count.
 """
 
 from __future__ import annotations

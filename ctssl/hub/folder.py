@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctssl.files.atomic import file_sha256, write_whole
+from ctssl.files.atomic import check_empty, file_sha256, write_whole
 from ctssl.files.text import read_json
 from ctssl.files.weights import write_weights
 from ctssl.hub.client import CONFIG, WEIGHTS
@@ -199,10 +199,7 @@ def write_folder(
         FileExistsError: the folder is not empty and `overwrite` is False.
     """
     folder = Path(folder)
-    if folder.exists() and not overwrite and (not folder.is_dir() or any(map(_kept, folder.iterdir()))):
-        raise FileExistsError(
-            f"{folder} exists and is not empty; choose another folder, or pass overwrite=True"
-        )
+    check_empty(folder, overwrite=overwrite)
     provenance = (
         lineage(model, licence=config.get("licence", ""), pretext=config.get("pretext", ""))
         if metadata is None
@@ -242,8 +239,3 @@ def processor_text(config: dict[str, Any]) -> str:
     return (
         json.dumps({"image_processor_type": "CtsslImageProcessor", **config["preprocess"]}, indent=1) + "\n"
     )
-
-
-def _kept(path: Path) -> bool:
-    """Return whether a file is more than the leftover of a killed process."""
-    return not path.name.startswith(".part-")

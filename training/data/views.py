@@ -18,6 +18,7 @@ from training.data.draws import Draws
 from training.data.lesions import LUNG_HU
 
 LUNG = 0.2  # share of lung in a crop that shows the lung
+TRIES = 12  # corners that are drawn before a crop may show no lung
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,11 @@ def lung_start(
     rng: np.random.Generator,
     *,
     wanted: bool,
-    tries: int = 12,
 ) -> tuple[int, ...]:
     """Draw a corner whose crop shows lung, if that is `wanted` and the scan has any; else `tissue_start`."""
     bounds = lung_values(preprocess)
     if wanted and bounds:
-        for _ in range(tries):
+        for _ in range(TRIES):
             start = random_start(scan.shape, size, rng)
             values = crop_at(scan, start, size)[::4, ::4, ::4]
             if ((values > bounds[0]) & (values < bounds[1])).mean() > LUNG:
