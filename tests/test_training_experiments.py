@@ -1,5 +1,6 @@
 """Numbers in RESULTS.md and the cards are those of the result files."""
 
+import dataclasses
 import json
 from dataclasses import asdict
 from functools import partial
@@ -13,7 +14,16 @@ from ctssl import Settings
 from ctssl.finetuning.probe_fits import by_patient
 from ctssl.zoo import DEFAULT, MODELS
 from training.data.corpora import lung_split, nodule_split, split
-from training.experiments import head_neck, lung, lung_nodules, lung_tumour, probe, sarcoma, trials
+from training.experiments import (
+    head_neck,
+    lung,
+    lung_nodules,
+    lung_tumour,
+    probe,
+    sarcoma,
+    study_cases,
+    trials,
+)
 from training.release.card import card, strictest
 from training.release.segmenter import card as segmenter_card
 from training.release.segmenter import task_of
@@ -235,3 +245,23 @@ def test_the_results_page_names_every_model_with_its_size_and_licence():
         licence = spec.licence.replace("-", " ").replace("BY NC", "BY-NC")
         assert f"{spec.parameters / 1e6:.1f} M" in row and f"| {licence} |" in row, name
         assert ("(baseline only)" in row) == spec.baseline_only, name
+
+
+def test_rows_of_other_weights_of_a_name_are_not_averaged_with_new_ones(tmp_path):
+    results, settings = tmp_path / "r.json", Settings()
+    row = {"seed": 0, "spacing_mm": 1.5, "settings": dataclasses.asdict(settings), "mean_dsc": 0.5}
+    trials.keep(results, "command", "old", row)
+    trials.keep(results, "command", "new", row | {"weights": "a"})
+    assert trials.done(results, "old", settings, 1.5, "b") and trials.done(results, "new", settings, 1.5, "a")
+    assert not trials.done(results, "new", dataclasses.replace(settings, seed=1), 1.5, "a")
+    with pytest.raises(SystemExit, match="rows of new with other weights of this name"):
+        trials.done(results, "new", settings, 1.5, "b")
+    assert trials.weights_of("vit-scratch") == "" and len(trials.weights_of("vit-wild-mim")) == 64
+
+
+def test_crops_are_kept_by_all_settings_but_their_number(tmp_path):
+    names = {
+        study_cases.crops_file(tmp_path, dataclasses.replace(Settings(), **change))
+        for change in ({}, {"steps": 7}, {"warp": 0.9}, {"seed": 1})
+    }
+    assert len(names) == 3

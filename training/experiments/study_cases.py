@@ -1,10 +1,12 @@
 """The patients of the study: to learn from, to choose weights by, and to judge on, under every shift; see
 `training.experiments.robustness`."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -86,9 +88,10 @@ class Task:
 
 
 def crops_file(work: Path, settings: ctssl.Settings) -> Path:
-    """Return where the crops of some settings are kept: they depend on the seed, not on the model."""
-    name = f"{settings.seed}-{settings.crop}-{settings.batch}-{settings.shift_augment}"
-    return work / f"crops-{name}.npy"
+    """Return where the crops of some settings are kept: they depend on the seed, not on the model, and those of fewer steps are
+    the first ones."""
+    text = json.dumps(asdict(replace(settings, steps=0)), sort_keys=True)
+    return work / f"crops-{settings.seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.npy"
 
 
 def draw_ahead(work: Path, settings: ctssl.Settings, workers: int) -> None:

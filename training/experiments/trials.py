@@ -21,6 +21,8 @@ from ctssl.evaluation import statistics
 from ctssl.evaluation.statistics import add_holm, mean_interval, with_interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
+from ctssl.finetuning.start import BASELINES
+from ctssl.hub.lookup import open_model
 
 RESULTS_PAGE = Path(__file__).parent.parent.parent / "model_cards" / "RESULTS.md"
 BLIND = "an ellipsoid in the middle (no image)"  # a mask that `training.experiments.middle` draws
@@ -95,9 +97,22 @@ def keep(results: Path, command: str, label: str, row: dict) -> None:
         write_whole(results, json.dumps(kept, indent=1) + "\n")
 
 
-def done(results: Path, label: str, settings: ctssl.Settings, spacing_mm: float | None) -> bool:
-    """Return whether this training is in the results. Settings that came later count as their defaults."""
+def weights_of(model: str) -> str:
+    """Return the sha256 of starting weights; "" for initial ones."""
+    return "" if model in BASELINES else open_model(model).config["sha256"]
+
+
+def done(results: Path, label: str, settings: ctssl.Settings, spacing_mm: float | None, weights: str) -> bool:
+    """Return whether this training is in the results. Settings that came later count as their defaults; rows without
+    the hash of their starting weights, as those of these weights.
+
+    Raises `SystemExit` where the rows are of other weights of this name.
+    """
     rows = read(results)["models"].get(label, [])
+    if any(row.get("weights", weights) != weights for row in rows):
+        raise SystemExit(
+            f"{results.name} has rows of {label} with other weights of this name; remove them, or give the weights another name"
+        )
     return any(
         row.get("spacing_mm") == spacing_mm
         and {**asdict(ctssl.Settings()), **row["settings"]} == asdict(settings)
@@ -144,6 +159,7 @@ def measure(
         "seconds": round(report.seconds),
         "spacing_mm": experiment.spacing_mm,
         "settings": asdict(settings),
+        "weights": weights_of(model),
     }
 
 
@@ -279,7 +295,7 @@ def train(
     steps = steps_of(experiment, model, steps or experiment.settings.steps)
     changed = {key: ast.literal_eval(value) for key, value in (one.split("=") for one in changes)}
     settings = replace(experiment.settings, **{"steps": steps, "seed": seed, **changed})
-    if not done(experiment.results, label, settings, experiment.spacing_mm):
+    if not done(experiment.results, label, settings, experiment.spacing_mm, weights_of(model)):
         row = measure(experiment, model, head=head, few_shot=few_shot, settings=settings, out=out)
         keep(experiment.results, experiment.command, label, row)
 
