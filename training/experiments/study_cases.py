@@ -90,7 +90,7 @@ class Task:
 def crops_file(work: Path, settings: ctssl.Settings) -> Path:
     """Return where the crops of some settings are kept: they depend on the seed, not on the model, and those of fewer steps are
     the first ones."""
-    text = json.dumps(asdict(replace(settings, steps=0)), sort_keys=True)
+    text = json.dumps(asdict(replace(settings, steps=1)), sort_keys=True)
     return work / f"crops-{settings.seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.npy"
 
 
