@@ -64,9 +64,11 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _segment(args: argparse.Namespace) -> None:
+    """Check what is asked for, and segment a folder, or one scan as DICOM or NIfTI."""
     from ctssl.datasets.scans import list_scans, may_be_series
     from ctssl.files.atomic import check_apart
     from ctssl.files.names import check_path
+    from ctssl.inference.folder import Target, is_unfinished
 
     if args.format and not args.out.endswith(".dcm"):
         raise ValueError(f"--format {args.format} is for a DICOM file; name it OUT.dcm, not {args.out}")
@@ -83,8 +85,6 @@ def _segment(args: argparse.Namespace) -> None:
         raise ValueError("--resume and --shard are for a folder of scans and a folder to write to")
     scans = [Path(one) for one in (args.scan, *args.channel)]
     check_apart([Path(args.out), *([Path(args.overlay)] if args.overlay else [])], scans)
-    from ctssl.inference.folder import Target, is_unfinished
-
     picture = check_path(args.overlay) if args.overlay else None
     again = args.overwrite or is_unfinished(Target(check_path(args.out)), picture)
     check_output(args.out, again, ".nii", ".nii.gz", ".dcm")
@@ -92,7 +92,13 @@ def _segment(args: argparse.Namespace) -> None:
         check_output(args.overlay, again, ".png")
     if args.out.endswith(".dcm"):
         _segment_dicom(args, picture, overwrite=again)
-        return
+    else:
+        _segment_nifti(args, scans, picture)
+
+
+def _segment_nifti(args: argparse.Namespace, scans: list[Path], picture: Path | None) -> None:
+    """Segment one scan, given as the files of its channels."""
+    from ctssl.files.atomic import check_apart
     from ctssl.inference.folder import target_of, write_mask
     from ctssl.inference.masks import slices_within_memory
     from ctssl.inference.memory import read_within
