@@ -120,7 +120,7 @@ def _table(scans: list[Scan], entries: list[dict | None], folder: Path) -> Corpu
     )
     path = folder / f"table-{hashlib.sha256(rows.tobytes()).hexdigest()[:16]}.npy"
     if not path.exists():
-        _save(path, rows)
+        write_whole(path, lambda part: np.save(part, rows))
     return Corpus(path, tuple(entry["voxels"] for entry in entries if entry and "file" in entry))
 
 
@@ -147,18 +147,13 @@ def _prepare(job: tuple[Path, Preprocess, Path, str]) -> dict:
                 warnings.simplefilter("ignore", ScanWarning)
                 scan = check(ctssl.read(path))
             write_whole(note, voxel_hash(scan))
-            _save(file, prepare(scan, preprocess).array.astype(np.float16))
+            array = prepare(scan, preprocess).array.astype(np.float16)
+            write_whole(file, lambda part: np.save(part, array))
     except (OSError, MemoryError, ImportError) as error:
         return {"error": str(error) or type(error).__name__, "passing": True}
     except ValueError as error:
         return {"error": str(error)}
     return {"file": file.name, "voxels": note.read_text()}
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    part = path.with_name(f".part{os.getpid()}-{path.name}")
-    np.save(part.with_suffix(".npy"), array)
-    os.replace(part.with_suffix(".npy"), path)
 
 
 def _content(path: Path) -> str:
