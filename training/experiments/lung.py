@@ -25,7 +25,9 @@ from ctssl.evaluation.statistics import mean_interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import csv_text
 from ctssl.finetuning.curve import draw_curve
+from ctssl.finetuning.start import BASELINES
 from ctssl.metrics import dsc
+from ctssl.zoo import MODELS
 from training.data.corpora import cases, data_folder, lung_split
 from training.experiments import trials
 
@@ -105,9 +107,12 @@ def score(model: str | Path, experiment: trials.Experiment, *, tta: bool = False
 
 
 def points_of(models: dict[str, list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Return the points of the learning curves and the DSC without labels, of rows with the usual recipe and steps."""
+    """Return the points of the learning curves and the DSC without labels, of published models and initial weights with
+    the usual recipe and steps."""
     points, levels = [], {}
     for label, rows in models.items():
+        if re.split("[ ,]", label)[0] not in (*MODELS, *BASELINES):
+            continue
         values = trials.of_cases(rows)
         mean = float(np.mean(list(values.values())))
         if label.endswith(NO_LABELS):
