@@ -126,17 +126,17 @@ def test_norms_biases_and_tables_do_not_decay(encoder):
 def test_what_the_disk_refused_once_is_tried_again(tmp_path, monkeypatch):
     scan = phantom(6.0)[0].save(tmp_path / "scan.nii.gz")
     scans = [Scan(scan, "p")]
-    whole = cache._save
+    whole = cache.write_whole
 
-    def full(path, array):
+    def full(path, content):
         if path.suffix == ".npy" and not path.name.startswith("table"):
             raise OSError(28, "no space left")
-        whole(path, array)
+        whole(path, content)
 
-    monkeypatch.setattr(cache, "_save", full)
+    monkeypatch.setattr(cache, "write_whole", full)
     with pytest.raises(SystemExit, match="1 scans are unusable"):
         cache.prepare_corpus(scans, Preprocess(), tmp_path / "cache")
-    monkeypatch.setattr(cache, "_save", whole)
+    monkeypatch.setattr(cache, "write_whole", whole)
     assert len(cache.prepare_corpus(scans, Preprocess(), tmp_path / "cache")) == 1
 
 
