@@ -106,6 +106,9 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_read(labelled, t
     ):
         assert main([*ask, *flags]) == 2
         assert words in capsys.readouterr().err and not (tmp_path / "m").exists()
+    with pytest.raises(SystemExit):
+        main([*ask, "--steps", "5", "--minutes", "1"])
+    assert "not allowed with argument --steps" in capsys.readouterr().err
     if not torch.cuda.is_available():
         assert main([*ask, "--device", "cuda"]) == 2 and "no CUDA" in capsys.readouterr().err
 

@@ -93,8 +93,9 @@ def _add_settings(sub: argparse.ArgumentParser) -> None:
     """Add the options for the training itself."""
     number: dict[str, Any] = dict(type=int, metavar="N")
     share: dict[str, Any] = dict(type=float, metavar="SHARE")
-    sub.add_argument("--steps", **number, help="training steps (default: 600)")
-    sub.add_argument("--minutes", type=float, metavar="M", help="train for about M minutes instead")
+    length = sub.add_mutually_exclusive_group()
+    length.add_argument("--steps", **number, help="training steps (default: 600)")
+    length.add_argument("--minutes", type=float, metavar="M", help="train for about M minutes instead")
     sub.add_argument("--lr", type=float, metavar="R", help="peak learning rate of the head (default: 0.001)")
     sub.add_argument(
         "--encoder-lr",
