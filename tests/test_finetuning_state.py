@@ -13,6 +13,18 @@ from ctssl.finetuning import crops, loop
 from tests.support.tiny import QUICK
 
 
+def stop_at_three(monkeypatch):
+    """Interrupt a training in its fourth step."""
+    whole, steps = loop.descend, itertools.count()
+
+    def stopped(*args, **kwargs):
+        if next(steps) == 3:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "descend", stopped)
+
+
 @pytest.mark.slow
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(labelled, tiny, tmp_path, monkeypatch):
     def train(out):
@@ -43,43 +55,27 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(labelled, tiny, tm
 
 @pytest.mark.slow
 def test_the_seconds_of_a_training_are_those_of_all_its_parts(labelled, tiny, tmp_path, monkeypatch):
-    whole = loop.descend
-    steps = itertools.count()
-
-    def stopped(*args, **kwargs):
-        if next(steps) == 3:
-            raise KeyboardInterrupt
-        return whole(*args, **kwargs)
-
-    monkeypatch.setattr(loop, "descend", stopped)
     settings = dataclasses.replace(QUICK, save_minutes=0.0)
     how = dict(model=tiny, out=tmp_path / "m", settings=settings, hold_out=["case2"], progress=False)
-    with contextlib.suppress(KeyboardInterrupt):
-        ctssl.finetune(labelled, **how)
+    with monkeypatch.context() as patch:
+        stop_at_three(patch)
+        with contextlib.suppress(KeyboardInterrupt):
+            ctssl.finetune(labelled, **how)
     state = tmp_path / "m" / ".unfinished" / "state.json"
     kept = json.loads(state.read_text())
     assert 0 < kept["place"]["seconds"] < 600
     kept["place"]["seconds"] += 1000
     state.write_text(json.dumps(kept))
-    monkeypatch.setattr(loop, "descend", whole)
     assert 1000 < ctssl.finetune(labelled, **how).seconds < 1600
 
 
 @pytest.mark.slow
 def test_a_damaged_state_says_what_to_do(labelled, tiny, tmp_path, monkeypatch):
-    whole = loop.descend
-    steps = itertools.count()
-
-    def stopped(*args, **kwargs):
-        if next(steps) == 3:
-            raise KeyboardInterrupt
-        return whole(*args, **kwargs)
-
-    monkeypatch.setattr(loop, "descend", stopped)
     how = dict(model=tiny, out=tmp_path / "m", settings=QUICK, hold_out=["case2"], progress=False)
-    with contextlib.suppress(KeyboardInterrupt):
-        ctssl.finetune(labelled, **how)
-    monkeypatch.setattr(loop, "descend", whole)
+    with monkeypatch.context() as patch:
+        stop_at_three(patch)
+        with contextlib.suppress(KeyboardInterrupt):
+            ctssl.finetune(labelled, **how)
     (weights,) = (tmp_path / "m" / ".unfinished").glob("*.safetensors")
     state = tmp_path / "m" / ".unfinished" / "state.json"
     kept = weights.read_bytes(), state.read_bytes()

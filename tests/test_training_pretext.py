@@ -1,5 +1,6 @@
 """Each pretraining task: its contract, and its loss against something independent."""
 
+import copy
 import dataclasses
 import math
 
@@ -426,6 +427,11 @@ def test_lesions_are_learned_together_with_every_task_that_has_no_views_of_its_o
     assert set(batch.views[1].unique().tolist()) <= {0.0, 1.0}
     assert hasattr(task, "embed") == hasattr(task.other, "embed")
     assert hasattr(task, "after_step") == hasattr(task.other, "after_step")
+    if hasattr(task, "embed"):  # also of a copy, by its own weights
+        copied = copy.deepcopy(task)
+        torch.nn.init.normal_(next(copied.other.project.parameters()))
+        assert torch.equal(copied.embed(batch), copied.other.embed(alone))
+        assert not torch.equal(copied.embed(batch), task.embed(batch))
 
 
 @pytest.mark.parametrize("other", ["lesions", "fusion", "together", "nothing"])

@@ -1,5 +1,6 @@
 """Segment pasted lesions and learn another task in the same step, with one encoder."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -47,14 +48,22 @@ class Together(Lesions):
         can = [name for name, kind in TASKS.items() if not hasattr(kind, "compose")]
         if other not in can:
             raise ValueError(f"`together` cannot add {other!r} to lesions; use {', '.join(can)}")
-        self.other, self.weight = TASKS[other](encoder, **args), weight
+        self.other: Any = TASKS[other](encoder, **args)
+        self.weight = weight
         wanted = crops_for(self.other)
         self.crops = Crops(1 + wanted.count, twins=wanted.twins, in_lung=Lesions.crops.in_lung)
         self.patients = getattr(self.other, "patients", 1)
-        if hasattr(self.other, "embed"):
-            self.embed = lambda batch: self.other.embed(rest(batch))
-        if hasattr(self.other, "after_step"):
-            self.after_step = self.other.after_step
+
+    @property
+    def embed(self) -> Callable[[Batch], Tensor]:
+        """Return the `embed` of the other task; there is none where it has none."""
+        whole = self.other.embed
+        return lambda batch: whole(rest(batch))
+
+    @property
+    def after_step(self) -> Callable[[float], None]:
+        """Return the `after_step` of the other task; there is none where it has none."""
+        return self.other.after_step
 
     @staticmethod
     def compose(
