@@ -36,7 +36,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--model",
         default=DEFAULT,
         help="starting weights: name, folder or repository; or a baseline without pretraining: swin-scratch, "
-        "vit-scratch, dynunet (default: %(default)s)",
+        "vit-scratch, dynunet, dynunet-16, dynunet-8 (default: %(default)s)",
     )
     heads = (
         "light, linear, smit, swin-unetr or unetr (default: the head that the model brings, otherwise light)"

@@ -29,6 +29,7 @@ from ctssl.files.text import as_plain, markdown
 from ctssl.finetuning.probe_fits import by_patient, measure, measure_each
 from ctssl.finetuning.probe_voxels import encoded, intensity, position, read_scans
 from ctssl.finetuning.start import BASELINES, open_start
+from ctssl.heads import WHOLE
 from ctssl.zoo import Preprocess
 
 FEWEST = 6  # patients
@@ -164,7 +165,7 @@ def probe(
 def _encoder(name: str, seed: int, device: torch.device) -> Any:
     """Return a frozen encoder; random weights are drawn anew for each seed."""
     start = open_start(name, "", from_scratch=False, seed=seed)
-    if start.head == "dynunet":
+    if start.head in WHOLE:
         raise ValueError(f"{name} has no features to probe; give an encoder")
     start.encoder.spec = start.spec
     return start.encoder.to(device).eval()

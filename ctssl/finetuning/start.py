@@ -14,7 +14,7 @@ from torch import nn
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.layers import repeat_channels
 from ctssl.encoders.pixels import Pixels
-from ctssl.heads import HEADS
+from ctssl.heads import HEADS, WHOLE
 from ctssl.heads.segmenter import Segmenter
 from ctssl.hub.folder import ModelFolder
 from ctssl.hub.lookup import open_model
@@ -25,7 +25,7 @@ from ctssl.zoo import ModelSpec, info, list_models
 BASELINES: dict[str, Callable[[], Any]] = {
     "swin-scratch": lambda: published("swin"),
     "vit-scratch": lambda: published("vit"),
-    "dynunet": Pixels,
+    **dict.fromkeys(WHOLE, Pixels),
 }
 """What can be trained without any pretraining, by name."""
 

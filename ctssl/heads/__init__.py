@@ -10,7 +10,7 @@ To add one: write `ctssl/heads/<name>.py` and add a line to `HEADS`. `segmenter`
 averages several segmenters.
 """
 
-from ctssl.heads.dynunet import DynUnet
+from ctssl.heads.dynunet import DynUnet, DynUnet8, DynUnet16
 from ctssl.heads.light import Light
 from ctssl.heads.linear import Linear
 from ctssl.heads.swin_unetr import SwinUnetr
@@ -18,6 +18,8 @@ from ctssl.heads.unetr import Unetr
 
 HEADS = {
     "dynunet": DynUnet,
+    "dynunet-8": DynUnet8,
+    "dynunet-16": DynUnet16,
     "light": Light,
     "linear": Linear,
     "smit": SwinUnetr,
@@ -25,3 +27,6 @@ HEADS = {
     "unetr": Unetr,
 }
 """Every head by name. `smit`, the paper's decoder, is Swin UNETR's; they differ in the encoder's maps."""
+
+WHOLE = tuple(name for name, head in HEADS.items() if getattr(head, "whole", False))
+"""The heads that are whole networks: baselines for `ctssl finetune --model`."""

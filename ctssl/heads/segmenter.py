@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ctssl.encoders.pretrained import Pretrained, on_class
-from ctssl.heads import HEADS
+from ctssl.heads import HEADS, WHOLE
 from ctssl.volume.volume import Volume
 from ctssl.zoo import channels_of
 
@@ -57,10 +57,10 @@ class Segmenter(nn.Module):
             raise ValueError(f"invalid window={window} (must be 1 to {WIDEST_WINDOW} voxels)")
         self.encoder = encoder
         kind: Any = HEADS[head]
-        whole: dict[str, int] = {"crop": window} if getattr(kind, "whole", False) else {}
+        args: dict[str, int] = {"crop": window} if head in WHOLE else {}
         self.in_channels = channels_of(encoder)
-        whole |= {"in_channels": self.in_channels} if self.in_channels != 1 else {}
-        self.head = kind(encoder.channels, encoder.strides, classes, **whole)
+        args |= {"in_channels": self.in_channels} if self.in_channels != 1 else {}
+        self.head = kind(encoder.channels, encoder.strides, classes, **args)
         self.head_name, self.classes, self.window = head, classes, window
         self.labels = labels or (
             {1: "tumour"} if classes == 2 else {i: f"class {i}" for i in range(1, classes)}

@@ -38,6 +38,7 @@ def contestants() -> dict[str, Contestant]:
     for name in ("vit-scratch", "vit-wild-lesions"):
         found[f"{name} + shifts, 3000 steps"] = Contestant(name, {"shift_augment": 2, "steps": 3000})
     found["dynunet"] = Contestant("dynunet", {"steps": 3000, "crop": 64, "batch": 2})
+    found["dynunet-8, 3000 steps"] = Contestant("dynunet-8", {"steps": 3000})
     return found
 
 

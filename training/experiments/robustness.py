@@ -36,6 +36,7 @@ from ctssl.devices import choose_device
 from ctssl.files.atomic import write_whole
 from ctssl.finetuning.loop import fit
 from ctssl.finetuning.start import BASELINES, fresh, open_start, take_head
+from ctssl.heads import WHOLE
 from ctssl.hub.client import CONFIG
 from ctssl.loading import segmenter
 from ctssl.similarity import Minibatches, block_features
@@ -113,9 +114,7 @@ def train(
         "cases": task.names,
         "dsc": found,
     }
-    return row | (
-        {} if start.head == "dynunet" else {"cka": reuse(task, net, before, contestant, seed, models)}
-    )
+    return row | ({} if start.head in WHOLE else {"cka": reuse(task, net, before, contestant, seed, models)})
 
 
 def reuse(

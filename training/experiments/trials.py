@@ -22,6 +22,7 @@ from ctssl.evaluation.statistics import add_holm, mean_interval, with_interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
 from ctssl.finetuning.start import BASELINES
+from ctssl.heads import WHOLE
 from ctssl.hub.lookup import open_model
 
 RESULTS_PAGE = Path(__file__).parent.parent.parent / "model_cards" / "RESULTS.md"
@@ -67,7 +68,7 @@ def label_of(model: str, head: str, few_shot: int | None, steps: int | None = No
     """Return what a trial is called in results and tables; `steps` and `changed` settings: those unlike the experiment's."""
     return (
         model
-        + ("" if head == "light" or model == "dynunet" else f" + {head}")
+        + ("" if head == "light" or model in WHOLE else f" + {head}")
         + (f", {few_shot} cases" if few_shot else "")
         + (f", {steps} steps" if steps else "")
         + (f" [{changed}]" if changed else "")
