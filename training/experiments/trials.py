@@ -134,7 +134,7 @@ def measure(
     report = ctssl.finetune(
         experiment.data(),
         model=model,
-        head=head,
+        head="" if model in WHOLE else head,
         few_shot=few_shot,
         out=out,
         hold_out=experiment.test or None,
