@@ -98,7 +98,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_read(labelled, t
         (["--ema", "1"], "ema=1"),
         (["--minutes", "0"], "minutes=0"),
         (["--layer-decay", "0"], "layer_decay=0"),
-        (["--head", "unet"], "use dynunet, light"),
+        (["--head", "unet"], "use dynunet, dynunet-16, dynunet-8, light"),
         (["--spacing", "0"], "use 0.1 to 20 mm"),
         (["--few-shot", "9"], "there are 2 patients"),
         (["--folds", "0"], "give at least 2"),

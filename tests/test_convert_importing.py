@@ -11,7 +11,7 @@ from ctssl.cli.main import main
 from ctssl.convert.families import FAMILIES
 from ctssl.convert.families.moves import mlp_ratio
 from ctssl.convert.importing import import_checkpoint
-from ctssl.heads import HEADS
+from ctssl.heads import HEADS, WHOLE
 from ctssl.phantom import phantom
 from ctssl.similarity import compare
 from tests.support.foreign import smit_state, timm_vit
@@ -151,7 +151,7 @@ def test_one_encoder_of_several_can_be_chosen(tmp_path):
 def test_an_imported_encoder_is_one_like_any_other(tmp_path, labelled, capsys):
     encoder, _ = imported(tmp_path, smit_state(**SMIT, qkv_bias=True))
     x = torch.rand(1, 1, 64, 64, 64)
-    for head in set(HEADS) - {"dynunet"}:  # which takes no encoder
+    for head in set(HEADS) - set(WHOLE):  # which takes no encoder
         assert ctssl.segmenter(encoder, head=head)(x).shape == (1, 2, 64, 64, 64)
     settings = ctssl.Settings(steps=2, batch=1, crop=48)
     model = ctssl.finetune(

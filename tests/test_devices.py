@@ -18,7 +18,7 @@ from ctssl.cli.main import main
 from ctssl.compiling import compile_blocks
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pixels import Pixels
-from ctssl.heads import HEADS
+from ctssl.heads import HEADS, WHOLE
 from ctssl.inference.masks import segment
 from ctssl.inference.windows import Windows
 from ctssl.phantom import phantom
@@ -73,7 +73,7 @@ def test_an_encoder_has_the_same_maps_and_gradients_on_a_gpu(encoder):
 def test_a_head_has_the_same_logits_on_a_gpu(head):
     torch.manual_seed(0)
     swin = ctssl.Swin(12, depths=(1, 1, 1), heads=(2, 2, 4), window=4, patch=2, merge_last=True)
-    encoder = Pixels() if head == "dynunet" else swin
+    encoder = Pixels() if head in WHOLE else swin
     net = ctssl.segmenter(encoder, head=head, window=32).eval()
     image = IMAGE[..., :32, :32]
     with torch.no_grad(), full_precision():
@@ -195,7 +195,7 @@ def test_torchrun_trains_on_one_gpu(tmp_path):
     assert ctssl.load(tmp_path / "run").config["width"] > 0
 
 
-@pytest.mark.parametrize("head", sorted(set(HEADS) - {"smit", "dynunet"}))
+@pytest.mark.parametrize("head", sorted(set(HEADS) - {"smit", *WHOLE}))
 def test_a_deterministic_training_gives_the_same_weights_twice(head, labelled, tiny_folder, tmp_path):
     """Also after other work on the device, which cuBLAS has to be told of before."""
     os.environ.setdefault(CUBLAS, ":4096:8")

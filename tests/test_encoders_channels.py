@@ -5,7 +5,7 @@ import torch
 
 import ctssl
 from ctssl.encoders.layers import widen
-from ctssl.heads import HEADS
+from ctssl.heads import HEADS, WHOLE
 
 
 def test_equal_channels_give_the_maps_of_one(encoder):
@@ -21,7 +21,7 @@ def test_equal_channels_give_the_maps_of_one(encoder):
         wide(x)
 
 
-@pytest.mark.parametrize("head", sorted(set(HEADS) - {"dynunet"}))
+@pytest.mark.parametrize("head", sorted(set(HEADS) - set(WHOLE)))
 def test_every_head_takes_several_channels_and_keeps_them(tiny, head, tmp_path):
     net = ctssl.segmenter(tiny, head=head, in_channels=2, window=32).eval()
     x = torch.rand(1, 2, 32, 32, 32)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import ctssl
 from ctssl.encoders.windows import layout
-from ctssl.heads import HEADS
+from ctssl.heads import HEADS, WHOLE
 
 
 @pytest.fixture(params=["encoder alone", "linear", "light"])
@@ -44,7 +44,7 @@ def test_a_metatensor_gives_what_a_tensor_gives(model, image, train):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", sorted(set(HEADS) - {"dynunet"}))
+@pytest.mark.parametrize("head", sorted(set(HEADS) - set(WHOLE)))
 def test_every_head_takes_a_metatensor(encoder, head):
     net, image = ctssl.segmenter(encoder, head=head), MetaTensor(torch.rand(1, 1, 64, 64, 48))
     sum(weight * logits.square().mean() for weight, logits in net.supervised(image)).backward()

@@ -7,12 +7,12 @@ from monai.networks.nets import dynunet as monai_dynunet
 import ctssl
 from ctssl import Swin
 from ctssl.encoders.pixels import Pixels
-from ctssl.heads import HEADS
+from ctssl.heads import HEADS, WHOLE
 from ctssl.heads.dynunet import DynUnet
 from ctssl.heads.segmenter import Segmenter
 from tests.support.monai_keys import MONAI_SWIN, our_decoder_state, our_swin_state
 
-PARTNERS = {"dynunet": Pixels}
+PARTNERS = dict.fromkeys(WHOLE, Pixels)
 """Heads that are whole networks, and what they stand on."""
 LARGE = dict.fromkeys(PARTNERS, pytest.mark.slow)
 
@@ -84,10 +84,21 @@ def test_a_whole_network_refuses_an_encoder_that_it_would_ignore(encoder):
         Segmenter(encoder, head="dynunet")
 
 
-@pytest.mark.parametrize(("crop", "halvings"), [(64, 4), (96, 4), (128, 5), (32, 3)])
-def test_the_baseline_has_nnunets_shape(crop, halvings):
-    head = DynUnet((1,), (1,), 2, crop=crop)
-    assert len(head.up) == halvings and head.bottleneck.conv1.conv.out_channels == min(32 * 2**halvings, 320)
+@pytest.mark.parametrize(
+    ("name", "crop", "halvings", "base"),
+    [
+        ("dynunet", 64, 4, 32),
+        ("dynunet", 96, 4, 32),
+        ("dynunet", 128, 5, 32),
+        ("dynunet", 32, 3, 32),
+        ("dynunet-16", 64, 4, 16),
+        ("dynunet-8", 32, 3, 8),
+    ],
+)
+def test_the_baseline_has_nnunets_shape(name, crop, halvings, base):
+    head = HEADS[name]((1,), (1,), 2, crop=crop)
+    assert len(head.up) == halvings and head.down[0].conv1.conv.out_channels == base
+    assert head.bottleneck.conv1.conv.out_channels == min(base * 2**halvings, 320)
 
 
 @pytest.mark.slow

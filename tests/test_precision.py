@@ -9,7 +9,7 @@ from ctssl import precision
 from ctssl.encoders.layers import upsample
 from ctssl.encoders.pixels import Pixels
 from ctssl.finetuning import loop
-from ctssl.heads import HEADS
+from ctssl.heads import HEADS, WHOLE
 from ctssl.precision import deterministic
 from tests.support.tiny import tiny_swin
 
@@ -65,7 +65,7 @@ def test_training_in_deterministic_mode_takes_the_same_steps(head):
     nets = []
     for enabled in (False, True):
         torch.manual_seed(0)
-        encoder = Pixels() if head == "dynunet" else tiny_swin()
+        encoder = Pixels() if head in WHOLE else tiny_swin()
         net = ctssl.segmenter(encoder, head=head, window=16)
         opt = torch.optim.SGD(net.parameters(), 0.01)
         image, label = torch.rand(1, 1, 16, 16, 16), torch.randint(2, (1, 1, 16, 16, 16))

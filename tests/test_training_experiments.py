@@ -5,13 +5,16 @@ import json
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
+import ctssl
 from ctssl import Settings
 from ctssl.finetuning.probe_fits import by_patient
+from ctssl.finetuning.start import open_start
 from ctssl.zoo import DEFAULT, MODELS
 from training.data.corpora import lung_split, nodule_split, split
 from training.experiments import (
@@ -194,6 +197,22 @@ def test_a_training_of_another_length_has_a_row_of_its_own_and_none_is_done_twic
         "swin-wild-mim, 30 steps",
         "dynunet",
     ]
+
+
+@pytest.mark.parametrize(("model", "head"), [("dynunet", ""), ("dynunet-8", ""), ("vit-scratch", "light")])
+def test_a_whole_network_is_trained_without_a_head_beside_it(tmp_path, monkeypatch, model, head):
+    given = []
+
+    def finetune(data, **args):
+        given.append(open_start(args["model"], args["head"], from_scratch=False, seed=0).head)
+        return SimpleNamespace(held_out={"one": {"tumour": 0.5}}, curve=[], seconds=1.0)
+
+    monkeypatch.setattr(ctssl, "finetune", finetune)
+    experiment = trials.Experiment(
+        "task", "command", lambda: tmp_path, [], tmp_path / "r.json", [], Settings(steps=10)
+    )
+    trials.train(experiment, model, seed=0, runs=tmp_path)
+    assert given == [head or model] and list(trials.read(experiment.results)["models"]) == [model]
 
 
 def test_the_middle_is_an_ellipsoid_of_its_share():

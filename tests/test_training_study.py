@@ -56,7 +56,7 @@ def test_a_verdict_follows_from_the_corrected_test(gain, word):
     for place in (CLEAN, SHIFTED, "thickness"):
         claim = study.Claim("better", "said so", study.over("swin-wild-smit", "swin-scratch"), place)
         (judged,) = study.judged([claim], found)
-        assert judged["verdict"] == word and (judged["patients"], judged["seeds"]) == (40, 2)
+        assert judged["verdict"] == word and (judged["patients"], judged["trainings"]) == (40, 4)
         assert judged["difference"] == pytest.approx(gain, abs=2e-3)
         assert judged["low"] <= judged["difference"] <= judged["high"]
 
@@ -91,6 +91,9 @@ def test_nothing_expected_is_confirmed_within_the_margin_and_contradicted_beyond
     assert verdict(claimed) == "alike" and verdict({**claimed, "reach": 0.03}) == "cannot tell"
     assert verdict({**claimed, "p_holm": 0.01}) == "agrees"  # however small
     assert verdict({**claimed, "place": LOST}) == "cannot tell"  # of what shifts cost, 0.01 is much
+    far = {**claimed, "reach": 0.04, "size": 0.06}
+    assert verdict(far) == "less than the paper's" and verdict({**far, "reach": 0.06}) == "cannot tell"
+    assert verdict({**far, "difference": -0.2, "p_holm": 0.01}) == "disagrees"  # which says more
 
 
 def test_many_claims_need_more_evidence_than_one():
@@ -101,19 +104,57 @@ def test_many_claims_need_more_evidence_than_one():
     assert many[0]["p_holm"] == pytest.approx(0.2)
 
 
-def test_only_seeds_that_all_have_are_compared():
-    found = kept(row("swin-wild-smit", 0, 0.6), row("swin-wild-smit", 1, 0.9), row("swin-scratch", 0, 0.5))
-    result = found.difference(study.over("swin-wild-smit", "swin-scratch"))
-    assert (
-        result is not None and result["seeds"] == 1 and result["difference"] == pytest.approx(0.1, abs=2e-3)
+def test_every_training_counts_and_more_of_them_make_a_difference_surer():
+    few = [row("swin-wild-smit", 0, 0.6), row("swin-wild-smit", 1, 0.64), row("swin-scratch", 0, 0.5)]
+    terms = study.over("swin-wild-smit", "swin-scratch")
+    less, more = (
+        kept(*few, *others).difference(terms)
+        for others in ([], [row("swin-scratch", 1, 0.46), row("swin-scratch", 2, 0.48)])
     )
-    assert found.difference(study.over("swin-wild-smit", "vit-scratch")) is None
+    assert less is not None and more is not None
+    assert (less["trainings"], more["trainings"]) == (3, 5)
+    assert less["difference"] == pytest.approx(0.12, abs=2e-3)
+    assert more["difference"] == pytest.approx(0.14, abs=2e-3) and more["reach"] < less["reach"]
+    assert kept(*few).difference(study.over("swin-wild-smit", "vit-scratch")) is None
+
+
+def test_a_mean_of_pretexts_has_the_noise_of_all_their_trainings():
+    names = [f"swin-{corpus}-{pretext}" for corpus in ("wild", "self") for pretext in claims.ALIKE]
+    levels = dict(zip(names, (0.5, 0.55, 0.6, 0.4, 0.45, 0.5), strict=True))
+    found = kept(
+        *(row(name, seed, level + 0.02 * seed - 0.01) for name, level in levels.items() for seed in (0, 1))
+    )
+    terms = claims.mean(1, names[:3]) + claims.mean(-1, names[3:])
+    all_of_them, one = found.difference(terms), found.difference(study.over(names[0], names[3]))
+    assert all_of_them is not None and one is not None
+    assert all_of_them["means"] == pytest.approx([0.55, 0.45], abs=2e-2)
+    assert (all_of_them["difference"], all_of_them["trainings"]) == (pytest.approx(0.1, abs=2e-3), 12)
+    assert all_of_them["reach"] == pytest.approx(
+        one["reach"] / np.sqrt(3), rel=0.05
+    )  # patients differ hardly
+
+
+def test_a_seed_that_moves_all_starts_alike_is_told():
+    names = ("swin-scratch", "swin-wild-smit", "swin-self-smit", "swin-wild-mim")
+    moved = [
+        row(name, seed, 0.4 + 0.03 * i + (0.05 + 0.002 * i) * seed)
+        for i, name in enumerate(names)
+        for seed in (0, 1)
+    ]
+    effect = kept(*moved).seed_effect("swin")
+    assert (effect["difference"], effect["starts"]) == (pytest.approx(0.053, abs=2e-3), 4) and effect[
+        "p"
+    ] < 0.01
+    turned = [row(name, seed, 0.4 + 0.05 * (seed ^ i % 2)) for i, name in enumerate(names) for seed in (0, 1)]
+    assert kept(*turned).seed_effect("swin")["p"] > 0.5
 
 
 def test_a_difference_of_differences():
     levels = {"swin-wild-smit": 0.6, "swin-scratch": 0.4, "vit-wild-smit": 0.5, "vit-scratch": 0.45}
     found = kept(*(row(name, seed, level + 0.01 * seed) for name, level in levels.items() for seed in (0, 1)))
-    (claim,) = [one for one in claims.ABSTRACT if "gains more" in one.text]
+    place = next(number for number, one in enumerate(claims.ABSTRACT) if "gains more" in one.text)
+    claim = claims.ABSTRACT[place + 1]
+    assert claim.text == "... with SMIT"
     (judged,) = study.judged([claim], found)
     assert judged["difference"] == pytest.approx(0.15, abs=3e-3) and judged["verdict"] == "agrees"
 
@@ -155,7 +196,7 @@ def test_feature_reuse_is_counted_over_encoders():
 def test_every_claim_names_contestants():
     for claim in (*claims.ABSTRACT, *claims.TABLES):
         assert {name for _, name in claim.terms} <= set(CONTESTANTS)
-        assert sum(factor for factor, _ in claim.terms) == 0
+        assert sum(factor for factor, _ in claim.terms) == pytest.approx(0)
     assert set(study_page.SHOWN) <= set(CONTESTANTS)
 
 

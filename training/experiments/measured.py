@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
+from scipy.stats import ttest_1samp
 
 from ctssl.evaluation.statistics import add_holm, mean_interval
 from training.experiments import robustness
@@ -37,6 +38,17 @@ class Measured:
         """Return the seeds that all of some contestants were trained with."""
         return sorted(set.intersection(*(set(self.rows.get(name, {})) for name in contestants)))
 
+    def seed_effect(self, encoder: str, place: str = CLEAN) -> dict[str, Any]:
+        """Return whether a seed moves all starts of an encoder alike: `difference` of the mean DSC of seeds 1 and 0 over the
+        starts that have both, its `p` (t-test), and the number of `starts`."""
+        away = [
+            self._scores(rows[1]["dsc"], place).mean() - self._scores(rows[0]["dsc"], place).mean()
+            for name, rows in self.rows.items()
+            if name.startswith(encoder) and {0, 1} <= set(rows)
+        ]
+        p = float(ttest_1samp(away, 0).pvalue) if len(away) > 1 else float("nan")
+        return {"difference": round(float(np.mean(away)), 4), "p": round(p, 3), "starts": len(away)}
+
     def scores(self, contestant: str, place: str, seeds: list[int]) -> np.ndarray:
         """Return the DSC of each case, averaged over seeds.
 
@@ -66,9 +78,11 @@ class Measured:
         return (float(np.sqrt(squares / free)), free) if free else (float("nan"), 0)
 
     def difference(
-        self, terms: list[tuple[int, str]], place: str = CLEAN, cases: np.ndarray | None = None
+        self, terms: list[tuple[float, str]], place: str = CLEAN, cases: np.ndarray | None = None
     ) -> dict[str, Any] | None:
-        """Compare contestants case by case; None where no seed has all of them.
+        """Compare contestants case by case, each averaged over all of its seeds; None where one was not trained.
+
+        A seed does not move all starts alike (`seed_effect`), so nothing is gained by pairing seeds.
 
         Args:
             terms: factor and name of each contestant: +1 and -1 for a difference, and so on.
@@ -77,25 +91,32 @@ class Measured:
         Returns:
             Mean `difference` with its bootstrap interval over patients (`low`, `high`); `reach`: how far the difference may be
             off with 95% probability for want of patients and of trainings, and `p` of a t-test that knows both (NaN where the
-            `noise` of trainings is not known); the number of `patients` and `seeds`, the `means` of the contestants, and the
-            difference of `each_seed`.
+            `noise` of trainings is not known); the number of `patients` and `trainings`, and the `means` of what is added and of
+            what is subtracted (none for a difference of differences).
         """
         names = [name for _, name in terms]
-        seeds = self.seeds(*names)
-        if not seeds:
+        if not all(self.rows.get(name) for name in names):
             return None
         every = slice(None) if cases is None else cases
-        each = [self.scores(name, place, seeds)[every] for name in names]
+        each = [self.scores(name, place, self.seeds(name))[every] for name in names]
         away = np.sum([factor * one for (factor, _), one in zip(terms, each, strict=True)], 0)
-        alone = [
-            sum(factor * self.scores(name, place, [seed])[every].mean() for factor, name in terms)
-            for seed in seeds
-        ]
         encoders = [name.split("-")[0] for name in names]
         noise = {encoder: self.noise(encoder, place, every) for encoder in set(encoders)}
-        noises = [noise[encoder] for encoder in encoders]
-        trainings = sum(f**2 * sd**2 for (f, _), (sd, _) in zip(terms, noises, strict=True)) / len(seeds)
-        error, free = float(np.sqrt(away.var(ddof=1) / len(away) + trainings)), min(one for _, one in noises)
+        trainings = sum(
+            factor**2 * noise[e][0] ** 2 / len(self.rows[n])
+            for (factor, n), e in zip(terms, encoders, strict=True)
+        )
+        error = float(np.sqrt(away.var(ddof=1) / len(away) + trainings))
+        free = min(one for _, one in noise.values())
+        sides = [
+            sum(
+                abs(factor) * one.mean()
+                for (factor, _), one in zip(terms, each, strict=True)
+                if factor * sign > 0
+            )
+            for sign in (1, -1)
+        ]
+        whole = np.isclose(sum(factor for factor, _ in terms if factor > 0), 1)
         low, high = mean_interval(away)
         return {
             "difference": round(float(away.mean()), 4),
@@ -104,9 +125,8 @@ class Measured:
             "reach": round(float(student.ppf(1 - SURE / 2, free)) * error, 4) if free else None,
             "p": float(2 * student.sf(abs(away.mean()) / error, free)) if free and error else float("nan"),
             "patients": len(away),
-            "seeds": len(seeds),
-            "means": [round(float(one.mean()), 4) for one in each],
-            "each_seed": [round(float(one), 3) for one in alone],
+            "trainings": sum(len(self.rows[name]) for name in names),
+            "means": [round(float(one), 4) for one in sides] if whole else [],
         }
 
 
@@ -127,8 +147,9 @@ def verdict(row: dict[str, Any]) -> str:
     """Return what a corrected comparison says of an expected sign (+1, -1), or of no difference (0).
 
     "agrees" and "disagrees" where the sign is sure (`sure`), "alike" where no sign is and the difference, as far as it may be
-    off (`reach`), lies within `MARGIN` (of what is `LOST`: `MARGIN_LOST`). With nothing expected, the margin comes first: within
-    it "agrees", else "disagrees" where a sign is sure.
+    off (`reach`), lies within `MARGIN` (of what is `LOST`: `MARGIN_LOST`), "less than the paper's" where no sign is and the
+    paper's difference (`size`) lies beyond that reach. With nothing expected, the margin comes first: within it "agrees", else
+    "disagrees" where a sign is sure.
 
     >>> verdict({"expected": 1, "difference": -0.1, "reach": 0.05, "p_holm": 0.01})
     'disagrees'
@@ -137,8 +158,16 @@ def verdict(row: dict[str, Any]) -> str:
         return "not measured"
     margin = MARGIN_LOST if row.get("place") == LOST else MARGIN
     within = row["reach"] is not None and abs(row["difference"]) + row["reach"] < margin
+    less = (
+        row["expected"]
+        and row.get("size")
+        and row["reach"]
+        and row["difference"] + row["reach"] < row["size"]
+    )
     if row["expected"] and sure(row):
         return "agrees" if np.sign(row["difference"]) == row["expected"] else "disagrees"
     if within:
         return "alike" if row["expected"] else "agrees"
+    if less:
+        return "less than the paper's"
     return "disagrees" if sure(row) else "cannot tell"

@@ -3,7 +3,7 @@
 
 Everything follows from `results/robustness.jsonl` and `results/radiogenomics.json` (volume and density of the tumours), which
 `python -m training.experiments.robustness` writes. Each claim is a row: the paper's figures, ours (mean difference over the
-test patients, averaged over the seeds that all sides have; 95% bootstrap interval over patients; how far it may be off for want
+test patients, each side averaged over all of its trainings; 95% bootstrap interval over patients; how far it may be off for want
 of patients and trainings, with the p that follows, corrected by Holm over all claims), and whether both agree.
 """
 
@@ -34,7 +34,16 @@ def judged(claims: list[Claim], kept: Measured) -> list[dict[str, Any]]:
     """Return a row for each claim, with its verdict; Holm over those that were measured."""
     rows = []
     for claim in claims:
-        facts = {"claim": claim.text, "paper": claim.paper, "terms": claim.terms, "place": claim.place}
+        terms = [(round(factor, 4), name) for factor, name in claim.terms]
+        size = None if claim.size is None else round(claim.size, 3)
+        facts = {
+            "claim": claim.text,
+            "paper": claim.paper,
+            "terms": terms,
+            "place": claim.place,
+            "size": size,
+        }
+        facts |= {"short": claim.short} if claim.short else {}
         rows.append(
             {**facts, "expected": claim.expected, **(kept.difference(claim.terms, claim.place) or {})}
         )
@@ -54,7 +63,7 @@ def starts(kept: Measured) -> list[dict[str, Any]]:
             row[place] = round(float(kept.scores(name, place, seeds).mean()), 3)
         scratch = trials.scratch_of(name, CONTESTANTS)
         if scratch and (found := kept.difference(over(name, scratch))):
-            row |= {"against": scratch, **found, "shared": found["seeds"], "seeds": len(seeds)}
+            row |= {"against": scratch, **found}
         rows.append(row)
     return correct(rows)
 
@@ -221,6 +230,7 @@ def study(kept: Measured, facts: dict[str, dict[str, float]]) -> dict[str, Any]:
         "trainings": len(known),
         "devices": sorted({row["device"] for row in known}),
         "noise": {encoder: round(kept.noise(encoder, CLEAN)[0], 4) for encoder in ("vit", "swin")},
+        "seed_effect": {encoder: kept.seed_effect(encoder) for encoder in ("vit", "swin")},
         "abstract": claims[: len(ABSTRACT)],
         "reuse_claims": reuse_claims(kept),
         "claims": claims[len(ABSTRACT) :],

@@ -270,12 +270,14 @@ def study(name: str) -> str:
     from training.experiments.trials import told
 
     twin = f"{name.split('-')[0]}-scratch"
-    gain = Measured.read().difference([(1, name), (-1, twin)]) if "-self-" in name else None
+    kept = Measured.read()
+    gain = kept.difference([(1, name), (-1, twin)]) if "-self-" in name else None
     if not gain:
         return ""
     return f"""Lung tumours, all labels: fine-tuned for 1,000 steps on the 150 patients of NSCLC-Radiomics whose scans it was pretrained on,
 judged on the 98 of NSCLC-Radiogenomics (64 mm boxes), by `python -m training.experiments.robustness`: mean DSC **{gain["means"][0]:.3f}**,
-against the same network from scratch {told(gain)} ({plural(gain["seeds"], "training")} of each; 95% interval over patients).
+against the same network from scratch {told(gain)} ({plural(len(kept.seeds(name)), "training")}, {len(kept.seeds(twin))} from scratch; 95% interval over
+patients).
 `model_cards/STUDY.md` compares it with other starts.
 
 """

@@ -90,18 +90,16 @@ def sentences(models: dict[str, list[dict[str, Any]]]) -> str:
 def study_sentences(found: dict[str, Any]) -> str:
     """Return what README says of the study."""
     rows = {row["start"]: row["clean"] for row in found["starts"]}
-    judged = [row["verdict"] for part in ("abstract", "claims") for row in found[part]]
-    yes, no, alike, missing, open_ = (
-        judged.count(word) for word in ("agrees", "disagrees", "alike", "not measured", "cannot tell")
-    )
+    claims = [(row["short"], row["verdict"]) for row in found["abstract"] if "short" in row]
+    told = [f"{claim} ({verdict})" for claim, verdict in claims if verdict != "cannot tell"]
     own, scratch = (
         [f"{rows[name + more]:.2f}" for more in ("", ", 3000 steps")]
         for name in ("vit-wild-lesions", "vit-scratch")
     )
     text = f"""On {found["patients"]} of the paper's public patients, `vit-wild-lesions` has a DSC of {own[0]} after 1,000 steps
     on 150 of another collection and {own[1]} after 3,000; a ViT from scratch {scratch[0]} and {scratch[1]}. Simulated imaging
-    differences cost it no less. Of {len(judged)} comparisons after the paper {yes} agree, {no} disagree, {alike} is alike,
-    {missing} not measured, and {open_} cannot be told from the noise of our few trainings."""
+    differences cost it no less. The abstract's claims, over three pretext tasks: {"; ".join(told)};
+    {len(claims) - len(told)} cannot be told from chance."""
     return _filled(text)
 
 
