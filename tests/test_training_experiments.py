@@ -24,9 +24,9 @@ from training.experiments import (
     lung_tumour,
     probe,
     sarcoma,
-    study_cases,
     trials,
 )
+from training.experiments.study import patients
 from training.release.card import card, strictest
 from training.release.segmenter import card as segmenter_card
 from training.release.segmenter import task_of
@@ -280,7 +280,7 @@ def test_rows_of_other_weights_of_a_name_are_not_averaged_with_new_ones(tmp_path
 
 def test_crops_are_kept_by_all_settings_but_their_number(tmp_path):
     names = {
-        study_cases.crops_file(tmp_path, dataclasses.replace(Settings(), **change))
+        patients.crops_file(tmp_path, dataclasses.replace(Settings(), **change))
         for change in ({}, {"steps": 7}, {"warp": 0.123}, {"seed": 1})
     }
     assert len(names) == 3

@@ -10,11 +10,12 @@ import ctssl
 from ctssl.datasets.case import read_case
 from ctssl.finetuning.crops import draw
 from ctssl.metrics import dsc
-from training.experiments import claims, robustness, study, study_cases, study_page
-from training.experiments.boxes import Boxes
-from training.experiments.contestants import CONTESTANTS
-from training.experiments.measured import LOST, SHIFTED, Measured, correct, verdict
-from training.experiments.study_cases import CLEAN, CUBE, FACTS, PLACES
+from training.experiments import robustness
+from training.experiments.study import claims, page, patients, rows, tables
+from training.experiments.study.boxes import Boxes
+from training.experiments.study.contestants import CONTESTANTS
+from training.experiments.study.measured import LOST, SHIFTED, Measured, correct, verdict
+from training.experiments.study.patients import CLEAN, CUBE, FACTS, PLACES
 
 CASES = [f"c{i}" for i in range(40)]
 BLOCKS = {"vit": 6, "swin": 10}
@@ -54,8 +55,8 @@ def test_a_verdict_follows_from_the_corrected_test(gain, word):
         *(row(name, seed, level + away) for name, level in both for seed, away in ((0, 0.01), (1, -0.01)))
     )
     for place in (CLEAN, SHIFTED, "thickness"):
-        claim = study.Claim("better", "said so", study.over("swin-wild-smit", "swin-scratch"), place)
-        (judged,) = study.judged([claim], found)
+        claim = claims.Claim("better", "said so", claims.over("swin-wild-smit", "swin-scratch"), place)
+        (judged,) = tables.judged([claim], found)
         assert judged["verdict"] == word and (judged["patients"], judged["trainings"]) == (40, 4)
         assert judged["difference"] == pytest.approx(gain, abs=2e-3)
         assert judged["low"] <= judged["difference"] <= judged["high"]
@@ -72,11 +73,15 @@ def test_trainings_that_differ_more_than_starts_decide_nothing():
     found = kept(*(row(name, seed, 0.5 + level) for (name, seed), level in away.items()))
     sd, free = found.noise("swin", CLEAN)
     assert (sd, free) == (pytest.approx(np.sqrt((0.1**2 / 2 + 0.05**2 / 2) / 2), rel=0.05), 2)
-    (judged,) = study.judged([study.Claim("better", "", study.over("swin-wild-smit", "swin-scratch"))], found)
+    (judged,) = tables.judged(
+        [claims.Claim("better", "", claims.over("swin-wild-smit", "swin-scratch"))], found
+    )
     assert judged["difference"] == pytest.approx(0.075, abs=5e-3) and judged["low"] > 0.05  # over patients
     assert judged["reach"] == pytest.approx(4.303 * sd, rel=0.05) and judged["verdict"] == "cannot tell"
     alone = kept(row("swin-wild-smit", 0, 0.6), row("swin-scratch", 0, 0.5))  # nothing is known of the noise
-    (judged,) = study.judged([study.Claim("better", "", study.over("swin-wild-smit", "swin-scratch"))], alone)
+    (judged,) = tables.judged(
+        [claims.Claim("better", "", claims.over("swin-wild-smit", "swin-scratch"))], alone
+    )
     assert judged["reach"] is None and judged["verdict"] == "cannot tell"
 
 
@@ -106,7 +111,7 @@ def test_many_claims_need_more_evidence_than_one():
 
 def test_every_training_counts_and_more_of_them_make_a_difference_surer():
     few = [row("swin-wild-smit", 0, 0.6), row("swin-wild-smit", 1, 0.64), row("swin-scratch", 0, 0.5)]
-    terms = study.over("swin-wild-smit", "swin-scratch")
+    terms = claims.over("swin-wild-smit", "swin-scratch")
     less, more = (
         kept(*few, *others).difference(terms)
         for others in ([], [row("swin-scratch", 1, 0.46), row("swin-scratch", 2, 0.48)])
@@ -115,7 +120,7 @@ def test_every_training_counts_and_more_of_them_make_a_difference_surer():
     assert (less["trainings"], more["trainings"]) == (3, 5)
     assert less["difference"] == pytest.approx(0.12, abs=2e-3)
     assert more["difference"] == pytest.approx(0.14, abs=2e-3) and more["reach"] < less["reach"]
-    assert kept(*few).difference(study.over("swin-wild-smit", "vit-scratch")) is None
+    assert kept(*few).difference(claims.over("swin-wild-smit", "vit-scratch")) is None
 
 
 def test_a_mean_of_pretexts_has_the_noise_of_all_their_trainings():
@@ -125,7 +130,7 @@ def test_a_mean_of_pretexts_has_the_noise_of_all_their_trainings():
         *(row(name, seed, level + 0.02 * seed - 0.01) for name, level in levels.items() for seed in (0, 1))
     )
     terms = claims.mean(1, names[:3]) + claims.mean(-1, names[3:])
-    all_of_them, one = found.difference(terms), found.difference(study.over(names[0], names[3]))
+    all_of_them, one = found.difference(terms), found.difference(claims.over(names[0], names[3]))
     assert all_of_them is not None and one is not None
     assert all_of_them["means"] == pytest.approx([0.55, 0.45], abs=2e-2)
     assert (all_of_them["difference"], all_of_them["trainings"]) == (pytest.approx(0.1, abs=2e-3), 12)
@@ -155,14 +160,14 @@ def test_a_difference_of_differences():
     place = next(number for number, one in enumerate(claims.ABSTRACT) if "gains more" in one.text)
     claim = claims.ABSTRACT[place + 1]
     assert claim.text == "... with SMIT"
-    (judged,) = study.judged([claim], found)
+    (judged,) = tables.judged([claim], found)
     assert judged["difference"] == pytest.approx(0.15, abs=3e-3) and judged["verdict"] == "agrees"
 
 
 def test_robustness_is_what_is_lost_and_not_what_is_left():
     """The first is better everywhere, and loses three times as much."""
     found = kept(row("swin-wild-smit", 0, 0.8, lost=0.3), row("swin-self-smit", 0, 0.4, lost=0.1))
-    terms = study.over("swin-wild-smit", "swin-self-smit")
+    terms = claims.over("swin-wild-smit", "swin-self-smit")
     left, away = (found.difference(terms, place) for place in (SHIFTED, LOST))
     assert left is not None and away is not None
     assert left["difference"] > 0.2 and away["difference"] == pytest.approx(-0.12, abs=5e-3)
@@ -171,10 +176,10 @@ def test_robustness_is_what_is_lost_and_not_what_is_left():
 
 def test_the_steps_until_what_scratch_reaches():
     slow, fast = row("vit-scratch", 0, 0.4), row("vit-wild-smit", 0, 0.8)
-    (found,) = study.costs(kept(slow, fast))
+    (found,) = tables.costs(kept(slow, fast))
     assert (found["steps"], found["from scratch"]) == ([500], [1000])
     never = row("vit-wild-smit", 0, 0.2)
-    assert study.costs(kept(slow, never))[0]["steps"] == [None]
+    assert tables.costs(kept(slow, never))[0]["steps"] == [None]
 
 
 def test_feature_reuse_is_counted_over_encoders():
@@ -185,11 +190,11 @@ def test_feature_reuse_is_counted_over_encoders():
         for pretext in ("smit", "mim", "contrastive")
         for seed in (0, 1)
     ]
-    first, *_ = study.reuse_claims(kept(*wild))
+    first, *_ = tables.reuse_claims(kept(*wild))
     assert (first["encoders"], first["holds in"], first["verdict"]) == (6, 6, "agrees")
-    few, *_ = study.reuse_claims(kept(*wild[:4]))
+    few, *_ = tables.reuse_claims(kept(*wild[:4]))
     assert (few["encoders"], few["verdict"]) == (2, "cannot tell")
-    first, *_ = study.reuse_claims(kept(*wild, row("vit-scratch", 0, 0.5)))
+    first, *_ = tables.reuse_claims(kept(*wild, row("vit-scratch", 0, 0.5)))
     assert first["verdict"] == "so do all 1 others (self, scratch): no mark of it"
 
 
@@ -197,29 +202,29 @@ def test_every_claim_names_contestants():
     for claim in (*claims.ABSTRACT, *claims.TABLES):
         assert {name for _, name in claim.terms} <= set(CONTESTANTS)
         assert sum(factor for factor, _ in claim.terms) == pytest.approx(0)
-    assert set(study_page.SHOWN) <= set(CONTESTANTS)
+    assert set(page.SHOWN) <= set(CONTESTANTS)
 
 
 @pytest.mark.slow
 def test_the_published_study_is_what_its_results_say():
-    found = study.study(Measured.read(), json.loads(FACTS.read_text()))
-    assert json.loads(study.STEM.with_suffix(".json").read_text()) == json.loads(json.dumps(found))
-    pictures = [study.STEM.with_name(f"STUDY_{name}.png") for name in ("gains", "shifts")]
+    found = tables.study(Measured.read(), json.loads(FACTS.read_text()))
+    assert json.loads(tables.STEM.with_suffix(".json").read_text()) == json.loads(json.dumps(found))
+    pictures = [tables.STEM.with_name(f"STUDY_{name}.png") for name in ("gains", "shifts")]
     assert all(path.stat().st_size > 5000 for path in pictures)
-    assert study.STEM.with_suffix(".md").read_text() == study_page.page(found, pictures)
+    assert tables.STEM.with_suffix(".md").read_text() == page.page(found, pictures)
 
 
 def test_a_row_replaces_that_of_the_same_contestant_and_seed(tmp_path):
     path = tmp_path / "rows.jsonl"
     for level, seed in ((0.3, 1), (0.4, 0), (0.5, 1)):
-        robustness.add(path, row("vit-scratch", seed, level))
-    robustness.add(path, row("swin-scratch", 0, 0.2))
-    assert [robustness.key(one) for one in robustness.rows(path)] == [
+        rows.add(path, row("vit-scratch", seed, level))
+    rows.add(path, row("swin-scratch", 0, 0.2))
+    assert [rows.key(one) for one in rows.read(path)] == [
         ("vit-scratch", 0),
         ("vit-scratch", 1),
         ("swin-scratch", 0),
     ]
-    assert np.mean(robustness.rows(path)[1]["dsc"][CLEAN]) == pytest.approx(0.5, abs=0.03)
+    assert np.mean(rows.read(path)[1]["dsc"][CLEAN]) == pytest.approx(0.5, abs=0.03)
 
 
 def test_a_training_belongs_to_one_process(tmp_path):
@@ -235,11 +240,11 @@ def test_a_training_belongs_to_one_process(tmp_path):
 def test_boxes_are_scored_as_segment_scores_them(data):
     net = ctssl.load_segmenter("vit-wild-lesions")
     net.threshold = 0.5
-    cases = [study_cases._case(name, "_offcentre") for name in ("owkin_115", "owkin_290")]
+    cases = [patients._case(name, "_offcentre") for name in ("owkin_115", "owkin_290")]
     images, truths, expected = [], [], []
     for case in cases:
         scan, mask = read_case(case)
-        images.append(study_cases._ready(scan))
+        images.append(patients._ready(scan))
         truths.append(mask.array > 0)
         expected.append(dsc(net.segment(scan).array > 0, mask.array > 0))
     found = Boxes.of(images, truths, torch.device("cpu")).dsc(net)
@@ -249,11 +254,11 @@ def test_boxes_are_scored_as_segment_scores_them(data):
 @pytest.mark.slow
 def test_a_contestant_is_trained_measured_and_not_trained_again(data, tmp_path, monkeypatch):
     """Crops that were drawn ahead are those that are drawn now."""
-    some = study_cases.cases("lung_radiogenomics")[:2]
-    split = {side: study_cases.lung_split()[side][:2] for side in ("train", "choose")}
-    monkeypatch.setattr(study_cases, "cases", lambda group: some)
-    monkeypatch.setattr(study_cases, "lung_split", lambda: split)
-    for module in (robustness, study_cases):
+    some = patients.cases("lung_radiogenomics")[:2]
+    split = {side: patients.lung_split()[side][:2] for side in ("train", "choose")}
+    monkeypatch.setattr(patients, "cases", lambda group: some)
+    monkeypatch.setattr(patients, "lung_split", lambda: split)
+    for module in (robustness, patients):
         monkeypatch.setattr(module, "PLACES", ["thickness 5"])
     monkeypatch.setattr(robustness, "CROPS", 8)
     monkeypatch.setattr(robustness, "BATCH", 4)
@@ -274,7 +279,7 @@ def test_a_contestant_is_trained_measured_and_not_trained_again(data, tmp_path, 
     ]
     robustness.main([*ask, "--prepare", "1"])
     settings = robustness.CONTESTANTS["vit-scratch"].settings
-    task = study_cases.Task(work, torch.device("cpu"))
+    task = patients.Task(work, torch.device("cpu"))
     ahead = list(task.crops(settings) or [])
     assert len(ahead) == 2
     for step, (images, labels) in enumerate(ahead):
@@ -282,7 +287,7 @@ def test_a_contestant_is_trained_measured_and_not_trained_again(data, tmp_path, 
         torch.testing.assert_close(images, fresh[0].float(), atol=1e-3, rtol=0)
         assert torch.equal(labels, fresh[1])
     robustness.main(ask)
-    (made,) = robustness.rows(out)
+    (made,) = rows.read(out)
     assert made["settings"]["steps"] == 2 and set(made["dsc"]) == {CLEAN, CUBE, "thickness 5"}
     assert len(made["dsc"][CLEAN]) == 2 and len(made["cka"]["before"]) == 6 and "twin" not in made["cka"]
     before = out.read_bytes()
@@ -294,8 +299,8 @@ def test_a_contestant_is_trained_measured_and_not_trained_again(data, tmp_path, 
 
 def test_seeds_of_other_weights_are_not_mixed(tmp_path):
     out = tmp_path / "rows.jsonl"
-    robustness.check_start(out, "vit-wild-mim", "one")  # the first training
-    robustness.add(out, row("vit-wild-mim", 0, 0.5) | {"start": "one"})
-    robustness.check_start(out, "vit-wild-mim", "one")
+    rows.check_start(out, "vit-wild-mim", "one")  # the first training
+    rows.add(out, row("vit-wild-mim", 0, 0.5) | {"start": "one"})
+    rows.check_start(out, "vit-wild-mim", "one")
     with pytest.raises(SystemExit, match="not those of its other seeds"):
-        robustness.check_start(out, "vit-wild-mim", "two")
+        rows.check_start(out, "vit-wild-mim", "two")

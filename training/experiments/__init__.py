@@ -11,10 +11,8 @@
 | `kernels` | the study: two reconstructions of one acquisition | STUDY |
 | `shifts_proof` | whether the kernel shift is true to real pairs | `docs/shifts.md` |
 
-What they share: `trials` (train, keep a row for each training, make a table), `boxes` (score many scans at once), `pictures`
-(README's), `lesion_sheet` (forty pasted lesions). The study: `contestants` (the starts), `study_cases` (the patients),
-`robustness` (train and measure), `measured` (compare the rows), `claims` (the paper's), `study` (tables and verdicts),
-`study_page` (its pages).
+What they share: `trials` (train, keep a row for each training, make a table), `pictures`
+(README's), `lesion_sheet` (forty pasted lesions). `study/` is the study: who takes part, on which patients, what follows.
 
 An *experiment* is a task with its settings; a *trial* is one training of it, with one seed. A *start* is what a training
 starts from (weights, or none); a *contestant* of the study is a start with what else differs from the usual training.

@@ -17,7 +17,6 @@ published ones. Then `python -m training.experiments.study` writes what follows.
 import argparse
 import copy
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -33,16 +32,15 @@ from torch import Tensor
 
 import ctssl
 from ctssl.devices import choose_device
-from ctssl.files.atomic import write_whole
 from ctssl.finetuning.loop import fit
 from ctssl.finetuning.start import BASELINES, fresh, open_start, take_head
 from ctssl.heads import WHOLE
 from ctssl.hub.client import CONFIG
 from ctssl.loading import segmenter
 from ctssl.similarity import Minibatches, block_features
-from training.experiments import trials
-from training.experiments.contestants import CONTESTANTS, Contestant
-from training.experiments.study_cases import (
+from training.experiments.study import rows
+from training.experiments.study.contestants import CONTESTANTS, Contestant, twin_of
+from training.experiments.study.patients import (
     CLEAN,
     CUBE,
     FACTS,
@@ -55,7 +53,6 @@ from training.experiments.study_cases import (
     test_images,
 )
 
-RESULTS = Path(__file__).parent / "results" / "robustness.jsonl"
 CROPS, BATCH, SIDE = 256, 32, 32  # for CKA: crops, those compared at a time, voxels along a side
 
 
@@ -69,16 +66,6 @@ def network(contestant: Contestant, seed: int, models: Path | None) -> tuple[Any
     net = segmenter(start.encoder, head=start.head, classes=2, window=contestant.settings.crop)
     take_head(net, start)
     return net, start
-
-
-def check_start(path: Path, name: str, weights: str) -> None:
-    """Exit if the kept rows of a contestant began with other weights: seeds of different models cannot be averaged."""
-    others = {row["start"] for row in rows(path) if row["contestant"] == name} - {weights}
-    if others:
-        raise SystemExit(
-            f"{name}: these starting weights ({weights[:12]}) are not those of its other seeds in {path} "
-            f"({', '.join(one[:12] for one in sorted(others))}); give the study's encoders (--models), or another --out"
-        )
 
 
 def train(
@@ -135,18 +122,6 @@ def reuse(
     return {name: aligned(other, net.encoder, images, task.device) for name, other in others.items()}
 
 
-def twin_of(model: str) -> str:
-    """Return the model of the other corpus; "" where there is none.
-
-    >>> twin_of("vit-wild-smit"), twin_of("vit-self-mim"), twin_of("vit-scratch"), twin_of("vit-wild-self-smit")
-    ('vit-self-smit', 'vit-wild-mim', '', '')
-    """
-    parts = model.split("-")
-    if len(parts) != 3:
-        return ""
-    return "-".join([parts[0], "self" if parts[1] == "wild" else "wild", parts[2]])
-
-
 @torch.inference_mode()
 def aligned(one: Any, two: Any, batches: tuple[Tensor, ...], device: torch.device) -> list[float]:
     """Return the CKA of each block of two encoders of the same shape."""
@@ -158,24 +133,6 @@ def aligned(one: Any, two: Any, batches: tuple[Tensor, ...], device: torch.devic
         total.add(*sides)
     assert total is not None
     return np.diag(total.matrix()).round(4).tolist()
-
-
-def rows(path: Path = RESULTS) -> list[dict[str, Any]]:
-    """Return what was measured."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def add(path: Path, row: dict[str, Any]) -> None:
-    """Add a row, in place of an older one of the same contestant and seed."""
-    with trials.alone(path.parent):
-        kept = [one for one in rows(path) if key(one) != key(row)] + [row]
-        order = list(CONTESTANTS)
-        kept.sort(key=lambda one: (order.index(one["contestant"]), one["seed"]))
-        write_whole(path, "".join(json.dumps(one) + "\n" for one in kept))
-
-
-def key(row: dict[str, Any]) -> tuple[str, int]:
-    return row["contestant"], row["seed"]
 
 
 @contextmanager
@@ -217,18 +174,18 @@ def main(arguments: list[str] | None = None) -> None:
     task = Task(args.work, choose_device(args.device))
     end = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
     while time.monotonic() < end:
-        known = {key(row) for row in rows(args.out)}
+        known = {rows.key(row) for row in rows.read(args.out)}
         open_ones = [job for job in wanted if job not in known]
         ready = [(name, seed) for name, seed in open_ones if there(CONTESTANTS[name], args.models)]
         trained = False
         for name, seed in ready:
             with claimed(args.work, name, seed) as mine:
-                if not mine or (name, seed) in {key(row) for row in rows(args.out)}:
+                if not mine or (name, seed) in {rows.key(row) for row in rows.read(args.out)}:
                     continue
                 net, start = network(CONTESTANTS[name], seed, args.models)
-                check_start(args.out, name, start.weights)
+                rows.check_start(args.out, name, start.weights)
                 row = train(task, CONTESTANTS[name], seed, args.models, net, start)
-                add(args.out, {"contestant": name, "seed": seed, **row})
+                rows.add(args.out, {"contestant": name, "seed": seed, **row})
                 print(
                     f"{name}, seed {seed}: {np.mean(row['dsc'][CLEAN]):.3f}, {row['seconds']} s", flush=True
                 )
@@ -267,7 +224,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--work", type=Path, default=Path("runs/robustness"), help="folder that processes share"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=rows.RESULTS)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, default=0, help="of every training, to rehearse")
     parser.add_argument("--minutes", type=float, default=0, help="start no training after these minutes")

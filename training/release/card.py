@@ -266,7 +266,7 @@ by `{found["command"]}`, with 95% intervals over patients.
 def study(name: str) -> str:
     """Return what the study of corpora measured with a model that was pretrained on the scans of its task ("self"); ""
     for any other: the study's models "in the wild" have other weights."""
-    from training.experiments.measured import Measured
+    from training.experiments.study.measured import Measured
     from training.experiments.trials import told
 
     twin = f"{name.split('-')[0]}-scratch"

@@ -15,7 +15,8 @@ import numpy as np
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
 from ctssl.zoo import MODELS, USES
-from training.experiments import lung, study, trials
+from training.experiments import lung, trials
+from training.experiments.study.tables import STEM
 
 ROOT = Path(__file__).parents[2]
 SCRATCH = {"vit-scratch": "ViT from scratch", "swin-scratch": "Swin from scratch"}
@@ -34,7 +35,7 @@ def main() -> None:
     picture = rest[rest.index("![DSC on lung tumours") :]
     text = f"{head}{table(models, gains)}\n{sentences(models)}\n{picture}"
     before, _, rest = text.partition("<!-- study -->\n")
-    told = study_sentences(json.loads(study.STEM.with_suffix(".json").read_text()))
+    told = study_sentences(json.loads(STEM.with_suffix(".json").read_text()))
     write_whole(path, f"{before}<!-- study -->\n{told}{rest[rest.index('<!-- end -->') :]}")
 
 

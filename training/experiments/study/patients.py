@@ -26,9 +26,9 @@ from ctssl.volume.grids import prepare
 from ctssl.zoo import Preprocess
 from training.data.corpora import cases, lung_split
 from training.experiments import lung
-from training.experiments.boxes import Boxes
+from training.experiments.study.boxes import Boxes
 
-FACTS = Path(__file__).parent / "results" / "radiogenomics.json"
+FACTS = Path(__file__).parent.parent / "results" / "radiogenomics.json"
 PREPROCESS = Preprocess(1.5, (-1000.0, 400.0))
 SEVERITIES = (1, 3, 5)
 CLEAN, CUBE = "clean", "cube"

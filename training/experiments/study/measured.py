@@ -9,8 +9,8 @@ from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
 from ctssl.evaluation.statistics import add_holm, mean_interval
-from training.experiments import robustness
-from training.experiments.study_cases import CLEAN, PLACES, SEVERITIES
+from training.experiments.study import rows
+from training.experiments.study.patients import CLEAN, PLACES, SEVERITIES
 
 SHIFTED, LOST = "all shifts", "lost"
 SURE = 0.05
@@ -30,9 +30,9 @@ class Measured:
         self.cases: list[str] = rows[0]["cases"] if rows else []
 
     @classmethod
-    def read(cls, path: Path = robustness.RESULTS) -> "Measured":
+    def read(cls, path: Path = rows.RESULTS) -> "Measured":
         """Read the results of `training.experiments.robustness`."""
-        return cls(robustness.rows(path))
+        return cls(rows.read(path))
 
     def seeds(self, *contestants: str) -> list[int]:
         """Return the seeds that all of some contestants were trained with."""
@@ -46,8 +46,12 @@ class Measured:
             for name, rows in self.rows.items()
             if name.startswith(encoder) and {0, 1} <= set(rows)
         ]
-        p = float(ttest_1samp(away, 0).pvalue) if len(away) > 1 else float("nan")
-        return {"difference": round(float(np.mean(away)), 4), "p": round(p, 3), "starts": len(away)}
+        test: Any = ttest_1samp(away, 0)
+        return {
+            "difference": round(float(np.mean(away)), 4),
+            "p": round(float(test.pvalue), 3),
+            "starts": len(away),
+        }
 
     def scores(self, contestant: str, place: str, seeds: list[int]) -> np.ndarray:
         """Return the DSC of each case, averaged over seeds.

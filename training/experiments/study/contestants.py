@@ -42,4 +42,16 @@ def contestants() -> dict[str, Contestant]:
     return found
 
 
+def twin_of(model: str) -> str:
+    """Return the model of the other corpus; "" where there is none.
+
+    >>> twin_of("vit-wild-smit"), twin_of("vit-self-mim"), twin_of("vit-scratch"), twin_of("vit-wild-self-smit")
+    ('vit-self-smit', 'vit-wild-mim', '', '')
+    """
+    parts = model.split("-")
+    if len(parts) != 3:
+        return ""
+    return "-".join([parts[0], "self" if parts[1] == "wild" else "wild", parts[2]])
+
+
 CONTESTANTS = contestants()

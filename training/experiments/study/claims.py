@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from training.experiments.measured import LOST, SHIFTED
-from training.experiments.study_cases import CLEAN
+from training.experiments.study.measured import LOST, SHIFTED
+from training.experiments.study.patients import CLEAN
 
 
 class Claim(NamedTuple):

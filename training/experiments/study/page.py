@@ -11,8 +11,8 @@ from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
 from ctssl.robustness.curves import Line, draw
 from ctssl.shifts import SHIFTS
-from training.experiments.measured import MARGIN, MARGIN_LOST, SHIFTED, SURE, Measured, sure
-from training.experiments.study_cases import CLEAN, CUBE, SEVERITIES, UNTRUE
+from training.experiments.study.measured import MARGIN, MARGIN_LOST, SHIFTED, SURE, Measured, sure
+from training.experiments.study.patients import CLEAN, CUBE, SEVERITIES, UNTRUE
 from training.experiments.trials import told, told_p
 
 KERNELS = """What `training.experiments.lung` trained on 50 of the patients marks in a smooth and in a sharp reconstruction of two

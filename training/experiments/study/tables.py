@@ -1,5 +1,4 @@
-"""The paper's claims on the paper's public patients: `python -m training.experiments.study` writes `model_cards/STUDY.json`,
-`STUDY.md` and its pictures.
+"""The tables of the study: `python -m training.experiments.study` writes `model_cards/STUDY.json`, `STUDY.md` and its pictures.
 
 Everything follows from `results/robustness.jsonl` and `results/radiogenomics.json` (volume and density of the tumours), which
 `python -m training.experiments.robustness` writes. Each claim is a row: the paper's figures, ours (mean difference over the
@@ -17,13 +16,14 @@ from scipy.stats import binomtest
 from ctssl.files.atomic import write_whole
 from ctssl.shifts import SHIFTS
 from training.data.corpora import lung_split
-from training.experiments import kernels, lung, robustness, study_page, trials
-from training.experiments.claims import ABSTRACT, TABLES, Claim, over
-from training.experiments.contestants import CONTESTANTS
-from training.experiments.measured import LOST, SHIFTED, Measured, correct, verdict
-from training.experiments.study_cases import CLEAN, CUBE, FACTS, SEVERITIES, UNTRUE
+from training.experiments import kernels, lung, trials
+from training.experiments.study import page
+from training.experiments.study.claims import ABSTRACT, TABLES, Claim, over
+from training.experiments.study.contestants import CONTESTANTS, twin_of
+from training.experiments.study.measured import LOST, SHIFTED, Measured, correct, verdict
+from training.experiments.study.patients import CLEAN, CUBE, FACTS, SEVERITIES, UNTRUE
 
-STEM = Path(__file__).parent.parent.parent / "model_cards" / "STUDY"
+STEM = Path(__file__).parent.parent.parent.parent / "model_cards" / "STUDY"
 EARLY, LATE = slice(None, 3), slice(-3, None)  # blocks
 SMALL, LARGE = 4.0, 24.0  # ml
 SEEDS = 3  # of every contestant
@@ -104,9 +104,9 @@ def lost(kept: Measured) -> list[dict[str, Any]]:
 
 
 def under_shifts(kept: Measured) -> list[dict[str, Any]]:
-    """Return the mean DSC of each contestant of `study_page.SHOWN` under each shift, clean and at each severity."""
+    """Return the mean DSC of each contestant of `page.SHOWN` under each shift, clean and at each severity."""
     rows = []
-    for name in study_page.SHOWN:
+    for name in page.SHOWN:
         if not (seeds := kept.seeds(name)):
             continue
         for shift in (one for one in SHIFTS if one not in UNTRUE):
@@ -134,7 +134,7 @@ def strata(kept: Measured, facts: dict[str, dict[str, float]]) -> list[dict[str,
     }
     rows = []
     for part, inside in parts.items():
-        for name in study_page.SHOWN:
+        for name in page.SHOWN:
             scratch = trials.scratch_of(name, CONTESTANTS)
             if scratch and (found := kept.difference(over(name, scratch), cases=inside)):
                 rows.append({"tumours": part, "start": name, "against": scratch, **found})
@@ -170,8 +170,8 @@ def reuse_claims(kept: Measured) -> list[dict[str, Any]]:
         and not CONTESTANTS[name].changes
         and not name.endswith("lesions")
     }
-    wild = {name: cka for name, cka in own.items() if robustness.twin_of(name) and "-wild-" in name}
-    pairs = [(cka, own[twin]) for name, cka in wild.items() if (twin := robustness.twin_of(name)) in own]
+    wild = {name: cka for name, cka in own.items() if twin_of(name) and "-wild-" in name}
+    pairs = [(cka, own[twin]) for name, cka in wild.items() if (twin := twin_of(name)) in own]
     early = {name: bool(cka[EARLY].mean() > cka[LATE].mean()) for name, cka in own.items()}
     rows = [
         _counted(
@@ -283,9 +283,9 @@ def missing(kept: Measured) -> list[str]:
 def main() -> None:
     kept = Measured.read()
     found = study(kept, json.loads(FACTS.read_text()))
-    pictures = study_page.draw_pictures(kept, found, STEM)
+    pictures = page.draw_pictures(kept, found, STEM)
     write_whole(Path(f"{STEM}.json"), json.dumps(found, indent=1) + "\n")
-    text = study_page.page(found, pictures)
+    text = page.page(found, pictures)
     write_whole(Path(f"{STEM}.md"), text)
     print(text)
 

@@ -1,0 +1,5 @@
+"""`python -m training.experiments.study`."""
+
+from training.experiments.study.tables import main
+
+main()
