@@ -186,6 +186,36 @@ def test_patients_without_a_structure_or_with_two_kinds_are_named(tmp_path):
     assert "1 patients have an RTSTRUCT and a SEG, and the RTSTRUCT is taken" in told
 
 
+def test_totalsegmentator(labelled, tmp_path):
+    root = tmp_path / "total"
+    for i in range(3):
+        folder = root / f"s000{i}" / "segmentations"
+        folder.mkdir(parents=True)
+        (labelled / "images" / f"case{i}.nii.gz").rename(folder.parent / "ct.nii.gz")
+        (labelled / "labels" / f"case{i}.nii.gz").rename(folder / "tumour.nii.gz")
+    found = find_cases(root)
+    assert [case.name for case in found.cases] == ["s0000", "s0001", "s0002"]
+    assert found.names == {1: "tumour"} and problems(found) == []
+    scan, mask = read_case(found.cases[0])
+    assert scan.shape == mask.shape and mask.array.any()
+    other = root / "s0001" / "segmentations" / "liver.nii.gz"
+    mask.on_grid(np.zeros(mask.shape, np.uint8)).save(other)
+    with pytest.raises(ValueError, match="several structures.*--roi.*liver, tumour"):
+        find_cases(root)
+    with pytest.raises(ValueError, match="no structure 'spleen'.*liver, tumour"):
+        find_cases(root, roi="spleen")
+    with pytest.warns(
+        UserWarning, match="2 patients have no segmentations/liver, and are left out: s0000, s0002"
+    ):
+        found = find_cases(root, roi="liver")
+    assert [case.label for case in found.cases] == [other] and found.names == {1: "liver"}
+
+
+def test_a_structure_that_a_layout_does_not_name_is_refused(labelled):
+    with pytest.raises(ValueError, match="roi 'liver' names a structure of an RTSTRUCT"):
+        find_cases(labelled, roi="liver")
+
+
 def test_a_folder_of_no_known_layout_says_which_are_known(tmp_path):
     (tmp_path / "scans").mkdir()
     with pytest.raises(FileNotFoundError, match="Decathlon"):

@@ -20,7 +20,10 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _add_probe(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add `probe`."""
     sub = command("probe", _probe, "compare frozen encoders on your labels: a linear probe of single voxels")
-    sub.add_argument("data", help="folder (images/ and labels/, nnU-Net, Decathlon, DICOM patients) or CSV")
+    sub.add_argument(
+        "data",
+        help="folder (images/ and labels/, nnU-Net, Decathlon, TotalSegmentator, DICOM patients) or CSV",
+    )
     sub.add_argument("--out", help="folder for report.md and probe.json")
     sub.add_argument(
         "--models",
@@ -71,7 +74,10 @@ def _probe(args: argparse.Namespace) -> None:
 def _add_curve(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add `curve`."""
     sub = command("curve", _curve, "compare models on your labels: DSC over the number of labelled patients")
-    sub.add_argument("data", help="folder (images/ and labels/, nnU-Net, Decathlon, DICOM patients) or CSV")
+    sub.add_argument(
+        "data",
+        help="folder (images/ and labels/, nnU-Net, Decathlon, TotalSegmentator, DICOM patients) or CSV",
+    )
     sub.add_argument(
         "--out", required=True, help="folder for the report and the trainings; run again to go on"
     )

@@ -89,7 +89,9 @@ def _add_cases(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--images", help="folder of scans, with --labels instead of DATA")
     sub.add_argument("--labels", help="folder of masks with the names of the scans")
-    sub.add_argument("--roi", help="name of the structure, if an RTSTRUCT or SEG holds several")
+    sub.add_argument(
+        "--roi", help="name of the structure, if an RTSTRUCT, a SEG or segmentations/ holds several"
+    )
     sub.add_argument(
         "--cases", help="case names separated by commas: those no model was trained on (default: all)"
     )

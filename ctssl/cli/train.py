@@ -152,11 +152,15 @@ def _add_settings(sub: argparse.ArgumentParser) -> None:
 
 def _add_data(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "data", nargs="?", help="folder (images/ and labels/, nnU-Net, Decathlon, DICOM patients) or CSV"
+        "data",
+        nargs="?",
+        help="folder (images/ and labels/, nnU-Net, Decathlon, TotalSegmentator, DICOM patients) or CSV",
     )
     sub.add_argument("--images", help="folder of scans, with --labels instead of DATA")
     sub.add_argument("--labels", help="folder of masks with the names of the scans")
-    sub.add_argument("--roi", help="name of the structure, if an RTSTRUCT or SEG holds several")
+    sub.add_argument(
+        "--roi", help="name of the structure, if an RTSTRUCT, a SEG or segmentations/ holds several"
+    )
 
 
 def _check(args: argparse.Namespace) -> None:

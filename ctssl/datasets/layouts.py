@@ -11,7 +11,7 @@ from typing import Any
 
 from ctssl.datasets.case import Case, Dataset
 from ctssl.datasets.manifest import read_manifest
-from ctssl.datasets.scans import channels_in, check_masks, require_scans, stem
+from ctssl.datasets.scans import channels_in, check_masks, list_scans, require_scans, stem
 from ctssl.files.names import check_case_name
 from ctssl.files.text import read_json
 from ctssl.files.walk import files_below, walk
@@ -23,7 +23,9 @@ LAYOUTS = """
   nnU-Net: imagesTr/ (CASE_0000.nii.gz; further channels CASE_0001.nii.gz, ...), labelsTr/, dataset.json
   Medical Segmentation Decathlon: dataset.json with "training"
   a CSV with the columns image and label (and image2, image3, ... for further channels, id, patient, split, anything else)
+  TotalSegmentator: a folder for each scan, with ct.nii.gz and segmentations/STRUCTURE.nii.gz
   DICOM: a folder for each patient, with a CT series and an RTSTRUCT or SEG"""
+SCAN, STRUCTURES = "ct.nii.gz", "segmentations"  # of TotalSegmentator
 
 
 def find_cases(
@@ -39,12 +41,22 @@ def find_cases(
     Args:
         data: folder or CSV.
         images, labels: folders of scans and masks with the same names, instead of `data`.
-        roi: structure to take from RTSTRUCT or SEG files that hold several.
+        roi: structure to take, where RTSTRUCT or SEG files or folders of TotalSegmentator hold several.
 
     Raises:
         FileNotFoundError: a folder, a file or a mask is missing.
         ValueError: arguments or files do not fit together.
     """
+    found = _find(data, images, labels, roi)
+    if roi and not any(case.roi or case.label.parent.name == STRUCTURES for case in found.cases):
+        raise ValueError(
+            f"roi {roi!r} names a structure of an RTSTRUCT, a SEG or {STRUCTURES}/, and these masks are none of these; "
+            "leave it out"
+        )
+    return found
+
+
+def _find(data: Any, images: Any, labels: Any, roi: str | None) -> Dataset:
     if data is not None and (images is not None or labels is not None):
         raise ValueError("give one folder with images/ and labels/, or the two folders apart, not both")
     if data is None:
@@ -62,10 +74,11 @@ def find_cases(
     folders = [(root / i, root / k) for i, k in FOLDERS if (root / i).is_dir() and (root / k).is_dir()]
     if folders:
         return _dataset(_pairs(*folders[0]), description)
-    cases = _dicom(root, roi)
+    cases = _structures(root, roi) or _dicom(root, roi)
     if not cases:
         raise FileNotFoundError(f"{root} holds no labelled scans in a layout that ctssl knows:{LAYOUTS}")
-    return Dataset(cases, {1: roi} if roi else {})
+    own = cases[0].label.parent.name == STRUCTURES
+    return Dataset(cases, {1: roi or stem(cases[0].label)} if roi or own else {})
 
 
 def _dataset(cases: list[Case], description: dict[str, Any] | None = None) -> Dataset:
@@ -212,6 +225,34 @@ def _is_there(file: Path) -> bool:
         return file.exists()
     except (OSError, ValueError):  # a name that is too long for a file
         return False
+
+
+def _structures(root: Path, roi: str | None) -> list[Case]:
+    """Return a case for each folder as TotalSegmentator keeps its scans, with the mask of one structure.
+
+    Raises `ValueError` where there are several structures and `roi` does not say which.
+    """
+    folders = [path.parent for path in sorted(root.glob(f"*/{SCAN}")) if (path.parent / STRUCTURES).is_dir()]
+    masks = {folder: list_scans(folder / STRUCTURES, unlabelled=False) for folder in folders}
+    known = sorted({name for own in masks.values() for name in own})
+    if folders and (roi not in known if roi else len(known) != 1):
+        raise ValueError(
+            f"{root}: {f'no structure {roi!r}' if roi else 'several structures'} in {STRUCTURES}/; name one with --roi (roi=): "
+            f"{', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
+        )
+    wanted = roi or (known[0] if known else "")
+    if bare := [folder.name for folder in folders if wanted not in masks[folder]]:
+        _warn(bare, f"no {STRUCTURES}/{wanted}, and are left out")
+    return [
+        Case(
+            check_case_name(folder.name, where=str(root)),
+            folder / SCAN,
+            masks[folder][wanted],
+            patient=folder.name,
+        )
+        for folder in folders
+        if wanted in masks[folder]
+    ]
 
 
 def _dicom(root: Path, roi: str | None) -> list[Case]:
