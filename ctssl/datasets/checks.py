@@ -14,7 +14,7 @@ import numpy as np
 
 from ctssl.datasets.case import Case, Dataset, read_case
 from ctssl.datasets.manifest import astride
-from ctssl.datasets.seen import scan_hash, seen_by
+from ctssl.datasets.seen import incomplete, scan_hash, seen_by
 from ctssl.datasets.unlike import Sign, signs, unlike_others
 from ctssl.hub.folder import ModelFolder
 from ctssl.scan_checks import Finding, lint, outside_body, two_geometries
@@ -99,7 +99,7 @@ def survey(
     """
     from tqdm import tqdm
 
-    unknown = seen is not None and not seen
+    unknown, listed = incomplete(seen), bool(seen)
     seen, found, kept = seen or {}, [], {}
     for case in tqdm(dataset.cases, desc="checking cases", disable=not progress):
         try:
@@ -127,7 +127,12 @@ def survey(
         )
     found += _torn_patients(dataset.cases)
     if unknown:
-        text = "no list of the scans that it was pretrained on: whether these are among them is unknown"
+        text = (
+            "only some of the scans that it was trained on are listed"
+            if listed
+            else "no list of the scans that it was pretrained on"
+        )
+        text += ": whether these are among them is unknown"
         found.append(Problem("warning", "unknown-pretraining", text, model))
     return Survey(sorted(found, key=lambda problem: problem.level != "error"), kept)
 

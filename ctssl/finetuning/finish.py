@@ -116,7 +116,7 @@ def save(net: Any, job: Job, report: Report, judged: dict[str, Judged], *, devic
     labels = judged_labels(net.labels, job)
     files = result_files(report, judged, facts, job.settings, labels=labels, identity=job.identity)
     files["README.md"] = write_card(report, judged, facts, job.settings, labels, list(files))
-    before = seen_by(start.folder)
+    before = None if start.from_scratch else seen_by(start.folder)
     hashes = [job.survey.records.cases[case.name].scan_hash for case in job.sides.training]
     files[SEEN] = seen_after(before, hashes, salt=job.survey.salt)
     net.training_range = training_range(

@@ -144,7 +144,7 @@ def _exists(repo: str) -> bool:
 def push(model: Any, repo: str, *, private: bool = False, token: str | None = None) -> str:
     """Upload weights, config and a generated card in one commit; returns the URL of the commit.
 
-    No picture, case name or table of the training data is uploaded.
+    No picture, case name, table or list of hashes of the training data is uploaded.
 
     Args:
         model: an encoder or a segmenter.
@@ -161,11 +161,13 @@ def push(model: Any, repo: str, *, private: bool = False, token: str | None = No
 
     from ctssl.files.weights import read_metadata
     from ctssl.hub.card import card
+    from ctssl.hub.folder import SEEN
 
     if not REPOSITORY.fullmatch(repo):
         raise ValueError(f"{repo!r} is not a Hub repository; write owner/name")
     with tempfile.TemporaryDirectory() as place:
         folder = model.save_pretrained(Path(place, repo.split("/")[1]))
+        (folder / SEEN).unlink(missing_ok=True)
         (folder / "README.md").write_text(
             card(folder, repo, read_metadata(folder / WEIGHTS)), encoding="utf-8"
         )

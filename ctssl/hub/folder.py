@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FORMAT = "ctssl-1"
 MODEL_TYPE = "ctssl"  # as transformers calls it, see `ctssl.hf`
+SEEN = "seen.json"
 ABOUT = (
     "README.md",
     "best.png",
@@ -37,7 +38,7 @@ ABOUT = (
     "loss.png",
     "median.png",
     "report.json",
-    "seen.json",
+    SEEN,
     "training.json",
     "worst.png",
 )
@@ -191,7 +192,7 @@ def write_folder(
         config: entries of `config.json`; format and sha256 are added.
         half: store floating-point weights as fp16.
         overwrite: write into a folder that is not empty. What ctssl wrote there of other weights goes (`ABOUT`).
-        extra: more files, content by name.
+        extra: more files, content by name. The list of scans that the model has seen goes with it (`seen.json`), unless given.
         metadata: provenance for the header of the weights (`ctssl.hub.provenance.facts`). Default: what is
             known about the model.
 
@@ -219,7 +220,7 @@ def write_folder(
         config = {"format": FORMAT, "model_type": MODEL_TYPE, **config, "sha256": file_sha256(part / WEIGHTS)}
         write_whole(part / CONFIG, json.dumps(config, indent=1) + "\n")
         write_whole(part / PROCESSOR, processor_text(config))
-        for name, content in (extra or {}).items():
+        for name, content in (_seen(model) | dict(extra or {})).items():
             write_whole(part / name, content)
         (part / WEIGHTS).chmod(
             (part / CONFIG).stat().st_mode
@@ -232,6 +233,18 @@ def write_folder(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def _seen(model: Any) -> dict[str, str]:
+    """Return `seen.json` of the folder that a model, or else its encoder, was loaded from; marked as incomplete where its
+    weights have changed since. Empty where there is none."""
+    part = model if getattr(model, "origin", None) else getattr(model, "encoder", None)
+    source: Path | None = getattr(part, "origin", None)
+    record = read_json(source.with_name(SEEN)) if source and source.with_name(SEEN).is_file() else None
+    if not isinstance(record, dict) or source is None:
+        return {}
+    whole = {} if holds(source, part) else {"partial": True}
+    return {SEEN: json.dumps({**record, **whole}, indent=1) + "\n"}
 
 
 def processor_text(config: dict[str, Any]) -> str:

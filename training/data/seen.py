@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import ctssl
-from ctssl.datasets.seen import SCHEME, salted, scan_hash, scheme_of, seen_by
+from ctssl.datasets.seen import SCHEME, incomplete, salted, scan_hash, scheme_of, seen_by
 from ctssl.volume.dicom import find_series
 from ctssl.volume.dicom_file import get_text
 from training.data.corpora import NAMES, data_folder
@@ -37,7 +37,8 @@ def seen(run: Run, voxels: Iterable[str] | None = None) -> str:
     folders = [scan.path if scan.path.is_dir() else original(scan, run.corpus) for scan in scans]
     series = {uid for folder in folders if folder is not None for uid in series_uids(folder)}
     series |= set(before.get("series", []))
-    record = {"scheme": SCHEME} if scheme_of(before) == SCHEME else {}
+    record: dict[str, object] = {"scheme": SCHEME} if scheme_of(before) == SCHEME else {}
+    record |= {"partial": True} if run.init and incomplete(before) else {}
     return (
         json.dumps({**record, "salt": salt, "voxels": sorted(hashes), "series": sorted(series)}, indent=1)
         + "\n"
