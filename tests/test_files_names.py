@@ -8,10 +8,12 @@ import pytest
 
 import ctssl
 from ctssl.cli import main
+from ctssl.datasets.layouts import find_cases
 from ctssl.files import names
 from ctssl.files.names import check_path
 from ctssl.files.text import csv_text
 from ctssl.inference import masks, windows
+from tests.support.folders import described
 
 LONG = "x" * 245
 
@@ -106,3 +108,15 @@ def test_a_folder_that_may_not_be_written_to_is_refused_before_the_work(
         assert main(ask) == 1
         assert f"you may not write to {tmp_path}" in capsys.readouterr().err
     assert not Path(out).exists()
+
+
+def test_two_labels_of_one_name_are_refused(labelled):
+    """Before volumes, maps and scores of one hide those of the other."""
+    twice = {1: "tumour", 2: "tumour"}
+    with pytest.raises(ValueError, match="labels 1 and 2 are both called 'tumour'"):
+        ctssl.segmenter("vit-tiny-random", classes=3, labels=twice)
+    with pytest.raises(ValueError, match="labels 1 and 2 are both called"):
+        ctssl.finetune(labelled, out=labelled / "out", names=twice)
+    described(labelled, labels={"1": "tumour", "2": "tumour"})
+    with pytest.raises(ValueError, match="labels 1 and 2 are both called"):
+        find_cases(labelled)

@@ -1,12 +1,14 @@
 """Label efficiency: the trainings, what is kept, the table."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ctssl.cli import main
 from ctssl.finetuning import curve
+from ctssl.finetuning.prepare import choose_sides
 from ctssl.finetuning.run import run
 
 SHORT = ["--steps", "2", "--crop", "16", "--batch", "1", "--head", "linear"]
@@ -47,6 +49,30 @@ def test_the_command_trains_each_model_with_each_number_of_patients(
     weights = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     assert main([*command, "--seeds", "1", *SHORT]) == 0  # nothing is trained again
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == weights
+
+
+def test_the_validation_cases_of_a_table_stay_for_validation(labelled, tiny_folder, tmp_path, monkeypatch):
+    """As `finetune` divides the same table."""
+    table, found = labelled / "cases.csv", []
+    lines = [
+        f"images/case{i}.nii.gz,labels/case{i}.nii.gz,{s}" for i, s in enumerate(("train", "val", "test"))
+    ]
+    table.write_text("\n".join(["image,label,split", *lines]) + "\n")
+
+    def divided(request, dataset):
+        found.append(choose_sides(dataset.cases, request))
+        return SimpleNamespace(held_out={"case2": {"tumour": 0.5}})
+
+    monkeypatch.setattr(curve, "run", divided)
+    (tmp_path / "curve").mkdir()
+    measured = curve.measure_curve(
+        table, out=tmp_path / "curve", models=[str(tiny_folder), "scratch"], seeds=2
+    )
+    assert {row["shots"] for row in measured.rows} == {1}  # patients to learn from
+    for sides in found:
+        names = [[case.name for case in part] for part in (sides.learning, sides.validating, sides.held_out)]
+        assert names == [["case0"], ["case1"], ["case2"]]
+    assert len(found) == 4
 
 
 def test_the_table_compares_by_patient_with_the_last_model():

@@ -3,7 +3,7 @@
 import pytest
 
 import ctssl
-from ctssl.finetuning.prepare import onto_grid
+from ctssl.finetuning.prepare import name_labels, onto_grid
 from ctssl.volume.volume import Volume
 from tests.support.tiny import QUICK
 
@@ -56,3 +56,12 @@ def test_labels_move_with_the_scan_onto_the_models_grid(ball):
     volume_mm3 = mask.array.sum() * 12.0
     assert moved.sum() * 8.0 == pytest.approx(volume_mm3, rel=0.1)
     assert there.array[moved == 1].mean() > 0.66  # the ball is bright: 200 HU is 0.7
+
+
+def test_few_patients_need_not_have_every_label_that_has_a_name():
+    names = {1: "tumour", 2: "node"}
+    assert name_labels(names, {}, {1}, whole=False) == names
+    with pytest.raises(ValueError, match="masks hold labels 1..1"):
+        name_labels(names, {}, {1})  # of all cases: a name too many
+    with pytest.raises(ValueError, match="masks hold labels 1..3"):
+        name_labels(names, {}, {1, 3}, whole=False)

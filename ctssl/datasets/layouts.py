@@ -12,7 +12,7 @@ from typing import Any
 from ctssl.datasets.case import Case, Dataset
 from ctssl.datasets.manifest import read_manifest
 from ctssl.datasets.scans import channels_in, check_masks, list_scans, require_scans, stem
-from ctssl.files.names import check_case_name
+from ctssl.files.names import check_case_name, check_label_names
 from ctssl.files.text import read_json
 from ctssl.files.walk import files_below, walk
 from ctssl.volume.dicom_checks import MaskWarning
@@ -150,6 +150,7 @@ def _names(description: dict[str, Any]) -> dict[int, str]:
             )
         if int(number) > 0 and name != "ignore":
             names[int(number)] = name
+    check_label_names(names)
     return {1: names[255]} if set(names) == {255} else names  # as `read_case` reads masks of 0 and 255
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 LONGEST = (
@@ -29,6 +30,15 @@ def check_case_name(name: str, *, where: str = "") -> str:
             f"{said}... cannot be the name of a case: it has {len(name)} characters (at most {LONGEST} bytes)"
         )
     return name
+
+
+def check_label_names(names: Mapping[int, str]) -> None:
+    """Raise `ValueError` for two labels of one name: their volumes, maps and scores could not be told apart."""
+    for name in names.values():
+        if len(both := [label for label, other in names.items() if other == name]) > 1:
+            raise ValueError(
+                f"labels {both[0]} and {both[1]} are both called {name!r}; give each a name of its own"
+            )
 
 
 def safe_label(label: str) -> str:

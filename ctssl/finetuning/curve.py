@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from ctssl.datasets.layouts import find_cases
-from ctssl.datasets.splits import divide, patients
+from ctssl.datasets.splits import patients
 from ctssl.evaluation.statistics import add_holm, gained, mean_interval, patient_means, with_interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import as_plain, csv_text, markdown
 from ctssl.finetuning.job import prepare_job
+from ctssl.finetuning.prepare import choose_sides
 from ctssl.finetuning.request import Request, check_request
 from ctssl.finetuning.run import run
 from ctssl.finetuning.settings import Settings
@@ -138,11 +139,17 @@ def measure_curve(
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: give at least 1")
     dataset = find_cases(data)
-    train, held = divide(dataset.cases, hold_out, settings.seed)
-    counts = _counts(shots, len(patients(train)))
     model, scratch = next(iter(names.values()))
-    first = Request(folder, model, settings, head, [case.name for case in held], from_scratch=scratch)
+    first = Request(folder, model, settings, head, hold_out, from_scratch=scratch)
     first = replace(first, spacing_mm=spacing_mm, window_hu=window_hu, device=device, progress=progress)
+    sides = choose_sides(dataset.cases, first)
+    held = sides.held_out
+    if hold_out is not None or not any(
+        case.split for case in dataset.cases
+    ):  # drawn by the seed, once for all trainings
+        first = replace(first, hold_out=[case.name for case in held])
+    train = [case for case in sides.training if case.name not in sides.named]
+    counts = _counts(shots, len(patients(train)))
     seen = prepare_job(first, dataset).plan.preprocess  # one plan: the gain is of the weights alone
     grid = f"{seen.spacing_mm:g} mm, {seen.window_hu[0]:g} to {seen.window_hu[1]:g} HU"
     patient, rows = {case.name: case.patient for case in held}, []

@@ -219,8 +219,9 @@ def prepare_scans(job: Job) -> tuple[list[Any], list[Any]]:
 def build_network(job: Job) -> Any:
     """Build the segmenter: the head on the encoder. Raises `ValueError` for held-out scans that do not fit into the
     memory: now, not after hours of work."""
-    names = name_labels(job.request.names, job.dataset.names, job.survey.labels(job.sides.training))
-    classes = 1 + (len(names) if names else max(job.survey.labels(job.sides.training)))
+    labels = job.survey.labels(job.sides.training)
+    names = name_labels(job.request.names, job.dataset.names, labels, whole=job.request.few_shot is None)
+    classes = 1 + (len(names) if names else max(labels))
     encoder = widen(job.start.encoder, 1 + len(job.plan.preprocess.channels))
     encoder.spec = replace(job.start.spec, preprocess=job.plan.preprocess)
     torch.manual_seed(job.settings.seed)

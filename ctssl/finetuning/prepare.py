@@ -136,7 +136,7 @@ def survey_warnings(survey: Survey, sides: Sides) -> list[str]:
 
 
 def name_labels(
-    given: dict[int, str] | None, known: dict[int, str], labels: set[int]
+    given: dict[int, str] | None, known: dict[int, str], labels: set[int], *, whole: bool = True
 ) -> dict[int, str] | None:
     """Name the labels that are learned: as given, as the data says, or (None) by their numbers.
 
@@ -144,9 +144,11 @@ def name_labels(
         given: names that the user gives; they have to name every label.
         known: names in `dataset.json`, which may name more labels than the masks hold.
         labels: labels that occur in the masks of the training cases.
+        whole: False where only some of the training cases were drawn, in which labels may be missing.
     """
     highest = max(labels, default=0)
-    if given and sorted(given) != list(range(1, highest + 1)):
+    count = max(highest, 0 if whole else len(given or {}))
+    if given and sorted(given) != list(range(1, count + 1)):
         raise ValueError(f"names for labels {sorted(given)}, but the masks hold labels 1..{highest}")
     if given:
         return given
@@ -178,7 +180,7 @@ def prepare_cases(
 def onto_grid(mask: Volume, grid: Volume) -> np.ndarray:
     """Bring labels onto another grid: each voxel gets the label that fills most of it."""
     labels, most = np.zeros(grid.shape, np.uint8), np.zeros(grid.shape, np.float32)
-    for k in np.unique(np.append(mask.array, 0)):  # one after the other, in the memory of one
+    for k in sorted({0, *np.unique(mask.array).tolist()}):  # one after the other, in the memory of one
         share = resample(mask.array == k, mask.affine, grid.shape, grid.affine, fill=float(k == 0))
         larger = share > most
         labels[larger], most[larger] = k, share[larger]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctssl.datasets.splits import count_folds
-from ctssl.files.names import check_path, check_writable
+from ctssl.files.names import check_label_names, check_path, check_writable
 from ctssl.files.running import check_alone
 from ctssl.files.text import read_json
 from ctssl.finetuning.report import WRITTEN, Report
@@ -77,6 +77,7 @@ def check_request(request: Request) -> None:
         raise ValueError(f"names={request.names}: give a name for each label, such as {{1: 'tumour'}}")
     if odd := [name for name in (request.names or {}).values() if not name.isprintable()]:
         raise ValueError(f"the label {odd[0][:60]!r} cannot be printed; name it in plain text")
+    check_label_names(request.names or {})
     if request.folds is not None and count_folds(request.folds) < 2:
         raise ValueError(f"folds={request.folds}: give at least 2")
     if request.folds is not None and request.hold_out is not None:

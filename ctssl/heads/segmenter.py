@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ctssl.encoders.pretrained import Pretrained, on_class
+from ctssl.files.names import check_label_names
 from ctssl.heads import HEADS, WHOLE
 from ctssl.volume.volume import Volume
 from ctssl.zoo import channels_of
@@ -53,6 +54,7 @@ class Segmenter(nn.Module):
                 f"invalid labels {sorted(labels)}; for {classes} classes with the background, name 1 "
                 f"to {classes - 1}"
             )
+        check_label_names(labels or {})
         if not 1 <= window <= WIDEST_WINDOW:
             raise ValueError(f"invalid window={window} (must be 1 to {WIDEST_WINDOW} voxels)")
         self.encoder = encoder
