@@ -9,6 +9,7 @@ import pytest
 import ctssl
 from ctssl import evaluation
 from ctssl.cli.main import main
+from ctssl.evaluation import statistics
 
 
 @pytest.fixture
@@ -180,11 +181,24 @@ def test_holm_by_hand():
     )
 
 
-def test_intervals_draw_whole_patients():
-    """Cases of one patient move together: four copies of each tell no more than one of each."""
-    single = [{"patient": str(i), "dsc": v} for i, v in enumerate(np.linspace(0.2, 0.9, 10))]
-    copies = [row for row in single for _ in range(4)]
-    assert evaluation.interval(single, "dsc") == pytest.approx(evaluation.interval(copies, "dsc"))
+def test_a_patient_with_many_scans_counts_once():
+    """In mean, median and interval: four copies of each tell no more than one of each, and four of one no more of it."""
+
+    def scans(patient: int, dsc: float, count: int) -> list[dict]:
+        one = {"patient": str(patient), "dsc": dsc, "nsd": dsc, "hd95_mm": 1.0, "volume_ml": 1.0}
+        one |= {"lesions": 1, "lesions_found": 1, "false_positives": 0}
+        return [{**one, "case": f"{patient}-{number}"} for number in range(count)]
+
+    values = np.linspace(0.2, 0.9, 10)
+    once, all_copied, one_copied = (
+        statistics.summary(
+            [row for i, dsc in enumerate(values) for row in scans(i, dsc, count(i))], "all", ""
+        )
+        for count in (lambda i: 1, lambda i: 4, lambda i: 4 if i == 0 else 1)
+    )
+    for key in ("dsc", "dsc_median", "dsc_low", "dsc_high"):
+        assert once[key] == pytest.approx(all_copied[key]) == pytest.approx(one_copied[key])
+    assert once["dsc"] == pytest.approx(values.mean()) and one_copied["cases"] == 13
 
 
 def test_what_does_not_fit_is_said(folders, capsys):

@@ -15,7 +15,8 @@ FEWEST = 6  # smallest number of patients for a paired test
 def summary(
     rows: list[dict[str, Any]], column: str, value: str, *, scans: int | None = None
 ) -> dict[str, Any]:
-    """Return one row of the strata table, over all labels of its cases.
+    """Return one row of the strata table: means and medians of DSC and NSD over patients, of each the mean over its cases and
+    labels.
 
     `scans`: number of scans that were evaluated, for the false positives per scan; None: the cases of the rows. A scan has no
     row of a label that neither its truth nor its mask has.
@@ -25,8 +26,8 @@ def summary(
         "cases": len({row["case"] for row in rows}),
     }
     for key in ("dsc", "nsd"):
-        low, high = interval(rows, key)
-        values = [row[key] for row in rows]
+        values = patient_means(rows, key)
+        low, high = mean_interval(values)
         result |= {
             key: float(np.mean(values)),
             f"{key}_median": float(np.median(values)),
@@ -48,21 +49,6 @@ def summary(
         varied = len(set(sizes)) > 1 and len(set(scores)) > 1
         result["dsc_volume_rank_correlation"] = float(spearmanr(sizes, scores)[0]) if varied else math.nan  # type: ignore[arg-type]
     return result
-
-
-def interval(rows: list[dict[str, Any]], key: str, *, draws: int = 2000) -> tuple[float, float]:
-    """Return the 95% bootstrap interval of the mean; patients are resampled, not cases.
-
-    Args:
-        rows: rows of scores, each with its `patient`.
-        key: the score.
-        draws: number of bootstrap samples.
-    """
-    patients: dict[str, list[float]] = {}
-    for row in rows:
-        patients.setdefault(str(row["patient"]), []).append(row[key])
-    sums = np.array([[sum(v), len(v)] for v in patients.values()])
-    return _bootstrap(sums, draws)
 
 
 def gained(rows: list[dict[str, Any]], key: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.evaluation.statistics import add_holm, interval, paired, summary
+from ctssl.evaluation.statistics import add_holm, mean_interval, paired, patient_means, summary
 from ctssl.shifts.stamps import CLEAN
 
 Row = dict[str, Any]
@@ -67,7 +67,8 @@ def overview(rows: list[Row], models: list[str], shifts: list[str]) -> list[Row]
     for model in models:
         for shift in shifts:
             each, points = areas(rows, model, shift), curve(rows, model, shift)
-            low, high = interval(each, "dsc")
+            area_dsc = patient_means(each, "dsc")
+            low, high = mean_interval(area_dsc)
             worst = min(points[1:], key=lambda point: point["dsc"])
             fallen = biggest_fall(rows, model, shift)
             count = len({row["case"] for row in each})
@@ -77,7 +78,7 @@ def overview(rows: list[Row], models: list[str], shifts: list[str]) -> list[Row]
                     "shift": shift,
                     "cases": count,
                     "clean_dsc": points[0]["dsc"],
-                    "area_dsc": float(np.mean([row["dsc"] for row in each])),
+                    "area_dsc": float(area_dsc.mean()),
                     "low": low,
                     "high": high,
                     "worst_dsc": worst["dsc"],
