@@ -109,6 +109,12 @@ def test_a_run_of_minutes_ends_by_the_clock_with_its_schedule_at_its_end(run, tm
         rates[0] < rates[2] and rates[2:] == sorted(rates[2:], reverse=True) and rates[-1] < 0.05 * max(rates)
     )
     assert ctssl.load(tmp_path / "out").channels
+    (tmp_path / "out" / "config.json").unlink()  # killed before the encoder was written
+    pretrain.pretrain(bounded, tmp_path / "out")
+    assert ctssl.load(tmp_path / "out").channels
+    assert checkpoints.read(tmp_path / "out" / checkpoints.NEWEST)["step"] == 12
+    with pytest.raises(SystemExit, match="other settings"):
+        pretrain.pretrain(dataclasses.replace(bounded, minutes=0.3), tmp_path / "out")
 
 
 def test_a_run_goes_on_from_what_another_left_in_the_work_folder_and_takes_its_head(

@@ -12,6 +12,7 @@ from tests.support.tiny import SMALL
 from tests.support.training import ROOT, SMALL_HEADS, TINY
 from training import checkpoints, pretrain
 from training.data import seen
+from training.data.cache import Corpus
 from training.pretext import TASKS
 from training.pretext.batch import Batch
 from training.recipe import find_run, override, own_run, parse_run
@@ -91,6 +92,13 @@ def test_wild_then_self_starts_from_the_wild_weights(phantoms, tmp_path):
         "voxels": sorted(["another scan", *known["voxels"]]),
         "series": ["1.2.3"],
     }
+    (phantoms / "seen.json").write_text(
+        json.dumps({**known, "scheme": 1})
+    )  # an earlier one, for which scans are read
+    corpus = Corpus(phantoms / "table.npy")  # of which the cache left all out as damaged
+    assert json.loads(seen.seen(then, corpus))["voxels"] == sorted(known["voxels"])
+    loose = dataclasses.replace(then, init=str(tmp_path / "state.safetensors"))
+    assert json.loads(seen.seen(loose))["partial"]  # nobody knows what these have seen
     with pytest.raises(SystemExit, match="have another architecture"):
         pretrain.build(dataclasses.replace(then, encoder_args=SMALL["swin"] | {"width": 24}))
 

@@ -33,7 +33,8 @@ def save(out: Path, run: Run, state: dict[str, Any]) -> None:
     Args:
         out: folder of the run.
         run: its settings.
-        state: `task` and `opt`, the state dicts of task and optimiser; all else has to be plain (JSON).
+        state: `task` and `opt`, the state dicts of task and optimiser; all else has to be plain (JSON). `asked`: the settings
+            (`settings`) that were asked for, where `run` has others.
     """
     part = out / f".part{os.getpid()}-{NEWEST}"
     write(part, {"run": settings(run), **state})
@@ -100,9 +101,9 @@ def load_latest(out: Path, run: Run, device: torch.device | str = "cpu") -> dict
             )
             path.rename(path.with_suffix(".damaged"))  # so that it never replaces a good one
             continue
-        if settings(parse_run(json.loads(state["run"]))) != settings(
-            run
-        ):  # fields that came later: their defaults
+        # fields that came later: their defaults; a run of `minutes` that has ended says what was asked for
+        known = [settings(parse_run(json.loads(state[key]))) for key in ("run", "asked") if key in state]
+        if settings(run) not in known:
             raise SystemExit(
                 f"{path} belongs to a run with other settings; choose another --out or remove it"
             )

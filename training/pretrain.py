@@ -46,7 +46,7 @@ from ctssl.loading import load_model
 from ctssl.precision import half
 from ctssl.zoo import ModelSpec
 from training import checkpoints, log
-from training.data.cache import prepare_corpus
+from training.data.cache import cache_folder, prepare_corpus
 from training.data.loader import Places, Samples, loader
 from training.data.manifest import find_scans
 from training.data.resident import resident_batches
@@ -202,6 +202,8 @@ def train(task: Any, run: Run, out: Path, corpus: Any, *, last: int) -> Run | No
     state = checkpoints.load_latest(out, run, device)
     check_state(state, out, world=world, corpus=corpus.table.stem)
     first, seconds = (state["step"], state["seconds"]) if state else (0, 0.0)
+    if state and "asked" in state:  # a run of `minutes` that had ended
+        last = first
     if state:
         task.load_state_dict(state["task"])
         opt.load_state_dict(state["opt"])
@@ -212,10 +214,11 @@ def train(task: Any, run: Run, out: Path, corpus: Any, *, last: int) -> Run | No
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     facts_now = {"world": world, "corpus": corpus.table.stem, "device": name}
 
-    def keep(step: int, run: Run = run) -> None:
+    def keep(step: int, done: Run | None = None) -> None:
         if rank == 0:
             now = {"task": task.state_dict(), "opt": opt.state_dict(), "step": step, "seconds": clock.seconds}
-            checkpoints.save(out, run, {**now, **facts_now})
+            asked = {"asked": checkpoints.settings(run)} if done and run.minutes else {}
+            checkpoints.save(out, done or run, {**now, **facts_now, **asked})
 
     task.train()
     bar = tqdm(
@@ -246,7 +249,7 @@ def train(task: Any, run: Run, out: Path, corpus: Any, *, last: int) -> Run | No
     done = None
     if agreed_share(run, last, clock.seconds, world) >= 1:
         done = replace(run, steps=last, minutes=0.0)
-    keep(last, done or run)
+    keep(last, done)
     journal.close()
     return done
 
@@ -359,7 +362,7 @@ def shared_corpus(run: Run, out: Path, rank: int) -> Any:
     """Return the prepared corpus; the first process prepares it, the others wait."""
     if rank and dist.is_initialized():
         dist.barrier()
-    corpus = prepare_corpus(find_scans(run.corpus), run.preprocess, out.parent / "cache")
+    corpus = prepare_corpus(find_scans(run.corpus), run.preprocess, cache_folder(out))
     if not rank and dist.is_initialized():
         dist.barrier()
     return corpus
@@ -369,7 +372,7 @@ def finish(task: Any, run: Run, out: Path, corpus: Any, *, world: int = 1) -> No
     """Write the encoder, or the segmenter of a task that has one, as a model folder next to its checkpoint, and
     a picture of the loss.
     """
-    scans = [scan.path.name for scan in find_scans(run.corpus)]
+    scans = [scan.path.name for scan in corpus.scans]
     encoder = task.encoder
     encoder.spec = ModelSpec(
         run.name,
@@ -387,7 +390,7 @@ def finish(task: Any, run: Run, out: Path, corpus: Any, *, world: int = 1) -> No
         pretext=run.task,
         samples=run.steps * run.batch * run.accumulate * world,
     )
-    extra = {SEEN: seen(run, corpus.voxels)} if len(scans) <= HASHED else {}
+    extra = {SEEN: seen(run, corpus)} if len(scans) <= HASHED else {}
     model, config = exported(task, run.name)
     write_folder(model, out, config, overwrite=True, metadata=metadata, extra=extra)
     log.picture(out / "log.jsonl", out / "loss.png", title=run.name)

@@ -1,8 +1,8 @@
 """Check and prepare scans once; memory-map them from then on.
 
-`python -m training.data.cache SOURCE [--workers 8] [--folder runs/cache]` prepares a corpus before a
-training. Existing entries are reused; unusable scans are listed and left out; deleting the folder costs time,
-nothing else.
+`python -m training.data.cache --run RUN [--workers 8] [--folder runs/cache]` prepares the corpus of a run before the
+training, `python -m training.data.cache SOURCE --spacing 1.5 --window -1000 400` any scans. Existing entries are reused;
+unusable scans are listed and left out; deleting the folder costs time, nothing else.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from ctssl.volume.volume import files_of, voxel_hash
 from ctssl.zoo import Preprocess
 from training.data import corpora
 from training.data.manifest import Scan, find_scans
+from training.recipe import find_run
 
 ROW = np.dtype([("file", "S40"), ("patient", "i4")])
 LIMIT = 0.05  # share of scans that may be unusable
@@ -34,13 +35,16 @@ LIMIT = 0.05  # share of scans that may be unusable
 class Corpus:
     """Prepared scans by number. A worker holds only one memory-mapped table, whatever the number of scans."""
 
-    def __init__(self, table: Path, voxels: tuple[str, ...] = ()) -> None:
+    def __init__(self, table: Path, scans: tuple[Scan, ...] = (), voxels: tuple[str, ...] = ()) -> None:
         self.table = table
-        self.voxels = voxels  # hash of each scan's voxels, in the first process alone
+        self.scans, self.voxels = (
+            scans,
+            voxels,
+        )  # and the hash of each scan's voxels, in the first process alone
         self._rows: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"table": self.table, "voxels": (), "_rows": None}
+        return {"table": self.table, "scans": (), "voxels": (), "_rows": None}
 
     @property
     def rows(self) -> np.ndarray:
@@ -110,18 +114,23 @@ def prepare_corpus(scans: list[Scan], preprocess: Preprocess, folder: Path, *, w
 
 def _table(scans: list[Scan], entries: list[dict | None], folder: Path) -> Corpus:
     numbers: dict[str, int] = {}
+    kept = [(scan, entry) for scan, entry in zip(scans, entries, strict=True) if entry and "file" in entry]
     rows = np.array(
-        [
-            (entry["file"], numbers.setdefault(scan.patient, len(numbers)))
-            for scan, entry in zip(scans, entries, strict=True)
-            if entry and "file" in entry
-        ],
-        ROW,
+        [(entry["file"], numbers.setdefault(scan.patient, len(numbers))) for scan, entry in kept], ROW
     )
     path = folder / f"table-{hashlib.sha256(rows.tobytes()).hexdigest()[:16]}.npy"
     if not path.exists():
         write_whole(path, lambda part: np.save(part, rows))
-    return Corpus(path, tuple(entry["voxels"] for entry in entries if entry and "file" in entry))
+    return Corpus(path, tuple(scan for scan, _ in kept), tuple(entry["voxels"] for _, entry in kept))
+
+
+def cache_folder(out: Path) -> Path:
+    """Return the cache of a run: one for all runs below a folder `runs`, otherwise beside the run.
+
+    >>> cache_folder(Path("runs/study/vit_wild_mim")).as_posix(), cache_folder(Path("mine/vit")).as_posix()
+    ('runs/cache', 'mine/cache')
+    """
+    return next((folder for folder in out.parents if folder.name == "runs"), out.parent) / "cache"
 
 
 def _run(jobs: list[tuple], workers: int) -> Iterator[dict]:
@@ -193,7 +202,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", help=f"{', '.join(corpora.NAMES)}, a CSV or a folder")
+    parser.add_argument("source", nargs="?", help=f"{', '.join(corpora.NAMES)}, a CSV or a folder")
+    parser.add_argument("--run", help="a file in training/runs, without .py: its scans, spacing and window")
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/cache"), help="the cache (default: %(default)s)"
     )
@@ -204,10 +214,21 @@ def main() -> None:
         default=Preprocess.spacing_mm,
         help="working spacing in mm (default: %(default)s)",
     )
-    args = parser.parse_args()
-    corpus = prepare_corpus(
-        find_scans(args.source), Preprocess(args.spacing), args.folder, workers=args.workers
+    parser.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        default=Preprocess.window_hu,
+        metavar=("LOW", "HIGH"),
+        help="in HU (default: %(default)s)",
     )
+    args = parser.parse_args()
+    if bool(args.source) == bool(args.run):
+        parser.error("give either scans or --run")
+    run = find_run(args.run) if args.run else None
+    source = run.corpus if run else args.source
+    preprocess = run.preprocess if run else Preprocess(args.spacing, tuple(args.window))
+    corpus = prepare_corpus(find_scans(source), preprocess, args.folder, workers=args.workers)
     print(f"{len(corpus)} scans are ready in {args.folder}")
 
 

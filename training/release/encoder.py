@@ -28,7 +28,7 @@ from ctssl.loading import load
 from ctssl.phantom import phantom
 from ctssl.zoo import MODELS, SCANS, ModelSpec
 from training import checkpoints, log
-from training.data.cache import prepare_corpus
+from training.data.cache import cache_folder, prepare_corpus
 from training.data.corpora import NAMES, data_folder, provenance
 from training.data.loader import Places, Samples, loader
 from training.data.manifest import find_scans
@@ -93,8 +93,8 @@ def export(run: Run, out: Path, cards: Path = CARDS) -> Path:
         "unseen": unseen(task, run, out),
         "scans": scans_of(run),
     }
-    corpus = prepare_corpus(find_scans(run.corpus), run.preprocess, out.parent / "cache")
-    hashes = seen(run, corpus.voxels)
+    corpus = prepare_corpus(find_scans(run.corpus), run.preprocess, cache_folder(out))
+    hashes = seen(run, corpus)
     metadata = facts(
         recipe=history["run"],
         manifest=json.loads(hashes)["voxels"],
@@ -152,7 +152,7 @@ def unseen(task: nn.Module, run: Run, out: Path, crops: int = 1280) -> dict[str,
     """
     other = {"self": "wild", "sarcoma": "wild", "wild-self": "paired_kernels"}.get(trained_on(run), "sarcoma")
     source = other if other in NAMES else data_folder() / other
-    scans = prepare_corpus(find_scans(source), run.preprocess, out.parent / "cache")
+    scans = prepare_corpus(find_scans(source), run.preprocess, cache_folder(out))
     samples = Samples(scans, task, run, seed=run.seed + 1)
     batches = max(1, min(40, crops // run.batch))
     places = Places(batch=run.batch, pieces=1, rank=0, world=1, first=0, last=batches)
