@@ -6,8 +6,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 import ctssl
+from ctssl.datasets.case import fit_mask
+from ctssl.evaluation.scores import score_masks
+from ctssl.volume.channels import Channels
 from ctssl.volume.volume import Volume
 
 
@@ -106,3 +110,40 @@ def test_bad_input_is_refused_in_words(tmp_path):
             ctssl.read(source)
     with pytest.raises(FileNotFoundError, match="no scan"):
         ctssl.read(tmp_path / "nothing.nii.gz")
+
+
+@pytest.mark.parametrize("code", ["LPS", "PIR", "SAL", "ASR", "RAS"])
+def test_the_axes_of_another_grid(code):
+    """Of a tilted scan stored with other axis directions, as mask, channel and prediction; nothing is resampled."""
+    array = np.random.default_rng(0).random((5, 6, 7)).astype(np.float32)
+    tilt = Rotation.from_euler("xyz", [10, 20, 30], degrees=True).as_matrix()
+    affine = np.eye(4)
+    affine[:3] = np.column_stack([tilt @ np.diag([1.0, 2.0, 3.0]), [3.0, -4.0, 5.0]])
+    straight = nibabel.nifti1.Nifti1Image(array, np.diag([1.0, 2.0, 3.0, 1.0]))
+    wanted = nibabel.orientations.axcodes2ornt(code)
+    turn = nibabel.orientations.ornt_transform(nibabel.orientations.io_orientation(straight.affine), wanted)
+    stored = straight.as_reoriented(turn)
+    there = affine @ np.linalg.inv(straight.affine) @ stored.affine
+    scan, other = Volume(array, affine), Volume(np.asarray(stored.dataobj), there)
+    back = other.with_axes_of(scan)
+    np.testing.assert_array_equal(back.array, array)
+    np.testing.assert_allclose(back.affine, affine, atol=1e-9)
+    mask = fit_mask(scan, Volume((other.array > 0.5).astype(np.uint8), there), "case")
+    np.testing.assert_array_equal(mask.array, array > 0.5)
+    ct = Volume(array * 100, affine)
+    np.testing.assert_array_equal(ctssl.read(Channels(ct, other)).extra[0], array)
+    (row,) = score_masks(Volume((other.array > 0.5) * 1.0, there), mask, name="case", tolerance_mm=None)
+    assert row["dsc"] == 1.0
+
+
+def test_a_turned_or_moved_grid_is_not_another_order_of_axes():
+    scan = Volume(np.zeros((5, 5, 5), np.float32), np.eye(4))
+    turned = np.eye(4)
+    turned[:3, :3] = Rotation.from_euler("z", 5, degrees=True).as_matrix()
+    other = Volume(np.zeros((5, 5, 5), np.uint8), turned)
+    assert other.with_axes_of(scan) is other
+    moved = Volume(
+        np.zeros((5, 5, 5), np.uint8), np.diag([-1.0, 1, 1, 1])
+    )  # whose corner is not that of the scan
+    with pytest.raises(ValueError, match="apart"):
+        fit_mask(scan, moved, "case")

@@ -71,10 +71,11 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
 
 
 def fit_mask(scan: Volume, mask: Volume, name: str) -> Volume:
-    """Return a mask as uint8 on the grid of its scan. A mask of 0 and 255 is one of 0 and 1.
+    """Return a mask as uint8 on the grid of its scan, also one with other axis directions. A mask of 0 and 255 is one of 0 and 1.
 
     Raises `ValueError` where they do not fit, and for a mask that holds other values than 0 to 255.
     """
+    mask = mask.with_axes_of(scan)
     check_grid(replace(scan, name=name), mask, "its mask", "resample the mask to the grid of the scan")
     values = np.unique(mask.array)
     if (

@@ -134,6 +134,7 @@ def score_masks(
             most of the time.
         labels: labels to score. Default: those that occur in either mask, 1 if there is none.
     """
+    one = one.with_axes_of(two)
     check_same_grid(one, two, name=name)
     straight = [unshear(one), unshear(two)] if tolerance_mm is not None else []
     rows = []

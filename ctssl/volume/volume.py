@@ -64,6 +64,31 @@ class Volume:
         """Return the volume of a voxel in ml, also of a sheared grid (a tilted gantry)."""
         return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
 
+    def with_axes_of(self, other: Volume) -> Volume:
+        """Return this scan or mask with its array axes in the order and directions of another one's, without resampling;
+        unchanged where the axes of both are not the same lines.
+
+        >>> left = Volume(np.arange(6.0).reshape(3, 2, 1), np.diag([-1.0, 1, 1, 1]))
+        >>> right = left.with_axes_of(Volume(np.zeros((3, 2, 1)), np.eye(4)))
+        >>> right.array[:, 0, 0].tolist(), right.affine[0].tolist()
+        ([4.0, 2.0, 0.0], [1.0, 0.0, 0.0, -2.0])
+        """
+        own, wanted = (v.affine[:3, :3] / v.spacing_mm for v in (self, other))
+        turn = np.linalg.solve(own, wanted)
+        signs = np.round(turn)
+        if np.abs(turn - signs).max() > 0.01 or not np.array_equal(np.abs(signs).sum(0), np.ones(3)):
+            return self
+        to_own = np.eye(4)  # from voxels of the result to voxels of this one
+        to_own[:3, :3] = signs
+        to_own[:3, 3] = [n - 1 if row.sum() < 0 else 0 for n, row in zip(self.shape, signs, strict=True)]
+        order = np.abs(signs).argmax(0)
+        flips = tuple(slice(None, None, int(signs[axis, k])) for k, axis in enumerate(order))
+        if np.array_equal(signs, np.eye(3)):
+            return self
+        arrays = [np.ascontiguousarray(a.transpose(order)[flips]) for a in (self.array, *self.extra)]
+        affine = self.affine @ to_own
+        return replace(self, array=arrays[0], affine=affine, header=None, extra=tuple(arrays[1:]))
+
     def on_grid(self, array: np.ndarray, name: str = "") -> Volume:
         """Return other values on the same grid, such as a mask `(X, Y, Z)`, without further channels. `name`: another one."""
         return replace(self, array=array, name=name or self.name, extra=())
@@ -206,6 +231,7 @@ def _read_channels(source: Channels, series: str | None) -> Volume:
     first, *others = (
         read(image, series=series if number == 0 else None) for number, image in enumerate(source.images)
     )
+    others = [other.with_axes_of(first) for other in others]
     for number, other in enumerate(others, 2):
         check_grid(first, other, f"channel {number} ({other.name})", "resample it to the grid of the scan")
         if other.array.min() == other.array.max():
