@@ -104,6 +104,13 @@ def test_masks_of_0_and_255_have_one_label(labelled, named):
     assert (row["label"], row["dsc"]) == (1, 1.0)
 
 
+def test_numbers_that_are_left_out_are_no_labels(labelled):
+    """A model would have an output for each of them."""
+    described(labelled, labels={"background": 0, "air": 1, "tumour": 3, "bone": 7})
+    with pytest.raises(ValueError, match="names the labels 1, 3, 7; number them 1 to 3"):
+        find_cases(labelled)
+
+
 def test_labels_that_nothing_names_must_be_counted_from_one(labelled):
     for i in range(3):
         mask = ctssl.read(labelled / "labels" / f"case{i}.nii.gz")

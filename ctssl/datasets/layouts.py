@@ -135,7 +135,10 @@ def _description(root: Path) -> dict[str, Any]:
 
 
 def _names(description: dict[str, Any]) -> dict[int, str]:
-    """Return the names of the labels, from `{"tumour": 1}` (nnU-Net) or `{"1": "tumour"}` (Decathlon)."""
+    """Return the names of the labels, from `{"tumour": 1}` (nnU-Net) or `{"1": "tumour"}` (Decathlon).
+
+    Raises `ValueError` unless they are 1, 2, ...
+    """
     labels, names = description.get("labels") or {}, {}
     for key, value in labels.items() if isinstance(labels, dict) else ():
         number, name = (value, key) if isinstance(value, int) else (key, value)
@@ -151,7 +154,14 @@ def _names(description: dict[str, Any]) -> dict[int, str]:
         if int(number) > 0 and name != "ignore":
             names[int(number)] = name
     check_label_names(names)
-    return {1: names[255]} if set(names) == {255} else names  # as `read_case` reads masks of 0 and 255
+    if set(names) == {255}:  # as `read_case` reads masks of 0 and 255
+        return {1: names[255]}
+    if sorted(names) != list(range(1, 1 + len(names))):
+        raise ValueError(
+            f"dataset.json names the labels {', '.join(map(str, sorted(names)))}; number them 1 to {len(names)}, there and in "
+            "the masks, as nnU-Net needs it too: a model would learn, and mark, the numbers between"
+        )
+    return names
 
 
 def _decathlon(root: Path, entries: Any) -> list[Case]:

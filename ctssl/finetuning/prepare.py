@@ -150,10 +150,7 @@ def name_labels(
     count = max(highest, 0 if whole else len(given or {}))
     if given and sorted(given) != list(range(1, count + 1)):
         raise ValueError(f"names for labels {sorted(given)}, but the masks hold labels 1..{highest}")
-    if given:
-        return given
-    highest = max(highest, max(known, default=0))
-    return {k: known.get(k, f"class {k}") for k in range(1, highest + 1)} if known else None
+    return given or known or None
 
 
 def prepare_cases(
