@@ -31,7 +31,7 @@ except ModuleNotFoundError as error:
 from ctssl.encoders import ENCODERS, plain_args
 from ctssl.hub.folder import MODEL_TYPE
 from ctssl.loading import load
-from ctssl.scan_checks import check
+from ctssl.scan_checks import check, check_channels
 from ctssl.volume.grids import prepare
 from ctssl.volume.volume import read
 from ctssl.zoo import Channel, Preprocess
@@ -222,7 +222,9 @@ class CtsslImageProcessor(BaseImageProcessor):
             raise ValueError(f"invalid return_tensors={return_tensors!r}; use pt or np")
         scans = images if isinstance(images, list) else [images]
         how = Preprocess(self.spacing_mm, self.window_hu, tuple(self.channels))
-        ready = [torch.from_numpy(prepare(check(read(scan)), how).stack) for scan in scans]
+        ready = [
+            torch.from_numpy(prepare(check_channels(check(read(scan)), how), how).stack) for scan in scans
+        ]
         sizes = {tuple(one.shape[1:]) for one in ready}
         if len(sizes) != 1:
             raise ValueError(

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctssl.volume.volume import Volume
+from ctssl.zoo import Preprocess
+
+UNIT = 20.0  # times as large or small: another unit, as Bq/ml instead of SUV
 
 
 class ScanWarning(UserWarning):
@@ -45,6 +48,25 @@ def check(volume: Volume) -> Volume:
         raise ValueError(f"{volume.name}: {'; '.join(errors)}")
     for finding in findings:
         warnings.warn(f"{volume.name}: {finding.message}", ScanWarning, stacklevel=3)
+    return volume
+
+
+def level_of(channel: np.ndarray) -> float:
+    """Return how far the values of a channel beside the CT reach: the size that one in a thousand voxels has."""
+    return float(np.percentile(np.abs(channel[::2, ::2, ::2]), 99.9))
+
+
+def check_channels(volume: Volume, preprocess: Preprocess) -> Volume:
+    """Return the scan. Warns (`ScanWarning`) of a channel beside the CT whose values are far from those that the model knows, as
+    in another unit."""
+    for array, (name, low, high) in zip(volume.extra, preprocess.channels, strict=False):
+        level, known = level_of(array), max(abs(low), abs(high))
+        if level > UNIT * known or level < known / UNIT:
+            text = (
+                f"{volume.name}: the channel {name} has values up to {level:.3g}, the model knows {low:g} to {high:g}; give it "
+                "in the unit of the scans that the model was trained on"
+            )
+            warnings.warn(text, ScanWarning, stacklevel=3)
     return volume
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -10,14 +11,17 @@ import torch
 import ctssl
 from ctssl.cli.main import main
 from ctssl.datasets.case import Dataset, read_case
+from ctssl.datasets.checks import problems
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.scans import channels_in, list_scans, with_channels
+from ctssl.encoders.layers import widen
 from ctssl.finetuning import job
 from ctssl.finetuning.crops import PreparedCase, draw
 from ctssl.finetuning.plan import derive_channel
 from ctssl.finetuning.request import Request
 from ctssl.finetuning.start import open_start, take_head
 from ctssl.loading import segmenter
+from ctssl.scan_checks import ScanWarning
 from ctssl.volume.grids import prepare
 from ctssl.volume.volume import Volume
 from ctssl.zoo import Channel, ModelSpec, Preprocess
@@ -319,3 +323,24 @@ def test_channels_in_another_order_are_refused(petct, tiny, tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             job.check_channels(Request(tmp_path, net, QUICK), Dataset([], channels=names), start)
+
+
+def test_a_channel_in_another_unit_is_told(petct, tiny, tmp_path):
+    """By `check` where the other cases have another one, and where a model knows another one."""
+    path = petct / "imagesTr" / "P1_0001.nii.gz"
+    pet = ctssl.read(path)
+    assert problems(find_cases(petct)) == []
+    pet.on_grid(pet.array * 5000).save(path, overwrite=True)  # Bq/ml instead of SUV
+    (found,) = problems(find_cases(petct))
+    assert (found.level, found.code, found.case) == ("warning", "unit", "P1") and "one unit" in found.message
+    encoder = widen(tiny, 2)
+    encoder.spec = dataclasses.replace(
+        encoder.spec or ModelSpec("", "encoder", "swin"),
+        preprocess=Preprocess(2.0, (-500.0, 500.0), (Channel("PET", -2.0, 10.0),)),
+    )
+    ct = petct / "imagesTr" / "P1_0000.nii.gz"
+    with pytest.warns(ScanWarning, match="the channel PET has values up to 4.*the model knows -2 to 10"):
+        encoder.preprocess(ctssl.Channels(ct, path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.preprocess(ctssl.Channels(ct, pet))

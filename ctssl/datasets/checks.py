@@ -17,7 +17,7 @@ from ctssl.datasets.manifest import astride
 from ctssl.datasets.seen import incomplete, scan_hash, seen_by
 from ctssl.datasets.unlike import Sign, signs, unlike_others
 from ctssl.hub.folder import ModelFolder
-from ctssl.scan_checks import Finding, lint, outside_body, two_geometries
+from ctssl.scan_checks import UNIT, Finding, level_of, lint, outside_body, two_geometries
 from ctssl.volume.dicom_checks import MaskWarning
 from ctssl.volume.volume import Volume
 
@@ -36,12 +36,14 @@ class Problem(Finding):
 @dataclass(frozen=True)
 class Surveyed:
     """What is kept of a case that could be read. `scan_hash`: salted, of its voxels; `content`: of scan, mask
-    and grid; `grid`: the scan without its voxels; `labels`: that occur in the mask, each with its `Sign`."""
+    and grid; `grid`: the scan without its voxels; `labels`: that occur in the mask, each with its `Sign`; `levels`: how far the
+    values of each channel beside the CT reach."""
 
     scan_hash: str
     content: str
     grid: Volume
     labels: dict[int, Sign]
+    levels: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def survey(
     found += _duplicates(kept)
     for name, told in unlike_others({name: one.labels for name, one in kept.items()}).items():
         found.append(Problem("warning", "unlike", f"{'; '.join(told)}: {UNLIKE}", name))
+    found += _odd_units({name: one.levels for name, one in kept.items()}, dataset.channels)
     if not dataset.names:
         found += _odd_labels(
             {name: set(one.labels) for name, one in kept.items()}, missing=0 if whole else MISSING
@@ -148,7 +151,7 @@ def content_of(scan: Volume, mask: Volume, own: str) -> str:
 def _surveyed(scan: Volume, mask: Volume, own: str) -> Surveyed:
     labels = signs(scan, mask, {int(v) for v in np.unique(mask.array)} - {0})
     grid = scan.on_grid(np.broadcast_to(np.float32(0), scan.shape))
-    return Surveyed(own, content_of(scan, mask, own), grid, labels)
+    return Surveyed(own, content_of(scan, mask, own), grid, labels, tuple(map(level_of, scan.extra)))
 
 
 def _mask_problems(
@@ -231,6 +234,23 @@ def _odd_labels(held: dict[str, set[int]], *, missing: int) -> list[Problem]:
             found.append(
                 Problem("warning", "labels", f"no other mask holds {lone}; is it meant to be a label?", name)
             )
+    return found
+
+
+def _odd_units(levels: dict[str, tuple[float, ...]], names: tuple[str, ...]) -> list[Problem]:
+    """Return a warning for each channel whose values reach much further, or much less far, than in most other cases."""
+    found = []
+    for number, channel in enumerate(names):
+        held = {case: own[number] for case, own in levels.items()}
+        for case, level in held.items():
+            others = [other for name, other in held.items() if name != case]
+            far = sum(not other / UNIT <= level <= other * UNIT for other in others)
+            if len(others) > 1 and 2 * far > len(others):
+                text = (
+                    f"the channel {channel} has values up to {level:.3g}, in most other cases {np.median(others):.3g}; give all "
+                    "cases in one unit"
+                )
+                found.append(Problem("warning", "unit", text, case))
     return found
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctssl.inference.memory import check_features, read_within
 from ctssl.inference.windows import MEMORY_GB
-from ctssl.scan_checks import check
+from ctssl.scan_checks import check, check_channels
 from ctssl.volume.grids import prepare
 from ctssl.volume.volume import Volume, read, scans_in
 from ctssl.zoo import Preprocess, channels_of
@@ -51,7 +51,7 @@ def prepared(
             f"{channels} channels, or prepare each channel with a model of one channel, stack them and call the model itself"
         )
     own = replace(known, spacing_mm=spacing_mm or known.spacing_mm, window_hu=window_hu or known.window_hu)
-    return prepare(check(read(source)), own)
+    return prepare(check_channels(check(read(source)), own), own)
 
 
 def preprocess(encoder: Any, source: Any) -> Tensor:
