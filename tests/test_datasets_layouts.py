@@ -39,7 +39,7 @@ def test_nnunet(labelled):
     found = find_cases(labelled)
     assert [c.name for c in found.cases] == ["case0", "case1", "case2"] and found.names == {1: "tumour"}
     described(labelled, channel_names={"0": "CT", "1": "PET"}, labels={"background": 0, "tumour": 1})
-    with pytest.raises(ValueError, match=r"case0 has 1 channels, dataset\.json names 2"):
+    with pytest.raises(ValueError, match=r"case0 has 1 channel, dataset\.json names 2"):
         find_cases(labelled)
     described(labelled, channel_names={"0": "CT"}, labels={"background": 0, "whole": [1, 2]})
     with pytest.raises(ValueError, match="regions"):

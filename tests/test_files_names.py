@@ -110,6 +110,26 @@ def test_a_folder_that_may_not_be_written_to_is_refused_before_the_work(
     assert not Path(out).exists()
 
 
+def test_a_file_in_the_place_of_a_folder_is_told_before_the_work(labelled, tmp_path, capsys):
+    (tmp_path / "taken").write_text("mine")
+    inside, masks = str(tmp_path / "taken" / "out"), str(labelled / "labels")
+    scan = str(labelled / "images" / "case0.nii.gz")
+    for command in (
+        ["evaluate", masks, masks, "--out", inside],
+        ["finetune", str(labelled), "--out", inside, "--dry-run"],
+        ["segment", scan, f"{inside}.nii.gz", "--model", "lung-tumour-vit-wild-lesions"],
+        [
+            "segment",
+            str(labelled / "images"),
+            str(tmp_path / "taken"),
+            "--model",
+            "lung-tumour-vit-wild-lesions",
+        ],
+    ):
+        assert main(command) == 2
+        assert "taken is a file, not a folder; choose another output folder" in capsys.readouterr().err
+
+
 def test_two_labels_of_one_name_are_refused(labelled):
     """Before volumes, maps and scores of one hide those of the other."""
     twice = {1: "tumour", 2: "tumour"}

@@ -74,7 +74,7 @@ def test_cases_of_several_channels_are_found_in_both_layouts(petct, table):
 
 def test_a_case_that_lacks_a_channel_is_named(petct):
     (petct / "imagesTr" / "P1_0001.nii.gz").unlink()
-    with pytest.raises(ValueError, match=r"P1 has 1 channels, dataset\.json names 2"):
+    with pytest.raises(ValueError, match=r"P1 has 1 channel, dataset\.json names 2"):
         find_cases(petct)
     (petct / "imagesTr" / "P1_0002.nii.gz").touch()
     with pytest.raises(FileNotFoundError, match=r"P1_0001 is missing, but P1_0002\.nii\.gz"):
@@ -113,7 +113,7 @@ def test_a_scan_with_a_mask_of_its_own_is_no_channel(petct):
     found = list_scans(petct / "imagesTr", masks=masks, channels=True)
     assert sorted(found) == ["P0", "P1", "P1_0001", "P2"]
     assert set(channels_in(petct / "imagesTr", masks)) == {found["P0"], found["P2"]}
-    with pytest.raises(ValueError, match="P1 has 1 channels, P0 has 2"):
+    with pytest.raises(ValueError, match="P1 has 1 channel, P0 has 2"):
         find_cases(petct)
 
 
@@ -237,7 +237,9 @@ def test_a_segmenter_learns_what_one_channel_alone_shows(petct, table, tiny, tmp
     assert not mask.extra and net.preprocess(ctssl.Channels(ct, pet)).shape[:2] == (1, 2)
     told = json.loads((tmp_path / "both" / "report.json").read_text())
     assert told["channels"] == config["preprocess"]["channels"]
-    assert f"; PET {low:g} to {high:g}." in (tmp_path / "both" / "README.md").read_text()
+    card = (tmp_path / "both" / "README.md").read_text()
+    assert f"; PET {low:g} to {high:g}." in card and "in CT, PET. " in card
+    assert 'segment(ctssl.Channels("ct.nii.gz", "channel2.nii.gz"))' in card
     with pytest.raises(ValueError, match=r"has 1 channels, the model takes 2 \(CT, PET\)"):
         net.segment(ct)
 

@@ -100,6 +100,19 @@ def test_maps_are_vouched_for_too_and_what_was_edited_stays(net, scans, tmp_path
     assert ctssl.read(out / "0.nii.gz").array.min() == 1
 
 
+def test_a_mask_that_was_damaged_is_not_counted_as_done(net, scans, tmp_path):
+    out = tmp_path / "out"
+    segment_folder(net, scans, out)
+    path = out / "0.nii.gz"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(
+        ValueError, match=r"0\.nii\.gz was damaged after it was written; remove it and start again"
+    ):
+        segment_folder(net, scans, out, resume=True)
+    path.unlink()
+    assert segment_folder(net, scans, out, resume=True) == {} and ctssl.read(path).shape
+
+
 def test_files_of_the_user_are_not_replaced(net, scans, tmp_path, capsys):
     """A record of that name that ctssl did not write; a slice of the series that is read."""
     net.save_pretrained(tmp_path / "net")

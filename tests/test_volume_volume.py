@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.transform import Rotation
 
 import ctssl
@@ -134,6 +135,12 @@ def test_the_axes_of_another_grid(code):
     np.testing.assert_array_equal(ctssl.read(Channels(ct, other)).extra[0], array)
     (row,) = score_masks(Volume((other.array > 0.5) * 1.0, there), mask, name="case", tolerance_mm=None)
     assert row["dsc"] == 1.0
+
+
+def test_a_tensor_with_its_affine_as_a_tensor_is_one_scan(ball, encoder):
+    scan = ball[0]
+    both = torch.from_numpy(scan.array), torch.from_numpy(scan.affine)
+    np.testing.assert_array_equal(encoder.embed(both), encoder.embed(scan))
 
 
 def test_a_turned_or_moved_grid_is_not_another_order_of_axes():

@@ -71,9 +71,9 @@ def check_output(path: str, overwrite: bool, *endings: str) -> None:
         raise ValueError(f"cannot write {path}: its name must end in {' or '.join(endings)}")
     if check_path(path).exists() and not overwrite:
         raise FileExistsError(f"{path} exists; choose another name, or add --overwrite")
+    check_writable(Path(path).absolute().parent)
     if not Path(path).absolute().parent.is_dir():
         raise FileNotFoundError(f"no folder {Path(path).parent} to write {Path(path).name} in; make it first")
-    check_writable(Path(path).absolute().parent)
 
 
 def raise_if_failed(failed: dict[str, str]) -> None:

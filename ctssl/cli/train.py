@@ -246,7 +246,10 @@ def _finetune(args: argparse.Namespace) -> None:
     if failed := [str(report.folder) for report in reports if not report.learned]:
         print(f"\n{', '.join(failed)}: written, but nothing was learned, every measured DSC is 0.000")
         return
-    print(f"\n{reports[0].folder} is ready. Next: ctssl segment SCAN OUT.nii.gz --model {reports[0].folder}")
+    further = "".join(f" --channel {name.replace(' ', '_').upper()}" for name in dataset.channels)
+    print(
+        f"\n{reports[0].folder} is ready. Next: ctssl segment SCAN OUT.nii.gz --model {reports[0].folder}{further}"
+    )
 
 
 def _folds(text: str) -> int | str:

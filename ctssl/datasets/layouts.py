@@ -89,7 +89,8 @@ def _dataset(cases: list[Case], description: dict[str, Any] | None = None) -> Da
     if odd := next((case for case in cases if len(case.channels) != count), None):
         who = f"{most.name if most else ''} has" if known is None else "dataset.json names"
         raise ValueError(
-            f"{odd.name} has {1 + len(odd.channels)} channels, {who} {1 + count}; give every case the same channels"
+            f"{odd.name} has {1 + len(odd.channels)} {'channels' if odd.channels else 'channel'}, {who} {1 + count}; give every "
+            f"case the same channels, each as a file ({odd.name}_0000.nii.gz, {odd.name}_0001.nii.gz), not as a 4D image"
         )
     names = tuple(f"channel {number}" for number in range(2, 2 + count)) if known is None else known
     return Dataset(cases, _names(description or {}), names)

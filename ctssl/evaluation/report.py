@@ -19,6 +19,7 @@ from ctssl.evaluation.scores import METRICS, MaskReader, labels_in, score_masks
 from ctssl.evaluation.statistics import FEWEST, paired, summary
 from ctssl.evaluation.tables import read_facts
 from ctssl.files.atomic import beginning, is_begun, write_whole
+from ctssl.files.names import check_label_names
 from ctssl.files.text import as_plain, csv_text, markdown_table, read_json
 from ctssl.files.versions import versions
 
@@ -190,6 +191,7 @@ def evaluate(
 
     if not 0 <= tolerance_mm < math.inf:
         raise ValueError(f"tolerance_mm={tolerance_mm}: give a distance of at least 0 mm")
+    check_label_names(names or {})
     by = (by,) if isinstance(by, str) else by
     began = time.monotonic()
     truth, predicted = (require_scans(Path(folder), unlabelled=False) for folder in (labels, predictions))

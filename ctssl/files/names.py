@@ -51,8 +51,11 @@ def safe_label(label: str) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise `PermissionError` for a folder that may not be written to, or made: before the work, and not after it."""
+    """Raise `PermissionError` for a folder that may not be written to, or made, and `FileExistsError` where a file is in its
+    place or in that of a folder above: before the work, and not after it."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise FileExistsError(f"{there} is a file, not a folder; choose another output folder")
     if not os.access(there, os.W_OK):
         raise PermissionError(f"you may not write to {there}; choose another output folder")
 

@@ -28,6 +28,12 @@ def write_card(
     start = f"`{facts.model or 'an encoder'}`" + (", initial weights" if facts.from_scratch else "")
     start += f" (licence {facts.licence})" if facts.licence else ""
     low, high = facts.window_hu
+    others = [channel.name for channel in facts.channels]
+    names = ", ".join(["CT", *others])
+    files_of_scan = ", ".join(
+        f'"{file}.nii.gz"' for file in ("ct", *(f"channel{n}" for n in range(2, 2 + len(others))))
+    )
+    scan = f"ctssl.Channels({files_of_scan})" if others else '"scan.nii.gz"'
     limits = (
         "Made by `ctssl finetune` from few labelled scans. It is not a medical device and must not be used for "
         "diagnosis.\n"
@@ -50,9 +56,9 @@ def write_card(
         title=name,
         front={"pipeline_tag": "image-segmentation", **_results(report, name)},
         limits=limits,
-        about=f"It segments {', '.join(labels.values())} in CT. Encoder: {start}; head: {facts.head}; working "
+        about=f"It segments {', '.join(labels.values())} in {names}. Encoder: {start}; head: {facts.head}; working "
         f"spacing {facts.spacing_mm:g} mm, windows of {settings.crop} voxels, {low:g} to {high:g} HU{beside(facts.channels)}.",
-        code=f'mask = ctssl.load_segmenter("{name}").segment("scan.nii.gz")',
+        code=f'mask = ctssl.load_segmenter("{name}").segment({scan})',
         sections=[*sections, ("", pictures(files))],
     ).render()
 

@@ -32,7 +32,7 @@ from ctssl.inference.memory import read_within
 from ctssl.inference.windows import Windows
 from ctssl.scan_checks import ScanWarning
 from ctssl.volume.channels import Channels
-from ctssl.volume.volume import Volume, files_of
+from ctssl.volume.volume import Volume, files_of, read
 from ctssl.zoo import Preprocess, channels_of
 
 WRITING, WHOLE = "writing", "whole"  # state of a record
@@ -355,6 +355,12 @@ def _state(target: Target, model: Network, windows: Windows, scan: Path | Channe
     results = [target.mask, *target.maps.values()]
     for path in results:
         if path.exists() and files.get(path.name) and file_sha256(path) != files[path.name]:
+            try:
+                read(path)
+            except (ValueError, OSError, EOFError) as error:
+                raise ValueError(
+                    f"{path} was damaged after it was written; remove it and start again ({error})"
+                ) from error
             warnings.warn(
                 f"{path} was changed after it was written; it is left as it is", ScanWarning, stacklevel=3
             )

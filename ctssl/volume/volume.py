@@ -228,9 +228,8 @@ def _read_dicom(path: Path, series: str | None) -> Volume:
 
 def _read_channels(source: Channels, series: str | None) -> Volume:
     """Read the images of a scan. Raises `ValueError` where they lie on different grids."""
-    first, *others = (
-        read(image, series=series if number == 0 else None) for number, image in enumerate(source.images)
-    )
+    first = read(source.images[0], series=series)
+    others = [_read_channel(image, number) for number, image in enumerate(source.images[1:], 2)]
     others = [other.with_axes_of(first) for other in others]
     for number, other in enumerate(others, 2):
         check_grid(first, other, f"channel {number} ({other.name})", "resample it to the grid of the scan")
@@ -244,6 +243,19 @@ def _read_channels(source: Channels, series: str | None) -> Volume:
             )
     further = (array for other in others for array in (other.array, *other.extra))
     return replace(first, extra=(*first.extra, *(np.asarray(array, np.float32) for array in further)))
+
+
+def _read_channel(image: Any, number: int) -> Volume:
+    """Read a channel beside the CT."""
+    try:
+        return read(image)
+    except ValueError as error:
+        if isinstance(image, (str, os.PathLike)) and Path(image).is_dir():
+            raise ValueError(
+                f"channel {number}: {error}; of DICOM only CT is read: convert the channel to NIfTI (a PET in SUV), on the grid "
+                "of the scan"
+            ) from error
+        raise
 
 
 def check_grid(scan: Volume, other: Volume, what: str, cure: str) -> None:
@@ -260,6 +272,8 @@ def check_grid(scan: Volume, other: Volume, what: str, cure: str) -> None:
 def scans_in(source: Any) -> list[Any]:
     """Return the scans of a list or tuple of scans; none for `(array, affine)`, and for anything else."""
     if not isinstance(source, (tuple, list)):
+        return []
+    if len(source) == 2 and getattr(source[1], "shape", ()) == (4, 4):
         return []
     known = (str, os.PathLike, Volume, Channels, tuple)
     each = (isinstance(one, known) or foreign.kind_of(one) for one in source)
