@@ -83,3 +83,17 @@ def test_a_segmenter_without_a_list_has_seen_more_than_the_encoder_it_came_from(
     folder = ctssl.segmenter("vit-wild-mim").save_pretrained(tmp_path / "theirs")
     (folder / SEEN).unlink()
     assert seen_by(folder) == {**seen_by("vit-wild-mim"), "partial": True}
+
+
+def test_a_series_in_a_table_is_recognised_by_its_header(tmp_path):
+    pytest.importorskip("pydicom")
+    from tests.support.dicom import write_series
+
+    write_series(tmp_path / "ct", uid="1.2.34")
+    scan = ctssl.read(tmp_path / "ct")
+    scan.on_grid((scan.array > 0).astype("uint8")).save(tmp_path / "mask.nii.gz")
+    (tmp_path / "cases.csv").write_text("image,label\nct,mask.nii.gz\n")
+    folder = ctssl.load("vit-tiny-random").save_pretrained(tmp_path / "theirs")
+    (folder / SEEN).write_text(json.dumps({"scheme": 2, "salt": "s", "voxels": [], "series": ["1.2.34"]}))
+    found = problems(find_cases(tmp_path / "cases.csv"), model=folder)
+    assert "pretrained" in {one.code for one in found}

@@ -163,3 +163,20 @@ def test_a_scan_that_is_no_ct_in_hu_is_left_out(tmp_path):
     )
     corpus = cache.prepare_corpus([*good, Scan(windowed, "w")], Preprocess(), tmp_path / "cache")
     assert len(corpus) == 30
+
+
+def test_a_ct_is_found_behind_other_files_of_its_folder(tmp_path):
+    """A structure set comes before the slices, and a disk has an index."""
+    pytest.importorskip("pydicom")
+    from tests.support.dicom import square, write_rtstruct, write_series
+
+    write_series(tmp_path / "patient" / "ct", uid="1.2.3")
+    write_rtstruct(
+        tmp_path / "patient" / "ct" / "0-RS.dcm", {"a": [square(-9, -8, 30.0)]}, series="1.2.3", patient="p"
+    )
+    first = next(path for path in sorted((tmp_path / "patient" / "ct").iterdir()))
+    assert first.name == "0-RS.dcm"
+    assert [scan.path.name for scan in manifest.find_scans(tmp_path)] == ["ct"]
+    (tmp_path / "structures").mkdir()
+    first.rename(tmp_path / "structures" / "RS.dcm")
+    assert [scan.path.name for scan in manifest.find_scans(tmp_path)] == ["ct"]

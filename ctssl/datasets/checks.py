@@ -117,7 +117,7 @@ def survey(
             found.append(Problem(one.level, one.code, _short(one.message, case), case.name))
         kept[case.name] = one = _surveyed(scan, mask, scan_hash(scan, seen, salt))
         found += _mask_problems(case, scan, mask, set(one.labels), dataset.names)
-        found += _seen_problems(case, one.scan_hash, seen, model)
+        found += _seen_problems(case, one.scan_hash, case.series or scan.series_uid, seen, model)
         if look is not None:
             look(case, scan, mask)
     found += _duplicates(kept)
@@ -173,12 +173,14 @@ def _mask_problems(
     return found
 
 
-def _seen_problems(case: Case, scan_hash: str, seen: dict[str, Any], model: str) -> list[Problem]:
-    """Return a warning where a model was trained on a scan."""
+def _seen_problems(
+    case: Case, scan_hash: str, series: str, seen: dict[str, Any], model: str
+) -> list[Problem]:
+    """Return a warning where a model was trained on a scan. `series`: its SeriesInstanceUID; "" where it has none."""
     text = ""
     if scan_hash in seen.get("labelled", []):
         text = f"{model} was trained on this very scan, and a mask of it: do not test on it"
-    elif scan_hash in seen.get("voxels", []) or case.series in seen.get("series", []):
+    elif scan_hash in seen.get("voxels", []) or series in seen.get("series", []):
         text = (
             f"{model} was pretrained on this very scan (without its mask): do not test on it. Only exact copies, "
             "and series that are known, are found"

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ctssl.files.walk import files_below, walk
 from ctssl.scan_checks import ScanWarning
@@ -150,7 +150,7 @@ def find_scans(folder: Path) -> list[Scan]:
 
     Each scan counts as its own patient (by its path), unless the DICOM header has a PatientID.
     """
-    from ctssl.volume.dicom_file import get_text, read_header
+    from ctssl.volume.dicom_file import get_text
 
     found: list[Scan] = []
     for place, folders, names in walk(folder):
@@ -158,11 +158,22 @@ def find_scans(folder: Path) -> list[Scan]:
         files = [Path(place, name) for name in names if not name.startswith(".")]
         found += [Scan(path, str(path.relative_to(folder))) for path in files if is_nifti(path)]
         images = [path for path in files if not path.name.lower().endswith(NOT_DICOM)]
-        header = read_header(images[0]) if images else None
-        if header is not None and get_text(header, "Modality", "CT") == "CT":  # no masks, no PET, no MR
+        if (header := _first_ct(images)) is not None:
             own = get_text(header, "PatientID") or str(Path(place).relative_to(folder))
             found.append(Scan(Path(place), own))
     return found
+
+
+def _first_ct(files: list[Path]) -> Any:
+    """Return the header of the first file of a CT; None where there is none: no masks, no PET, no MR, no DICOMDIR."""
+    from ctssl.volume.dicom_file import DIRECTORY, get_text, read_header
+
+    for header in map(read_header, files):
+        if header is None or get_text(header.file_meta, "MediaStorageSOPClassUID") == DIRECTORY:
+            continue
+        if get_text(header, "Modality", "CT") == "CT":
+            return header
+    return None
 
 
 def channels_in(folder: Path, masks: Mapping[str, Path] | None = None) -> dict[Path, tuple[Path, ...]]:

@@ -155,7 +155,11 @@ def main() -> None:
         return
     spacing = {"sarcoma": Preprocess().spacing_mm, "lung_nodules": args.nodule_spacing}
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if (kept.get("spacing_mm"), kept.get("seeds")) != (spacing, args.seeds):
+    if kept and (kept["spacing_mm"], kept["seeds"]) != (spacing, args.seeds):
+        raise SystemExit(
+            f"{RESULTS} was measured with {kept['seeds']} seeds at {kept['spacing_mm']} mm; ask for the same, or remove it"
+        )
+    if not kept:
         kept = {
             "command": COMMAND,
             "seeds": args.seeds,

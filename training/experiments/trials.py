@@ -204,8 +204,9 @@ def table(results: Path) -> str:
     models = read(results)["models"]
     against = {}
     for label, rows in models.items():
-        if scratch := scratch_of(label, models):
-            against[label] = gained(*map(of_cases, same_seeds(rows, models[scratch])))
+        both = same_seeds(rows, models[scratch]) if (scratch := scratch_of(label, models)) else ([], [])
+        if all(both):
+            against[label] = gained(*map(of_cases, both))
     add_holm(against.values())
     columns = ["model", "seeds", "mean DSC", "median", "each seed", "steps to 95%", "against scratch", "p"]
     columns += ["against no image"]
