@@ -91,16 +91,25 @@ def lesions(predicted: np.ndarray, truth: np.ndarray) -> tuple[int, int, int]:
     >>> lesions(np.array([[[1, 0, 1, 0, 0]]]), np.array([[[1, 0, 0, 0, 1]]]))
     (1, 2, 1)
     """
-    from scipy import ndimage
-
     predicted, truth = _masks(predicted, truth)
-    cube: Any = np.ones((3, 3, 3))
-    label: Any = ndimage.label
-    true, count = label(truth, cube)
-    own, claimed = label(predicted, cube)
+    true, count = components(truth)
+    own, claimed = components(predicted)
     hit = len(np.unique(true[predicted & truth]))
     right = len(np.unique(own[predicted & truth]))
     return hit, count, claimed - right
+
+
+def components(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the number (1, 2, ...) of the piece that each voxel of a mask belongs to, 0 outside, and the count of pieces; voxels
+    are connected by faces, edges or corners.
+
+    >>> components(np.array([[[1, 0], [0, 1]], [[0, 0], [0, 0]]]))[1]
+    1
+    """
+    from scipy import ndimage
+
+    label: Any = ndimage.label
+    return label(mask, np.ones((3, 3, 3)))
 
 
 def _masks(predicted: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

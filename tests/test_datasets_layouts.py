@@ -276,7 +276,7 @@ def test_masks_without_a_scan_are_named(labelled, capsys):
 
 @pytest.mark.parametrize("mark", [";", "\t"])
 def test_a_table_of_a_spreadsheet_in_any_language_is_read(labelled, mark):
-    lines = [mark.join(("image", "label", "patient"))]
-    lines += [mark.join((f"images/case{n}.nii.gz", f"labels/case{n}.nii.gz", f"p{n}")) for n in range(2)]
-    (labelled / "cases.csv").write_text("\n".join([*lines, mark * 2, ""]))
+    lines = [mark.join(("image", "label", "patient", '"age, years"'))]
+    lines += [mark.join((f"images/case{n}.nii.gz", f"labels/case{n}.nii.gz", f"p{n}", "7")) for n in range(2)]
+    (labelled / "cases.csv").write_text("\n".join([*lines, mark * 3, ""]))
     assert [case.patient for case in find_cases(labelled / "cases.csv").cases] == ["p0", "p1"]

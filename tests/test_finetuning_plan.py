@@ -95,3 +95,12 @@ def test_the_baselines_network_fits_its_crops(labelled, tmp_path):
     )
     kept = ctssl.load_segmenter(report.folder)
     assert len(kept.head.up) == 2 and kept.window == 16
+
+
+def test_a_lesion_that_hangs_together_by_edges_is_one():
+    """As lesions are counted everywhere else."""
+    mask = np.zeros((12, 12, 12), np.uint8)
+    mask[range(10), range(10), 5] = 1
+    scan = Volume(np.zeros(mask.shape, np.float32), np.eye(4))
+    found = plan.measure(scan, Volume(mask, np.eye(4)))
+    assert found.diameters_mm[1] == pytest.approx((6 * 10 / np.pi) ** (1 / 3))

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ctssl.metrics import components
+
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """False positives per scan at which LUNA16 reads the sensitivity."""
 NAMES = ("1/8", "1/4", "1/2", "1", "2", "4", "8")
@@ -95,7 +97,6 @@ def find_candidates(probability: np.ndarray, truth: np.ndarray, *, floor: float 
     >>> find_candidates(np.array([[[0.9, 0.0, 0.4, 0.0, 0.0]]]), np.array([[[1, 0, 0, 0, 1]]]))
     Candidates(found=array([0.9, 0. ]), false=array([0.4]), count=2)
     """
-    from scipy import ndimage
 
     check_floor(floor)
     if probability.shape != truth.shape:
@@ -104,13 +105,11 @@ def find_candidates(probability: np.ndarray, truth: np.ndarray, *, floor: float 
             "the scan first"
         )
     check_probabilities(probability, "the map")
-    cube: Any = np.ones((3, 3, 3))
-    label: Any = ndimage.label
     inside, true = probability > floor, truth.astype(bool, copy=False)
-    own, count = label(inside, cube)
+    own, count = components(inside)
     scores = np.zeros(count + 1, probability.dtype)
     np.maximum.at(scores, own[inside], probability[inside])
-    lesion, lesions = label(true, cube)
+    lesion, lesions = components(true)
     met = own[inside & true]
     found = np.zeros(lesions + 1, scores.dtype)
     np.maximum.at(found, lesion[inside & true], scores[met])

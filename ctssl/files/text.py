@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
         raise FileNotFoundError(f"no table {path}; give a CSV file")
     text = _text(path)
     header = text.partition("\n")[0]
-    delimiter = next((mark for mark in ",;\t" if mark in header), ",")  # of a spreadsheet in any language
+    outside = re.sub('"[^"]*"', "", header)
+    delimiter = max(",;\t", key=outside.count)  # of a spreadsheet in any language
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         columns = [(column or "").strip() for column in reader.fieldnames or []]

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
+from ctssl.metrics import components
 from ctssl.volume.volume import Volume
 from ctssl.zoo import Channel, Preprocess
 
@@ -63,7 +63,7 @@ def measure(scan: Volume, mask: Volume) -> Structures:
     diameters, hu, volumes = {}, {}, {}
     for label in map(int, np.unique(mask.array[mask.array > 0])):
         of_label = mask.array == label
-        counts = np.bincount(ndimage.label(of_label)[0].ravel())[1:]  # type: ignore[index]
+        counts = np.bincount(components(of_label)[0].ravel())[1:]
         diameters[label] = 2 * (3 * 1000 * counts.max() * mask.voxel_ml / (4 * np.pi)) ** (1 / 3)
         volumes[label] = float(counts.sum() * mask.voxel_ml)
         hu[label] = _sampled(scan.array[of_label])

@@ -14,6 +14,7 @@ from torch import Tensor
 from ctssl.datasets.case import fit_mask
 from ctssl.inference.features import encode, map_affines, read_for
 from ctssl.inference.windows import MEMORY_GB
+from ctssl.metrics import components
 from ctssl.volume.grids import resample
 from ctssl.volume.volume import read
 
@@ -92,7 +93,7 @@ def _pieces(mask: np.ndarray, by: str) -> list[tuple[int, np.ndarray]]:
     """Return the number and the mask (uint8) of each piece, the largest first; of a label as a whole the number 0."""
     if by == "label":
         return [(0, mask.astype(np.uint8))]
-    pieces, count = ndimage.label(mask, np.ones((3, 3, 3)))  # type: ignore[misc]
+    pieces, count = components(mask)
     order = np.argsort(-np.bincount(pieces.ravel(), minlength=count + 1)[1:], kind="stable") + 1
     return [(place, (pieces == number).astype(np.uint8)) for place, number in enumerate(order, 1)]
 
