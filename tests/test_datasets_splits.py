@@ -46,10 +46,10 @@ def test_the_scans_of_a_patient_stay_together():
     assert sorted(len(f) for f in folds) == [4, 6, 6] and set.union(*folds) == {c.name for c in cases}
     with pytest.raises(ValueError, match="fold 3 of 3"):
         splits.part(cases, 3, 3, 0)
-    some = splits.few(cases, 3, 0)
+    some = splits.draw_patients(cases, 3, 0)
     assert len(some) == 6 and len({c.patient for c in some}) == 3
     with pytest.raises(ValueError, match="8 patients"):
-        splits.few(cases, 9, 0)
+        splits.draw_patients(cases, 9, 0)
 
 
 def test_a_table_says_which_cases_are_held_out():

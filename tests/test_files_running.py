@@ -14,7 +14,7 @@ import torch
 
 import ctssl
 from ctssl.cli import main
-from ctssl.files.running import Stopped, alone, clear_parts, stop_signals
+from ctssl.files.running import Stopped, clear_parts, only_process, stop_signals
 from ctssl.finetuning import crops
 from ctssl.phantom import phantom
 from tests.support.fork import SERVER
@@ -72,7 +72,7 @@ def test_what_is_ignored_stays_ignored_and_a_thread_takes_no_signals():
 
 
 def hold(folder):
-    with alone(folder):
+    with only_process(folder):
         (folder / "held").touch()
         time.sleep(60)
 
@@ -90,11 +90,11 @@ def test_a_folder_is_for_one_process_until_that_has_ended(tmp_path):
     other = held_by_another(tmp_path / "out")
     try:
         with pytest.raises(FileExistsError, match=f"process {other.pid} is at work in .*wait"):
-            alone(tmp_path / "out").__enter__()
+            only_process(tmp_path / "out").__enter__()
     finally:
         other.kill()
         other.join()
-    with alone(tmp_path / "out"):
+    with only_process(tmp_path / "out"):
         assert (tmp_path / "out" / ".lock").read_text() == f"{os.getpid()}\n"
 
 

@@ -70,7 +70,7 @@ def test_the_place_of_a_voxel_tells_nothing_even_in_scans_with_the_tumour_in_the
     tumour = np.zeros(image.shape, bool)
     tumour[28:36, 28:36, 28:36] = True
     group = [probe_voxels.ProbedScan(str(n), image, tumour) for n in range(30)]
-    for run in probe_fits.measure(group, probe_voxels.position, seeds=2):
+    for run in probe_fits.measure_each(group, [probe_voxels.position] * 2):
         assert np.mean(run["linear"]["auroc"]) < 0.6
     for cube in probe_voxels.cubes(group[0], np.random.default_rng(0)):
         assert cube.tumour.sum() == (~cube.tumour).sum() == probe_voxels.PER_CUBE
@@ -121,7 +121,7 @@ def test_the_scans_of_a_patient_are_held_out_together():
     group = [
         probe_voxels.ProbedScan(f"p{n // 3}", image, tumour) for n in range(18)
     ]  # six patients, three scans each
-    for run in probe_fits.measure(group, probe_voxels.position, seeds=3):
+    for run in probe_fits.measure_each(group, [probe_voxels.position] * 3):
         assert len(run["patients"]) == len(set(run["patients"])) == len(run["linear"]["auroc"]) == 2
 
 
@@ -130,5 +130,5 @@ def test_a_patient_without_other_tissue_in_the_cubes_is_not_judged():
     tumour[12:24, 12:24, 12:24] = True
     group = [probe_voxels.ProbedScan(f"p{n}", image, tumour) for n in range(7)]
     group.append(probe_voxels.ProbedScan("full", image, np.ones_like(tumour)))
-    for run in probe_fits.measure(group, probe_voxels.position, seeds=4):
+    for run in probe_fits.measure_each(group, [probe_voxels.position] * 4):
         assert "full" not in run["patients"] and len(run["patients"]) == len(run["knn"]["auroc"])

@@ -37,7 +37,7 @@ def blended(model, image, overlap=0.5):
     bell = windows.gaussian(side)
     weight = bell[:, None, None] * bell[:, None] * bell
     total, sums = np.zeros(image.shape), np.zeros((model.classes, *image.shape))
-    for corner in itertools.product(*(windows.spread(n, side, overlap) for n in image.shape)):
+    for corner in itertools.product(*(windows.window_starts(n, side, overlap) for n in image.shape)):
         here = tuple(slice(c, c + side) for c in corner)
         with torch.no_grad():
             sums[(slice(None), *here)] += model(torch.from_numpy(image[here])[None, None])[0].numpy() * weight
@@ -61,7 +61,7 @@ def test_windows_are_blended_by_their_weights(model, overlap):
 
 def test_windows_overlap_by_at_least_what_was_asked_and_cover_everything():
     for size, side, overlap in itertools.product((24, 25, 47, 48, 100, 333), (24,), (0.0, 0.25, 0.5, 0.75)):
-        starts = windows.spread(size, side, overlap)
+        starts = windows.window_starts(size, side, overlap)
         assert starts[0] == 0 and starts[-1] == size - side
         assert all(b - a <= round(side * (1 - overlap)) for a, b in itertools.pairwise(starts))
     with pytest.raises(ValueError, match="below 1"):

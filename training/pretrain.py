@@ -36,7 +36,7 @@ from ctssl.datasets.seen import SEEN
 from ctssl.devices import agreed, join_devices, rank_and_world
 from ctssl.encoders import ENCODERS
 from ctssl.encoders.pretrained import encoder_config
-from ctssl.files.running import LOCK, Stopped, alone, clear_parts, stop_signals
+from ctssl.files.running import LOCK, Stopped, clear_parts, only_process, stop_signals
 from ctssl.heads.segmenter import segmenter_config
 from ctssl.hub.client import CONFIG, WEIGHTS
 from ctssl.hub.folder import ABOUT, PROCESSOR, write_folder
@@ -174,7 +174,7 @@ def pretrain(run: Run, out: Path, *, stop_after: int | None = None) -> Any:
     task = build(run).to(device)  # first, so that invalid settings fail at once
     if rank == 0:
         check_folder(out)
-    with alone(out) if rank == 0 else contextlib.nullcontext():
+    with only_process(out) if rank == 0 else contextlib.nullcontext():
         if rank == 0:
             clear_parts(out)
         corpus = shared_corpus(run, out, rank)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ctssl.datasets.case import Case, Dataset, read_case
-from ctssl.datasets.manifest import astride
+from ctssl.datasets.manifest import patients_in_several
 from ctssl.datasets.seen import incomplete, scan_hash, seen_by
 from ctssl.datasets.unlike import Sign, signs, unlike_others
 from ctssl.hub.folder import ModelFolder
@@ -202,7 +202,7 @@ def _duplicates(kept: dict[str, Surveyed]) -> list[Problem]:
 def _torn_patients(cases: list[Case]) -> list[Problem]:
     """Return an error for each case whose patient is in another split too."""
     found = []
-    for patient in astride((case.patient, case.split) for case in cases):
+    for patient in patients_in_several((case.patient, case.split) for case in cases):
         first, *others = (case for case in cases if case.patient == patient)
         for case in others:
             if case.split != first.split:

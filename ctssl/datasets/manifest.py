@@ -105,7 +105,7 @@ def split_named(word: str, *, where: str = "") -> str:
     raise ValueError(f"{said}unknown split {word!r}; use train, val or test")
 
 
-def astride(sides: Iterable[tuple[str, str]]) -> list[str]:
+def patients_in_several(sides: Iterable[tuple[str, str]]) -> list[str]:
     """Return the patients who are on several sides. `sides`: patient and side (such as the split) of each scan."""
     found: dict[str, set[str]] = {}
     for patient, side in sides:
@@ -115,7 +115,7 @@ def astride(sides: Iterable[tuple[str, str]]) -> list[str]:
 
 def check_patients(splits: list[tuple[str, str]], *, where: str) -> None:
     """Raise `ValueError` for patients in more than one split. `splits`: patient and split of each scan."""
-    if torn := astride(splits):
+    if torn := patients_in_several(splits):
         raise ValueError(
             f"{where}: {len(torn)} patients are in more than one split: {', '.join(torn[:5])}; "
             "put all scans of a patient into one"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ctssl.datasets.case import Case
-from ctssl.datasets.manifest import astride, split_named
+from ctssl.datasets.manifest import patients_in_several, split_named
 from ctssl.files.text import read_json
 
 FEWEST = 10  # patients below which all of them are needed for training
@@ -59,7 +59,7 @@ def divide(cases: list[Case], hold_out: float | list[str] | None, seed: int) -> 
             f"nothing is left to train on: {len(cases)} cases, {len(chosen)} held out; to train on all, hold out "
             "none (--hold-out 0)"
         )
-    if both := astride((case.patient, str(case.name in chosen)) for case in cases):
+    if both := patients_in_several((case.patient, str(case.name in chosen)) for case in cases):
         raise ValueError(
             f"patients {', '.join(both[:5])} have scans on both sides; hold out all scans of a patient, or none"
         )
@@ -138,7 +138,7 @@ def held_out_in(cases: list[Case], folds: int | str | os.PathLike, fold: int, se
     return sorted(val)
 
 
-def few(cases: list[Case], count: int, seed: int) -> list[Case]:
+def draw_patients(cases: list[Case], count: int, seed: int) -> list[Case]:
     """Return the cases of `count` patients, drawn by the seed."""
     everyone = patients(cases)
     if not 1 <= count <= len(everyone):

@@ -72,7 +72,7 @@ def leave_signals(worker: int = 0) -> None:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def only_process(folder: Path) -> Iterator[None]:
     """Make a folder and hold it for this process.
 
     Raises `FileExistsError` while another process holds it.
@@ -99,7 +99,7 @@ def alone(folder: Path) -> Iterator[None]:
 def check_alone(folder: Path) -> None:
     """Raise `FileExistsError` if another process holds a folder; it need not exist."""
     if (folder / LOCK).exists():
-        with alone(folder):
+        with only_process(folder):
             pass
 
 

@@ -131,7 +131,7 @@ def measure_curve(
             that are not given are those that it would plan for the first model with all training patients.
 
     Raises:
-        ValueError: models, shots or seeds that cannot be, before any training; else as `ctssl.finetune`.
+        ValueError: invalid models, shots or seeds, before any training; else as `ctssl.finetune`.
     """
     folder, settings = Path(out), settings or Settings()
     names = _starts(models)

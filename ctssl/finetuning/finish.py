@@ -58,7 +58,7 @@ def judging_seconds(net: Any, job: Job) -> float:
 
 
 def judged_labels(labels: dict[int, str], job: Job) -> dict[int, str]:
-    """Return the labels of a network that a case has which it learned from: nothing can be said of the others."""
+    """Return the labels that occur in the training cases; only these are scored."""
     known = job.survey.labels(job.sides.learning)
     return {k: name for k, name in labels.items() if k in known}
 

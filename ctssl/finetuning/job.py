@@ -10,7 +10,7 @@ import torch
 
 from ctssl.datasets.case import Case, Dataset
 from ctssl.datasets.checks import check_problems, problems
-from ctssl.datasets.manifest import astride
+from ctssl.datasets.manifest import patients_in_several
 from ctssl.datasets.seen import seen_by
 from ctssl.datasets.splits import patients
 from ctssl.encoders.layers import widen
@@ -100,7 +100,7 @@ def prepare_job(request: Request, dataset: Dataset, survey: Survey | None = None
     if (
         request.folds is None
         and request.hold_out is None
-        and astride((case.patient, case.split) for case in dataset.cases)
+        and patients_in_several((case.patient, case.split) for case in dataset.cases)
     ):
         check_problems(problems(dataset, progress=request.progress), len(dataset.cases))
     sides = choose_sides(dataset.cases, request)
@@ -236,7 +236,7 @@ def build_network(job: Job) -> Any:
 
 
 def few_patients(job: Job) -> list[str]:
-    """Return, as a sentence, that one patient is too few to train a model with which brings its head; [] otherwise."""
+    """Return a warning if a trained segmenter would be fine-tuned on one patient; [] otherwise."""
     if job.start.segmenter is None or len(patients(job.sides.training)) > 1:
         return []
     return [

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ctssl.datasets import checks
 from ctssl.datasets.case import Case, Dataset, read_case
 from ctssl.datasets.seen import scan_hash
-from ctssl.datasets.splits import divide, few, held_out_in, side_of, validation
+from ctssl.datasets.splits import divide, draw_patients, held_out_in, side_of, validation
 from ctssl.finetuning.crops import PreparedCase
 from ctssl.finetuning.plan import Structures, measure
 from ctssl.finetuning.request import Request
@@ -84,7 +84,7 @@ def choose_sides(cases: list[Case], request: Request) -> Sides:
         raise ValueError(
             f"all {len(named)} training cases are for validation (split val), and none is left to learn from"
         )
-    rest = few(rest, request.few_shot, seed) if request.few_shot is not None else rest
+    rest = draw_patients(rest, request.few_shot, seed) if request.few_shot is not None else rest
     if named:
         return Sides(rest, named, held, [case.name for case in named])
     drawn = set(validation(rest, settings.validation, seed))

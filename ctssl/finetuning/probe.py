@@ -26,7 +26,7 @@ from ctssl.evaluation.statistics import add_holm, gained, mean_interval, with_in
 from ctssl.files.atomic import write_whole
 from ctssl.files.names import check_writable
 from ctssl.files.text import as_plain, markdown
-from ctssl.finetuning.probe_fits import by_patient, measure, measure_each
+from ctssl.finetuning.probe_fits import by_patient, measure_each
 from ctssl.finetuning.probe_voxels import encoded, intensity, position, read_scans
 from ctssl.finetuning.start import BASELINES, open_start
 from ctssl.heads import WHOLE
@@ -114,7 +114,7 @@ def probe(
         device: "cpu", "cuda", "auto".
 
     Raises:
-        ValueError: fewer than six patients with labelled voxels, or arguments that cannot be.
+        ValueError: fewer than six patients with labelled voxels, or invalid arguments.
         FileExistsError: `out` holds a file that would be replaced and is not of an earlier call.
     """
     if not 0 < spacing_mm < math.inf:
@@ -150,7 +150,7 @@ def probe(
             f"{len(first)} scans with labelled voxels are too few for a probe; give at least {FEWEST} patients"
         )
     runs = {
-        name: measure(first, features, seeds=seeds)
+        name: measure_each(first, [features] * seeds)
         for name, features in ((PLACE, position), (GREY, intensity))
     }
     for name, found in tqdm(encoders.items(), desc="models", disable=not progress):

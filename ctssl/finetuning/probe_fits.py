@@ -88,11 +88,6 @@ def judged(scores: Tensor, test: Rows) -> list[tuple[float, float]]:
     return found
 
 
-def measure(group: list[ProbedScan], features: Features, *, seeds: int) -> list[dict[str, Any]]:
-    """Return `measure_each` of the same features with every seed."""
-    return measure_each(group, [features] * seeds)
-
-
 def measure_each(group: list[ProbedScan], each: Sequence[Features]) -> list[dict[str, Any]]:
     """Return, for each seed and probe, the AUROC and AP of a third of the patients, drawn by the seed, after a fit on the
     others.

@@ -134,8 +134,8 @@ def identity_of(
 
 
 def finished(request: Request, identity: dict[str, Any]) -> Report | None:
-    """Return the report of a segmenter that an earlier call left, if it answered the same request; None if there is
-    none to keep. For another request: None if it may be overwritten, `FileExistsError` if not."""
+    """Return the saved report if `out` holds a model that was trained with this request. None if there is none, or one of another
+    request that may be overwritten; otherwise raise `FileExistsError`."""
     out = request.out
     if not request.keep or not (out / WEIGHTS).exists() or not (out / CONFIG).exists():
         return None

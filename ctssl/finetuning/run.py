@@ -15,7 +15,7 @@ from ctssl.datasets.case import Dataset
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.splits import count_folds
 from ctssl.devices import device_name, join_devices
-from ctssl.files.running import alone, clear_parts
+from ctssl.files.running import clear_parts, only_process
 from ctssl.finetuning.finish import judge_cases, judging_seconds, report_of, save
 from ctssl.finetuning.job import (
     Job,
@@ -142,7 +142,7 @@ def run(request: Request, dataset: Dataset, *, survey: Survey | None = None) -> 
     with ExitStack() as stack:
         stack.enter_context(deterministic(enabled=job.settings.deterministic))
         if rank == 0:
-            stack.enter_context(alone(request.unfinished))  # from here on the folder is ours
+            stack.enter_context(only_process(request.unfinished))  # from here on the folder is ours
             clear_parts(request.out)
             clear_parts(request.unfinished)
         report = train_and_save(net.to(device), learning, validating, job, rank=rank, lost=lost)

@@ -111,7 +111,7 @@ def _repeated(kernel: torch.Tensor, own: torch.Tensor | None, channels: int) -> 
 
 
 def check_interpolation(net: Segmenter, start: Start) -> None:
-    """Raise `ValueError` unless every weight of a network comes from what it starts from."""
+    """Raise `ValueError` unless the starting model has every weight of a network, including those of the head."""
     whole = start.segmenter and start.segmenter.head.state_dict()
     if not whole or any(whole[key].shape != value.shape for key, value in net.head.state_dict().items()):
         raise ValueError(

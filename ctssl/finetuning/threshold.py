@@ -19,8 +19,8 @@ from ctssl.inference.windows import Windows
 from ctssl.metrics import dsc
 from ctssl.volume.volume import Volume
 
-THRESHOLDS = (0.5, 0.4, 0.3, 0.2)  # a Dice of 0.4 to 1 asks for these
-HIGHER = (0.6, 0.7, 0.8, 0.9)  # what is marked in scans with nothing to mark asks for these
+THRESHOLDS = (0.5, 0.4, 0.3, 0.2)  # the best threshold is half of the best Dice: for a Dice of 0.4 to 1
+HIGHER = (0.6, 0.7, 0.8, 0.9)  # tried where some validation masks are empty: fewer false positives
 
 
 def choose_threshold(net: Any, scans: list[PreparedCase], *, progress: bool = False) -> float:

@@ -159,5 +159,8 @@ def embed(encoder: Any, source: Any, *, max_memory_gb: float = MEMORY_GB, progre
     chosen = features[:, tissue] if tissue.any() else features.flatten(1)
     vector = chosen.mean(1)
     if not torch.isfinite(vector).all():
-        raise ValueError("the encoder gives NaN or infinite features for this scan; its weights are no use")
+        raise ValueError(
+            "the encoder gives NaN or infinite features for this scan; the weights are damaged, or its training failed: get the "
+            "model again, or train it again"
+        )
     return vector

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ctssl.datasets.scans import list_scans, with_channels
+from ctssl.datasets.scans import list_scans, stem, with_channels
 from ctssl.files.atomic import check_apart, disk_is_full, file_sha256, write_whole
 from ctssl.files.names import check_case_name, check_path, check_writable, safe_label
 from ctssl.files.running import clear_parts
@@ -51,8 +51,7 @@ class Target:
     @property
     def record(self) -> Path:
         """`NAME.ctssl.json` beside the mask."""
-        name = self.mask.name.removesuffix(".gz").removesuffix(".nii")
-        return self.mask.with_name(f"{name}.ctssl.json")
+        return self.mask.with_name(f"{stem(self.mask)}.ctssl.json")
 
 
 def target_of(model: Network, mask: Path, *, maps_in: Path | None = None, with_maps: bool = False) -> Target:
@@ -66,9 +65,8 @@ def target_of(model: Network, mask: Path, *, maps_in: Path | None = None, with_m
     """
     if not with_maps:
         return _writable(Target(mask))
-    name = mask.name.removesuffix(".gz").removesuffix(".nii")
     folder = maps_in or mask.parent
-    maps = {label: folder / f"{name}_{safe_label(label)}.nii.gz" for label in model.labels.values()}
+    maps = {label: folder / f"{stem(mask)}_{safe_label(label)}.nii.gz" for label in model.labels.values()}
     if len(set(maps.values())) < len(maps):
         raise ValueError(f"the labels {list(maps)} would share files; give them names that differ in letters")
     return _writable(Target(mask, maps))

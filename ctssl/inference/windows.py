@@ -16,9 +16,11 @@ from ctssl.devices import free_memory, warn_of_slow_bf16
 
 MEMORY_GB = 8.0
 GPU_VOXELS = 16 * 64**3  # of the windows of one batch on a GPU
-ON_A_GPU = 320  # numbers that a network holds there for each voxel of a window: 302 for the paper's Swin with `swin-unetr`
-SLABS = 4  # times what is blended, at its peak
-MOST = 1_000_000  # windows of a scan; 64 voxels, half of them shared, make a few thousand
+FLOATS_PER_VOXEL_GPU = (
+    320  # that a network holds for each voxel of a window: 302 for the paper's Swin with `swin-unetr`
+)
+PEAK_SLABS = 4  # peak memory of what is blended, in slabs
+MAX_WINDOWS = 1_000_000  # of a scan; 64 voxels, half of them shared, make a few thousand
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def slide(
         `(classes, X, Y, Z)` float16.
 
     Raises:
-        ValueError: the network gives NaN or infinite values, or there would be more than `MOST` windows.
+        ValueError: the network gives NaN or infinite values, or there would be more than `MAX_WINDOWS` windows.
         MemoryError: not even one window fits into the memory of the device, or not what is blended there.
     """
     from tqdm import tqdm
@@ -96,11 +98,11 @@ def slide(
     if min(size) < side:
         image = np.pad(image, [(0, 0), *((a, max(side - n, 0) - a) for n, a in zip(size, low, strict=True))])
     extent = image.shape[1:]
-    starts = [spread(n, side, windows.overlap) for n in extent]
+    starts = [window_starts(n, side, windows.overlap) for n in extent]
     count = math.prod(map(len, starts))
-    if count > MOST:
+    if count > MAX_WINDOWS:
         raise ValueError(
-            f"{name}: {count} windows of {side} voxels, more than {MOST}; set `window` in the config.json of the "
+            f"{name}: {count} windows of {side} voxels, more than {MAX_WINDOWS}; set `window` in the config.json of the "
             "model to the size of its training crops, or let windows overlap less"
         )
     device = torch.device(device)
@@ -111,7 +113,7 @@ def slide(
     totals = [total_weight(bell, places, n) for places, n in zip(starts, extent, strict=True)]
     held = 4 * classes * side * math.prod(extent[1:])
     network = mirrored(network) if windows.tta else network
-    answer = _Answers(network, windows, side, device, dtype, name, SLABS * held)
+    answer = _Answers(network, windows, side, device, dtype, name, PEAK_SLABS * held)
     result = np.zeros((classes, *extent), np.float16)
     bar = tqdm(total=count, desc="segmenting", disable=not progress)
     with _room_on(device, name), bar:
@@ -198,7 +200,8 @@ class _Answers:
         else:
             if not finite:
                 raise ValueError(
-                    f"the model gives NaN or infinite values for {self.name}; its weights are no use"
+                    f"the model gives NaN or infinite values for {self.name}; the weights are damaged, or its training failed: "
+                    "get the model again, or train it again"
                 )
             return answers
         torch.cuda.empty_cache()  # outside `except`, which holds on to what did not fit
@@ -213,11 +216,11 @@ def windows_at_once(device: torch.device, side: int, reserved: int = 0) -> int:
         return 1
     worth = GPU_VOXELS // side**3
     if device.type == "cuda":
-        worth = min(worth, (free_memory(device) - reserved) // (side**3 * 4 * ON_A_GPU))
+        worth = min(worth, (free_memory(device) - reserved) // (side**3 * 4 * FLOATS_PER_VOXEL_GPU))
     return max(1, worth)
 
 
-def spread(size: int, side: int, overlap: float) -> list[int]:
+def window_starts(size: int, side: int, overlap: float) -> list[int]:
     """Return the starts of windows that cover `size` evenly and overlap by at least `overlap`."""
     count = math.ceil((size - side) / max(1, round(side * (1 - overlap)))) + 1
     return [round(i * (size - side) / max(1, count - 1)) for i in range(count)]

@@ -43,7 +43,9 @@ def open_dicom(file: Path, *, pixels: bool = True) -> Any:
     except PermissionError:
         raise
     except Exception as error:  # pydicom lets every exception of its parsers through
-        raise ValueError(f"{file} is a damaged DICOM file ({_words(error)}); download it again") from error
+        raise ValueError(
+            f"{file} is a damaged DICOM file ({first_words(error)}); download it again"
+        ) from error
 
 
 def read_header(file: Path) -> Any:
@@ -147,8 +149,9 @@ def decode_pixels(dataset: Any, file: Path) -> Any:
     try:
         return dataset.pixel_array
     except Exception as error:
-        raise ValueError(f"cannot decode {file} ({_words(error)}); download it again") from error
+        raise ValueError(f"cannot decode {file} ({first_words(error)}); download it again") from error
 
 
-def _words(error: Exception) -> str:
+def first_words(error: Exception) -> str:
+    """Return the first line of an error's message, at most 200 characters; its type where there is none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

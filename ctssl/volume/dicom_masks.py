@@ -14,7 +14,7 @@ import numpy as np
 
 from ctssl.volume.dicom import LPS_TO_RAS
 from ctssl.volume.dicom_checks import MaskWarning, check_inside, check_reference, get_slice, is_outside
-from ctssl.volume.dicom_file import decode_pixels, get_numbers, get_text, open_dicom
+from ctssl.volume.dicom_file import decode_pixels, first_words, get_numbers, get_text, open_dicom
 from ctssl.volume.dicom_slices import get_axes, get_pixel_spacing
 from ctssl.volume.grids import resample
 from ctssl.volume.nifti import VOXELS
@@ -230,8 +230,9 @@ def _explain(error: Exception, path: Path, what: str) -> Exception:
     """Return the error itself if it names the file, otherwise one that does."""
     if isinstance(error, ValueError) and str(path) in str(error):
         return error
-    words = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return ValueError(f"{path} is damaged or lacks what {what} must contain ({words}); download it again")
+    return ValueError(
+        f"{path} is damaged or lacks what {what} must contain ({first_words(error)}); download it again"
+    )
 
 
 def _open(path: Path) -> Any:

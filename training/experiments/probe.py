@@ -4,7 +4,7 @@ voxels (`ctssl.finetuning.probe_voxels`, `probe_fits`).
 `python -m training.experiments.probe [MODEL ...] [--seeds 3]` (a few minutes a model). From each patient up
 to 200 voxels of the tumour and 200 of other tissue, 25 and 25 from each of 8 cubes of 32 voxels; the feature
 of a voxel is every map of the encoder on that cube, interpolated at its place. A third of the patients are
-held out, anew for each seed. Sarcoma: the 26 training cases alone, at 2 mm; what follows
+held out, anew for each seed. Sarcoma: the 26 training cases lock_results, at 2 mm; what follows
 from a probe (a pretraining that has to be mended) must not have seen the test cases. Nodules: at
 `--nodule-spacing`, since a nodule of 10 mm is one token at 2 mm. Each encoder sees its own window.
 
@@ -31,11 +31,11 @@ from ctssl.evaluation.statistics import mean_interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import markdown
 from ctssl.finetuning.probe import GREY, PLACE
-from ctssl.finetuning.probe_fits import by_patient, measure, measure_each
+from ctssl.finetuning.probe_fits import by_patient, measure_each
 from ctssl.finetuning.probe_voxels import ProbedScan, encoded, intensity, position, read_scans
 from ctssl.zoo import Preprocess
 from training.data.corpora import cases, data_folder, split
-from training.experiments.trials import alone, write_table
+from training.experiments.trials import lock_results, write_table
 
 RESULTS = Path(__file__).parent / "results" / "probe.json"
 COMMAND = "python -m training.experiments.probe"
@@ -183,8 +183,8 @@ def main() -> None:
                 )
             else:
                 features = plain.get(label) or encoded(ctssl.load(label))
-                per_seed = measure(group, features, seeds=args.seeds)
-            with alone(RESULTS.parent):  # another process may have measured other models
+                per_seed = measure_each(group, [features] * args.seeds)
+            with lock_results(RESULTS.parent):  # another process may have measured other models
                 kept = json.loads(RESULTS.read_text())
                 kept["tasks"][task][label] = per_seed
                 if label in models:

@@ -80,7 +80,7 @@ def read(results: Path) -> dict:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def lock_results(folder: Path) -> Iterator[None]:
     """Lock the results in a folder while this process changes them; others on this machine wait."""
     folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
@@ -91,7 +91,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 def keep(results: Path, command: str, label: str, row: dict) -> None:
     """Add a training to the results; the same seed replaces its older entry."""
-    with alone(results.parent):
+    with lock_results(results.parent):
         kept = {"command": command, "models": read(results)["models"]}
         rows = [r for r in kept["models"].get(label, []) if r["seed"] != row["seed"]] + [row]
         kept["models"][label] = sorted(rows, key=lambda r: r["seed"])

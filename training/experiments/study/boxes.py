@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctssl.inference.windows import gaussian, spread, total_weight
+from ctssl.inference.windows import gaussian, total_weight, window_starts
 
 TOGETHER = {"cuda": 512, "cpu": 16}  # windows that go through the network at once
 
@@ -47,7 +47,7 @@ class Boxes:
 
     def _masks(self, net: Any, side: int, overlap: float) -> Tensor:
         shape, device = self.images.shape[1:], self.images.device
-        starts = [spread(n, side, overlap) for n in shape]
+        starts = [window_starts(n, side, overlap) for n in shape]
         bell = torch.from_numpy(gaussian(side))
         weight = (bell[:, None, None] * bell[:, None] * bell).to(device)
         totals = [total_weight(bell, places, n).to(device) for places, n in zip(starts, shape, strict=True)]

@@ -18,7 +18,7 @@ def read(path: Path = RESULTS) -> list[dict[str, Any]]:
 
 def add(path: Path, row: dict[str, Any]) -> None:
     """Add a row, in place of an older one of the same contestant and seed."""
-    with trials.alone(path.parent):
+    with trials.lock_results(path.parent):
         kept = [one for one in read(path) if key(one) != key(row)] + [row]
         order = list(CONTESTANTS)
         kept.sort(key=lambda one: (order.index(one["contestant"]), one["seed"]))
