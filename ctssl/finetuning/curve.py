@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ctssl.datasets.case import Case, Dataset
 from ctssl.datasets.layouts import find_cases
 from ctssl.datasets.splits import patients
 from ctssl.evaluation.statistics import add_holm, gained, mean_interval, patient_means, with_interval
@@ -142,13 +143,7 @@ def measure_curve(
     model, scratch = next(iter(names.values()))
     first = Request(folder, model, settings, head, hold_out, from_scratch=scratch)
     first = replace(first, spacing_mm=spacing_mm, window_hu=window_hu, device=device, progress=progress)
-    sides = choose_sides(dataset.cases, first)
-    held = sides.held_out
-    if hold_out is not None or not any(
-        case.split for case in dataset.cases
-    ):  # drawn by the seed, once for all trainings
-        first = replace(first, hold_out=[case.name for case in held])
-    train = [case for case in sides.training if case.name not in sides.named]
+    first, train, held = _divided(first, dataset)
     counts = _counts(shots, len(patients(train)))
     seen = prepare_job(first, dataset).plan.preprocess  # one plan: the gain is of the weights alone
     grid = f"{seen.spacing_mm:g} mm, {seen.window_hu[0]:g} to {seen.window_hu[1]:g} HU"
@@ -203,6 +198,15 @@ def _counts(shots: Sequence[int | str] | None, most: int) -> list[int]:
             f"shots={list(shots)}: give numbers from 1 to {most}, the patients to train on, or 'all'"
         )
     return counts
+
+
+def _divided(first: Request, dataset: Dataset) -> tuple[Request, list[Case], list[Case]]:
+    """Return a request that divides the cases alike whatever its seed is, the cases to draw training patients from, and those to
+    judge on."""
+    sides = choose_sides(dataset.cases, first)
+    if first.hold_out is not None or not any(case.split for case in dataset.cases):  # drawn: once for all
+        first = replace(first, hold_out=[case.name for case in sides.held_out])
+    return first, [case for case in sides.training if case.name not in sides.named], sides.held_out
 
 
 def _starts(models: Sequence[str]) -> dict[str, tuple[str, bool]]:

@@ -129,6 +129,20 @@ def random_twins(model: str, seeds: int) -> list[Any]:
     return twins
 
 
+def begun(spacing: dict[str, float], seeds: int) -> dict[str, Any]:
+    """Return what was measured so far, or begin. Raises `SystemExit` where it was measured with other settings."""
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if kept and (kept["spacing_mm"], kept["seeds"]) != (spacing, seeds):
+        raise SystemExit(
+            f"{RESULTS} was measured with {kept['seeds']} seeds at {kept['spacing_mm']} mm; ask for the same, or remove it"
+        )
+    if not kept:
+        tasks: dict[str, Any] = {task: {} for task in spacing}
+        kept = {"command": COMMAND, "seeds": seeds, "spacing_mm": spacing, "tasks": tasks, "weights": {}}
+        write_whole(RESULTS, json.dumps(kept) + "\n")
+    return kept
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -154,20 +168,7 @@ def main() -> None:
         print(table())
         return
     spacing = {"sarcoma": Preprocess().spacing_mm, "lung_nodules": args.nodule_spacing}
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if kept and (kept["spacing_mm"], kept["seeds"]) != (spacing, args.seeds):
-        raise SystemExit(
-            f"{RESULTS} was measured with {kept['seeds']} seeds at {kept['spacing_mm']} mm; ask for the same, or remove it"
-        )
-    if not kept:
-        kept = {
-            "command": COMMAND,
-            "seeds": args.seeds,
-            "spacing_mm": spacing,
-            "tasks": {task: {} for task in spacing},
-        }
-        kept["weights"] = {}
-        write_whole(RESULTS, json.dumps(kept) + "\n")
+    kept = begun(spacing, args.seeds)
     usual = Preprocess().window_hu  # the first: "intensity alone" sees it
     windows = sorted({window(name) for name in args.models}, key=lambda hu: hu != usual)
     for task, hu in [(task, hu) for task in spacing if task in args.tasks for hu in windows]:
