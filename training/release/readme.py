@@ -82,10 +82,20 @@ def sentences(models: dict[str, list[dict[str, Any]]]) -> str:
     text = f"""Figures are the mean DSC on 98 patients of one collection (NSCLC-Radiogenomics) after 500 steps on 50
     labelled patients of another (NSCLC-Radiomics), {trainings} trainings each, with 95% intervals over
     patients (`python -m training.experiments.lung --show`). With ten labelled patients it is {mean(ten[0])} against
-    {mean(ten[1])} from scratch ({len(ten[0])} and {len(ten[1])} trainings). **Without any label** `{name}` has a DSC of
+    {mean(ten[1])} from scratch. {convolutional(models)} **Without any label** `{name}` has a DSC of
     {mean(models[name + lung.NO_LABELS])}{also}: it was taught to segment synthetic lesions pasted into unlabelled scans.
     `ctssl list` shows all models, `model_cards/RESULTS.md` all results."""
     return _filled(text)
+
+
+def convolutional(models: dict[str, list[dict[str, Any]]]) -> str:
+    """Return what README says of a convolutional network without pretraining: the strongest comparison."""
+    fifty, ten = (models[f"dynunet-8, {count} cases, 1500 steps"] for count in (50, 10))
+    trainings = len(fifty) + len(ten)
+    return (
+        f"A small nnU-Net (`dynunet-8`) from scratch has {mean(fifty)} and, with ten, {mean(ten)} after 1,500 steps ({trainings} "
+        "trainings)."
+    )
 
 
 def study_sentences(found: dict[str, Any]) -> str:
