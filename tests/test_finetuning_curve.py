@@ -20,9 +20,9 @@ def test_the_command_trains_each_model_with_each_number_of_patients(
 ):
     asked, out = [], tmp_path / "curve"
 
-    def counted(request, dataset):
+    def counted(request, dataset, survey):
         asked.append((request.few_shot, request.from_scratch, request.settings.seed, tuple(request.hold_out)))
-        return run(request, dataset)
+        return run(request, dataset, survey=survey)
 
     monkeypatch.setattr(curve, "run", counted)
     command = [
@@ -59,7 +59,7 @@ def test_the_validation_cases_of_a_table_stay_for_validation(labelled, tiny_fold
     ]
     table.write_text("\n".join(["image,label,split", *lines]) + "\n")
 
-    def divided(request, dataset):
+    def divided(request, dataset, survey):
         found.append(choose_sides(dataset.cases, request))
         return SimpleNamespace(held_out={"case2": {"tumour": 0.5}})
 

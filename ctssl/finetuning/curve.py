@@ -18,8 +18,9 @@ from ctssl.datasets.splits import patients
 from ctssl.evaluation.statistics import add_holm, gained, mean_interval, patient_means, with_interval
 from ctssl.files.atomic import write_whole
 from ctssl.files.text import as_plain, csv_text, markdown
-from ctssl.finetuning.job import prepare_job
+from ctssl.finetuning.job import prepare_job, survey_of
 from ctssl.finetuning.prepare import choose_sides
+from ctssl.finetuning.report import Report
 from ctssl.finetuning.request import Request, check_request
 from ctssl.finetuning.run import run
 from ctssl.finetuning.settings import Settings
@@ -145,8 +146,15 @@ def measure_curve(
     first = replace(first, spacing_mm=spacing_mm, window_hu=window_hu, device=device, progress=progress)
     first, train, held = _divided(first, dataset)
     counts = _counts(shots, len(patients(train)))
-    seen = prepare_job(first, dataset).plan.preprocess  # one plan: the gain is of the weights alone
-    grid = f"{seen.spacing_mm:g} mm, {seen.window_hu[0]:g} to {seen.window_hu[1]:g} HU"
+    surveys = {  # every case is read once for each model
+        name: survey_of(replace(first, model=one, from_scratch=random), dataset, dataset.cases)
+        for name, (one, random) in names.items()
+    }
+    plan = prepare_job(
+        first, dataset, next(iter(surveys.values()))
+    ).plan  # one for all: the gain is of the weights alone
+    spacing_mm, window_hu = plan.preprocess.spacing_mm, plan.preprocess.window_hu
+    grid = f"{spacing_mm:g} mm, {window_hu[0]:g} to {window_hu[1]:g} HU"
     patient, rows = {case.name: case.patient for case in held}, []
     for count in counts:
         for seed in range(seeds):
@@ -158,23 +166,13 @@ def measure_curve(
                     from_scratch=scratch,
                     few_shot=count if count < len(patients(train)) else None,
                     settings=replace(settings, seed=seed),
-                    spacing_mm=seen.spacing_mm,
-                    window_hu=seen.window_hu,
+                    spacing_mm=spacing_mm,
+                    window_hu=window_hu,
                     keep=True,
                 )
                 check_request(asked)
-                report = run(asked, dataset)
-                where: Row = {"model": name, "shots": count, "seed": seed}
-                rows += [
-                    {
-                        **where,
-                        "case": case,
-                        "patient": patient[case],
-                        "dsc": float(np.mean(list(dsc.values()))),
-                    }
-                    for case, dsc in report.held_out.items()
-                    if dsc
-                ]
+                report = run(asked, dataset, survey=surveys[name])
+                rows += _rows_of(report, {"model": name, "shots": count, "seed": seed}, patient)
             write_curve(Curve(rows, list(names), [n for n in counts if n <= count], grid), folder)
     return Curve(rows, list(names), counts, grid)
 
@@ -198,6 +196,15 @@ def _counts(shots: Sequence[int | str] | None, most: int) -> list[int]:
             f"shots={list(shots)}: give numbers from 1 to {most}, the patients to train on, or 'all'"
         )
     return counts
+
+
+def _rows_of(report: Report, where: Row, patient: dict[str, str]) -> list[Row]:
+    """Return the mean DSC of each held-out case over its labels, with its patient and `where` it was measured."""
+    return [
+        {**where, "case": case, "patient": patient[case], "dsc": float(np.mean(list(dsc.values())))}
+        for case, dsc in report.held_out.items()
+        if dsc
+    ]
 
 
 def _divided(first: Request, dataset: Dataset) -> tuple[Request, list[Case], list[Case]]:
