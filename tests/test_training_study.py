@@ -85,6 +85,15 @@ def test_trainings_that_differ_more_than_starts_decide_nothing():
     assert judged["reach"] is None and judged["verdict"] == "cannot tell"
 
 
+def test_a_kind_that_was_trained_once_has_the_largest_noise_of_the_others():
+    found = kept(
+        *(row("swin-scratch", seed, 0.5 + 0.06 * seed) for seed in (0, 1)),
+        *(row("vit-scratch", seed, 0.5 + 0.02 * seed) for seed in (0, 1)),
+        row("dynunet-8, 3000 steps", 0, 0.6),
+    )
+    assert found.noise("dynunet", CLEAN) == found.noise("swin", CLEAN) > found.noise("vit", CLEAN)
+
+
 def test_nothing_expected_is_confirmed_within_the_margin_and_contradicted_beyond_it():
     """No significance is no proof of equality."""
     near: dict = {"expected": 0, "difference": 0.01, "reach": 0.019, "p_holm": 1.0}

@@ -71,15 +71,18 @@ class Measured:
         return np.mean([dsc[one] for one in wanted], 0)
 
     def noise(self, encoder: str, place: str, cases: Any = slice(None)) -> tuple[float, int]:
-        """Return the standard deviation of the mean DSC of a training, pooled over all starts of an encoder that were trained
-        with two or more seeds, and its degrees of freedom; (NaN, 0) where none was."""
+        """Return the standard deviation of the mean DSC of a training, pooled over all starts of an encoder with two or more
+        seeds, and its degrees of freedom. Where it has none: the largest of the other encoders; (NaN, 0) where these have none."""
         squares, free = 0.0, 0
         for name, trained in self.rows.items():
             if name.startswith(encoder) and len(trained) > 1:
                 means = [self._scores(row["dsc"], place)[cases].mean() for row in trained.values()]
                 squares += float(np.var(means, ddof=1)) * (len(means) - 1)
                 free += len(means) - 1
-        return (float(np.sqrt(squares / free)), free) if free else (float("nan"), 0)
+        if free:
+            return float(np.sqrt(squares / free)), free
+        others = {name.split("-")[0] for name, trained in self.rows.items() if len(trained) > 1} - {encoder}
+        return max((self.noise(one, place, cases) for one in others), default=(float("nan"), 0))
 
     def difference(
         self, terms: list[tuple[float, str]], place: str = CLEAN, cases: np.ndarray | None = None
