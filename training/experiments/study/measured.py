@@ -71,8 +71,8 @@ class Measured:
         return np.mean([dsc[one] for one in wanted], 0)
 
     def noise(self, encoder: str, place: str, cases: Any = slice(None)) -> tuple[float, int]:
-        """Return the standard deviation of the mean DSC of a training, pooled over all starts of an encoder with two or more
-        seeds, and its degrees of freedom. Where it has none: the largest of the other encoders; (NaN, 0) where these have none."""
+        """Return the standard deviation of the mean DSC of a training, pooled over the starts of an encoder with two or more
+        seeds, and its degrees of freedom. Where it has none: the largest of the others; (NaN, 0) where these have none."""
         squares, free = 0.0, 0
         for name, trained in self.rows.items():
             if name.startswith(encoder) and len(trained) > 1:
