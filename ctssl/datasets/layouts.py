@@ -247,12 +247,14 @@ def _structures(root: Path, roi: str | None) -> list[Case]:
     folders = [path.parent for path in sorted(root.glob(f"*/{SCAN}")) if (path.parent / STRUCTURES).is_dir()]
     masks = {folder: list_scans(folder / STRUCTURES, unlabelled=False) for folder in folders}
     known = sorted({name for own in masks.values() for name in own})
-    if folders and (roi not in known if roi else len(known) != 1):
+    if known and (roi not in known if roi else len(known) != 1):
         raise ValueError(
             f"{root}: {f'no structure {roi!r}' if roi else 'several structures'} in {STRUCTURES}/; name one with --roi (roi=): "
             f"{', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
         )
-    wanted = roi or (known[0] if known else "")
+    if not known:
+        return []
+    wanted = roi or known[0]
     if bare := [folder.name for folder in folders if wanted not in masks[folder]]:
         _warn(bare, f"no {STRUCTURES}/{wanted}, and are left out")
     return [
