@@ -194,8 +194,8 @@ def _convolutional(rows: dict[str, dict[str, Any]], labels: list[dict[str, Any]]
     )
     return [
         "With many labels a small convolutional network needs no pretraining: `dynunet-8` (nnU-Net's network with a quarter of "
-        f"its channels) has {own[CLEAN]:.2f} after 3,000 steps on all patients, {own[SHIFTED]:.2f} under the shifts (one training). "
-        f"With few labels it stays behind: {few} (1,500 steps). Train it beside a pretrained one and keep the better."
+        f"its channels) has {own[CLEAN]:.2f} after 3,000 steps on all patients, {own[SHIFTED]:.2f} under the shifts (one "
+        f"training). With few labels it stays behind: {few} (1,500 steps). Train it beside a pretrained one and keep the better."
     ]
 
 
