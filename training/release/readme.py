@@ -110,7 +110,7 @@ def study_sentences(found: dict[str, Any]) -> str:
     )
     text = f"""On {found["patients"]} of the paper's public patients, `vit-wild-lesions` has a DSC of {own[0]} after 1,000 steps
     on 150 of another collection and {own[1]} after 3,000; a ViT from scratch {scratch[0]} and {scratch[1]}, a small nnU-Net
-    {rows[CONVOLUTIONAL]:.2f} after 3,000: with so many labels it needs no pretraining.
+    {rows[CONVOLUTIONAL]:.2f} after 3,000, so with many labels little is left to gain.
     The abstract's claims, over three pretext tasks: {"; ".join(told)}; {len(claims) - len(told)} cannot be told from chance."""
     return _filled(text)
 

@@ -18,7 +18,7 @@ from ctssl.shifts import SHIFTS
 from training.data.corpora import lung_split
 from training.experiments import kernels, lung, trials
 from training.experiments.study import page
-from training.experiments.study.claims import ABSTRACT, TABLES, Claim, over
+from training.experiments.study.claims import ABSTRACT, CONVOLUTIONAL, TABLES, Claim, over
 from training.experiments.study.contestants import CONTESTANTS, twin_of
 from training.experiments.study.measured import LOST, SHIFTED, Measured, correct, verdict
 from training.experiments.study.patients import CLEAN, CUBE, FACTS, SEVERITIES, UNTRUE
@@ -100,6 +100,17 @@ def lost(kept: Measured) -> list[dict[str, Any]]:
         plain = not CONTESTANTS[name].changes
         if plain and scratch and (found := kept.difference(over(name, scratch), LOST)):
             rows.append({"start": name, **found})
+    return correct(rows)
+
+
+def convolutional(kept: Measured) -> list[dict[str, Any]]:
+    """Compare the best starts with a convolutional network from scratch: in boxes, whole cubes, and under all shifts."""
+    rows = []
+    for encoder in ("vit", "swin"):
+        for name in (f"{encoder}-wild-lesions, 3000 steps", f"{encoder}-scratch, 3000 steps"):
+            for place in (CLEAN, CUBE, SHIFTED):
+                if found := kept.difference(over(name, CONVOLUTIONAL), place):
+                    rows.append({"start": name, "place": place, **found})
     return correct(rows)
 
 
@@ -237,6 +248,7 @@ def study(kept: Measured, facts: dict[str, dict[str, float]]) -> dict[str, Any]:
         "starts": starts(kept),
         "corpora": corpora(kept),
         "augmentation": augmentation(kept),
+        "convolutional": convolutional(kept),
         "lost": lost(kept),
         "shifts": under_shifts(kept),
         "strata": strata(kept, facts),
