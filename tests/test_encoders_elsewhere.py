@@ -135,7 +135,7 @@ def test_a_scan_may_be_an_image_of_nibabel_and_scans_a_list(encoder, ball, tmp_p
     rows = encoder.embed([scan, path, image, (scan.array, scan.affine)])
     assert torch.equal(rows, expected.expand(4, -1)) and torch.equal(encoder.embed([scan, scan]), rows[:2])
     assert ctssl.read(nibabel.load(path)).name == "s.nii.gz"
-    with pytest.raises(ValueError, match="2 scans were given; read one at a time"):
+    with pytest.raises(ValueError, match="a list of 2 was given; read one scan at a time"):
         encoder.preprocess([scan, path])
     with pytest.raises(TypeError, match="is no scan; give a path"):
         encoder.embed(None)

@@ -178,7 +178,7 @@ def read(
     if foreign.kind_of(source):
         return _from_parts(foreign.parts_of(source))
     if several := scans_in(source):
-        raise ValueError(f"{len(several)} scans were given; read one at a time")
+        raise ValueError(f"a list of {len(several)} was given; read one scan at a time")
     if isinstance(source, (tuple, list)):
         if len(source) != 2:
             raise ValueError(f"expected (array, affine), got {len(source)} items")
