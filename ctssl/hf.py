@@ -26,7 +26,9 @@ try:
     from transformers.image_processing_utils import BaseImageProcessor
     from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError('ctssl.hf needs transformers: pip install "ctssl[transformers]"') from error
+    raise ModuleNotFoundError(
+        'ctssl.hf needs transformers: pip install "ctssl[transformers]"', name=error.name
+    ) from error
 
 from ctssl.encoders import ENCODERS, plain_args
 from ctssl.hub.folder import MODEL_TYPE
@@ -79,11 +81,7 @@ def check_arguments(given: dict[str, Any], known: Sequence[str]) -> None:
 
 
 def dtype_of(given: torch.dtype | str | None) -> torch.dtype | None:
-    """Return a floating-point type, also from its name; None for none, and for "auto".
-
-    >>> dtype_of("bfloat16"), dtype_of("auto")
-    (torch.bfloat16, None)
-    """
+    """Return a floating-point type, also from its name ("bfloat16"); None for none, and for "auto"."""
     found = getattr(torch, given, None) if isinstance(given, str) else given
     if given in (None, "auto"):
         return None
