@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from ctssl.cli.common import add_device, add_grid, add_hold_out, hold_out
+from ctssl.cli.common import LABELLED, add_device, add_grid, add_hold_out, hold_out
 from ctssl.zoo import DEFAULT
 
 
@@ -22,7 +22,7 @@ def _add_probe(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("probe", _probe, "compare frozen encoders on your labels: a linear probe of single voxels")
     sub.add_argument(
         "data",
-        help="folder (images/ and labels/, nnU-Net, Decathlon, TotalSegmentator, DICOM patients) or CSV",
+        help=LABELLED,
     )
     sub.add_argument("--out", help="folder for report.md and probe.json")
     sub.add_argument(
@@ -76,7 +76,7 @@ def _add_curve(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("curve", _curve, "compare models on your labels: DSC over the number of labelled patients")
     sub.add_argument(
         "data",
-        help="folder (images/ and labels/, nnU-Net, Decathlon, TotalSegmentator, DICOM patients) or CSV",
+        help=LABELLED,
     )
     sub.add_argument(
         "--out", required=True, help="folder for the report and the trainings; run again to go on"

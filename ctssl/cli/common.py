@@ -7,6 +7,16 @@ from pathlib import Path
 
 from ctssl.files.names import check_path, check_writable
 
+LABELLED = "folder (images/ and labels/, nnU-Net, Decathlon, TotalSegmentator, DICOM patients) or CSV"
+"""What `ctssl.datasets.layouts` reads, for the help of a command."""
+
+
+def add_roi(sub: argparse.ArgumentParser) -> None:
+    """Add `--roi`."""
+    sub.add_argument(
+        "--roi", help="name of the structure, if an RTSTRUCT, a SEG or segmentations/ holds several"
+    )
+
 
 def common(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--series", help="SeriesInstanceUID, if a DICOM folder holds several")

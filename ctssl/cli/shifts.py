@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from ctssl.cli.common import add_device, check_output, raise_if_failed
+from ctssl.cli.common import add_device, add_roi, check_output, raise_if_failed
 
 UNITS = {
     "contrast": "iodine, approximate: vessels of +50, 100, 150, 225, 300 HU at 120 kVp",
@@ -89,9 +89,7 @@ def _add_cases(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--images", help="folder of scans, with --labels instead of DATA")
     sub.add_argument("--labels", help="folder of masks with the names of the scans")
-    sub.add_argument(
-        "--roi", help="name of the structure, if an RTSTRUCT, a SEG or segmentations/ holds several"
-    )
+    add_roi(sub)
     sub.add_argument(
         "--cases", help="case names separated by commas: those no model was trained on (default: all)"
     )

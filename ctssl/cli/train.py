@@ -11,7 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctssl.cli.common import add_device, add_grid, add_hold_out, add_memory, check_output, hold_out
+from ctssl.cli.common import (
+    LABELLED,
+    add_device,
+    add_grid,
+    add_hold_out,
+    add_memory,
+    add_roi,
+    check_output,
+    hold_out,
+)
 from ctssl.files.text import as_plain
 from ctssl.zoo import DEFAULT
 
@@ -154,13 +163,11 @@ def _add_data(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "data",
         nargs="?",
-        help="folder (images/ and labels/, nnU-Net, Decathlon, TotalSegmentator, DICOM patients) or CSV",
+        help=LABELLED,
     )
     sub.add_argument("--images", help="folder of scans, with --labels instead of DATA")
     sub.add_argument("--labels", help="folder of masks with the names of the scans")
-    sub.add_argument(
-        "--roi", help="name of the structure, if an RTSTRUCT, a SEG or segmentations/ holds several"
-    )
+    add_roi(sub)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ class Case:
         split: `train`, `val`, `test` or "".
         facts: further columns of a table, for strata.
         series: SeriesInstanceUID.
-        roi: structure to take from an RTSTRUCT or SEG.
+        roi: structure to take from an RTSTRUCT or SEG, or that the mask is of.
         channels: further images on the grid of the scan, such as a PET.
     """
 

@@ -48,7 +48,7 @@ def find_cases(
         ValueError: arguments or files do not fit together.
     """
     found = _find(data, images, labels, roi)
-    if roi and not any(case.roi or case.label.parent.name == STRUCTURES for case in found.cases):
+    if roi and not any(case.roi for case in found.cases):
         raise ValueError(
             f"roi {roi!r} names a structure of an RTSTRUCT, a SEG or {STRUCTURES}/, and these masks are none of these; "
             "leave it out"
@@ -77,8 +77,7 @@ def _find(data: Any, images: Any, labels: Any, roi: str | None) -> Dataset:
     cases = _structures(root, roi) or _dicom(root, roi)
     if not cases:
         raise FileNotFoundError(f"{root} holds no labelled scans in a layout that ctssl knows:{LAYOUTS}")
-    own = cases[0].label.parent.name == STRUCTURES
-    return Dataset(cases, {1: roi or stem(cases[0].label)} if roi or own else {})
+    return Dataset(cases, {1: structure} if (structure := cases[0].roi) else {})
 
 
 def _dataset(cases: list[Case], description: dict[str, Any] | None = None) -> Dataset:
@@ -263,6 +262,7 @@ def _structures(root: Path, roi: str | None) -> list[Case]:
             folder / SCAN,
             masks[folder][wanted],
             patient=folder.name,
+            roi=wanted,
         )
         for folder in folders
         if wanted in masks[folder]

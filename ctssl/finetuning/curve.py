@@ -150,10 +150,9 @@ def measure_curve(
         name: survey_of(replace(first, model=one, from_scratch=random), dataset, dataset.cases)
         for name, (one, random) in names.items()
     }
-    plan = prepare_job(
-        first, dataset, next(iter(surveys.values()))
-    ).plan  # one for all: the gain is of the weights alone
-    spacing_mm, window_hu = plan.preprocess.spacing_mm, plan.preprocess.window_hu
+    # one plan for all trainings: the gain is of the weights alone
+    preprocess = prepare_job(first, dataset, next(iter(surveys.values()))).plan.preprocess
+    spacing_mm, window_hu = preprocess.spacing_mm, preprocess.window_hu
     grid = f"{spacing_mm:g} mm, {window_hu[0]:g} to {window_hu[1]:g} HU"
     patient, rows = {case.name: case.patient for case in held}, []
     for count in counts:

@@ -220,7 +220,10 @@ def write_folder(
         config = {"format": FORMAT, "model_type": MODEL_TYPE, **config, "sha256": file_sha256(part / WEIGHTS)}
         write_whole(part / CONFIG, json.dumps(config, indent=1) + "\n")
         write_whole(part / PROCESSOR, processor_text(config))
-        for name, content in (_seen(model) | dict(extra or {})).items():
+        files = dict(extra or {})
+        if SEEN not in files:
+            files |= _seen(model)
+        for name, content in files.items():
             write_whole(part / name, content)
         (part / WEIGHTS).chmod(
             (part / CONFIG).stat().st_mode

@@ -16,9 +16,7 @@ from ctssl.devices import free_memory, warn_of_slow_bf16
 
 MEMORY_GB = 8.0
 GPU_VOXELS = 16 * 64**3  # of the windows of one batch on a GPU
-FLOATS_PER_VOXEL_GPU = (
-    320  # that a network holds for each voxel of a window: 302 for the paper's Swin with `swin-unetr`
-)
+FLOATS_PER_VOXEL_GPU = 320  # held for each voxel of a window: 302 by the paper's Swin with `swin-unetr`
 PEAK_SLABS = 4  # peak memory of what is blended, in slabs
 MAX_WINDOWS = 1_000_000  # of a scan; 64 voxels, half of them shared, make a few thousand
 

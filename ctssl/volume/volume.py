@@ -76,15 +76,14 @@ class Volume:
         own, wanted = (v.affine[:3, :3] / v.spacing_mm for v in (self, other))
         turn = np.linalg.solve(own, wanted)
         signs = np.round(turn)
-        if np.abs(turn - signs).max() > 0.01 or not np.array_equal(np.abs(signs).sum(0), np.ones(3)):
+        same = np.array_equal(signs, np.eye(3))
+        if same or np.abs(turn - signs).max() > 0.01 or (np.abs(signs).sum(0) != 1).any():
             return self
         to_own = np.eye(4)  # from voxels of the result to voxels of this one
         to_own[:3, :3] = signs
         to_own[:3, 3] = [n - 1 if row.sum() < 0 else 0 for n, row in zip(self.shape, signs, strict=True)]
         order = np.abs(signs).argmax(0)
         flips = tuple(slice(None, None, int(signs[axis, k])) for k, axis in enumerate(order))
-        if np.array_equal(signs, np.eye(3)):
-            return self
         arrays = [np.ascontiguousarray(a.transpose(order)[flips]) for a in (self.array, *self.extra)]
         affine = self.affine @ to_own
         return replace(self, array=arrays[0], affine=affine, header=None, extra=tuple(arrays[1:]))

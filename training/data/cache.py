@@ -37,10 +37,8 @@ class Corpus:
 
     def __init__(self, table: Path, scans: tuple[Scan, ...] = (), voxels: tuple[str, ...] = ()) -> None:
         self.table = table
-        self.scans, self.voxels = (
-            scans,
-            voxels,
-        )  # and the hash of each scan's voxels, in the first process alone
+        self.scans = scans  # in the first process alone, with the hash of each scan's voxels
+        self.voxels = voxels
         self._rows: Any = None
 
     def __getstate__(self) -> dict[str, Any]:

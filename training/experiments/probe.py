@@ -4,7 +4,7 @@ voxels (`ctssl.finetuning.probe_voxels`, `probe_fits`).
 `python -m training.experiments.probe [MODEL ...] [--seeds 3]` (a few minutes a model). From each patient up
 to 200 voxels of the tumour and 200 of other tissue, 25 and 25 from each of 8 cubes of 32 voxels; the feature
 of a voxel is every map of the encoder on that cube, interpolated at its place. A third of the patients are
-held out, anew for each seed. Sarcoma: the 26 training cases lock_results, at 2 mm; what follows
+held out, anew for each seed. Sarcoma: the 26 training cases alone, at 2 mm; what follows
 from a probe (a pretraining that has to be mended) must not have seen the test cases. Nodules: at
 `--nodule-spacing`, since a nodule of 10 mm is one token at 2 mm. Each encoder sees its own window.
 

@@ -27,6 +27,7 @@ STEM = Path(__file__).parent.parent.parent.parent / "model_cards" / "STUDY"
 EARLY, LATE = slice(None, 3), slice(-3, None)  # blocks
 SMALL, LARGE = 4.0, 24.0  # ml
 SEEDS = 3  # of every contestant
+FEW = (1, 5, 10, 25, 50)  # labelled patients
 SOLID = -300.0  # mean HU inside the mask (which holds air too), above which a tumour counts as solid
 
 
@@ -255,6 +256,7 @@ def study(kept: Measured, facts: dict[str, dict[str, float]]) -> dict[str, Any]:
         "reuse": reuse(kept),
         "costs": costs(kept),
         "labels": labels(trials.read(lung.EXPERIMENT.results)["models"]),
+        "few_labels": few_labels(trials.read(lung.EXPERIMENT.results)["models"]),
         "kernels": kernels.table_rows(trials.read(kernels.RESULTS)["models"]),
         "missing": missing(kept),
     }
@@ -262,7 +264,7 @@ def study(kept: Measured, facts: dict[str, dict[str, float]]) -> dict[str, Any]:
 
 def labels(models: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Return the DSC with few labelled patients, and with none, of the trainings of `training.experiments.lung`."""
-    rows = []
+    found: list[tuple[str, int, str]] = []  # start, labelled patients, and what its trainings are called
     for name in (
         "vit-scratch",
         "vit-wild-contrastive",
@@ -270,17 +272,35 @@ def labels(models: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         "swin-scratch",
         "swin-wild-lesions",
     ):
-        few = {count: f"{name}, {count} cases" for count in (1, 5, 10, 25, 50)}
-        for count, label in ({0: name + lung.NO_LABELS} | few | {len(lung_split()["train"]): name}).items():
-            if found := models.get(label):
-                mean = round(float(np.mean(list(trials.of_cases(found).values()))), 3)
-                rows.append({"start": name, "labelled patients": count, "trainings": len(found), "DSC": mean})
-    for count in (1, 5, 10, 25, 50):
-        label = "dynunet-8, 1500 steps"  # of which 500 are too few
-        if found := models.get(f"dynunet-8, {count} cases, 1500 steps"):
-            mean = round(float(np.mean(list(trials.of_cases(found).values()))), 3)
-            rows.append({"start": label, "labelled patients": count, "trainings": len(found), "DSC": mean})
-    return rows
+        found += [(name, 0, name + lung.NO_LABELS)]
+        found += [(name, count, f"{name}, {count} cases") for count in FEW]
+        found += [(name, len(lung_split()["train"]), name)]
+    found += [("dynunet-8, 1500 steps", count, f"dynunet-8, {count} cases, 1500 steps") for count in FEW]
+    return [
+        {
+            "start": start,
+            "labelled patients": count,
+            "trainings": len(models[label]),
+            "DSC": round(float(np.mean(list(trials.of_cases(models[label]).values()))), 3),
+        }
+        for start, count, label in found
+        if label in models
+    ]
+
+
+def few_labels(models: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Compare `vit-wild-lesions` with a convolutional network from scratch, on few labelled patients."""
+    rows = []
+    for mine, theirs in (
+        (f"vit-wild-lesions{lung.NO_LABELS}", "dynunet-8, 50 cases, 1500 steps"),
+        ("vit-wild-lesions, 10 cases", "dynunet-8, 10 cases, 1500 steps"),
+        ("vit-wild-lesions, 50 cases", "dynunet-8, 50 cases, 1500 steps"),
+        ("vit-wild-lesions, 50 cases, 1500 steps", "dynunet-8, 50 cases, 1500 steps"),
+    ):
+        if mine in models and theirs in models:
+            gain = trials.gained(*(trials.of_cases(models[label]) for label in (mine, theirs)))
+            rows.append({"pretrained": mine, "from scratch": theirs, **gain})
+    return correct(rows)
 
 
 def missing(kept: Measured) -> list[str]:
